@@ -1,0 +1,80 @@
+"""UniGame: post-train a unified multimodal model by letting it play its own adversary.
+
+The public names load on first use, so that ``import unigame`` and ``unigame --help`` stay instant
+while torch and transformers take their seconds only when something needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unigame.backbones import load_backbone
+    from unigame.backbones.base import Backbone, BackboneFacts
+    from unigame.errors import UserError
+    from unigame.game import (
+        ChallengeConfig,
+        GameBatch,
+        HardSample,
+        HardSampleBuffer,
+        Perturber,
+        challenge,
+        mine,
+        perturber_step,
+    )
+    from unigame.synthetic import SyntheticDataset
+    from unigame.training.config import UniGameConfig
+    from unigame.training.trainer import UniGameTrainer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backbone": "unigame.backbones.base",
+    "BackboneFacts": "unigame.backbones.base",
+    "ChallengeConfig": "unigame.game",
+    "GameBatch": "unigame.game",
+    "HardSample": "unigame.game",
+    "HardSampleBuffer": "unigame.game",
+    "Perturber": "unigame.game",
+    "SyntheticDataset": "unigame.synthetic",
+    "UniGameConfig": "unigame.training.config",
+    "UniGameTrainer": "unigame.training.trainer",
+    "UserError": "unigame.errors",
+    "challenge": "unigame.game",
+    "load_backbone": "unigame.backbones",
+    "mine": "unigame.game",
+    "perturber_step": "unigame.game",
+}
+
+__all__ = [
+    "Backbone",
+    "BackboneFacts",
+    "ChallengeConfig",
+    "GameBatch",
+    "HardSample",
+    "HardSampleBuffer",
+    "Perturber",
+    "SyntheticDataset",
+    "UniGameConfig",
+    "UniGameTrainer",
+    "UserError",
+    "__version__",
+    "challenge",
+    "load_backbone",
+    "mine",
+    "perturber_step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home module the first time it is asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'unigame' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

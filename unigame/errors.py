@@ -1,0 +1,12 @@
+"""The one error type that users are meant to see."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Bad input from the user: a setting, a file, a checkpoint, a record.
+
+    The message is one clear line that names the value that came in, the likely cause and the fix.
+    The command line prints it without a traceback and exits with code 2. Programming mistakes of
+    our own are ``assert`` or other exceptions, and keep their traceback.
+    """
