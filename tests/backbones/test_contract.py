@@ -1,0 +1,309 @@
+"""The backbone contract, run on every family: what the game and the trainer may rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import random_images, stir_lora
+from unigame.backbones import load_backbone
+from unigame.backbones.base import Backbone
+
+QUESTIONS = ["what colour is the circle", "how many objects are there in this picture", "is it red"]
+ANSWERS = ["red", "two red squares and a circle", "no"]
+PROMPTS = ["a red circle", "two small green squares left of a blue cross", "yellow"]
+
+
+def images_for(backbone: Backbone, count: int = 3) -> torch.Tensor:
+    return random_images(count, backbone.facts.image_size)
+
+
+def with_lora(backbone: Backbone) -> Backbone:
+    backbone.add_lora().eval()
+    stir_lora(backbone)
+    return backbone
+
+
+def names_with_gradient(backbone: Backbone) -> set[str]:
+    return {n for n, p in backbone.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+# ---- shapes ------------------------------------------------------------------------------------
+def test_every_verb_gives_the_shapes_of_the_contract(backbone: Backbone) -> None:
+    facts, images = backbone.facts, images_for(backbone)
+    size, tokens, hidden = facts.image_size, facts.num_image_tokens, facts.hidden_size
+    assert backbone.embed_images(images).shape == (3, tokens, hidden)
+    assert backbone.image_features(images).shape[:2] == (3, tokens)
+    assert backbone.answer_loss(images, QUESTIONS, ANSWERS).shape == (3,)
+    assert backbone.generation_loss(images, PROMPTS).shape == (3,)
+    states = backbone.visual_states(images, PROMPTS)
+    assert states.states_BNH.shape == (3, tokens, hidden)
+    assert states.states_BNH.dtype == torch.float32
+    drawing = backbone.draw(states.states_BNH, states.codes, num_candidates=2)
+    assert drawing.images.shape == (6, 3, size, size)
+    assert len(drawing.compact) == 6
+    assert backbone.generate(PROMPTS, seed=1).shape == (3, 3, size, size)
+    answers = backbone.answer(images, QUESTIONS, max_new_tokens=3)
+    assert [type(answer) for answer in answers] == [str] * 3
+
+
+def test_pictures_lie_between_zero_and_one(backbone: Backbone) -> None:
+    picture = Image.new("RGB", (37, 20), (255, 0, 128))
+    images = backbone.preprocess([picture, picture.rotate(90, expand=True)])
+    size = backbone.facts.image_size
+    assert images.shape == (2, 3, size, size)
+    drawn = backbone.render(backbone.encode_images(images))
+    for pixels in (images, drawn, backbone.generate(["a red circle"])):
+        assert pixels.dtype == torch.float32
+        assert 0 <= pixels.min() and pixels.max() <= 1
+
+
+def test_a_fresh_backbone_is_frozen_and_evaluating(backbone: Backbone) -> None:
+    assert backbone.trainable_parameters() == []
+    assert not any(module.training for module in backbone.modules())
+    assert backbone.facts.num_parameters == sum(p.numel() for p in backbone.parameters())
+
+
+# ---- gradients ---------------------------------------------------------------------------------
+def test_answer_loss_moves_lora_and_images_and_nothing_else(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images = images_for(backbone).requires_grad_()
+    backbone.answer_loss(images, QUESTIONS, ANSWERS).sum().backward()
+    assert images.grad is not None and (images.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+    wanted = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert wanted and names_with_gradient(backbone) == wanted
+    assert all("lora_" in name for name in wanted)
+
+
+def test_generation_loss_moves_lora_and_nothing_else(backbone: Backbone) -> None:
+    with_lora(backbone)
+    backbone.generation_loss(images_for(backbone), PROMPTS).sum().backward()
+    assert names_with_gradient(backbone) == {
+        name for name, p in backbone.named_parameters() if p.requires_grad
+    }
+
+
+def test_drawing_is_differentiable_in_the_states_only(backbone: Backbone) -> None:
+    with_lora(backbone)
+    states = backbone.visual_states(images_for(backbone), PROMPTS)
+    assert not states.states_BNH.requires_grad
+    perturbed = states.states_BNH.clone().requires_grad_()
+    drawing = backbone.draw(perturbed, states.codes, temperature=5.0)
+    loss_B = backbone.answer_loss(drawing.images, QUESTIONS, ANSWERS)
+    (gradient,) = torch.autograd.grad(loss_B.sum(), [perturbed])
+    assert (gradient.abs().sum(dim=(1, 2)) > 0).all()
+    backbone.draw(perturbed, states.codes, temperature=5.0).images.sum().backward()
+    assert names_with_gradient(backbone) == set()
+
+
+def test_without_gradient_nothing_is_recorded(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images = images_for(backbone).requires_grad_()
+    assert not backbone.visual_states(images, PROMPTS).states_BNH.requires_grad
+    assert not backbone.encode_images(images).requires_grad
+    assert not backbone.generate(["red"]).requires_grad
+
+
+# ---- per sample --------------------------------------------------------------------------------
+def test_losses_do_not_depend_on_neighbours_or_padding(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images = images_for(backbone)
+    answer_B = backbone.answer_loss(images, QUESTIONS, ANSWERS)
+    drawn_B = backbone.generation_loss(images, PROMPTS)
+    states_BNH = backbone.visual_states(images, PROMPTS).states_BNH
+    assert answer_B.unique().numel() == 3
+    for b in range(3):
+        one = slice(b, b + 1)
+        alone = backbone.answer_loss(images[one], QUESTIONS[one], ANSWERS[one])
+        torch.testing.assert_close(alone[0], answer_B[b], rtol=1e-5, atol=1e-5)
+        alone = backbone.generation_loss(images[one], PROMPTS[one])
+        torch.testing.assert_close(alone[0], drawn_B[b], rtol=1e-5, atol=1e-5)
+        alone = backbone.visual_states(images[one], PROMPTS[one]).states_BNH
+        torch.testing.assert_close(alone[0], states_BNH[b], rtol=1e-4, atol=1e-4)
+
+
+def test_answers_do_not_depend_on_neighbours(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    together = backbone.answer(images, QUESTIONS, max_new_tokens=6)
+    assert len(set(together)) > 1
+    for b in range(3):
+        assert backbone.answer(images[b : b + 1], QUESTIONS[b : b + 1], max_new_tokens=6) == [
+            together[b]
+        ]
+
+
+def test_candidate_rows_are_asked_their_own_question(backbone: Backbone) -> None:
+    images_M = images_for(backbone, 6)
+    loss_M = backbone.answer_loss(images_M, QUESTIONS, ANSWERS)
+    repeated = [[text for text in texts for _ in range(2)] for texts in (QUESTIONS, ANSWERS)]
+    torch.testing.assert_close(loss_M, backbone.answer_loss(images_M, *repeated))
+    with pytest.raises(ValueError, match="5 image rows"):
+        backbone.answer_loss(images_M[:5], QUESTIONS, ANSWERS)
+
+
+def test_embedded_tokens_give_the_loss_of_their_images(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    embeds = backbone.embed_images(images).requires_grad_()
+    loss_B = backbone.answer_loss(None, QUESTIONS, ANSWERS, embeds=embeds)
+    torch.testing.assert_close(loss_B, backbone.answer_loss(images, QUESTIONS, ANSWERS))
+    (gradient,) = torch.autograd.grad(loss_B.sum(), [embeds])
+    assert (gradient.abs().sum(-1) > 0).all()
+    with pytest.raises(ValueError, match="either images or embeds"):
+        backbone.answer_loss(images, QUESTIONS, ANSWERS, embeds=embeds)
+
+
+def test_forward_routes_to_the_losses_by_name(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    routed = backbone("answer", images=images, questions=QUESTIONS, answers=ANSWERS)
+    assert torch.equal(routed, backbone.answer_loss(images, QUESTIONS, ANSWERS))
+    routed = backbone("generation", images=images, captions=PROMPTS)
+    assert torch.equal(routed, backbone.generation_loss(images, PROMPTS))
+    with pytest.raises(ValueError, match="'anwser'"):
+        backbone("anwser")
+
+
+# ---- drawing -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("choice", [{}, {"num_candidates": 3}, {"sample": True, "anchor": 2.0}])
+def test_rendering_the_compact_form_gives_the_drawn_image(
+    backbone: Backbone, choice: dict[str, float]
+) -> None:
+    states = backbone.visual_states(images_for(backbone), PROMPTS)
+    generator = torch.Generator().manual_seed(3)
+    drawing = backbone.draw(states.states_BNH, states.codes, generator=generator, **choice)
+    assert torch.equal(backbone.render(drawing.compact), drawing.images)
+
+
+def test_known_codes_skip_the_tokenizer_and_change_nothing(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    codes = backbone.encode_images(images)
+    assert not torch.equal(codes[0], codes[1])
+    states = backbone.visual_states(images, PROMPTS)
+    known = backbone.visual_states(images, PROMPTS, codes=codes.to(torch.int32))
+    assert torch.equal(known.states_BNH, states.states_BNH)
+    assert torch.equal(known.codes, codes)
+    expected = backbone.generation_loss(images, PROMPTS)
+    torch.testing.assert_close(backbone.generation_loss(images, PROMPTS, codes=codes), expected)
+
+
+def test_a_strong_anchor_redraws_the_images_own_codes(backbone: Backbone) -> None:
+    states = backbone.visual_states(images_for(backbone), PROMPTS)
+    free = backbone.draw(states.states_BNH, states.codes)
+    bound = backbone.draw(states.states_BNH, states.codes, anchor=1e4)
+    assert not torch.equal(free.compact, states.codes)
+    assert torch.equal(bound.compact, states.codes)
+
+
+def test_draws_follow_their_generator_and_leave_the_global_one_alone(backbone: Backbone) -> None:
+    states = backbone.visual_states(images_for(backbone), PROMPTS)
+
+    def draw(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return backbone.draw(
+            states.states_BNH, states.codes, num_candidates=4, generator=generator
+        ).compact
+
+    before = torch.get_rng_state()
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+    assert not torch.equal(draw(0)[0], draw(0)[1])
+    first, again, other = (backbone.generate(PROMPTS, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- the model as an object --------------------------------------------------------------------
+def test_disabled_lora_is_the_base_model(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    base_B = backbone.answer_loss(images, QUESTIONS, ANSWERS)
+    with_lora(backbone)
+    adapted_B = backbone.answer_loss(images, QUESTIONS, ANSWERS)
+    trainable = len(backbone.trainable_parameters())
+    with backbone.lora_disabled():
+        torch.testing.assert_close(backbone.answer_loss(images, QUESTIONS, ANSWERS), base_B)
+        assert len(backbone.trainable_parameters()) == trainable
+    assert (adapted_B - base_B).abs().min() > 1e-4
+    torch.testing.assert_close(backbone.answer_loss(images, QUESTIONS, ANSWERS), adapted_B)
+
+
+def test_new_lora_changes_nothing_yet_and_is_float32(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    base_B = backbone.answer_loss(images, QUESTIONS, ANSWERS)
+    backbone.add_lora().eval()
+    torch.testing.assert_close(backbone.answer_loss(images, QUESTIONS, ANSWERS), base_B)
+    assert {p.dtype for p in backbone.trainable_parameters()} == {torch.float32}
+    assert len(backbone.state_dict()) == len(list(backbone.parameters()))
+
+
+def test_adapter_survives_a_round_trip(
+    backbone: Backbone, checkpoint: Path, tmp_path: Path
+) -> None:
+    images = images_for(backbone)
+    with_lora(backbone).save_pretrained(tmp_path)
+    saved = {file.name for file in tmp_path.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= saved
+    loaded = load_backbone(checkpoint, adapter=tmp_path, device="cpu")
+    expected_B = backbone.answer_loss(images, QUESTIONS, ANSWERS)
+    torch.testing.assert_close(loaded.answer_loss(images, QUESTIONS, ANSWERS), expected_B)
+    loaded.train()
+    assert len(loaded.trainable_parameters()) == len(backbone.trainable_parameters())
+
+
+def test_the_whole_model_survives_a_round_trip(backbone: Backbone, tmp_path: Path) -> None:
+    images = images_for(backbone)
+    backbone.save_pretrained(tmp_path)
+    loaded = load_backbone(tmp_path, device="cpu")
+    loss_B, loaded_B = (b.answer_loss(images, QUESTIONS, ANSWERS) for b in (backbone, loaded))
+    assert torch.equal(loss_B, loaded_B)
+    assert torch.equal(backbone.encode_images(images), loaded.encode_images(images))
+    assert backbone.answer(images, QUESTIONS) == loaded.answer(images, QUESTIONS)
+
+
+def test_dropout_is_in_lora_only_and_can_be_switched_off(backbone: Backbone) -> None:
+    with_lora(backbone).train()
+    images = images_for(backbone)
+    noisy = [backbone.answer_loss(images, QUESTIONS, ANSWERS) for _ in range(2)]
+    assert not torch.equal(*noisy)
+    with backbone.without_dropout():
+        calm = [backbone.answer_loss(images, QUESTIONS, ANSWERS) for _ in range(2)]
+        assert torch.equal(*calm)
+    assert not torch.equal(backbone.answer_loss(images, QUESTIONS, ANSWERS), calm[0])
+    features = [backbone.image_features(images) for _ in range(2)]
+    assert torch.equal(*features)
+    states = [backbone.visual_states(images, PROMPTS).states_BNH for _ in range(2)]
+    assert torch.equal(*states)
+
+
+def test_inference_in_training_mode_leaves_every_mode_as_it_was(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images = images_for(backbone)
+    expected = backbone.answer(images, QUESTIONS), backbone.generate(PROMPTS)
+    backbone.train()
+    backbone.gradient_checkpointing_enable()
+    with backbone.without_dropout():
+        modes = [module.training for module in backbone.modules()]
+        assert any(modes) and not all(modes)
+        assert backbone.answer(images, QUESTIONS) == expected[0]
+        assert torch.equal(backbone.generate(PROMPTS), expected[1])
+        backbone.visual_states(images, PROMPTS)
+        assert modes == [module.training for module in backbone.modules()]
+
+
+def test_checkpointing_changes_no_gradient(backbone: Backbone) -> None:
+    with_lora(backbone).train()
+    states = backbone.visual_states(images_for(backbone), PROMPTS)
+
+    def gradients() -> list[torch.Tensor]:
+        perturbed = states.states_BNH.clone().requires_grad_()
+        drawing = backbone.draw(perturbed, states.codes, temperature=5.0)
+        with backbone.without_dropout():
+            loss = backbone.answer_loss(drawing.images, QUESTIONS, ANSWERS).sum()
+            # Inside as well: the backward pass recomputes the forward one.
+            return list(torch.autograd.grad(loss, [perturbed, *backbone.trainable_parameters()]))
+
+    plain = gradients()
+    backbone.gradient_checkpointing_enable()
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other)

@@ -1,0 +1,249 @@
+"""The backbone contract: the only verbs by which the game speaks to a unified multimodal model.
+
+Shape suffixes used here and everywhere else in the package:
+
+    B  samples in the batch             N  image tokens of one picture
+    K  candidates drawn per sample      H  width of the language model
+    S  side of the square image, px     V  size of the image codebook
+    D  width of frozen vision features
+
+Tensors go in and come out, losses stay per sample, images are float in [0, 1]. A backbone trains
+nothing and knows nothing of the game; ``docs/add-a-backbone.md`` walks through writing one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from unigame.errors import UserError
+
+if TYPE_CHECKING:
+    import peft
+    from PIL import Image
+
+
+@dataclass
+class VisualStates:
+    """The fused visual states of one teacher-forced pass over the generation path.
+
+    Attributes:
+        states_BNH: z_hat, float32: last hidden states at the N positions that predict the image.
+        codes: what the image itself is made of: codebook indices (B, N) for autoregressive
+            backbones, a latent (B, C, h, w) for diffusion ones.
+    """
+
+    states_BNH: Tensor
+    codes: Tensor
+
+
+@dataclass
+class Drawing:
+    """Candidate pictures. Row ``b * K + k`` is candidate ``k`` of sample ``b``.
+
+    Attributes:
+        images: (B*K, 3, S, S), float in [0, 1], differentiable in the states they were drawn from.
+        compact: what ``render`` turns back into the same images: codes (B*K, N) or latents.
+    """
+
+    images: Tensor
+    compact: Tensor
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What the game, the reports and ``unigame doctor`` need to know of a model before it runs."""
+
+    family: str
+    image_size: int
+    num_image_tokens: int
+    hidden_size: int
+    codebook_size: int | None
+    lora_targets: tuple[str, ...]
+    frozen_parts: tuple[str, ...]
+    dtype: torch.dtype
+    num_parameters: int
+
+
+class Backbone(nn.Module, ABC):
+    """One model that both understands and draws images. See the module docstring for shapes.
+
+    A backbone is an ``nn.Module`` so that a trainer can hand it to DDP, FSDP or accelerate:
+    ``forward`` routes to the per-sample losses by name: wrappers intercept nothing else.
+    """
+
+    facts: BackboneFacts
+
+    # ---- understanding -------------------------------------------------------------------------
+    @abstractmethod
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Z = Proj(Enc(x)), (B, N, H): what the language model reads. Differentiable in images."""
+
+    @abstractmethod
+    def image_features(self, images: Tensor) -> Tensor:
+        """Frozen vision features (B, N, D), before the projector. Differentiable in images."""
+
+    @abstractmethod
+    def answer_loss(
+        self,
+        images: Tensor | None,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        *,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        """CE of each true answer, (B,): mean over that sample's answer tokens (and end mark) only.
+
+        Logits are computed at answer positions only. Give either ``images`` (B, 3, S, S) or
+        ``embeds`` (B, N, H), already projected tokens (token-space perturbation). ``images`` may
+        have K * len(questions) rows: row ``b * K + k`` is then asked question ``b``.
+        """
+
+    def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """Tokens that ``answer_loss`` averages over in each answer, (B,), int64, on the CPU.
+
+        Only ``loss_reduction="token"`` asks for it, so a backbone may leave it out.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} does not count answer tokens; "
+            "use loss_reduction=sample"
+        )
+
+    @abstractmethod
+    def answer(
+        self, images: Tensor, questions: Sequence[str], *, max_new_tokens: int = 16, **kwargs: Any
+    ) -> list[str]:
+        """Greedy answers, one string per image; batched and cached. No gradient."""
+
+    # ---- generation ----------------------------------------------------------------------------
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The image tokenizer: images -> compact form (codes or latent). No gradient."""
+
+    @abstractmethod
+    def visual_states(
+        self, images: Tensor, prompts: Sequence[str], *, codes: Tensor | None = None
+    ) -> VisualStates:
+        """z_hat by ONE teacher-forced pass over [prompt, begin-of-image, codes]. No gradient.
+
+        ``codes`` skips the tokenizer where they are already known.
+        """
+
+    @abstractmethod
+    def draw(
+        self,
+        states_BNH: Tensor,
+        codes: Tensor,
+        *,
+        num_candidates: int = 1,
+        anchor: float = 0.0,
+        temperature: float = 1.0,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Drawing:
+        """G: states -> candidate images, differentiable in the states (straight-through).
+
+        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
+        ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
+        """
+
+    @abstractmethod
+    def render(self, compact: Tensor) -> Tensor:
+        """Images (B, 3, S, S) from the compact form that ``draw`` and ``encode_images`` give."""
+
+    @abstractmethod
+    def generation_loss(
+        self, images: Tensor, captions: Sequence[str], *, codes: Tensor | None = None
+    ) -> Tensor:
+        """Caption -> image loss of each sample, (B,): CE over image codes, or noise prediction."""
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        do_sample: bool = True,
+    ) -> Tensor:
+        """Free-running text -> image, (B, 3, S, S). Seeded by its own generator. No gradient."""
+
+    # ---- the model as an object ----------------------------------------------------------------
+    @abstractmethod
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """PIL images -> (B, 3, S, S) in [0, 1], by the checkpoint's own resize and padding."""
+
+    @abstractmethod
+    def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
+        """Freeze everything and add float32 LoRA weights to the language model. Returns self."""
+
+    @abstractmethod
+    @contextmanager
+    def lora_disabled(self) -> Iterator[None]:
+        """Within: the base model's outputs, as if no adapter were there."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the LoRA adapter in PEFT's format (or the whole model where there is none)."""
+
+    @abstractmethod
+    def load_adapter(self, folder: str | Path) -> None:
+        """Load a PEFT adapter of ``save_pretrained``; an empty or foreign one is an error."""
+
+    @abstractmethod
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute the language model's (and drawing decoder's) activations in backward."""
+
+    # ---- shared --------------------------------------------------------------------------------
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The name by which newer transformers calls ``gradient_checkpointing_enable``."""
+        if every_n_layers != 1 or offload:
+            raise UserError(
+                f"activation checkpointing with every_n_layers={every_n_layers}, offload={offload} "
+                "is not supported; leave both out of activation_checkpointing_kwargs"
+            )
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+    def forward(self, loss: str, **inputs: Any) -> Tensor:
+        """Per-sample loss by name, ``"answer"`` or ``"generation"``: what DDP intercepts."""
+        if loss == "answer":
+            return self.answer_loss(**inputs)
+        if loss == "generation":
+            return self.generation_loss(**inputs)
+        raise ValueError(f"unknown loss {loss!r}; a backbone computes 'answer' and 'generation'")
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Within: dropout is off but the module stays in its mode (so checkpointing stays on)."""
+        active = [m for m in self.modules() if isinstance(m, nn.Dropout) and m.training]
+        for module in active:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in active:
+                module.training = True
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The weights that player U may move (LoRA)."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device

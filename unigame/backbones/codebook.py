@@ -1,0 +1,90 @@
+"""The discrete step of autoregressive backbones: logits -> codes -> codebook vectors.
+
+Straight-through: the forward pass uses the chosen code's vector, the backward pass the softmax
+mixture of all vectors, so that a small change of the states moves the drawn pixels to first order.
+
+Shape suffixes: B samples, K candidates, M = B*K rows, N image tokens, V codes, E code width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class DrawnCodes:
+    """Codes (M, N) and their vectors (M, N, E), differentiable in the logits."""
+
+    codes_MN: Tensor
+    vectors_MNE: Tensor
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the hard value, bit for bit. Backward: the gradient goes to the soft value."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, hard: Tensor, soft: Tensor) -> Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+    ) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard Gumbel noise in the shape of ``like``, from ``generator`` (on its own device)."""
+    device = generator.device if generator is not None else like.device
+    uniform = torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype)
+    tiny = torch.finfo(like.dtype).tiny
+    return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log().to(like.device)
+
+
+def draw_codes(
+    logits_BNV: Tensor,
+    codes_BN: Tensor,
+    codebook_VE: Tensor,
+    *,
+    num_candidates: int = 1,
+    anchor: float = 0.0,
+    temperature: float = 1.0,
+    sample: bool = False,
+    generator: torch.Generator | None = None,
+    hard: bool = True,
+) -> DrawnCodes:
+    """Choose K codes per position from ``(logits + anchor * onehot(codes)) / temperature``.
+
+    Args:
+        logits_BNV: scores of the image head, float32 or float64.
+        codes_BN: the image's own codes, toward which ``anchor`` biases the choice.
+        codebook_VE: the vectors that the decoder reads.
+        num_candidates: K; more than one means Gumbel draws.
+        anchor: added to the logit of the image's own code, in nats.
+        temperature: of the draws and of the mixture that carries the gradient.
+        sample: Gumbel draw even when K is 1.
+        generator: source of the Gumbel noise; None is torch's global one.
+        hard: False puts the mixture in the forward pass too (a smooth map, for gradient checks).
+
+    Raises:
+        ValueError: ``num_candidates`` below 1 or ``temperature`` not above 0.
+    """
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates={num_candidates} draws nothing; give 1 or more")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature} divides the logits; give a value above 0")
+    index_BN1 = codes_BN.long().unsqueeze(-1)
+    if anchor:
+        bias = torch.full_like(index_BN1, 1, dtype=logits_BNV.dtype) * anchor
+        logits_BNV = logits_BNV.scatter_add(-1, index_BN1, bias)
+    scores_MNV = (logits_BNV / temperature).repeat_interleave(num_candidates, dim=0)
+    if sample or num_candidates > 1:
+        scores_MNV = scores_MNV + gumbel_noise(scores_MNV, generator)
+    chosen_MN = scores_MNV.argmax(-1)
+    table_VE = codebook_VE.to(scores_MNV.dtype)
+    soft_MNE = scores_MNV.softmax(-1) @ table_VE
+    vectors = _StraightThrough.apply(table_VE[chosen_MN], soft_MNE) if hard else soft_MNE
+    return DrawnCodes(chosen_MN, vectors)

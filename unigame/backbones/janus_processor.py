@@ -1,0 +1,116 @@
+"""A small ``JanusProcessor``: word-level tokenizer, PIL image processor, Janus chat template.
+
+The bundled model and the tests need a processor of a few dozen words that behaves like the one of
+the published checkpoints: the same special tokens, the same chat format, the same image pixels.
+``build_processor`` makes it from a list of words; ``save_pretrained`` and ``from_pretrained`` of
+transformers do the rest. ``load_processor`` reads any saved one, with or without torchvision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import JanusProcessor, PreTrainedTokenizerFast
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
+
+PAD, BOS, EOS, UNK = "<|pad|>", "<|begin_of_text|>", "<|end_of_text|>", "<|unknown|>"
+IMAGE, BEGIN_IMAGE, END_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, IMAGE, BEGIN_IMAGE, END_IMAGE, USER, ASSISTANT)
+PUNCTUATION = (":", ".", ",", "?", "!")
+
+# The chat format of the Janus checkpoints: "<|User|>: ...\n\n<|Assistant|>: ...", a line break
+# between an image and its neighbour, and the end mark after a finished answer.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- set role = message['role'] | lower -%}
+{{- '<|User|>:' if role == 'user' else '<|Assistant|>:' -}}
+{%- for part in message['content'] -%}
+{{- ' ' if loop.first else '\n' -}}
+{{- '<image_placeholder>' if part['type'] == 'image' else part['text'].strip() -}}
+{%- endfor -%}
+{%- if role == 'user' and (add_generation_prompt or not loop.last) -%}
+{{- '\n\n' -}}
+{%- elif role == 'assistant' and not loop.last -%}
+{{- '<|end_of_text|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|Assistant|>:' -}}{%- endif -%}"""
+
+
+def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a word: lower case, split at white space and punctuation.
+
+    Args:
+        words: the vocabulary beside special tokens and punctuation; repeats are ignored, order is
+            kept. Words must hold neither white space nor punctuation, or they could never match.
+
+    Raises:
+        ValueError: a word would be split by the tokenizer and so never be produced.
+    """
+    known = dict.fromkeys((*SPECIAL_TOKENS, *PUNCTUATION, *(word.lower() for word in words)))
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(known)}, unk_token=UNK))
+    tokenizer.normalizer = normalizers.Lowercase()
+    splitter = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
+    )
+    tokenizer.pre_tokenizer = splitter
+    for word in list(known)[len(SPECIAL_TOKENS) :]:
+        if [piece for piece, _ in splitter.pre_tokenize_str(word)] != [word]:
+            raise ValueError(
+                f"vocabulary word {word!r} holds white space or punctuation and would be split; "
+                "give its parts as separate words"
+            )
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, list(known).index(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "boi_token": BEGIN_IMAGE,
+            "eoi_token": END_IMAGE,
+        },
+    )
+
+
+def build_processor(words: Iterable[str], image_size: int, num_image_tokens: int) -> JanusProcessor:
+    """A complete ``JanusProcessor`` for a small Janus, without the long default system prompt.
+
+    Args:
+        words: vocabulary of the tokenizer (see ``build_tokenizer``).
+        image_size: side of the square image that the model reads and draws, in pixels.
+        num_image_tokens: image tokens of one picture, ``(image_size // patch_size) ** 2``.
+    """
+    size = {"height": image_size, "width": image_size}
+    return JanusProcessor(
+        image_processor=JanusImageProcessorPil(
+            size=size, min_size=1, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
+        tokenizer=build_tokenizer(words),
+        chat_template=CHAT_TEMPLATE,
+        use_default_system_prompt=False,
+        num_image_tokens=num_image_tokens,
+    )
+
+
+def load_processor(name_or_path: str | Path) -> JanusProcessor:
+    """The processor of a checkpoint, always with the PIL image processor.
+
+    Transformers picks the torchvision one where torchvision is installed, whose resize differs by
+    up to a grey level: the same run would then read other pixels on another machine.
+    """
+    processor = JanusProcessor.from_pretrained(name_or_path)
+    if not isinstance(processor.image_processor, JanusImageProcessorPil):
+        processor.image_processor = JanusImageProcessorPil.from_pretrained(name_or_path)
+    return processor

@@ -1,0 +1,158 @@
+"""LoRA on the language model of a backbone, through PEFT, in PEFT's own file format."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unigame.errors import UserError
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def language_model_lora(
+    config: peft.LoraConfig | None, targets: Sequence[str], prefix: str = "language_model"
+) -> peft.LoraConfig:
+    """The LoRA settings, restricted to the linear layers of the language model.
+
+    Args:
+        config: what the user asked for; None is the paper's r 16, alpha 32, dropout 0.05 (B.2).
+            Layer names in ``target_modules`` would match the vision tower too, so they become a
+            pattern that only matches below ``prefix``. A pattern (str) is taken as it is.
+        targets: names of the language model's linear layers.
+        prefix: module name of the language model.
+
+    Raises:
+        UserError: a name in ``target_modules`` is not one of ``targets``.
+    """
+    if config is None:
+        config = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05)
+    config = copy.deepcopy(config)
+    wanted = config.target_modules
+    if wanted is None or wanted == "all-linear":
+        wanted = set(targets)
+    if isinstance(wanted, str):
+        return config
+    for name in wanted:
+        if name not in targets:
+            raise UserError(
+                f"LoRA target {name!r} is no linear layer of the language model; "
+                f"choose from {', '.join(targets)}"
+            )
+    config.target_modules = rf"(?:.*\.)?{prefix}\..*\.(?:{'|'.join(sorted(wanted))})"
+    return config
+
+
+def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftModel:
+    """Freeze ``model``, inject LoRA, and keep the LoRA weights in float32.
+
+    Raises:
+        UserError: the settings put LoRA outside the language model, or nowhere.
+    """
+    model.requires_grad_(False)
+    try:
+        wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA target_modules={config.target_modules!r} does not fit the model: {error}"
+        ) from error
+    for name, module in wrapped.named_modules():
+        if isinstance(module, BaseTunerLayer) and f".{prefix}." not in f".{name}.":
+            wrapped.unload()
+            raise UserError(
+                f"LoRA target_modules={config.target_modules!r} also matches {name!r}, which is "
+                f"frozen; let the pattern start with '.*{prefix}'"
+            )
+    return wrapped
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within: LoRA layers act as their base layers.
+
+    PEFT's own switch also flips ``requires_grad`` of the adapter weights, which confuses DDP and
+    optimizers built before; only the flag that the forward pass reads is set here.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer) and not module.disable_adapters
+    ]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
+    """Settings and weights of a saved adapter.
+
+    Raises:
+        UserError: the folder or a file is missing, unreadable, empty, or no LoRA adapter.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"adapter folder {str(folder)!r} has no {name}; give the folder that "
+                "save_pretrained or a training run wrote"
+            )
+    try:
+        kind = json.loads((folder / ADAPTER_CONFIG).read_text())["peft_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(folder / ADAPTER_CONFIG)!r} is no PEFT configuration ({error}); save it again"
+        ) from error
+    if kind != "LORA":
+        raise UserError(f"adapter in {str(folder)!r} is of type {kind!r}; only LORA is supported")
+    try:
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{str(folder / ADAPTER_WEIGHTS)!r} is unreadable ({error}); copy or save it again"
+        ) from error
+    if not weights:
+        raise UserError(
+            f"{str(folder / ADAPTER_WEIGHTS)!r} holds no weights; the run that wrote it saved an "
+            "empty adapter, save it again"
+        )
+    config = peft.LoraConfig.from_pretrained(str(folder))
+    config.inference_mode = False
+    config.base_model_name_or_path = None  # filled in anew by the model that takes it
+    return config, weights
+
+
+def load_weights(model: peft.PeftModel, weights: dict[str, Tensor], folder: str | Path) -> None:
+    """Copy saved adapter weights into ``model``.
+
+    Raises:
+        UserError: names or shapes differ from the model's own LoRA weights.
+    """
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or foreign:
+        example = f"lacks {missing[0]!r}" if missing else f"has the unknown {foreign[0]!r}"
+        raise UserError(
+            f"adapter in {str(folder)!r} does not belong to this model: it {example} "
+            f"({len(missing)} missing, {len(foreign)} unknown); load the base model it was made for"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"adapter in {str(folder)!r} has {name!r} of shape {tuple(tensor.shape)}, the "
+                f"model expects {tuple(own[name].shape)}; check the LoRA rank and the base model"
+            )
+    set_peft_model_state_dict(model, weights)

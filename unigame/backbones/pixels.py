@@ -1,0 +1,92 @@
+"""The image processor's differentiable twin: resize, pad and normalise in torch.
+
+An adversary's gradient must pass from what the vision encoder reads back to the drawn pixels, and a
+PIL-based processor has none. ``PixelTwin`` repeats its arithmetic on tensors; tests hold the two
+equal, up to the rounding of the processor's 8-bit resize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unigame.errors import UserError
+
+
+class PixelTwin(nn.Module):
+    """Images in [0, 1] <-> the normalised pixels of one checkpoint's image processor.
+
+    Args:
+        image_processor: a transformers image processor with a square ``size``, bicubic resampling,
+            ``image_mean``, ``image_std``, ``min_size`` and ``background_color``.
+
+    Raises:
+        UserError: the processor resizes in another way than this twin repeats.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+    background_C11: Tensor
+
+    def __init__(self, image_processor: Any) -> None:
+        super().__init__()
+        self.image_processor = image_processor
+        self.image_size = int(image_processor.size["height"])
+        self.min_size = int(image_processor.min_size)
+        if int(image_processor.resample) != int(Image.Resampling.BICUBIC):
+            raise UserError(
+                f"image processor resamples with mode {image_processor.resample}; only bicubic (3) "
+                "has a differentiable twin: set 'resample': 3 in its configuration"
+            )
+        normalise = image_processor.do_normalize
+        mean = image_processor.image_mean if normalise else [0.0] * 3
+        std = image_processor.image_std if normalise else [1.0] * 3
+        background = [c / 255 for c in image_processor.background_color]
+        for name, values in (("mean_C11", mean), ("std_C11", std), ("background_C11", background)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
+        """PIL images of any size -> (B, 3, S, S) in [0, 1], by the processor's own code."""
+        pixels = self.image_processor(
+            images=[image.convert("RGB") for image in images],
+            do_normalize=False,
+            return_tensors="pt",
+        )["pixel_values"]
+        return pixels.to(self.mean_C11.device, torch.float32)
+
+    def resize_and_pad(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) in [0, 1] -> (B, 3, S, S): longest side to S, centred on the background.
+
+        Differentiable. Images that are S x S already are returned as they are.
+        """
+        height, width = images.shape[-2:]
+        side = self.image_size
+        if (height, width) == (side, side):
+            return images
+        scale = side / max(height, width)
+        new = [max(round(length * scale), self.min_size) for length in (height, width)]
+        # One direction at a time, width first, as PIL does: it clips the overshoot in between.
+        resized = images
+        for size in ((height, new[1]), (new[0], new[1])):
+            resized = F.interpolate(resized, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        if new[0] == new[1]:
+            return resized
+        longest = max(new)
+        top, left = (longest - new[0]) // 2, (longest - new[1]) // 2
+        canvas = self.background_C11.to(resized).expand(len(images), 3, longest, longest).clone()
+        canvas[:, :, top : top + new[0], left : left + new[1]] = resized
+        return canvas
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> what the vision encoder and the image tokenizer read."""
+        return (self.resize_and_pad(images) - self.mean_C11) / self.std_C11
+
+    def unnormalise(self, pixels: Tensor) -> Tensor:
+        """Decoder output -> images clamped to [0, 1], in float32 at least."""
+        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        return (pixels * self.std_C11 + self.mean_C11).clamp(0, 1)
