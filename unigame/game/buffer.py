@@ -1,0 +1,185 @@
+"""B, the hard-sample buffer (Eq. 4 and F.2): the drawn pictures that beat U, ready for replay.
+
+It keeps the hardest ``capacity`` of what it was given, and sampling takes nothing out. A picture is
+stored as its codes (about 1 kB), not as pixels (440 kB), in int16 or int32 on the CPU; the
+backbone's ``render`` turns them into pixels again. Random draws come from the buffer's own
+generator, so mining or replaying never moves the global random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigame.errors import UserError
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class HardSample:
+    """One candidate that beat U, with the question and true answer of the image it redraws.
+
+    Attributes:
+        compact: what ``render`` takes, without batch dimension: codes (N,) or a latent; in token
+            space the perturbed tokens z_til (N, H) in float16.
+        question: as asked of the original image.
+        answer: the original's true answer; accepted as still true of the candidate.
+        hardness: H when mined.
+        similarity: of the candidate to the original, when mined.
+        source: identifies the original sample, for the cap per source.
+        step: training step of the mining.
+    """
+
+    compact: Tensor
+    question: str
+    answer: str
+    hardness: float
+    similarity: float
+    source: str | int
+    step: int
+
+
+def shrink(compact: Tensor) -> Tensor:
+    """Codes in the smallest of int16 and int32 that holds them; latents unchanged. On the CPU."""
+    compact = compact.detach().cpu()
+    if compact.is_floating_point():
+        return compact.clone()
+    if compact.dtype == torch.int16:
+        return compact.clone()
+    small = compact.numel() == 0 or int(compact.max()) <= torch.iinfo(torch.int16).max
+    return compact.to(torch.int16 if small else torch.int32)
+
+
+def stack_compact(samples: Sequence[HardSample], device: torch.device | str = "cpu") -> Tensor:
+    """The samples' compact forms as one batch for ``render`` (or ``embeds`` in token space).
+
+    Codes come back as int64, latents and tokens as float32.
+    """
+    stacked = torch.stack([sample.compact for sample in samples]).to(device)
+    return stacked.float() if stacked.is_floating_point() else stacked.long()
+
+
+class HardSampleBuffer:
+    """The hardest ``capacity`` candidates seen so far.
+
+    Args:
+        capacity: how many to keep; the paper's best is 50.
+        seed: of the buffer's own generator.
+        per_source: at most this many from one original sample (None: no cap). The authors' later
+            configuration has 2; without a cap one difficult image can fill the buffer.
+
+    Raises:
+        UserError: a capacity or cap below 1.
+    """
+
+    def __init__(self, capacity: int = 50, seed: int = 0, per_source: int | None = None) -> None:
+        if capacity < 1:
+            raise UserError(
+                f"buffer capacity={capacity!r}: must be at least 1; to play without a buffer, "
+                "turn the buffer off instead"
+            )
+        if per_source is not None and per_source < 1:
+            raise UserError(f"buffer per_source={per_source!r}: must be at least 1, or None")
+        self.capacity = capacity
+        self.per_source = per_source
+        self.generator = torch.Generator().manual_seed(seed)
+        self._samples: list[HardSample] = []  # hardest first; among equals the newest first
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def samples(self) -> tuple[HardSample, ...]:
+        """What is in the buffer, hardest first."""
+        return tuple(self._samples)
+
+    def push(self, samples: Iterable[HardSample]) -> int:
+        """Offer candidates; keep the hardest. Returns how many of them were kept.
+
+        Among equally hard ones the newest stay: they were drawn against the most recent model.
+        """
+        new = [
+            HardSample(**{**_fields(sample), "compact": shrink(sample.compact)})
+            for sample in samples
+        ]
+        new.reverse()
+        # Stable sort: equals keep this order, newest first, and samples are never compared.
+        ranked = sorted(new + self._samples, key=lambda sample: -sample.hardness)
+        self._samples = self._trim(ranked)
+        kept = {id(sample) for sample in self._samples}
+        return sum(id(sample) in kept for sample in new)
+
+    def _trim(self, ranked: list[HardSample]) -> list[HardSample]:
+        if self.per_source is None:
+            return ranked[: self.capacity]
+        count: dict[str | int, int] = {}
+        kept = []
+        for sample in ranked:
+            count[sample.source] = count.get(sample.source, 0) + 1
+            if count[sample.source] <= self.per_source:
+                kept.append(sample)
+        return kept[: self.capacity]
+
+    def sample(self, n: int) -> list[HardSample]:
+        """Draw n different samples, uniformly, and leave them in the buffer.
+
+        Returns exactly n as soon as the buffer holds n; before that all it holds. How full it must
+        be before replay starts is the trainer's decision.
+        """
+        if n < 0:
+            raise ValueError(f"cannot sample {n} items: n must not be negative")
+        order = torch.randperm(len(self._samples), generator=self.generator)[:n]
+        return [self._samples[i] for i in order.tolist()]
+
+    def hardness_quantiles(
+        self, quantiles: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    ) -> dict[str, float]:
+        """Quantiles of the hardness of what is in the buffer, for logging; empty when it is empty.
+
+        Keys are ``"q00"``, ``"q25"``, ``"q50"``, ``"q75"``, ``"q100"``.
+        """
+        if not self._samples:
+            return {}
+        values = torch.tensor([sample.hardness for sample in self._samples], dtype=torch.float64)
+        at = torch.quantile(values, torch.tensor(quantiles, dtype=torch.float64))
+        return {
+            f"q{round(100 * q):02d}": value for q, value in zip(quantiles, at.tolist(), strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves, in plain types: loads under ``torch.load(weights_only=True)``."""
+        return {
+            "version": STATE_VERSION,
+            "capacity": self.capacity,
+            "samples": [_fields(sample) for sample in self._samples],
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``'s content. This buffer's own capacity and cap stay in force.
+
+        Raises:
+            UserError: the state is empty, of another version, or not of a buffer.
+        """
+        if not {"version", "samples", "generator"} <= state.keys():
+            raise UserError(
+                f"not the state of a hard-sample buffer: it has the keys {sorted(state)}; give "
+                "what HardSampleBuffer.state_dict() returned"
+            )
+        if state["version"] != STATE_VERSION:
+            raise UserError(
+                f"buffer state of version {state['version']!r}, this code reads {STATE_VERSION}: "
+                "resume with the version of unigame that wrote it, or start without the buffer"
+            )
+        self._samples = self._trim([HardSample(**fields) for fields in state["samples"]])
+        self.generator.set_state(state["generator"].cpu())
+
+
+def _fields(sample: HardSample) -> dict[str, Any]:
+    """The sample as a dict that shares its tensor (``asdict`` would copy it)."""
+    return {name: getattr(sample, name) for name in HardSample.__dataclass_fields__}
