@@ -1,0 +1,37 @@
+"""Readers of the field's data formats: map-style torch datasets of picture-and-text records.
+
+See ``docs/data.md``. Nothing here knows of models or training.
+"""
+
+from unigame.data.build import build_dataset
+from unigame.data.hf import HFData
+from unigame.data.images import CorruptImage
+from unigame.data.local import VQA, Captions
+from unigame.data.mixture import Mixture
+from unigame.data.records import (
+    Record,
+    SkippedRow,
+    load_record_or_skip,
+    load_rows,
+    most_common_answer,
+    split_rows,
+)
+from unigame.data.skips import SkipReport
+from unigame.data.webdataset import WebDataset
+
+__all__ = [
+    "VQA",
+    "Captions",
+    "CorruptImage",
+    "HFData",
+    "Mixture",
+    "Record",
+    "SkipReport",
+    "SkippedRow",
+    "WebDataset",
+    "build_dataset",
+    "load_record_or_skip",
+    "load_rows",
+    "most_common_answer",
+    "split_rows",
+]

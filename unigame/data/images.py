@@ -1,0 +1,122 @@
+"""From the bytes of an image file to an upright RGB picture, or a clear reason why not."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MISSING = "missing image"
+CORRUPT = "corrupt image"
+
+MAX_PIXELS = 89_478_485
+"""Larger pictures count as decompression bombs (the level at which Pillow itself warns)."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+# Everything that Pillow's decoders are known to raise on damaged input.
+_DECODE_ERRORS = (
+    OSError,  # also UnidentifiedImageError and truncated files
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class CorruptImage(Exception):
+    """The picture of one row cannot be had; the row must be dropped, never given another picture.
+
+    Attributes:
+        id: The row's id, or "" where the caller did not know it.
+        reason: ``"missing image"`` or ``"corrupt image"``: what a :class:`SkipReport` counts.
+        detail: What exactly went wrong, for people.
+    """
+
+    def __init__(self, id: str, reason: str, detail: str) -> None:
+        # All three go to Exception.args, so that the error survives the way out of a worker.
+        super().__init__(id, reason, detail)
+        self.id, self.reason, self.detail = id, reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason} in row {self.id!r}: {self.detail}"
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        CorruptImage: There is no such file. Other failures of the file system (permissions, too
+            many open files) are not the picture's fault and stay ``OSError``.
+    """
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise CorruptImage("", MISSING, f"no file {path}") from error
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode fully, turn upright by EXIF, put transparency on white, convert to RGB.
+
+    Of an animation the first frame is taken.
+
+    Raises:
+        CorruptImage: Not an image, truncated, larger than :data:`MAX_PIXELS`, or of a kind without
+            a defined way to 8-bit RGB (floating-point TIFF).
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            image.load()
+            # Not ImageOps.exif_transpose: it rewrites the EXIF block, and fails on odd ones.
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+            rgb = to_rgb(image)
+    except _DECODE_ERRORS as error:
+        detail = str(error) or type(error).__name__
+        raise CorruptImage("", CORRUPT, detail) from error
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to RGB; transparent pixels on white, 16-bit grey scaled to 8 bits.
+
+    Raises:
+        ValueError: A floating-point image, whose range of values is unknown.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; convert the file to 8-bit RGB")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would clip everything above 255 to white.
+        grey_HW = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) // 257
+        return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    if not has_alpha:
+        # A new object without the file's metadata, also where the mode is RGB already.
+        rgb = image.convert("RGB")
+        return rgb if rgb is not image else image.copy()
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")

@@ -1,0 +1,50 @@
+"""Counting the rows that were left out, by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+
+class SkipReport:
+    """Which rows were left out and why; a row counts once, however often it is met.
+
+    Attributes:
+        kept: Rows that the reader kept at construction.
+        skipped: Reason of every row left out, by row id.
+    """
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.skipped: dict[str, str] = {}
+
+    def add(self, id: str, reason: str) -> None:
+        """Count one row; adding the same id again changes nothing."""
+        self.skipped.setdefault(id, reason)
+
+    def counts(self) -> dict[str, int]:
+        """Number of rows left out, by reason, most frequent first."""
+        return dict(Counter(self.skipped.values()).most_common())
+
+    def examples(self, reason: str, n: int = 2) -> list[str]:
+        """The first ids that were left out for this reason."""
+        return [id for id, why in self.skipped.items() if why == reason][:n]
+
+    def summary(self) -> str:
+        """One line for people, such as ``"98 rows, 2 skipped: 2 missing image (a.jpg, b.jpg)"``."""
+        head = f"{self.kept} rows, {len(self.skipped)} skipped"
+        reasons = [
+            f"{count} {reason} ({', '.join(self.examples(reason))}{', ...' if count > 2 else ''})"
+            for reason, count in self.counts().items()
+        ]
+        return f"{head}: {'; '.join(reasons)}" if reasons else head
+
+    @classmethod
+    def merged(cls, reports: Iterable[tuple[str, SkipReport]]) -> SkipReport:
+        """One report over several sources; each pair is an id prefix and that source's report."""
+        total = cls()
+        for prefix, report in reports:
+            total.kept += report.kept
+            for id, reason in report.skipped.items():
+                total.add(prefix + id, reason)
+        return total
