@@ -1,0 +1,76 @@
+"""The analytic reader: objects from pixels, by templates. It judges pictures; it never learns.
+
+For every cell the picture is explained as background + amplitude x mask x (colour - background),
+over 108 masks (4 shapes, 3 radii, 9 shifts) and all colours, in closed form by least squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .world import CELL_PX, COLOURS, GRID, SHAPES, FloatImage, Scene, shape_mask
+
+Triple = tuple[int, str, str]  # cell, colour, shape
+MIN_AMPLITUDE = 0.45  # weaker than this is no object: half-drawn ghosts do not count
+
+
+@cache
+def _templates() -> tuple[NDArray[np.float32], list[str]]:
+    masks, names = [], []
+    for shape in SHAPES:
+        for radius in (5.3, 6.05, 6.8):
+            for dx in (-0.8, 0.0, 0.8):
+                for dy in (-0.8, 0.0, 0.8):
+                    masks.append(shape_mask(shape, radius, dx, dy).ravel())
+                    names.append(shape)
+    return np.stack(masks), names
+
+
+def read(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> set[Triple]:
+    """Objects of one (48, 48, 3) picture in [0, 1] as a set of (cell, colour, shape)."""
+    masks_TP, names = _templates()
+    mask_energy_T = (masks_TP**2).sum(1)
+    palette_C3 = np.asarray(list(COLOURS.values()), np.float32) / 255
+    colour_names = list(COLOURS)
+    found: set[Triple] = set()
+    cells = image.reshape(GRID, CELL_PX, GRID, CELL_PX, 3).transpose(0, 2, 1, 3, 4)
+    for cell, pixels in enumerate(cells.reshape(-1, CELL_PX, CELL_PX, 3)):
+        ring = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+        background = np.median(ring, axis=0)
+        offset_P3 = (pixels - background).reshape(-1, 3)
+        direction_C3 = palette_C3 - background
+        colour_energy_C = (direction_C3**2).sum(1) + 1e-6
+        match_CT = (direction_C3 @ offset_P3.T) @ masks_TP.T
+        amplitude_CT = np.clip(
+            match_CT / (colour_energy_C[:, None] * mask_energy_T[None]), 0.0, 1.15
+        )
+        # Energy explained at that amplitude; at the unclipped optimum it is match^2 / energy.
+        explained_CT = 2 * amplitude_CT * match_CT - amplitude_CT**2 * (
+            colour_energy_C[:, None] * mask_energy_T[None]
+        )
+        best = np.unravel_index(int(explained_CT.argmax()), explained_CT.shape)
+        if amplitude_CT[best] >= min_amplitude:
+            found.add((cell, colour_names[best[0]], names[best[1]]))
+    return found
+
+
+def truth(scene: Scene) -> set[Triple]:
+    """What the reader should find in a clean picture of the scene."""
+    return {(t.cell, t.colour, t.shape) for t in scene.things}
+
+
+def object_match(found: Iterable[set[Triple]], expected: Iterable[set[Triple]]) -> float:
+    """Share of expected objects that were found, over all pictures."""
+    pairs = list(zip(found, expected, strict=True))
+    total = sum(len(e) for _, e in pairs)
+    return sum(len(f & e) for f, e in pairs) / max(total, 1)
+
+
+def exact_match(found: Iterable[set[Triple]], expected: Iterable[set[Triple]]) -> float:
+    """Share of pictures read exactly right: nothing missing, nothing invented."""
+    pairs = list(zip(found, expected, strict=True))
+    return sum(f == e for f, e in pairs) / max(len(pairs), 1)
