@@ -1,0 +1,102 @@
+"""Small records, configurations and trainers, so that each test says only what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from unigame.backbones import load_backbone
+from unigame.training.config import UniGameConfig
+from unigame.training.trainer import UniGameTrainer
+
+COLOURS = ("red", "green", "blue", "yellow")
+LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+class Records(Dataset[dict[str, Any]]):
+    """``size`` random pictures with a question and a one-word answer each."""
+
+    def __init__(self, size: int = 8, *, captions: bool = False, long_answers: bool = False):
+        self.items = []
+        for i in range(size):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            colour = COLOURS[i % 4]
+            answer = f"a {colour} circle" if long_answers and i % 2 else colour
+            self.items.append(
+                {
+                    "image": Image.fromarray(pixels),
+                    "question": "what colour is it",
+                    "answer": answer,
+                    "caption": f"a {colour} circle" if captions else None,
+                    "id": str(i),
+                }
+            )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+class Losses:
+    """A trainer's logged loss of every step."""
+
+    def __init__(self, history: Sequence[dict[str, float]]):
+        self.values = [entry["loss"] for entry in history if "loss" in entry]
+
+
+def make_config(folder: Path, **settings: Any) -> UniGameConfig:
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 3,
+        "perturber_width": 16,
+        "eps_mode": "relative",
+        "eps_max": 1.0,
+        "eps_init": 0.5,
+        "clip_floor": -1.0,
+        "hard_quantile": 0.0,
+    }
+    return UniGameConfig(**{**defaults, **settings})
+
+
+def make_trainer(
+    model: Path,
+    folder: Path,
+    data: Dataset[dict[str, Any]] | None = None,
+    *,
+    dropout: float = 0.0,
+    eval_dataset: Any = None,
+    kind: type[UniGameTrainer] = UniGameTrainer,
+    **settings: Any,
+) -> UniGameTrainer:
+    torch.manual_seed(0)  # of LoRA's initial weights
+    return kind(
+        model=load_backbone(model, device="cpu"),
+        args=make_config(folder, **settings),
+        train_dataset=data or Records(),
+        eval_dataset=eval_dataset,
+        peft_config=peft.LoraConfig(**{**LORA, "lora_dropout": dropout}),
+    )
+
+
+def lora_weights(trainer: UniGameTrainer) -> dict[str, torch.Tensor]:
+    return {
+        name: weight.detach().clone()
+        for name, weight in trainer.backbone.named_parameters()
+        if weight.requires_grad
+    }

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.helpers import make_config
+from unigame.errors import UserError
+from unigame.game.challenge import ChallengeConfig
+from unigame.training.config import CHOICES, RANGES, UniGameConfig
+from unigame.training.game_state import challenge_config
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    args = UniGameConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.beta, args.learning_rate, args.perturber_learning_rate) == (0.5, 2e-5, 5e-3)
+    assert (args.eps_max, args.eps_init, args.perturber_depth) == (0.02, 0.01, 3)
+    assert (args.clip_weight, args.clip_floor, args.hard_quantile) == (0.2, 0.3, 0.6)
+    assert (args.buffer_capacity, args.max_grad_norm, args.perturber_max_grad_norm) == (50, 1, 1)
+    assert args.remove_unused_columns is False
+    assert args.report_to == []
+    assert args.data_seed == args.seed
+    assert args.resolved_hard_batch_size == 4  # one for two clean ones, at batch 8
+    assert challenge_config(args) == ChallengeConfig()
+
+
+def test_every_own_setting_is_checked_and_explained() -> None:
+    inherited = {item.name for item in fields(UniGameConfig.__mro__[1])}
+    switches = {"buffer", "cache_codes", "sample_candidates", "similarity_model"}
+    by_name = {"perturber_lr_scheduler_type"}
+    own = {item.name for item in fields(UniGameConfig)} - inherited
+    assert own == (set(CHOICES) | set(RANGES)) - inherited | switches | by_name
+    for item in fields(UniGameConfig):
+        if item.name in own:
+            assert len(item.metadata["help"]) > 10, item.name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"challenge_every": -1}, "challenge_every=-1"),
+        ({"challenge_every": 1.5}, "whole number"),
+        ({"beta": -0.1}, "beta=-0.1"),
+        ({"beta": float("nan")}, "beta=nan"),
+        ({"beta": "high"}, "beta='high'"),
+        ({"perturb_space": "pixels"}, "decoder, tokens"),
+        ({"similarity": "dino"}, "clip, cosine, none"),
+        ({"similarity": "clip"}, "similarity_model"),
+        ({"label_weight": 1.0, "label_similarity": "clip"}, "similarity_model"),
+        ({"eps_init": 0.5, "eps_max": 0.1}, "below eps_max"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"hard_quantile": 1.2}, "at most 1"),
+        ({"num_candidates": 0}, "at least 1"),
+        ({"perturb_space": "tokens", "num_candidates": 2}, "num_candidates=1"),
+        ({"buffer_capacity": 2, "buffer_min_size": 3}, "raise the capacity"),
+        ({"perturber_lr_scheduler_type": "zigzag"}, "zigzag"),
+        ({"remove_unused_columns": True}, "leave it False"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"eval_strategy": "sometimes"}, "sometimes"),
+        ({"logging_steps": 0}, "logging_steps"),
+    ],
+)
+def test_impossible_values(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make_config(tmp_path, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_fine_tuning_ignores_what_only_the_game_needs(tmp_path: Path) -> None:
+    assert not make_config(tmp_path, challenge_every=0, similarity="clip").plays
+
+
+def test_gradient_checkpointing_under_either_name(tmp_path: Path) -> None:
+    args = make_config(tmp_path, gradient_checkpointing=True)
+    assert args.gradient_checkpointing
+    assert getattr(args, "activation_checkpointing", True)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unigame.errors import UserError
+from unigame.training.recipe import load_recipe
+
+GOOD: dict[str, Any] = {
+    "model": "janus-nano",
+    "data": [{"type": "synthetic", "size": 10}],
+    "training": {"max_steps": 3, "use_cpu": True},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    return path
+
+
+def test_overrides_reach_every_block(recipe: Path) -> None:
+    words = ["--learning_rate", "1e-4", "--perturber-steps=2", "--model", "folder/model"]
+    words += ["--data.0.size", "20", "--lora.r", "4", "--buffer", "false", "--cache_codes"]
+    words += ["--eval_strategy", "no", "--run_name", "17"]
+    made = load_recipe(recipe, words)
+    assert made.model == "folder/model"
+    assert made.data == [{"type": "synthetic", "size": 20}]
+    assert made.lora == {"r": 4}
+    config = made.lora_config()
+    assert config is not None and config.r == 4
+    training = made.training
+    assert (training.learning_rate, training.perturber_steps, training.max_steps) == (1e-4, 2, 3)
+    assert (training.buffer, training.cache_codes, training.run_name) == (False, True, "17")
+    assert training.eval_strategy.value == "no"
+    assert training.output_dir == "runs/mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learning_rat", "1"], "did you mean 'learning_rate'"),
+        (["--lora.rank_patern", "1"], "did you mean 'rank_pattern'"),
+        (["--dataa.0.path", "x"], "did you mean 'data'"),
+        (["--data.3.path", "x"], "list of 1"),
+        (["--model.name", "x"], "nothing to set inside"),
+        (["learning_rate", "1"], "--key value"),
+        (["--max_steps", "many"], "max_steps='many' is not a valid int"),
+        (["--max_steps", "2.5"], "max_steps=2.5"),
+        (["--beta", "-3"], "beta=-3"),
+        (["--buffer", "maybe"], "buffer='maybe'"),
+        (["--lora.r", "0"], "lora.r=0"),
+        (["--lora.lora_dropout", "2"], "lora_dropout=2"),
+        (["--dtype", "float16"], "dtype='float16'"),
+        (["--model", "null"], "names no checkpoint"),
+        (["--data", "[]"], "data is empty"),
+        (["--data", "vqa"], "not a list of sources"),
+        (["--training", "3"], "training=3"),
+    ],
+)
+def test_wrong_overrides_name_value_and_fix(recipe: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(recipe, words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "not valid YAML"),
+        ("- a\n- b\n", "holds list"),
+        ("", "holds NoneType"),
+        ("model: janus-nano\ntrainning: {}\ndata: [{type: vqa}]", "did you mean 'training'"),
+        ("model: janus-nano\ndata: [{type: vqa}]\ntraining: {betaa: 1}", "did you mean 'beta'"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(path)
+
+
+def test_a_missing_recipe_lists_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="janus_pro_7b"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="janus_nano"):
+        load_recipe("no_such_recipe")
+
+
+SHIPPED = sorted(
+    Path(str(item)).stem
+    for item in (files("unigame") / "recipes").iterdir()
+    if item.name.endswith(".yaml")
+)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_are_valid(name: str) -> None:
+    made = load_recipe(name, ["--use_cpu", "--bf16", "false"])
+    assert made.model
+    assert made.training.output_dir == f"runs/{name}"
+
+
+def test_the_expected_recipes_are_shipped() -> None:
+    assert {"janus_nano", "janus_pro_1b", "janus_pro_7b", "sft_joint"} <= set(SHIPPED)
+
+
+def test_paper_settings_of_the_7b_recipe() -> None:
+    made = load_recipe("janus_pro_7b", ["--use_cpu", "--bf16", "false"])
+    training = made.training
+    assert (training.perturber_learning_rate, training.learning_rate) == (5e-3, 2e-5)
+    assert (training.eps_max, training.eps_init, training.eps_mode) == (0.02, 0.01, "absolute")
+    assert (training.beta, training.hard_quantile, training.clip_floor) == (0.5, 0.6, 0.3)
+    assert (training.max_steps, training.buffer_capacity) == (16000, 50)
+    assert (made.lora["r"], made.lora["lora_alpha"], made.lora["lora_dropout"]) == (16, 32, 0.05)
+    assert [source["type"] for source in made.data] == ["vqa", "captions"]

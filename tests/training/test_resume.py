@@ -1,0 +1,133 @@
+"""Resuming is exact: three steps and three more are six, in every number."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.helpers import Records, lora_weights, make_trainer
+from unigame.errors import UserError
+from unigame.training.trainer import UniGameTrainer
+
+TIMES = ("seconds", "runtime", "per_second", "epoch", "flos", "train_loss")
+
+
+def history(trainer: UniGameTrainer, after: int) -> list[dict[str, float]]:
+    return [
+        {k: v for k, v in entry.items() if not any(word in k for word in TIMES)}
+        for entry in trainer.state.log_history
+        if entry["step"] > after and "loss" in entry
+    ]
+
+
+def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
+    assert left.game is not None and right.game is not None
+    for name, weight in left.game.perturber.state_dict().items():
+        assert torch.equal(weight, right.game.perturber.state_dict()[name]), name
+    assert len(left.game.buffer) == len(right.game.buffer) > 0
+    for one, other in zip(left.game.buffer.samples, right.game.buffer.samples, strict=True):
+        assert torch.equal(one.compact, other.compact)
+        assert (one.answer, one.hardness, one.source, one.step) == (
+            other.answer,
+            other.hardness,
+            other.source,
+            other.step,
+        )
+    assert torch.equal(left.game.generator.get_state(), right.game.generator.get_state())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # 7 records, 2 a batch: the third step is inside the first epoch, the sixth in the second.
+        {"num_candidates": 2, "perturber_lr_scheduler_type": "cosine"},
+        {"perturbation": "random", "gradient_accumulation_steps": 2, "sample_candidates": True},
+        {"perturb_space": "tokens", "buffer_capacity": 3, "challenge_every": 2},
+    ],
+    ids=["decoder", "random", "tokens"],
+)
+def test_resume_is_bit_exact(tiny_path: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    common: dict[str, Any] = {
+        "data": Records(7),
+        "dropout": 0.1,
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        **settings,
+    }
+    straight = make_trainer(tiny_path, tmp_path / "run", **common)
+    straight.train()
+
+    torch.manual_seed(12345)  # whatever the new process did before must not matter
+    resumed = make_trainer(tiny_path, tmp_path / "run", **common)
+    with torch.no_grad():
+        for weight in resumed.backbone.trainable_parameters():
+            weight.normal_()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+
+    assert resumed.state.global_step == 6
+    assert len(history(straight, 3)) == 3
+    assert history(resumed, 3) == history(straight, 3)
+    for name, weight in lora_weights(straight).items():
+        assert torch.equal(weight, lora_weights(resumed)[name]), name
+    same_game(straight, resumed)
+
+
+def test_true_resumes_from_the_last_checkpoint(tiny_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint"):
+        make_trainer(tiny_path, tmp_path / "empty").train(resume_from_checkpoint=True)
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+    make_trainer(tiny_path, tmp_path, max_steps=2, **settings).train()
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=3, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in history(trainer, 0)][-1] == 3
+
+
+def test_extra_files_are_there_before_rotation_and_push(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(
+        tiny_path, tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1
+    )
+    pushed: list[set[str]] = []
+    trainer.args.push_to_hub = True
+
+    def push(folder: str) -> None:
+        pushed.append({path.name for path in Path(folder).iterdir()})
+
+    monkeypatch.setattr(trainer, "_push_from_checkpoint", push)
+    monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
+    trainer.train()
+    wanted = {"adapter_model.safetensors", "perturber.safetensors", "game_state.pt"}
+    assert len(pushed) == 3
+    assert all(wanted <= names for names in pushed)
+    left = [path for path in tmp_path.iterdir() if path.name.startswith("checkpoint-")]
+    assert [path.name for path in left] == ["checkpoint-3"]
+    assert wanted <= {path.name for path in left[0].iterdir()}
+
+
+def test_the_best_adapter_is_loaded_at_the_end(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tiny_path,
+        tmp_path,
+        eval_dataset=Records(4),
+        max_steps=2,
+        learning_rate=5.0,  # the second step makes it worse
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        challenge_every=0,
+    )
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    scores = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(scores), abs=1e-6)
+    assert scores[0] != pytest.approx(scores[1], abs=1e-3)

@@ -1,0 +1,75 @@
+"""One rank of a data-parallel run; ``test_ranks.py`` starts two. Arguments: model, folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.helpers import Losses, Records, lora_weights, make_trainer
+
+
+class Sorted(Records):
+    """Even rows can only be answered, odd ones only drawn: a rank sees one kind at a time."""
+
+    def __init__(self, size: int):
+        super().__init__(size, captions=True)
+        for i, item in enumerate(self.items):
+            if i % 2:
+                item["question"] = item["answer"] = None
+            else:
+                item["caption"] = None
+
+
+def checksum(weights: dict[str, torch.Tensor]) -> float:
+    return sum(float(weight.double().abs().sum()) for weight in weights.values())
+
+
+def joint(model: Path, folder: Path, batch: int) -> list[float]:
+    """Fine-tuning on records of two kinds, in their own order."""
+    trainer = make_trainer(
+        model,
+        folder / "joint",
+        Sorted(8),
+        challenge_every=0,
+        generation_weight=0.5,
+        max_steps=3,
+        per_device_train_batch_size=batch,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    return Losses(trainer.state.log_history).values
+
+
+def main(model: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    losses = joint(model, folder, batch=1)
+    game = make_trainer(
+        model,
+        folder / "game",
+        Sorted(8),
+        max_steps=3,
+        generation_weight=0.5,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        save_strategy="steps",
+        save_steps=2,
+    )
+    game.train()
+    assert game.game is not None
+    rank = game.args.process_index
+    result = {
+        "losses": losses,
+        "lora": checksum(lora_weights(game)),
+        "perturber": checksum(game.game.perturber.state_dict()),
+        "updates": sorted(int(s["step"]) for s in game.game.optimizer.state.values())[-1],
+        "buffer": len(game.game.buffer),
+        "logs": [entry for entry in game.state.log_history if "loss" in entry],
+    }
+    (folder / f"rank{rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,260 @@
+"""Player C and everything of the game that lives from step to step, apart from the Trainer.
+
+C is replicated on every rank in float32 and has its own AdamW, schedule and clipping. The buffer,
+the drawing generator and the noise of a random perturber belong to one rank each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from unigame.backbones.base import Backbone, VisualStates
+from unigame.game.buffer import HardSampleBuffer, shrink
+from unigame.game.challenge import (
+    ChallengeConfig,
+    ChallengeResult,
+    GameBatch,
+    MiningReport,
+    challenge,
+    mine,
+    perturber_step,
+)
+from unigame.game.perturber import RandomPerturber, build_perturber
+from unigame.game.semantics import SimilarityScorer, build_scorer
+from unigame.training.checkpoint import (
+    PERTURBER_FILE,
+    game_state_file,
+    has_weights,
+    load_game_state,
+    load_perturber,
+    save_game_state,
+)
+from unigame.training.config import UniGameConfig
+
+RANK_STRIDE = 100_003  # seeds of different ranks and of neighbouring runs never meet
+
+
+def challenge_config(args: UniGameConfig) -> ChallengeConfig:
+    """The part of the settings that one challenge reads."""
+    return ChallengeConfig(
+        space=args.perturb_space,  # type: ignore[arg-type]
+        num_candidates=args.num_candidates,
+        anchor=args.anchor,
+        temperature=args.temperature,
+        sample=args.sample_candidates,
+        lambda_norm=args.lambda_norm,
+        l2=args.l2,
+        tv=args.tv,
+        label_weight=args.label_weight,
+        label_floor=args.label_floor,
+        clip_weight=args.clip_weight,
+        clip_floor=args.clip_floor,
+        quantile=args.hard_quantile,
+    )
+
+
+class GameState:
+    """C with its optimizer, the similarity scorers, the buffer and the generators.
+
+    Args:
+        args: the settings.
+        backbone: the model that both players share (unwrapped).
+        device: where C lives.
+        rank: this process's number; seeds what belongs to one rank.
+        reduce: averages a list of gradients over ranks, in place.
+    """
+
+    def __init__(
+        self,
+        args: UniGameConfig,
+        backbone: Backbone,
+        *,
+        device: torch.device,
+        rank: int = 0,
+        reduce: Callable[[list[Tensor]], None] | None = None,
+    ) -> None:
+        self.args = args
+        self.backbone = backbone
+        self.config = challenge_config(args)
+        self.reduce = reduce
+        seed = args.seed + RANK_STRIDE * rank
+        # C's weights must be equal on all ranks; only noise without weights may differ.
+        self.perturber = build_perturber(
+            args.perturbation,  # type: ignore[arg-type]
+            backbone.facts.hidden_size,
+            width=args.perturber_width,
+            depth=args.perturber_depth,
+            eps_max=args.eps_max,
+            eps_init=args.eps_init,
+            eps_mode=args.eps_mode,  # type: ignore[arg-type]
+            seed=args.seed if args.perturbation == "learned" else seed,
+        ).to(device)
+        parameters = list(self.perturber.parameters())
+        self.optimizer = (
+            torch.optim.AdamW(
+                parameters,
+                lr=args.perturber_learning_rate,
+                weight_decay=args.perturber_weight_decay,
+            )
+            if parameters
+            else None
+        )
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.buffer = self._new_buffer(seed)
+        self.scorer, self.label_scorer = self._scorers()
+
+    def _new_buffer(self, seed: int) -> HardSampleBuffer:
+        # Without a lasting buffer the same object holds one micro-batch's candidates only.
+        lasting = self.args.buffer
+        capacity = self.args.buffer_capacity if lasting else self.args.resolved_hard_batch_size
+        return HardSampleBuffer(capacity, seed, self.args.buffer_per_source)
+
+    def _scorers(self) -> tuple[SimilarityScorer, SimilarityScorer | None]:
+        def build(kind: str) -> SimilarityScorer:
+            return build_scorer(
+                kind,  # type: ignore[arg-type]
+                self.backbone,
+                clip_model=self.args.similarity_model,
+                clip_mode=self.args.similarity_mode,  # type: ignore[arg-type]
+            )
+
+        scorer = build(self.args.similarity)
+        if self.args.label_weight == 0 or self.args.label_similarity == self.args.similarity:
+            return scorer, None
+        return scorer, build(self.args.label_similarity)
+
+    def create_scheduler(self, num_training_steps: int) -> None:
+        """(Re)start C's learning-rate schedule, counted in optimizer steps of U."""
+        if self.optimizer is not None:
+            self.scheduler = get_scheduler(
+                self.args.perturber_lr_scheduler_type,
+                self.optimizer,
+                num_warmup_steps=self.args.perturber_warmup_steps,
+                num_training_steps=num_training_steps,
+            )
+
+    # ---- the phases that belong to C -----------------------------------------------------------
+    def play(self, batch: GameBatch, *, counts: bool = True) -> tuple[ChallengeResult, float]:
+        """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
+
+        The visual states are computed once: U does not move in between. With ``counts=False`` the
+        batch is a stand-in on a rank without answers: C gets a zero gradient from it, but the rank
+        takes part in the reduction like all others.
+        """
+        visual: VisualStates | None = None
+        norm = 0.0
+        for _ in range(self.args.perturber_steps):
+            result = challenge(
+                self.backbone,
+                self.perturber,
+                batch,
+                self.config,
+                self.scorer,
+                self.generator,
+                self.label_scorer,
+                with_grad=self.optimizer is not None,
+                visual=visual,
+            )
+            if self.optimizer is not None:
+                if not counts:
+                    result.objective = result.objective * 0.0
+                norm = perturber_step(
+                    result,
+                    self.perturber,
+                    self.optimizer,
+                    self.args.perturber_max_grad_norm,
+                    self.reduce,
+                )
+            visual = _visual(result)
+        return result, norm
+
+    def mine(self, result: ChallengeResult, batch: GameBatch, step: int) -> MiningReport:
+        """Offer the challenge's candidates to the buffer. They are not drawn again."""
+        return mine(result, batch, self.buffer, self.config, step)
+
+    def forget_candidates(self) -> None:
+        """Without a lasting buffer: drop what the last micro-batch mined."""
+        if not self.args.buffer:
+            generator = self.buffer.generator
+            self.buffer = self._new_buffer(0)
+            self.buffer.generator = generator
+
+    @property
+    def ready(self) -> bool:
+        """True when the buffer is full enough for replay."""
+        return len(self.buffer) >= (self.args.resolved_min_size if self.args.buffer else 1)
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+    def files(self, rank: int, world_size: int) -> list[str]:
+        """What a checkpoint of this game must hold, for this rank."""
+        weights = [PERTURBER_FILE] if has_weights(self.perturber) else []
+        return [*weights, game_state_file(rank, world_size)]
+
+    def save(self, folder: str | Path, rank: int, world_size: int) -> None:
+        """Write this rank's state. C's weights are written with the model."""
+        save_game_state(Path(folder) / game_state_file(rank, world_size), self.state_dict())
+
+    def load(self, folder: str | Path, rank: int, world_size: int) -> None:
+        """Restore C's weights and this rank's state; see ``checkpoint`` for what it raises."""
+        load_perturber(folder, self.perturber)
+        self.load_state_dict(load_game_state(Path(folder) / game_state_file(rank, world_size)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves, except C's weights."""
+        noise = self.perturber
+        return {
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "buffer": self.buffer.state_dict(),
+            "generator": self.generator.get_state(),
+            "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        if self.optimizer is not None and state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.generator.set_state(state["generator"])
+        if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
+            self.perturber.generator.set_state(state["noise"])
+
+
+def _visual(result: ChallengeResult) -> VisualStates | None:
+    if result.codes is None:
+        return None
+    return VisualStates(result.states_BNH, result.codes)
+
+
+class CodeCache:
+    """Image codes by sample id, as small integers on the CPU.
+
+    The image tokenizer is frozen, so a picture's codes never change; a sample that comes back in
+    another epoch need not be encoded again. Latents (floating point) are not cached.
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def encode(self, backbone: Backbone, images: Tensor, ids: Sequence[str]) -> Tensor:
+        """Codes of ``images`` (B, N); only unknown ids go through the image tokenizer."""
+        missing = [row for row, name in enumerate(ids) if not name or name not in self._codes]
+        if missing:
+            fresh = backbone.encode_images(images[missing])
+            if fresh.is_floating_point() or not all(ids):
+                return fresh if len(missing) == len(ids) else backbone.encode_images(images)
+            for row, codes in zip(missing, fresh, strict=True):
+                self._codes[ids[row]] = shrink(codes)
+        return torch.stack([self._codes[name] for name in ids]).to(images.device).long()

@@ -1,0 +1,390 @@
+"""The game as a ``transformers.Trainer``: Algorithm 1 of the paper, phase by phase.
+
+    B  samples in the batch    K  candidates drawn per sample
+
+One step, as ``UniGameTrainer.training_step`` reads::
+
+    challenge   C perturbs, G draws, U re-reads; C ascends U's loss        (every m-th step)
+    mine        its hard and still faithful candidates enter the buffer
+    mix         hard samples from the buffer join the clean batch
+    understand  U descends on the ONE mixed batch, weights 1 and beta
+
+The last phase is the base Trainer's own step; with ``challenge_every=0`` it is the only one, and
+the run is plain supervised fine-tuning. Choices that the paper leaves open:
+
+1. Under gradient accumulation every micro-batch is challenged and C moves on each; U moves once.
+2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
+3. Losses are divided by what the whole optimizer step holds (all micro-batches, all ranks), so
+   1 x 8, 8 x 1 and two ranks of 4 are the same step. The hard mean is taken per micro-batch.
+4. An answer counts as right when its mean cross-entropy is below log 2: the true tokens then have
+   a geometric mean probability above 1/2, and a one-token answer is the argmax. The attack success
+   rate is the share of candidates read wrong among samples read right, and costs no extra pass;
+   the clean side of it is U's own training pass, so LoRA dropout is on there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import JanusForConditionalGeneration
+
+from unigame.backbones import load_backbone
+from unigame.backbones.base import Backbone
+from unigame.errors import UserError
+from unigame.game.challenge import ChallengeResult, GameBatch
+from unigame.game.objectives import understanding_weights
+from unigame.training.batches import (
+    Batch,
+    Rows,
+    StepCounts,
+    game_batch,
+    hard_batch,
+    understanding_inputs,
+)
+from unigame.training.collator import GameCollator
+from unigame.training.config import UniGameConfig
+from unigame.training.game_state import CodeCache, GameState
+from unigame.training.metrics import Meter, PhaseTimer
+from unigame.training.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+RIGHT_BELOW = math.log(2)
+
+
+class UniGameTrainer(ResumableTrainer):
+    """Post-train a unified model by self-adversarial play; see the module docstring.
+
+    Args:
+        model: a checkpoint (bundled name, folder or Hub id), a ``Backbone``, or a loaded
+            ``JanusForConditionalGeneration`` (then give its processor as ``processing_class``).
+        args: ``UniGameConfig``; its defaults if left out.
+        train_dataset: records ``{"image", "question", "answer", "caption", "id"}``.
+        eval_dataset: likewise; its loss is the clean loss.
+        processing_class: the processor, where the model does not bring it.
+        peft_config: LoRA settings; the backbone's default if left out. Ignored where the model
+            already carries an adapter.
+        kwargs: anything else that ``transformers.Trainer`` takes (callbacks, optimizers, ...).
+
+    Raises:
+        UserError: for settings, checkpoints or records that cannot work, before training starts.
+    """
+
+    # Ours are divided by the counts of the whole accumulated step: see StepCounts.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | Path | Backbone | JanusForConditionalGeneration,
+        args: UniGameConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: peft.LoraConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args or UniGameConfig(output_dir="runs/unigame")
+        if not isinstance(args, UniGameConfig):
+            raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
+        args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
+        backbone = as_backbone(model, args, processing_class)
+        if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
+            backbone.add_lora(peft_config)
+        super().__init__(
+            model=backbone,
+            args=args,
+            data_collator=kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class or getattr(backbone, "processor", None),
+            **kwargs,
+        )
+        # transformers before loss_is_scaled_for_ga decides by this alone.
+        self.model_accepts_loss_kwargs = True
+        self.backbone = backbone
+        self.meter = Meter(args.device)
+        self.timer = PhaseTimer(args.device)
+        self.code_cache = CodeCache() if args.cache_codes else None
+        self.game: GameState | None = None
+        self._adversarial_ce_BK: Tensor | None = None
+        if args.plays:
+            self.game = GameState(
+                args,
+                backbone,
+                device=args.device,
+                rank=args.process_index,
+                reduce=self._average_over_ranks,
+            )
+            self._report_size(self.game)
+
+    # ---- one step: Algorithm 1 -----------------------------------------------------------------
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        num_items_in_batch: StepCounts | None = None,
+    ) -> Tensor:
+        """One micro-batch: challenge, mine, mix, then the base Trainer's step on the result."""
+        if not model.training:  # after an evaluation
+            model.train()
+        inputs = self._encode(self._prepare_inputs(inputs))
+        if self.game is not None:
+            self.game.forget_candidates()
+            self._adversarial_ce_BK = None
+            if self._challenge_is_due():
+                batch, result, counts = self._challenge(inputs)
+                if counts:
+                    self._mine(batch, result)
+            inputs = self._mix(inputs)
+        with self.timer.phase("understand"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.game is not None and self.game.scheduler and self.accelerator.sync_gradients:
+            self.game.scheduler.step()
+        return loss
+
+    def _challenge_is_due(self) -> bool:
+        return self.state.global_step % self.args.challenge_every == 0
+
+    def _encode(self, inputs: Batch) -> Batch:
+        """Image codes, once for all phases that need them."""
+        self.meter.add("skipped_images", inputs.get("num_skipped", 0))
+        challenged = self.game is not None and self._challenge_is_due()
+        if not (challenged and self.args.perturb_space == "decoder") and (
+            self.args.generation_weight == 0
+        ):
+            return inputs
+        with self.timer.phase("encode"), self.accelerator.autocast(), torch.no_grad():
+            images, ids = inputs["images"], inputs["ids"]
+            if self.code_cache is None:
+                codes = self.backbone.encode_images(images)
+            else:
+                codes = self.code_cache.encode(self.backbone, images, ids)
+        return {**inputs, "codes": codes}
+
+    def _challenge(self, inputs: Batch) -> tuple[GameBatch, ChallengeResult, bool]:
+        """C ascends. The flag is False where this rank had no answers and only kept step."""
+        assert self.game is not None
+        batch, counts = game_batch(inputs)
+        with self.timer.phase("challenge"), self.accelerator.autocast():
+            result, norm = self.game.play(batch, counts=counts)
+        if counts:
+            self._adversarial_ce_BK = result.ce_BK
+            self._record_challenge(result, norm)
+        return batch, result, counts
+
+    def _mine(self, batch: GameBatch, result: ChallengeResult) -> None:
+        """The candidates enter the buffer; they are neither drawn nor read again."""
+        assert self.game is not None
+        if (self.state.global_step // self.args.challenge_every) % self.args.mine_every:
+            return
+        with self.timer.phase("mine"):
+            report = self.game.mine(result, batch, self.state.global_step)
+        self.meter.add("acceptance_rate", report.accepted, report.candidates)
+
+    def _mix(self, inputs: Batch) -> Batch:
+        """Hard samples join the clean batch, once the buffer is full enough."""
+        assert self.game is not None
+        self.meter.add("buffer_size", len(self.game.buffer))
+        for name, value in self.game.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
+            self.meter.add(f"hardness_{name}", value)
+        if not self.game.ready:
+            return inputs
+        samples = self.game.buffer.sample(self.args.resolved_hard_batch_size)
+        with self.timer.phase("mix"), self.accelerator.autocast():
+            return {**inputs, "hard": hard_batch(self.backbone, samples, self.args.perturb_space)}
+
+    # ---- the loss of U -------------------------------------------------------------------------
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: StepCounts | None = None,
+    ) -> Any:
+        """Eq. 6, plus ``generation_weight`` times Eq. 3; a scalar.
+
+        Without ``num_items_in_batch`` (evaluation) it is the mean over this batch alone.
+        """
+        loss = self._understanding_loss(model, inputs, num_items_in_batch)
+        if self.args.generation_weight > 0:
+            generation = self._generation_loss(model, inputs, num_items_in_batch)
+            loss = loss + self.args.generation_weight * generation
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _understanding_loss(
+        self, model: nn.Module, inputs: Batch, counts: StepCounts | None
+    ) -> Tensor:
+        with self.accelerator.autocast():
+            mixed, rows = understanding_inputs(self.backbone, inputs)
+        loss_B = model(loss="answer", **mixed).float()
+        is_hard_B = torch.arange(len(loss_B), device=loss_B.device) >= len(rows.index)
+        items_B = self._items(mixed["questions"], mixed["answers"]).to(loss_B.device)
+        num_clean, num_hard, scale = items_B[~is_hard_B].sum(), items_B[is_hard_B].sum(), 1
+        if counts is not None:
+            num_clean, scale = torch.as_tensor(counts.answers), counts.world_size
+            num_hard = num_hard * counts.micro_batches * counts.world_size
+        weight_B = understanding_weights(
+            is_hard_B, self.args.beta, num_clean=num_clean, num_hard=num_hard
+        )
+        if rows.count == 0:
+            weight_B = weight_B * is_hard_B
+        if model.training:
+            self._record_understanding(loss_B.detach(), is_hard_B, rows)
+        return scale * (weight_B.to(loss_B) * items_B * loss_B).sum()
+
+    def _generation_loss(
+        self, model: nn.Module, inputs: Batch, counts: StepCounts | None
+    ) -> Tensor:
+        """Eq. 3 over the rows that have a caption."""
+        rows = Rows.where(inputs["has_caption_B"])
+        codes = inputs.get("codes")
+        loss_B = model(
+            loss="generation",
+            images=inputs["images"][rows.index],
+            captions=rows.pick(inputs["captions"]),
+            codes=codes[rows.index] if codes is not None else None,
+        ).float()
+        if rows.count == 0:
+            return 0.0 * loss_B.sum()
+        if model.training:
+            self.meter.add_mean("generation_loss", loss_B)
+        if counts is None:
+            return loss_B.mean()
+        return counts.world_size * loss_B.sum() / counts.captions
+
+    def _items(self, questions: list[str], answers: list[str]) -> Tensor:
+        """What each row counts for, (B,): 1, or its number of answer tokens."""
+        if self.args.loss_reduction == "sample":
+            return torch.ones(len(answers))
+        return self.backbone.answer_lengths(questions, answers).float()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Any]:
+        """The micro-batches of one optimizer step, and what they hold over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        answers = sum(self._count_answers(batch) for batch in batches)
+        captions = sum(int(batch["has_caption_B"].sum()) for batch in batches)
+        totals = torch.tensor([answers, captions], dtype=torch.float64, device=device)
+        answers, captions = self._sum_over_ranks(totals).tolist()
+        world_size = self.accelerator.num_processes
+        return batches, StepCounts(answers, captions, len(batches), world_size)
+
+    def _count_answers(self, batch: Batch) -> float:
+        rows = Rows.where(batch["has_answer_B"])
+        if rows.count == 0:
+            return 0.0
+        items_B = self._items(rows.pick(batch["questions"]), rows.pick(batch["answers"]))
+        return float(items_B.sum())
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    # ---- what is logged ------------------------------------------------------------------------
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the game's figures, averaged over steps and ranks, to every training log."""
+        if "loss" in logs:
+            self.timer.flush(self.meter)
+            logs = {**logs, **self.meter.flush(self._sum_over_ranks)}
+        super().log(logs, start_time)
+
+    def _record_challenge(self, result: ChallengeResult, norm: float) -> None:
+        assert self.game is not None
+        figures = result.metrics
+        for name in ("adversarial_ce", "similarity", "eps", "delta_relative"):
+            self.meter.add(name, figures[name])
+        for name in ("codes_changed", "label_penalty"):  # not in token space; not without the term
+            if name in figures:
+                self.meter.add(name, figures[name])
+        self.meter.add("perturber_objective", figures["objective"])
+        if self.game.optimizer is not None:
+            self.meter.add("perturber_grad_norm", norm)
+            self.meter.add("perturber_learning_rate", self.game.optimizer.param_groups[0]["lr"])
+
+    def _record_understanding(self, loss_B: Tensor, is_hard_B: Tensor, rows: Rows) -> None:
+        if rows.count:
+            clean_B = loss_B[~is_hard_B]
+            self.meter.add_mean("clean_ce", clean_B)
+            if self._adversarial_ce_BK is not None:
+                right_B1 = (clean_B < RIGHT_BELOW)[:, None]
+                wrong_BK = self._adversarial_ce_BK >= RIGHT_BELOW
+                beaten = (right_B1 & wrong_BK).sum()
+                self.meter.add("attack_success_rate", beaten, right_B1.sum() * wrong_BK.shape[1])
+        if len(loss_B) > len(rows.index):
+            self.meter.add_mean("hard_ce", loss_B[is_hard_B])
+
+    def _report_size(self, game: GameState) -> None:
+        own = sum(parameter.numel() for parameter in game.perturber.parameters())
+        whole = self.backbone.facts.num_parameters
+        logger.info(
+            "perturber: %s, %d parameters, %.2f %% of the model's %d",
+            self.args.perturbation,
+            own,
+            100 * own / whole,
+            whole,
+        )
+
+    # ---- ranks, schedules ----------------------------------------------------------------------
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """U's schedule and, beside it, C's: both run over the same optimizer steps."""
+        if self.game is not None:
+            self.game.create_scheduler(num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return values
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def _average_over_ranks(self, gradients: list[Tensor]) -> None:
+        """One collective for all of C's gradients, in place."""
+        if self.accelerator.num_processes == 1:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        flat = self._sum_over_ranks(flat) / self.accelerator.num_processes
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def as_backbone(
+    model: str | Path | Backbone | JanusForConditionalGeneration,
+    args: UniGameConfig,
+    processing_class: Any,
+) -> Backbone:
+    """The backbone that ``model`` names or is; frozen weights load in bfloat16 under ``bf16``."""
+    if isinstance(model, Backbone):
+        return model
+    if isinstance(model, str | Path):
+        return load_backbone(
+            model, dtype="bfloat16" if args.bf16 else "float32", device=args.device
+        )
+    if isinstance(model, JanusForConditionalGeneration):
+        if processing_class is None:
+            raise UserError(
+                "processing_class is missing: a loaded JanusForConditionalGeneration does not "
+                "carry its JanusProcessor; pass it, or give the checkpoint's folder as model"
+            )
+        from unigame.backbones.janus import JanusBackbone
+
+        return JanusBackbone(model, processing_class)
+    raise UserError(
+        f"model is {type(model).__name__}; give a checkpoint folder or Hub id, a Backbone, or a "
+        "JanusForConditionalGeneration"
+    )
