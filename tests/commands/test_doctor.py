@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import pytest
+
+from unigame import cli
+from unigame.commands import doctor as module
+from unigame.commands.memory import janus_pro_config, measure
+from unigame.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def size():
+    return measure("folder", janus_pro_config("1B"))
+
+
+@pytest.fixture
+def sound(monkeypatch, size):
+    """A machine where the bundled model is fine, without loading it or building large ones."""
+    monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
+    monkeypatch.setattr(module, "_size_of", lambda name: replace(size, name=name))
+    monkeypatch.setattr(module, "measure", lambda name, config: replace(size, name=name))
+
+
+def test_the_report_covers_environment_hardware_and_what_fits(sound, capsys):
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("python 3.", "torch ", "cores", "GiB available", "Janus-Pro-7B", "estimate"):
+        assert part in shown
+    assert shown.rstrip().splitlines()[-3].startswith("Next:")
+
+
+def test_marks_follow_the_capacity(sound, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a large machine", 1e15))
+    cli.main(["doctor"])
+    assert "✗" not in capsys.readouterr().out
+    monkeypatch.setattr(module, "_capacity", lambda: ("a tiny machine", 1.0))
+    cli.main(["doctor"])
+    assert "✓" not in capsys.readouterr().out
+
+
+def test_a_recipe_is_judged_by_its_own_settings(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 8 * 2**30))
+    recipe = tmp_path / "mine.yaml"
+    lines = []
+    for batch in (1, 64):
+        recipe.write_text(
+            "model: folder\ndtype: bfloat16\ndata: [{type: synthetic}]\n"
+            f"training: {{per_device_train_batch_size: {batch}, buffer_capacity: 500, "
+            "gradient_checkpointing: true}\n"
+        )
+        assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
+        shown = capsys.readouterr().out
+        lines += [line for line in shown.splitlines() if "This recipe" in line]
+        assert f"unigame train {recipe}" in shown
+    assert "batch 1)" in lines[0] and " fits in a machine" in lines[0]
+    assert "batch 64)" in lines[1] and "does not fit in a machine" in lines[1]
+
+
+def test_a_broken_bundled_model_is_said_and_fails(capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise UserError("weight file is missing")
+
+    monkeypatch.setattr("unigame.backbones.load_backbone", broken)
+    assert cli.main(["doctor"]) == 1
+    assert "broken: weight file is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "fragment"),
+    [
+        ('{"model_type": "llama"}', "'llama'"),
+        ("{", "no model configuration"),
+        (None, "config.json"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_before_the_report(config, fragment, tmp_path, capsys):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert fragment in captured.err and captured.out == ""

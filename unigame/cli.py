@@ -1,0 +1,291 @@
+"""The ``unigame`` command. Arguments are checked before anything heavy is imported.
+
+What a user got wrong ends in one line on stderr and exit code 2, without a traceback; Ctrl-C in one
+line that says what was kept, and exit code 130. Any other exception is a fault of ours and keeps
+its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Never
+
+from unigame import __version__
+from unigame.errors import UserError
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+DEFAULT_MODEL = "janus-nano"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; ``argv`` defaults to the process's arguments."""
+    args = argparse.Namespace()
+    try:
+        parser = build_parser()
+        args, extra = parser.parse_known_args(argv)
+        if extra and args.command != "pretrain":
+            raise UserError(
+                f"unknown argument {extra[0]!r}; `unigame {args.command} --help` lists them"
+            )
+        args.extra = extra
+        _quiet_libraries()
+        run: Callable[[argparse.Namespace], int | None] = args.run
+        return run(args) or EXIT_OK
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\n{_what_was_kept(args)}", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) went away; point stdout at nothing so that exit stays quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ``UserError``: one line instead of a usage block."""
+
+    def error(self, message: str) -> Never:
+        raise UserError(f"{message}; `{self.prog} --help` shows what it takes")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = _Parser(
+        prog="unigame",
+        description="Post-train a unified multimodal model by letting it play its own adversary.",
+        epilog="Start with: unigame demo --quick",
+    )
+    parser.add_argument("--version", action="version", version=f"unigame {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="command", parser_class=_Parser
+    )
+    _add_demo(commands)
+    _add_train(commands)
+    _add_generate(commands)
+    _add_answer(commands)
+    _add_doctor(commands)
+    pretrain = commands.add_parser(
+        "pretrain", add_help=False, help="train the bundled model janus-nano from scratch"
+    )
+    pretrain.set_defaults(run=_pretrain)
+    return parser
+
+
+# ---- the commands: their arguments, and what they call -------------------------------------------
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "demo",
+        help="play the game on the bundled model and print an honest before/after table",
+        description="Train SFT, UniGame and the controls at the same budget, evaluate them all, "
+        "and write table, gallery, curves and adapter.",
+    )
+    command.add_argument("--quick", action="store_true", help="about a third of the time")
+    command.add_argument("--seed", type=_seed, default=0, help="of data, training and evaluation")
+    command.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write")
+    command.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or Hub id")
+    command.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    _check_output_folder(args.output)
+    from unigame.commands.console import next_step
+    from unigame.demo import run_demo
+
+    run_demo(output=args.output, quick=args.quick, seed=args.seed, model=args.model)
+    next_step(
+        f"look at {args.output}/gallery.png and {args.output}/curves.png",
+        "change one number and train again:  unigame train janus_nano --beta 0.25",
+    )
+
+
+def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train from a recipe: unigame train janus_nano --learning_rate 1e-4",
+        description="Train from a YAML recipe (a file, or the name of a shipped one). Any setting "
+        "of the recipe can follow as --key value; a dotted path reaches inside: --lora.r 8.",
+    )
+    command.add_argument("recipe", help="YAML file or the name of a shipped recipe")
+    command.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="settings to change"
+    )
+    command.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from unigame.commands.train import train
+
+    train(args.recipe, args.overrides)
+
+
+def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser("generate", help="draw pictures from a text prompt")
+    command.add_argument("prompt", help="what to draw")
+    _add_model_arguments(command)
+    command.add_argument("--num-images", type=_positive_int, default=1, help="pictures to draw")
+    command.add_argument("--seed", type=_seed, default=0, help="same seed, same pictures")
+    command.add_argument(
+        "--guidance-scale", type=_guidance, default=5.0, help="how strictly to follow the prompt"
+    )
+    command.add_argument(
+        "--temperature", type=_temperature, default=1.0, help="0 draws the most likely picture"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/generated.png"), help="picture file to write"
+    )
+    command.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from unigame.commands.inference import generate
+
+    generate(
+        args.prompt,
+        model=args.model,
+        adapter=args.adapter,
+        dtype=args.dtype,
+        num_images=args.num_images,
+        seed=args.seed,
+        guidance_scale=args.guidance_scale,
+        temperature=args.temperature,
+        output=args.output,
+    )
+
+
+def _add_answer(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser("answer", help="answer a question about a picture")
+    command.add_argument("image", type=Path, help="picture file")
+    command.add_argument("question", help="what to ask about it")
+    _add_model_arguments(command)
+    command.add_argument(
+        "--max-new-tokens", type=_positive_int, default=32, help="longest answer, in tokens"
+    )
+    command.set_defaults(run=_answer)
+
+
+def _answer(args: argparse.Namespace) -> None:
+    from unigame.commands.inference import answer
+
+    answer(
+        args.image,
+        args.question,
+        model=args.model,
+        adapter=args.adapter,
+        dtype=args.dtype,
+        max_new_tokens=args.max_new_tokens,
+    )
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "doctor", help="check the installation, the devices, and what fits in memory"
+    )
+    command.add_argument("--model", help="also check this checkpoint (folder or Hub id)")
+    command.add_argument("--recipe", help="also check this recipe (file or shipped name)")
+    command.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from unigame.commands.doctor import doctor
+
+    return doctor(model=args.model, recipe=args.recipe)
+
+
+def _pretrain(args: argparse.Namespace) -> int | None:
+    from unigame.synthetic.pretrain import main as pretrain
+
+    return pretrain(args.extra)
+
+
+def _add_model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or Hub id")
+    command.add_argument("--adapter", help="LoRA adapter folder, such as one that train wrote")
+    command.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the weights"
+    )
+
+
+# ---- checks of single values ---------------------------------------------------------------------
+
+
+def _number(text: str, kind: Callable[[str], float], what: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+
+
+def _positive_int(text: str) -> int:
+    value = int(_number(text, int, "a whole number"))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small, give at least 1")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(_number(text, int, "a whole number"))
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not a seed, give one from 0 to 2**32 - 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    value = _number(text, float, "a number")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a temperature, give 0 or more")
+    return value
+
+
+def _guidance(text: str) -> float:
+    value = _number(text, float, "a number")
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is too small, 1 means no guidance")
+    return value
+
+
+def _check_output_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output {path} is a file; name a folder")
+
+
+# ---- endings -------------------------------------------------------------------------------------
+
+
+def _quiet_libraries() -> None:
+    """Keep library chatter out of our output, unless the user asked for it in the environment."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _fail(message: str) -> int:
+    line = " ".join(message.split())
+    print(f"unigame: error: {line}", file=sys.stderr)  # noqa: T201
+    return EXIT_USER_ERROR
+
+
+def _what_was_kept(args: argparse.Namespace) -> str:
+    """One line for Ctrl-C: what is on disk, and the command that goes on from there."""
+    command = getattr(args, "command", None)
+    if command == "train":
+        from unigame.commands.train import interrupted_note
+
+        return interrupted_note(args.recipe, args.overrides)
+    if command == "demo":
+        kept = sorted(p.name for p in args.output.glob("*")) if args.output.is_dir() else []
+        where = f"kept in {args.output}: {', '.join(kept)}" if kept else "nothing was written yet"
+        return f"Stopped; {where}. Run the same command again to go on."
+    return "Stopped; nothing was written. Run the same command again."
+
+
+if __name__ == "__main__":  # torchrun -m unigame.cli train ...
+    sys.exit(main())

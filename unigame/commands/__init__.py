@@ -1,0 +1,1 @@
+"""What the commands do. Each module is imported by the command that needs it, and only then."""

@@ -1,0 +1,1 @@
+"""Measuring what a model can do; one file per benchmark."""

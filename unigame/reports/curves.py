@@ -1,0 +1,185 @@
+"""Training curves: the game as it was played, in small multiples.
+
+The input is the ``log_history`` of a transformers Trainer: a list of dicts with ``step`` and
+whatever was logged then. A panel without any logged figure is left out, so that plain fine-tuning
+gets one panel and the full game gets all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from unigame.errors import UserError
+from unigame.reports import style
+
+
+@dataclass(frozen=True)
+class Line:
+    """One logged key, drawn with a label and a colour."""
+
+    key: str
+    label: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot: its title (with the unit), its lines, and whether it shows shares of one."""
+
+    title: str
+    lines: tuple[Line, ...]
+    share: bool = False
+
+
+PANELS = (
+    Panel(
+        "Cross-entropy of the true answer",
+        (
+            Line("clean_ce", "clean", style.CLEAN),
+            Line("adversarial_ce", "adversarial", style.ADVERSARIAL),
+            Line("hard_ce", "hard (buffer)", style.HARD),
+        ),
+    ),
+    Panel(
+        "Size of the perturbation",
+        (
+            Line("eps", "eps", style.ADVERSARIAL),
+            Line("delta_relative", "relative to the states", style.DRAWN),
+        ),
+    ),
+    Panel(
+        "What the attack does",
+        (
+            Line("codes_changed", "codes changed", style.DRAWN),
+            Line("attack_success_rate", "attack success", style.ADVERSARIAL),
+            Line("similarity", "similarity", style.CLEAN),
+        ),
+        share=True,
+    ),
+    Panel(
+        "Candidates kept as hard samples",
+        (Line("acceptance_rate", "accepted", style.HARD),),
+        share=True,
+    ),
+    Panel("Hard samples in the buffer", (Line("buffer_size", "items", style.HARD),)),
+    Panel(
+        "Seconds per phase of a step",
+        (
+            Line("seconds_understand", "understand", style.CLEAN),
+            Line("seconds_challenge", "challenge", style.ADVERSARIAL),
+            Line("seconds_mine", "mine", style.HARD),
+        ),
+    ),
+)
+
+
+def save_curves(
+    log_history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    panels: Sequence[Panel] = PANELS,
+    title: str | None = None,
+) -> Path:
+    """Draw the logged curves into one picture file and return its path.
+
+    Raises:
+        UserError: no panel finds any of its keys in the log.
+    """
+    drawn = [(panel, series) for panel in panels if (series := _series(panel, log_history))]
+    if not drawn:
+        keys = sorted({key for entry in log_history for key in entry})
+        raise UserError(
+            f"nothing to draw: the log of {len(log_history)} entries holds {keys or 'no keys'}; "
+            "train with logging_steps > 0, or pass panels that name these keys"
+        )
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
+    with rc_context(style.RC):
+        figure = Figure(figsize=(3.3 * columns, 2.25 * lines), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for ax, (panel, series) in zip(axes, drawn, strict=False):
+            _draw_panel(ax, panel, series)
+        for ax in axes[len(drawn) :]:
+            ax.set_visible(False)
+        for ax in axes[max(0, len(drawn) - columns) : len(drawn)]:
+            ax.set_xlabel("step")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        return style.save(figure, path)
+
+
+def load_log_history(path: str | Path) -> list[dict[str, Any]]:
+    """Read ``log_history`` from a Trainer's ``trainer_state.json``.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or has no ``log_history``.
+    """
+    path = Path(path)
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; pass a checkpoint's trainer_state.json"
+        ) from None
+    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
+        raise UserError(f"{path} has no log_history; pass a checkpoint's trainer_state.json")
+    return state["log_history"]
+
+
+Series = list[tuple[Line, list[float], list[float]]]
+
+
+def _series(panel: Panel, log_history: Sequence[Mapping[str, Any]]) -> Series:
+    """The lines of a panel that were logged at all, with their steps and finite values."""
+    found: Series = []
+    for line in panel.lines:
+        points = [
+            (float(entry["step"]), float(entry[line.key]))
+            for entry in log_history
+            if "step" in entry and _is_finite(entry.get(line.key))
+        ]
+        if points:
+            steps, values = zip(*points, strict=True)
+            found.append((line, list(steps), list(values)))
+    return found
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _draw_panel(ax: Axes, panel: Panel, series: Series) -> None:
+    for line, steps, values in series:
+        marker = "o" if len(steps) == 1 else None  # a single point has no line to show
+        ax.plot(steps, values, color=line.colour, label=line.label, marker=marker, markersize=4)
+    # Titles leave room for a line of labels between them and the plot, clear of every curve.
+    ax.set_title(panel.title, pad=18)
+    ax.margins(x=0.02)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if panel.share:
+        ax.set_ylim(-0.02, 1.02)
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    else:
+        ax.set_ylim(bottom=min(0.0, *(min(values) for _, _, values in series)))
+    ax.tick_params(length=0)
+    if len(series) > 1:
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=len(series),
+            handlelength=1.0,
+            handletextpad=0.4,
+            columnspacing=1.0,
+            borderpad=0,
+            borderaxespad=0.35,
+        )
