@@ -1,0 +1,72 @@
+"""Pages that cannot rot: links lead somewhere, names are where the table says, code compiles."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import unigame
+
+ROOT = Path(unigame.__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+def test_the_pages_are_found():
+    assert {"README.md", "method.md", "index.md"} <= {page.name for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def rows_of_the_symbol_table():
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| .* \| (.*) \| `(unigame/.*\.py)` \|$", text, flags=re.M)
+    return [(name, file) for names, file in rows for name in re.findall(r"`(\w+)`", names)]
+
+
+def test_the_symbol_table_is_read():
+    assert len(rows_of_the_symbol_table()) > 20
+
+
+@pytest.mark.parametrize(("name", "file"), rows_of_the_symbol_table())
+def test_each_name_of_the_method_is_in_its_file(name, file):
+    assert re.search(rf"\b{name}\b", (ROOT / file).read_text(encoding="utf-8"))
+
+
+def test_each_setting_named_by_the_method_exists():
+    from unigame.training.config import UniGameConfig
+
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    table = text.split("| ablation | setting |")[1]
+    names = set(re.findall(r"`([a-z]\w+)(?=[:`])", table)) - {"decoder", "cosine", "none"}
+    assert len(names) > 10
+    assert names <= set(UniGameConfig.__dataclass_fields__)
+
+
+def python_examples():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+
+
+def test_the_readme_example_uses_what_exists():
+    (example,) = python_examples()
+    compile(example, "README.md", "exec")
+    (names,) = re.findall(r"from unigame import (.*)", example)
+    for name in names.split(", "):
+        assert getattr(unigame, name)
+    from unigame.training.config import UniGameConfig
+
+    settings = re.findall(r"^    (\w+)=", example, flags=re.M)
+    assert len(settings) > 5
+    assert set(settings) <= set(UniGameConfig.__dataclass_fields__)
+
+
+def test_every_public_name_resolves():
+    for name in unigame.__all__:
+        assert getattr(unigame, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Unigame'"):
+        _ = unigame.Unigame
