@@ -31,7 +31,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
@@ -199,29 +199,29 @@ def _trainer(
     config: dict[str, Any],
     progress: Progress,
 ) -> UniGameTrainer:
-    shared = load_recipe(
-        RECIPE,
-        [
-            word
-            for name, value in {
-                **config["arms"][arm],
-                "seed": config["seed"],
-                "output_dir": str(folder),
-                "eval_strategy": "no",
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "logging_steps": 5,
-            }.items()
-            for word in (f"--{name}", str(value))
-        ],
-    ).training
-    return UniGameTrainer(
+    changed = config["arms"][arm]
+    steps = changed.get("max_steps", recipe.training.max_steps)
+    settings = {
+        **changed,
+        "seed": config["seed"],
+        "output_dir": str(folder),
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": max(1, min(5, steps // 10)),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    shared = load_recipe(RECIPE, words).training
+    trainer = UniGameTrainer(
         model=backbone,
         args=shared,
         train_dataset=build_dataset(recipe.data, seed=config["seed"]),
         peft_config=recipe.lora_config(),
         callbacks=[_Bar(progress, f"  {arm}: training", shared.max_steps)],
     )
+    trainer.remove_callback(PrinterCallback)  # the bar says it
+    return trainer
 
 
 class _Bar(TrainerCallback):

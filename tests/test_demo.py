@@ -1,0 +1,106 @@
+"""The demo end to end on a tiny random model: what it writes, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import make_tiny_janus
+from unigame import demo
+from unigame.errors import UserError
+from unigame.evaluation import world
+from unigame.evaluation.world import METRIC_INFO, Sizes
+from unigame.synthetic.questions import vocabulary
+
+TINY = Sizes(in_distribution=12, ood=36, groups=3, attack=12, attack_steps=2, pictures=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return make_tiny_janus(folder, image_size=48, vocab_words=vocabulary())
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of four samples an arm, a handful of questions."""
+    whole = demo.load_recipe
+    short = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "hard_batch_size": 2,
+        "buffer_min_size": 2,
+        "data.0.size": 60,
+        "warmup_steps": 0,
+    }
+    words = [w for name, value in short.items() for w in (f"--{name}", str(value))]
+    monkeypatch.setattr(demo, "load_recipe", lambda name, extra: whole(name, [*words, *extra]))
+    monkeypatch.setattr(demo, "QUICK", TINY)
+    monkeypatch.setattr(demo, "QUICK_SHARE", 1)
+    # A random model draws nothing that the reader knows: let every attacked picture count.
+    monkeypatch.setattr(world, "read", lambda image: SAME)
+    monkeypatch.setattr(world, "truth", lambda scene: SAME)
+
+
+SAME: set[Any] = {(0, "red", "disc")}
+
+
+def test_every_arm_is_trained_measured_and_written(
+    model: Path, small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "demo"
+    returned = demo.run_demo(output, quick=True, seed=3, model=str(model))
+    written = json.loads((output / "results.json").read_text())
+    assert written == json.loads(json.dumps(returned))
+    assert list(written["arms"]) == ["base", "sft", "sft_equal_samples", "round_trip", "unigame"]
+    assert written["seed"] == 3
+    for arm, entry in written["arms"].items():
+        assert set(entry["metrics"]) == set(METRIC_INFO)
+        assert entry["steps"] == (0 if arm == "base" else 2)
+        for figure in entry["metrics"].values():
+            assert figure["low"] <= figure["value"] <= figure["high"] and figure["n"] > 0
+    changed = written["config"]["arms"]
+    assert changed["sft_equal_samples"]["per_device_train_batch_size"] == 6
+    assert changed["round_trip"] == {"perturbation": "none", "max_steps": 2}
+    for name in ("config.json", "gallery.png", "curves.png", "table.md", "table.csv"):
+        assert (output / name).stat().st_size > 0
+    assert (output / "adapter" / "adapter_model.safetensors").exists()
+    assert not (output / "INCOMPLETE").exists()
+    assert "UniGame" in capsys.readouterr().out
+
+
+def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
+    model: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run_arm, trained = tmp_path / "demo", demo._run_arm, []
+
+    def stop_at_third(arm: str, *rest: Any) -> Any:
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(arm)
+        return run_arm(arm, *rest)
+
+    monkeypatch.setattr(demo, "_run_arm", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo(output, quick=True, model=str(model))
+    assert list(json.loads((output / "results.json").read_text())["arms"]) == ["base", "sft"]
+    again: list[str] = []
+    monkeypatch.setattr(
+        demo, "_run_arm", lambda arm, *rest: (again.append(arm), run_arm(arm, *rest))[1]
+    )
+    demo.run_demo(output, quick=True, model=str(model))
+    assert again == ["sft_equal_samples", "round_trip", "unigame"]
+    # A finished demo starts afresh, and so would other settings.
+    again.clear()
+    monkeypatch.setattr(demo, "ARMS", ("base",))
+    demo.run_demo(output, quick=True, model=str(model))
+    assert again == ["base"]
+
+
+def test_a_wrong_model_leaves_the_output_folder_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        demo.run_demo(tmp_path / "demo", quick=True, model=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "demo").exists()
