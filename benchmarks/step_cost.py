@@ -78,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16, help="clean samples")
     parser.add_argument("--repetitions", type=int, default=15, help="of each kind of step")
     parser.add_argument("--num-candidates", type=int, default=1, help="K")
+    parser.add_argument("--challenge-share", type=float, default=1.0, help="of the batch")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 weights and autocast")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
@@ -90,6 +91,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> UniGameTrainer:
         output_dir=str(folder),
         per_device_train_batch_size=options.batch_size,
         num_candidates=options.num_candidates,
+        challenge_share=options.challenge_share,
         gradient_checkpointing=options.gradient_checkpointing,
         eps_mode="relative",
         eps_max=0.6,
@@ -206,6 +208,7 @@ def describe(trainer: UniGameTrainer, options: argparse.Namespace) -> dict[str, 
             "batch_size": options.batch_size,
             "hard_batch_size": trainer.args.resolved_hard_batch_size,
             "num_candidates": options.num_candidates,
+            "challenge_share": options.challenge_share,
             "dtype": str(facts.dtype).removeprefix("torch."),
             "gradient_checkpointing": options.gradient_checkpointing,
             "repetitions": options.repetitions,

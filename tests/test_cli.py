@@ -163,10 +163,13 @@ def test_our_own_faults_keep_their_traceback(monkeypatch):
 def test_ctrl_c_in_the_demo_names_what_was_kept(tmp_path, capsys, monkeypatch):
     stand_in(monkeypatch, "unigame.demo", run_demo=raising(KeyboardInterrupt()))
     assert cli.main(["demo", "--output", str(tmp_path / "none")]) == 130
-    assert "nothing was written yet" in capsys.readouterr().err
-    (tmp_path / "results.json").write_text("{}")
+    assert "no arm was finished yet" in capsys.readouterr().err
+    for arm in ("base", "sft", "unigame"):
+        (tmp_path / "arms" / arm).mkdir(parents=True)
+    for arm in ("base", "sft"):
+        (tmp_path / "arms" / arm / "scores.json").write_text("{}")
     assert cli.main(["demo", "--output", str(tmp_path)]) == 130
-    assert "kept in" in (line := capsys.readouterr().err) and "results.json" in line
+    assert f"kept in {tmp_path}: base, sft. Run" in capsys.readouterr().err
 
 
 def test_train_hands_over_the_recipe_and_every_override(monkeypatch):

@@ -281,10 +281,12 @@ def _what_was_kept(args: argparse.Namespace) -> str:
 
         return interrupted_note(args.recipe, args.overrides)
     if command == "demo":
-        kept = sorted(p.name for p in args.output.glob("*")) if args.output.is_dir() else []
-        where = f"kept in {args.output}: {', '.join(kept)}" if kept else "nothing was written yet"
-        return f"Stopped; {where}. Run the same command again to go on."
-    return "Stopped; nothing was written. Run the same command again."
+        arms = sorted(file.parent.name for file in args.output.glob("arms/*/scores.json"))
+        kept = f"kept in {args.output}: {', '.join(arms)}" if arms else "no arm was finished yet"
+        return f"Stopped; {kept}. Run the same command again to go on from there."
+    if command == "pretrain":
+        return "Stopped; finished stages are kept. Name the others with --stages to go on."
+    return "Stopped. Pictures already written are kept; run the same command again."
 
 
 if __name__ == "__main__":  # torchrun -m unigame.cli train ...

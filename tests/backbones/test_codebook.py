@@ -38,7 +38,7 @@ def test_the_gradient_is_that_of_the_softmax_mixture() -> None:
 
 
 def test_anchor_adds_to_the_logit_of_the_own_code() -> None:
-    scores, own = logits(), torch.randint(6, (2, 5))
+    scores, own = logits(), torch.arange(10).view(2, 5) % 6
     drawn = draw_codes(scores, own, BOOK, anchor=1.5)
     biased = scores + 1.5 * torch.nn.functional.one_hot(own, 6)
     assert torch.equal(drawn.codes_MN, biased.argmax(-1))
@@ -55,8 +55,9 @@ def test_candidates_are_independent_draws_of_the_softmax() -> None:
 
 
 def test_rows_of_one_sample_lie_together() -> None:
-    scores = 50.0 * logits()
-    drawn = draw_codes(scores, torch.zeros(2, 5), BOOK, num_candidates=3)
+    scores = 1e4 * logits()  # no Gumbel draw outweighs these differences
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_codes(scores, torch.zeros(2, 5), BOOK, num_candidates=3, generator=generator)
     assert torch.equal(drawn.codes_MN, scores.argmax(-1).repeat_interleave(3, dim=0))
 
 

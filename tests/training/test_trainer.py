@@ -76,6 +76,12 @@ def test_update_ratio_of_the_players(tiny_path: Path, tmp_path: Path) -> None:
     assert ["acceptance_rate" in entry for entry in logs(trainer)] == [True] + [False] * 3 + [True]
 
 
+def test_a_share_of_the_batch_can_be_challenged(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=2, challenge_share=0.4)
+    trainer.train()
+    assert [entry["buffer_size"] for entry in logs(trainer)] == [2, 4]  # ceil(0.4 * 4) a step
+
+
 def test_without_a_buffer_only_fresh_candidates_are_used(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=4, buffer=False, challenge_every=2)
     trainer.train()

@@ -6,6 +6,7 @@ they wait for it for ever. So nothing is skipped: such a rank runs its first row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,14 @@ class StepCounts:
     world_size: int
 
 
-def game_batch(inputs: Batch) -> tuple[GameBatch, bool]:
-    """The rows with an answer, as the challenge wants them; False if they are a stand-in."""
+def game_batch(inputs: Batch, share: float = 1.0) -> tuple[GameBatch, bool]:
+    """The rows with an answer, as the challenge wants them; False if they are a stand-in.
+
+    With a ``share`` below 1 only the first ones: the batch is shuffled, so they are random.
+    """
     rows = Rows.where(inputs["has_answer_B"])
+    index = rows.index[: math.ceil(share * len(rows.index))]
+    rows = Rows(index, min(rows.count, len(index)))
     questions = rows.pick(inputs["questions"])
     captions = [inputs["captions"][row] for row in rows.index]
     codes = inputs.get("codes")

@@ -38,6 +38,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0.0, float("inf"), True),
     "challenge_every": (0, float("inf"), True),
     "perturber_steps": (1, float("inf"), True),
+    "challenge_share": (0.0, 1.0, False),
     "mine_every": (1, float("inf"), True),
     "beta": (0.0, float("inf"), True),
     "generation_weight": (0.0, float("inf"), True),
@@ -94,6 +95,11 @@ class UniGameConfig(TrainingArguments):
     # ---- pace of the two players ---------------------------------------------------------------
     challenge_every: int = _setting(
         1, "Challenge on every m-th optimizer step (m of Algorithm 1). 0: no game, plain SFT."
+    )
+    challenge_share: float = _setting(
+        1.0,
+        "Share of a batch that C challenges. Half draws as many candidates as a mixed batch takes "
+        "hard samples, at half the cost of the challenge.",
     )
     perturber_steps: int = _setting(
         1, "Updates of C per challenge. C:U ratio = perturber_steps : challenge_every."

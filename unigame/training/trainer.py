@@ -171,7 +171,7 @@ class UniGameTrainer(ResumableTrainer):
     def _challenge(self, inputs: Batch) -> tuple[GameBatch, ChallengeResult, bool]:
         """C ascends. The flag is False where this rank had no answers and only kept step."""
         assert self.game is not None
-        batch, counts = game_batch(inputs)
+        batch, counts = game_batch(inputs, self.args.challenge_share)
         with self.timer.phase("challenge"), self.accelerator.autocast():
             result, norm = self.game.play(batch, counts=counts)
         if counts:
@@ -322,8 +322,8 @@ class UniGameTrainer(ResumableTrainer):
             clean_B = loss_B[~is_hard_B]
             self.meter.add_mean("clean_ce", clean_B)
             if self._adversarial_ce_BK is not None:
-                right_B1 = (clean_B < RIGHT_BELOW)[:, None]
                 wrong_BK = self._adversarial_ce_BK >= RIGHT_BELOW
+                right_B1 = (clean_B[: len(wrong_BK)] < RIGHT_BELOW)[:, None]
                 beaten = (right_B1 & wrong_BK).sum()
                 self.meter.add("attack_success_rate", beaten, right_B1.sum() * wrong_BK.shape[1])
         if len(loss_B) > len(rows.index):

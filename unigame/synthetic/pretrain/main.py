@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import gates, language, tokenizer, vision
 
-STAGES = ("tokenizer", "vision", "warm-up", "language", "gates")
+STAGES = ("tokenizer", "decoder", "vision", "warm-up", "language", "gates")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if "tokenizer" in args.stages:
         tokenizer.train(args.output, args.seed)
+    if "decoder" in args.stages:
+        tokenizer.refine(args.output, args.seed)
     if "vision" in args.stages:
         vision.train(args.output, args.seed)
     if "warm-up" in args.stages:

@@ -204,6 +204,44 @@ def train(
     log(gate="tokenizer", object_match=round_trip_match(vq, fresh), needed=0.99)
 
 
+def refine(folder: Path, seed: int, steps: int = 320, rate: float = 1e-3) -> None:
+    """Train the decoder alone, mostly on clean pictures; the codes of every picture stay the same.
+
+    Encoder and codebook are frozen, so this may run before, after or beside the language stage.
+    """
+    torch.manual_seed(seed + 4)
+    log = Log(folder, "decoder")
+    scenes = broad_scenes(6000, seed + 5, plain=0.85, noise=False)
+    images, masks = pictures(scenes), foreground(scenes)
+    colour, shape = cell_targets(scenes)
+    reader = train_reader(images, colour, shape, 300, log)
+    vq = JanusVQVAE(nano_config(64, 3, 0).vq_config).train()
+    load(vq, folder)
+    weights = [*vq.decoder.parameters(), *vq.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01)
+    codebook = F.normalize(vq.quantize.embedding.weight.detach(), dim=1)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * warm_cosine(step, steps, warmup=20)
+        rows = torch.randint(len(images), (BATCH,))
+        target = images[rows] * 2 - 1
+        with torch.no_grad():
+            code = vq.encode(target).image_tokens.view(BATCH, *vq.quantize.quant_state_dims)
+            entry = codebook[code].permute(0, 3, 1, 2)
+        drawn = vq.decoder(vq.post_quant_conv(entry))
+        pixel = picture_loss(drawn, target, 1 + (FOREGROUND_WEIGHT - 1) * masks[rows])
+        meaning = reader.loss(drawn * 0.5 + 0.5, colour[rows].reshape(-1), shape[rows].reshape(-1))
+        optimizer.zero_grad()
+        (pixel + 0.3 * meaning).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        if step % 80 == 79:
+            log(step=step + 1, pixel=pixel.item(), meaning=meaning.item())
+    save(vq, folder)
+    fresh = broad_scenes(2000, seed + 3, plain=1.1, noise=False)
+    log(gate="tokenizer", object_match=round_trip_match(vq, fresh), needed=0.99)
+
+
 @torch.no_grad()
 def start_codebook(vq: JanusVQVAE, images: Tensor, masks: Tensor) -> None:
     """K-means over latents, with most of the (alike) background latents left out."""
