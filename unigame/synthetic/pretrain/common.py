@@ -110,6 +110,11 @@ def foreground(scenes: list[Scene]) -> Tensor:
     return torch.nn.functional.max_pool2d(tensor, 3, 1, 1)
 
 
+def portion(number: int, scale: float) -> int:
+    """``scale`` of a number of steps or pictures, at least two: for trying the recipe quickly."""
+    return max(2, round(number * scale))
+
+
 def warm_cosine(step: int, total: int, warmup: int = 40, floor: float = 0.02) -> float:
     """Learning-rate factor: linear warm-up, then a cosine down to ``floor``."""
     if step < warmup:

@@ -17,7 +17,7 @@ from unigame.backbones.base import Backbone
 from ..dataset import SyntheticDataset, to_pil
 from ..reader import object_match, read, truth
 from ..world import Scene, caption, random_scene
-from .common import Log
+from .common import Log, portion
 
 ANCHOR = 6.0
 BANDS = {  # name: lowest and highest value that passes
@@ -51,8 +51,9 @@ def _pixels(backbone: Backbone, scenes: list[Scene]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def tokenizer(backbone: Backbone, seed: int, count: int = 2000) -> dict[str, float]:
+def tokenizer(backbone: Backbone, seed: int, scale: float = 1.0) -> dict[str, float]:
     """Object match through encode -> decode."""
+    count = portion(2000, scale)
     scenes = fresh(count, seed)
     drawn = [
         backbone.render(backbone.encode_images(_pixels(backbone, scenes[i : i + 100])))
@@ -62,9 +63,9 @@ def tokenizer(backbone: Backbone, seed: int, count: int = 2000) -> dict[str, flo
 
 
 @torch.no_grad()
-def drawing(backbone: Backbone, seed: int, count: int = 200) -> dict[str, float]:
+def drawing(backbone: Backbone, seed: int, scale: float = 1.0) -> dict[str, float]:
     """Caption -> image, sampled and greedy; variety of 40 pictures of one caption; the anchor."""
-    scenes = fresh(count, seed + 1)
+    scenes = fresh(portion(200, scale), seed + 1)
     captions = [caption(s) for s in scenes]
     sampled = backbone.generate(captions, seed=seed, guidance_scale=1.0, temperature=0.7)
     greedy = backbone.generate(captions, seed=seed, guidance_scale=1.0, do_sample=False)
@@ -83,9 +84,10 @@ def drawing(backbone: Backbone, seed: int, count: int = 200) -> dict[str, float]
 
 
 @torch.no_grad()
-def understanding(backbone: Backbone, seed: int, count: int = 1800) -> dict[str, float]:
+def understanding(backbone: Backbone, seed: int, scale: float = 1.0) -> dict[str, float]:
     """Share of right one-word answers by kind, their mean, and the same out of distribution."""
     figures: dict[str, float] = {}
+    count = max(60, portion(1800, scale))
     for split in ("validation", "ood_validation"):
         data = SyntheticDataset(split, count, seed)
         images, right = _pixels(backbone, data.scenes), defaultdict(list)
@@ -104,12 +106,12 @@ def understanding(backbone: Backbone, seed: int, count: int = 1800) -> dict[str,
     return figures
 
 
-def check(model: Path, log_folder: Path, seed: int = 0) -> bool:
+def check(model: Path, log_folder: Path, seed: int = 0, scale: float = 1.0) -> bool:
     """Measure every gate, log the figures, and say whether all pass."""
     backbone = load_backbone(model, dtype="float32").eval()
     log, passed = Log(log_folder, "gates"), True
     for measure in (tokenizer, drawing, understanding):
-        figures = measure(backbone, seed)
+        figures = measure(backbone, seed, scale)
         verdicts = {
             name: BANDS[name][0] <= value <= BANDS[name][1]
             for name, value in figures.items()

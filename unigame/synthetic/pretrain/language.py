@@ -29,7 +29,16 @@ from ..questions import KINDS, ask, vocabulary
 from ..reader import object_match, read, truth
 from ..world import SIDE, Scene, caption, random_scene
 from . import tokenizer, vision
-from .common import TOKENS, Log, broad_scenes, foreground, nano_config, pictures, warm_cosine
+from .common import (
+    TOKENS,
+    Log,
+    broad_scenes,
+    foreground,
+    nano_config,
+    pictures,
+    portion,
+    warm_cosine,
+)
 
 ASKED = (  # questions asked of every scene at every step; the hard kinds more often
     *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
@@ -224,10 +233,10 @@ def drawing(nano: Nano, count: int, seed: int, temperature: float = 0.0) -> floa
 class Answering:
     """The narrow part: clean scenes of seen combinations, their features, and its loss."""
 
-    def __init__(self, nano: Nano, seed: int, count: int = 5000, batch: int = 16) -> None:
+    def __init__(self, nano: Nano, seed: int, scale: float = 1.0, batch: int = 16) -> None:
         self.rng = np.random.default_rng(seed)
         self.nano, self.batch = nano, batch
-        self.scenes = [random_scene(self.rng) for _ in range(count)]
+        self.scenes = [random_scene(self.rng) for _ in range(portion(5000, scale))]
         self.features = nano.see(self.scenes)
 
     def loss(self) -> Tensor:
@@ -241,10 +250,10 @@ class Answering:
 class Drawing:
     """The broad part: captions -> codes of pictures of every kind, and its loss."""
 
-    def __init__(self, nano: Nano, seed: int, count: int = 14_000, batch: int = 24) -> None:
+    def __init__(self, nano: Nano, seed: int, scale: float = 1.0, batch: int = 24) -> None:
         self.rng = np.random.default_rng(seed)
         self.nano, self.batch = nano, batch
-        scenes = broad_scenes(count, seed, plain=0.7, noise=False)
+        scenes = broad_scenes(portion(14_000, scale), seed, plain=0.7, noise=False)
         self.codes, self.captions = nano.encode(scenes), [caption(s) for s in scenes]
         self.busy = F.max_pool2d(foreground(scenes), 8).flatten(1) > 0
 
@@ -259,12 +268,17 @@ class Drawing:
         return (ce * weight).sum() / weight.sum()
 
 
-def warm_up(folder: Path, seed: int, steps: int, rate: float = 1.5e-3) -> None:
+def warm_up(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> None:
     """Learn to answer only; writes ``language.safetensors`` to ``folder``."""
     torch.manual_seed(seed)
     log, nano = Log(folder, "language-warm-up"), Nano(folder, draws=False)
     _optimise(
-        nano, log, [Answering(nano, seed + 20)], steps, lambda s: min(1.0, (s + 1) / 100), rate
+        nano,
+        log,
+        [Answering(nano, seed + 20, scale)],
+        portion(600, scale),
+        lambda s: min(1.0, (s + 1) / 100),
+        rate,
     )
     save_file(
         {k: v.contiguous() for k, v in nano.core.language_model.state_dict().items()}
@@ -273,15 +287,15 @@ def warm_up(folder: Path, seed: int, steps: int, rate: float = 1.5e-3) -> None:
     )
 
 
-def train(folder: Path, seed: int, steps: int, rate: float = 1.5e-3) -> None:
+def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> None:
     """Train LM, image head and embeddings on both; writes ``janus_nano/`` (and ``step-*/``)."""
     torch.manual_seed(seed + 1)
     log, nano = Log(folder, "language"), Nano(folder)
     state = load_file(folder / "language.safetensors")
     nano.model.lm_head.weight.data.copy_(state.pop("lm_head.weight"))
     nano.core.language_model.load_state_dict(state)
-    drawing_part = Drawing(nano, seed + 21)
-    parts: list[Answering | Drawing] = [Answering(nano, seed + 20), drawing_part]
+    steps, drawing_part = portion(1500, scale), Drawing(nano, seed + 21, scale)
+    parts: list[Answering | Drawing] = [Answering(nano, seed + 20, scale), drawing_part]
     log(
         parameters=sum(p.numel() for p in nano.model.parameters()),
         trained=sum(p.numel() for p in nano.model.parameters() if p.requires_grad),

@@ -21,21 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--warm-up-steps", type=int, default=600)
-    parser.add_argument("--language-steps", type=int, default=1500)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of steps and pictures")
     args = parser.parse_args(argv)
     if "tokenizer" in args.stages:
-        tokenizer.train(args.output, args.seed)
+        tokenizer.train(args.output, args.seed, args.scale)
     if "decoder" in args.stages:
-        tokenizer.refine(args.output, args.seed)
+        tokenizer.refine(args.output, args.seed, args.scale)
     if "vision" in args.stages:
-        vision.train(args.output, args.seed)
+        vision.train(args.output, args.seed, args.scale)
     if "warm-up" in args.stages:
-        language.warm_up(args.output, args.seed, args.warm_up_steps)
+        language.warm_up(args.output, args.seed, args.scale)
     if "language" in args.stages:
-        language.train(args.output, args.seed, args.language_steps)
+        language.train(args.output, args.seed, args.scale)
     passed = True
     if "gates" in args.stages:
-        passed = gates.check(args.output / "janus_nano", args.output, args.seed)
+        passed = gates.check(args.output / "janus_nano", args.output, args.seed, args.scale)
     print(f"Next: unigame demo --model {args.output}/janus_nano")  # noqa: T201
     return 0 if passed else 1

@@ -17,7 +17,16 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from ..reader import object_match, read, truth
 from ..world import CELL_PX, COLOURS, GRID, SHAPES, Scene
-from .common import CODES, Log, broad_scenes, foreground, nano_config, pictures, warm_cosine
+from .common import (
+    CODES,
+    Log,
+    broad_scenes,
+    foreground,
+    nano_config,
+    pictures,
+    portion,
+    warm_cosine,
+)
 
 BATCH, FOREGROUND_WEIGHT = 16, 6.0
 
@@ -123,23 +132,16 @@ def round_trip_match(vq: JanusVQVAE, scenes: list[Scene]) -> float:
     return object_match(found, map(truth, scenes))
 
 
-def train(
-    folder: Path,
-    seed: int,
-    steps: tuple[int, int] = (400, 950),
-    size: int = 9000,
-) -> None:
-    """Train the tokenizer and write ``tokenizer.safetensors`` to ``folder``.
-
-    ``steps`` counts auto-encoder and quantised steps.
-    """
+def train(folder: Path, seed: int, scale: float = 1.0) -> None:
+    """Train the tokenizer and write ``tokenizer.safetensors`` to ``folder``."""
+    steps = (portion(400, scale), portion(950, scale))  # auto-encoder, quantised
     torch.manual_seed(seed)
     log = Log(folder, "tokenizer")
-    scenes = broad_scenes(size, seed + 1, plain=0.75, noise=False)
+    scenes = broad_scenes(portion(9000, scale), seed + 1, plain=0.75, noise=False)
     images, masks = pictures(scenes), foreground(scenes)
     colour, shape = cell_targets(scenes)
-    check = broad_scenes(500, seed + 2, plain=1.1, noise=False)
-    reader = train_reader(images, colour, shape, 300, log)
+    check = broad_scenes(portion(500, scale), seed + 2, plain=1.1, noise=False)
+    reader = train_reader(images, colour, shape, portion(300, scale), log)
     vq = JanusVQVAE(nano_config(64, 3, 0).vq_config).train()
     log(parameters=sum(p.numel() for p in vq.parameters()), images=len(images))
     codebook = vq.quantize.embedding.weight
@@ -200,21 +202,22 @@ def train(
             elif step % 100 == 99:
                 log(step=step + 1, loss=loss.item(), pixel=pixel.item(), meaning=meaning.item())
         save(vq, folder)
-    fresh = broad_scenes(2000, seed + 3, plain=1.1, noise=False)
+    fresh = broad_scenes(portion(2000, scale), seed + 3, plain=1.1, noise=False)
     log(gate="tokenizer", object_match=round_trip_match(vq, fresh), needed=0.99)
 
 
-def refine(folder: Path, seed: int, steps: int = 320, rate: float = 1e-3) -> None:
+def refine(folder: Path, seed: int, scale: float = 1.0, rate: float = 1e-3) -> None:
     """Train the decoder alone, mostly on clean pictures; the codes of every picture stay the same.
 
     Encoder and codebook are frozen, so this may run before, after or beside the language stage.
     """
     torch.manual_seed(seed + 4)
     log = Log(folder, "decoder")
-    scenes = broad_scenes(6000, seed + 5, plain=0.85, noise=False)
+    steps = portion(320, scale)
+    scenes = broad_scenes(portion(6000, scale), seed + 5, plain=0.85, noise=False)
     images, masks = pictures(scenes), foreground(scenes)
     colour, shape = cell_targets(scenes)
-    reader = train_reader(images, colour, shape, 300, log)
+    reader = train_reader(images, colour, shape, portion(300, scale), log)
     vq = JanusVQVAE(nano_config(64, 3, 0).vq_config).train()
     load(vq, folder)
     weights = [*vq.decoder.parameters(), *vq.post_quant_conv.parameters()]
@@ -238,7 +241,7 @@ def refine(folder: Path, seed: int, steps: int = 320, rate: float = 1e-3) -> Non
         if step % 80 == 79:
             log(step=step + 1, pixel=pixel.item(), meaning=meaning.item())
     save(vq, folder)
-    fresh = broad_scenes(2000, seed + 3, plain=1.1, noise=False)
+    fresh = broad_scenes(portion(2000, scale), seed + 3, plain=1.1, noise=False)
     log(gate="tokenizer", object_match=round_trip_match(vq, fresh), needed=0.99)
 
 

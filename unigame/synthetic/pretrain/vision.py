@@ -25,6 +25,7 @@ from .common import (
     broad_scenes,
     nano_config,
     pictures,
+    portion,
     warm_cosine,
 )
 from .tokenizer import cell_targets
@@ -99,9 +100,10 @@ def readout(tower: Tower, heads: Heads, scenes: list[Scene]) -> dict[str, float]
     }
 
 
-def train(folder: Path, seed: int, steps: int = 1300, size: int = 24_000, batch: int = 64) -> None:
+def train(folder: Path, seed: int, scale: float = 1.0, batch: int = 64) -> None:
     """Train tower and heads; write ``vision.safetensors`` to ``folder``."""
     torch.manual_seed(seed)
+    steps, size = portion(1300, scale), portion(24_000, scale)
     log = Log(folder, "vision")
     scenes = broad_scenes(size, seed + 11, plain=0.35, noise=True)
     images, labels = (pictures(scenes) * 255).to(torch.uint8), labels_of(scenes)
@@ -109,7 +111,7 @@ def train(folder: Path, seed: int, steps: int = 1300, size: int = 24_000, batch:
     log(parameters=sum(p.numel() for p in tower.parameters()), images=size)
     weights = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    check = broad_scenes(400, seed + 12, plain=0.35, noise=True)
+    check = broad_scenes(portion(400, scale), seed + 12, plain=0.35, noise=True)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * warm_cosine(step, steps, warmup=100)
@@ -124,7 +126,9 @@ def train(folder: Path, seed: int, steps: int = 1300, size: int = 24_000, batch:
             log(step=step + 1, loss=loss.item(), **readout(tower, heads, check))
     for name in CORRUPTIONS:
         subset = [
-            s for s in broad_scenes(4000, seed + 13, plain=0.2, noise=True) if s.corruption == name
+            s
+            for s in broad_scenes(max(100, portion(4000, scale)), seed + 13, plain=0.2, noise=True)
+            if s.corruption == name
         ]
         log(condition=name, **readout(tower, heads, subset))
     state = {k: v.detach().contiguous().clone() for k, v in tower.state_dict().items()}
