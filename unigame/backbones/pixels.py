@@ -51,13 +51,16 @@ class PixelTwin(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
-        """PIL images of any size -> (B, 3, S, S) in [0, 1], by the processor's own code."""
+        """PIL images of any size -> (B, 3, S, S) in [0, 1] on the CPU, by the processor's code.
+
+        On the CPU wherever the model is, because forked loader workers must not touch a GPU.
+        """
         pixels = self.image_processor(
             images=[image.convert("RGB") for image in images],
             do_normalize=False,
             return_tensors="pt",
         )["pixel_values"]
-        return pixels.to(self.mean_C11.device, torch.float32)
+        return pixels.to("cpu", torch.float32)
 
     def resize_and_pad(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) in [0, 1] -> (B, 3, S, S): longest side to S, centred on the background.
@@ -84,7 +87,8 @@ class PixelTwin(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> what the vision encoder and the image tokenizer read."""
-        return (self.resize_and_pad(images) - self.mean_C11) / self.std_C11
+        images = self.resize_and_pad(images.to(self.mean_C11.device))
+        return (images - self.mean_C11) / self.std_C11
 
     def unnormalise(self, pixels: Tensor) -> Tensor:
         """Decoder output -> images clamped to [0, 1], in float32 at least."""

@@ -32,8 +32,7 @@ class GameCollator:
     def __call__(self, rows: Sequence[Record | SkippedRow | dict[str, Any]]) -> Batch:
         """Batch of ``images`` (B, 3, S, S), texts, ids and masks (see the module docstring).
 
-        Rows whose picture could not be read were replaced by the reader; they are left out here
-        and counted in ``num_skipped``.
+        Rows whose picture could not be read are left out and counted in ``num_skipped``.
 
         Raises:
             UserError: for a record without an image, with half a question-answer pair, or with

@@ -10,7 +10,7 @@ positions that inference gives a single question, so nothing has to be unlearned
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -288,31 +288,45 @@ def warm_up(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -
 
 
 def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> None:
-    """Train LM, image head and embeddings on both; writes ``janus_nano/`` (and ``step-*/``)."""
+    """Train LM, image head and embeddings on both; writes the checkpoint ``both/``."""
     torch.manual_seed(seed + 1)
     log, nano = Log(folder, "language"), Nano(folder)
     state = load_file(folder / "language.safetensors")
     nano.model.lm_head.weight.data.copy_(state.pop("lm_head.weight"))
     nano.core.language_model.load_state_dict(state)
-    steps, drawing_part = portion(1500, scale), Drawing(nano, seed + 21, scale)
-    parts: list[Answering | Drawing] = [Answering(nano, seed + 20, scale), drawing_part]
+    drawing_part = Drawing(nano, seed + 21, scale)
     log(
         parameters=sum(p.numel() for p in nano.model.parameters()),
         trained=sum(p.numel() for p in nano.model.parameters() if p.requires_grad),
         codes_used=len(drawing_part.codes.unique()),
     )
-    _optimise(nano, log, parts, steps, lambda s: warm_cosine(s, steps, 60), rate, folder)
+    parts = [Answering(nano, seed + 20, scale), drawing_part]
+    horizon = portion(1500, scale)  # the schedule aims beyond the stop: the next stage goes on
+    _optimise(nano, log, parts, portion(600, scale), lambda s: warm_cosine(s, horizon, 60), rate)
+    nano.save(folder / "both")
+
+
+def finish(folder: Path, seed: int, scale: float = 1.0, rate: float = 8e-4) -> None:
+    """Mostly drawing, a little answering, so that answers keep room; writes ``janus_nano/``."""
+    torch.manual_seed(seed + 2)
+    log, nano = Log(folder, "drawing"), Nano(folder)
+    trained = {k for k, p in nano.model.named_parameters() if p.requires_grad}
+    state = load_file(folder / "both" / "model.safetensors")
+    missing = nano.model.load_state_dict({k: state[k] for k in trained}, strict=False).missing_keys
+    assert not trained & set(missing)
+    parts = [Answering(nano, seed + 30, scale, batch=4), Drawing(nano, seed + 31, scale, batch=48)]
+    steps = portion(700, scale)
+    _optimise(nano, log, parts, steps, lambda s: warm_cosine(s, steps, 30), rate)
     nano.save(folder / "janus_nano")
 
 
 def _optimise(
     nano: Nano,
     log: Log,
-    parts: list[Answering | Drawing],
+    parts: Sequence[Answering | Drawing],
     steps: int,
     schedule: Callable[[int], float],
     rate: float,
-    checkpoints: Path | None = None,
 ) -> None:
     """AdamW on the sum of the parts' losses; looks at validation scenes every 200 steps."""
     weights = [p for p in nano.model.parameters() if p.requires_grad]
@@ -334,8 +348,6 @@ def _optimise(
             drawn = {"drawn": drawing(nano, 100, 5)} if len(parts) > 1 else {}
             log(step=step + 1, **understanding(nano, check, 6), **drawn)
             nano.model.train()
-            if checkpoints is not None:
-                nano.save(checkpoints / f"step-{step + 1}")
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import gates, language, tokenizer, vision
 
-STAGES = ("tokenizer", "decoder", "vision", "warm-up", "language", "gates")
+STAGES = ("tokenizer", "decoder", "vision", "warm-up", "language", "drawing", "gates")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         language.warm_up(args.output, args.seed, args.scale)
     if "language" in args.stages:
         language.train(args.output, args.seed, args.scale)
+    if "drawing" in args.stages:
+        language.finish(args.output, args.seed, args.scale)
     passed = True
     if "gates" in args.stages:
         passed = gates.check(args.output / "janus_nano", args.output, args.seed, args.scale)
