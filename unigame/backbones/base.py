@@ -179,7 +179,7 @@ class Backbone(nn.Module, ABC):
     # ---- the model as an object ----------------------------------------------------------------
     @abstractmethod
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """PIL images -> (B, 3, S, S) in [0, 1] on the CPU, by the checkpoint's resize and padding."""
+        """PIL images -> (B, 3, S, S) in [0, 1] on the CPU, by the checkpoint's own resize."""
 
     @abstractmethod
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -45,6 +46,7 @@ def generate(
         raise UserError("the prompt is empty; say what to draw, in quotes")
     paths = _picture_paths(output, num_images)
     backbone = _load(model, adapter, dtype)
+    _warn_of_unknown_words(prompt, model)
     for start in range(0, num_images, _BATCH):
         batch_paths = paths[start : start + _BATCH]
         images_B3SS = backbone.generate(
@@ -60,7 +62,7 @@ def generate(
     console = make_console()
     for path in paths:
         console.print(f"wrote {path}")
-    question = _command("answer", str(paths[0]), "what is in the picture ?", model, adapter)
+    question = _command("answer", str(paths[0]), "describe the image", model, adapter)
     next_step(f"ask the model about it:  {question}")
     return paths
 
@@ -85,6 +87,7 @@ def answer(
         raise UserError("the question is empty; ask something about the picture, in quotes")
     picture = read_picture(image)
     backbone = _load(model, adapter, dtype)
+    _warn_of_unknown_words(question, model)
     images_13SS = backbone.preprocess([picture]).to(backbone.device)
     reply = backbone.answer(images_13SS, [question], max_new_tokens=max_new_tokens)[0]
     make_console().print(reply or "(the model said nothing)", markup=False)
@@ -123,6 +126,21 @@ def _load(model: str, adapter: str | None, dtype: Dtype) -> Backbone:
     from unigame.backbones import load_backbone
 
     return load_backbone(model, dtype=dtype, adapter=adapter)
+
+
+def _warn_of_unknown_words(text: str, model: str) -> None:
+    """The bundled model knows a few dozen words; say which of these it does not know."""
+    if model != "janus-nano":
+        return
+    from unigame.synthetic.questions import vocabulary
+
+    known = set(vocabulary())
+    unknown = [word for word in re.findall(r"\w+", text.lower()) if word not in known]
+    if unknown:
+        make_console(stderr=True).print(
+            f"note: janus-nano does not know {', '.join(map(repr, unknown))}; it knows words such "
+            "as 'north', 'red', 'disc', 'how many shapes are there?', 'is there a blue cross?'"
+        )
 
 
 def _picture_paths(output: Path, num_images: int) -> list[Path]:
