@@ -25,7 +25,7 @@ def scene_of(condition: str, rng: np.random.Generator) -> Scene:
         return random_scene(rng, combinations="held_out")
     if condition == "texture":
         return random_scene(rng, texture=str(rng.choice(TEXTURES)))
-    return random_scene(rng, corruption=condition)  # type: ignore[arg-type]
+    return random_scene(rng, corruption=condition, severity="strong")  # type: ignore[arg-type]
 
 
 class SyntheticDataset(Dataset[dict[str, Any]]):

@@ -48,6 +48,13 @@ HELD_OUT = frozenset(
 RADIUS_RANGE, JITTER_PX = (5.3, 6.8), 1.0
 
 Corruption = Literal["none", "noise", "contrast", "occlusion", "blur"]
+Severity = Literal["mild", "strong"]
+# Noise sigma, contrast left over, blur sigma in px. The image encoder and tokenizer are trained on
+# the mild ranges; the out-of-distribution splits use the strong ones.
+RANGES: dict[Severity, dict[str, tuple[float, float]]] = {
+    "mild": {"noise": (0.12, 0.22), "contrast": (0.22, 0.4), "blur": (1.2, 2.0)},
+    "strong": {"noise": (0.2, 0.32), "contrast": (0.08, 0.2), "blur": (2.0, 2.8)},
+}
 FloatImage = NDArray[np.float32]  # (48, 48, 3), in [0, 1]
 
 
@@ -81,6 +88,7 @@ class Scene:
     background: int = 0
     texture: str = "plain"
     corruption: Corruption = "none"
+    severity: Severity = "mild"
     seed: int = 0  # of the texture's phase and the corruption's noise
 
     def with_things(self, things: Sequence[Thing]) -> Scene:
@@ -95,6 +103,7 @@ def random_scene(
     counts: tuple[int, ...] = (1, 2, 3, 4),
     texture: str = "plain",
     corruption: Corruption = "none",
+    severity: Severity = "mild",
 ) -> Scene:
     """One scene. ``held_out`` puts at least one held-out combination among its objects."""
     pairs = [(c, s) for c in COLOURS for s in SHAPES]
@@ -122,6 +131,7 @@ def random_scene(
         background=int(rng.integers(len(BACKGROUNDS))),
         texture=texture,
         corruption=corruption,
+        severity=severity,
         seed=int(rng.integers(2**31)),
     )
     return scene.with_things(things)
@@ -173,7 +183,7 @@ def _background(scene: Scene, rng: np.random.Generator) -> FloatImage:
     return textured
 
 
-def _box_blur(image: FloatImage, sigma: float) -> FloatImage:
+def _blur(image: FloatImage, sigma: float) -> FloatImage:
     reach = int(np.ceil(3 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
@@ -188,12 +198,11 @@ def _box_blur(image: FloatImage, sigma: float) -> FloatImage:
     return image
 
 
-def _corrupt(image: FloatImage, kind: Corruption, rng: np.random.Generator) -> FloatImage:
-    if kind == "noise":
-        return image + rng.normal(0, rng.uniform(0.12, 0.22), image.shape).astype(np.float32)
-    if kind == "contrast":
-        grey = np.float32(rng.uniform(0.25, 0.5))
-        return grey + np.float32(rng.uniform(0.22, 0.4)) * (image - grey)
+def _corrupt(
+    image: FloatImage, kind: Corruption, severity: Severity, rng: np.random.Generator
+) -> FloatImage:
+    if kind == "none":
+        return image
     if kind == "occlusion":
         image = image.copy()
         for _ in range(3):
@@ -204,11 +213,15 @@ def _corrupt(image: FloatImage, kind: Corruption, rng: np.random.Generator) -> F
             else:
                 image[:, start : start + width] = bar
         return image
-    if kind == "blur":
-        return _box_blur(image, float(rng.uniform(1.2, 2.0)))
-    if kind == "none":
-        return image
-    raise ValueError(f"unknown corruption {kind!r}")
+    if kind not in RANGES[severity]:
+        raise ValueError(f"unknown corruption {kind!r}")
+    low, high = RANGES[severity][kind]
+    if kind == "noise":
+        return image + rng.normal(0, rng.uniform(low, high), image.shape).astype(np.float32)
+    if kind == "contrast":
+        grey = np.float32(rng.uniform(0.25, 0.5))
+        return grey + np.float32(rng.uniform(low, high)) * (image - grey)
+    return _blur(image, float(rng.uniform(low, high)))
 
 
 def render(scene: Scene) -> FloatImage:
@@ -221,7 +234,7 @@ def render(scene: Scene) -> FloatImage:
         columns = slice(thing.column * CELL_PX, (thing.column + 1) * CELL_PX)
         colour = np.asarray(COLOURS[thing.colour], np.float32) / 255
         image[rows, columns] = (1 - mask) * image[rows, columns] + mask * colour
-    return np.clip(_corrupt(image, scene.corruption, rng), 0, 1).astype(np.float32)
+    return np.clip(_corrupt(image, scene.corruption, scene.severity, rng), 0, 1).astype(np.float32)
 
 
 # ---- words -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ positions that inference gives a single question, so nothing has to be unlearned
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -77,16 +78,15 @@ class Nano:
     def save(self, folder: Path) -> None:
         """Write the checkpoint in the Hub format, weights in bfloat16."""
         tokenizer_ = self.processor.tokenizer
-        self.model.generation_config = GenerationConfig(
+        model = copy.deepcopy(self.model).to(torch.bfloat16)
+        model.generation_config = GenerationConfig(
             bos_token_id=tokenizer_.bos_token_id,
             eos_token_id=tokenizer_.eos_token_id,
             pad_token_id=self.layout.pad_id,
             guidance_scale=3.0,
             generation_kwargs={"boi_token_id": self.layout.begin_image_id},
         )
-        state = {k: v.to(torch.bfloat16) for k, v in self.model.state_dict().items()}
-        self.model.config.dtype = torch.bfloat16
-        self.model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def _segment(self, question: str, answer: str) -> tuple[tuple[int, ...], int]:
