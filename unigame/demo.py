@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ from unigame.training.recipe import load_recipe
 
 RECIPE = "janus_nano"
 QUICK_SHARE = 3  # a quick demo takes a third of the steps
+# The evaluation's adversary pays much for changing what a picture shows, and starts near the bound.
+# With a weight of 0.5 at that eps, five in six of its pictures show something else, and the true
+# answer no longer belongs to them.
+ATTACK_LABEL_WEIGHT, ATTACK_START = 10.0, 2 / 3
 CONTROLS: dict[str, dict[str, Any]] = {
     "sft": {"challenge_every": 0},
     "sft_equal_samples": {"challenge_every": 0},  # and a larger batch, see _settings
@@ -102,6 +106,7 @@ def run_demo(
         "quick": quick,
         "seed": seed,
         "sizes": asdict(sizes),
+        "attack": {"label_weight": ATTACK_LABEL_WEIGHT, "eps_start": ATTACK_START},
         "arms": {arm: _settings(recipe.training, arm, quick) for arm in CONTROLS},
         "data": recipe.data,
         "lora": recipe.lora,
@@ -174,9 +179,9 @@ def _run_arm(
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     seconds = time.perf_counter() - start
     attack = AttackSettings(
-        config=challenge_config(recipe.training),
+        config=replace(challenge_config(args), label_weight=ATTACK_LABEL_WEIGHT),
         eps_max=args.eps_max,
-        eps_init=args.eps_init,
+        eps_init=ATTACK_START * args.eps_max,
         eps_mode=args.eps_mode,
     )
     task = progress.add_task(f"  {arm}: measuring", total=len(METRIC_INFO))
@@ -299,20 +304,18 @@ def _write_results(
     for arm, result in results.items():
         written["arms"][arm] = {
             "metrics": {
-                name: bootstrap_mean(s.values, s.clusters) for name, s in result.scores.items()
+                name: bootstrap_mean(s.values, s.clusters)
+                for name, s in result.scores.items()
+                if s.values  # an attack may leave no picture that still shows the true scene
             },
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
         }
         written["details"][arm] = _details(result.scores)
         if arm != "sft" and "sft" in results:
-            written["differences"][arm] = {
-                name: paired(result.scores[name], results["sft"].scores[name])
-                for name in result.scores
-            }
+            written["differences"][arm] = differences(result, results["sft"])
     if "sft" in results and "base" in results:
-        base, sft = results["base"].scores, results["sft"].scores
-        written["differences"]["base"] = {name: paired(base[name], sft[name]) for name in base}
+        written["differences"]["base"] = differences(results["base"], results["sft"])
     written |= {"metric_info": METRIC_INFO, "seed": config["seed"], "config": config}
     _write_json(output / "results.json", written)
     parsed = parse_results(written)
@@ -321,12 +324,17 @@ def _write_results(
     return written
 
 
-def paired(scores: Scores, baseline: Scores) -> dict[str, Any]:
-    """Difference on the questions that both were asked, with its bootstrap interval."""
-    other = dict(zip(baseline.keys, baseline.values, strict=True))
-    both = scores.where(lambda key: key in other)
-    difference = bootstrap_difference(both.values, [other[k] for k in both.keys], both.clusters)
-    return dict(difference)
+def differences(arm: ArmResult, baseline: ArmResult) -> dict[str, Any]:
+    """Arm minus baseline on the questions that both were asked, with bootstrap intervals."""
+    found = {}
+    for name, scores in arm.scores.items():
+        reference = baseline.scores[name]
+        other = dict(zip(reference.keys, reference.values, strict=True))
+        both = scores.where(other.__contains__)
+        if both.values:
+            values = [other[key] for key in both.keys]
+            found[name] = bootstrap_difference(both.values, values, both.clusters)
+    return found
 
 
 def _details(scores: dict[str, Scores]) -> dict[str, Any]:

@@ -7,15 +7,19 @@ and only then loads weights. ``docs/add-a-backbone.md`` shows how to add a famil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
+from transformers.utils import logging as hf_logging
 
 from unigame.backbones.base import Backbone, BackboneFacts, Drawing, VisualStates
 from unigame.backbones.checkpoint import (
+    BUNDLED,
     check_device,
     check_dtype,
     fetch_config,
@@ -88,10 +92,24 @@ def load_backbone(
         from unigame.backbones.lora import read_adapter
 
         read_adapter(adapter)
-    backbone = _loader(model_type, families[model_type])(checkpoint, dtype=dtype, device=place)
+    with _quiet_if(name_or_path == BUNDLED):
+        backbone = _loader(model_type, families[model_type])(checkpoint, dtype=dtype, device=place)
     if adapter is not None:
         backbone.load_adapter(adapter)
     return backbone.eval()
+
+
+@contextmanager
+def _quiet_if(small: bool) -> Iterator[None]:
+    """No loading bar for a model that loads in an instant."""
+    if small and hf_logging.is_progress_bar_enabled():
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            hf_logging.enable_progress_bar()
+    else:
+        yield
 
 
 def _loader(model_type: str, reference: str) -> BackboneLoader:
