@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Never
@@ -265,6 +266,8 @@ def _quiet_libraries() -> None:
     """Keep library chatter out of our output, unless the user asked for it in the environment."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Deprecations between transformers and peft concern neither the user nor us.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _fail(message: str) -> int:
