@@ -300,7 +300,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> 
         trained=sum(p.numel() for p in nano.model.parameters() if p.requires_grad),
         codes_used=len(drawing_part.codes.unique()),
     )
-    parts = [Answering(nano, seed + 20, scale), drawing_part]
+    parts: list[Answering | Drawing] = [Answering(nano, seed + 20, scale), drawing_part]
     horizon = portion(1500, scale)  # the schedule aims beyond the stop: the next stage goes on
     _optimise(nano, log, parts, portion(600, scale), lambda s: warm_cosine(s, horizon, 60), rate)
     nano.save(folder / "both")
@@ -314,7 +314,10 @@ def finish(folder: Path, seed: int, scale: float = 1.0, rate: float = 8e-4) -> N
     state = load_file(folder / "both" / "model.safetensors")
     missing = nano.model.load_state_dict({k: state[k] for k in trained}, strict=False).missing_keys
     assert not trained & set(missing)
-    parts = [Answering(nano, seed + 30, scale, batch=4), Drawing(nano, seed + 31, scale, batch=48)]
+    parts: list[Answering | Drawing] = [
+        Answering(nano, seed + 30, scale, batch=4),
+        Drawing(nano, seed + 31, scale, batch=48),
+    ]
     steps = portion(700, scale)
     _optimise(nano, log, parts, steps, lambda s: warm_cosine(s, steps, 30), rate)
     nano.save(folder / "janus_nano")
