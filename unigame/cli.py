@@ -268,6 +268,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Deprecations between transformers and peft concern neither the user nor us.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no")
 
 
 def _fail(message: str) -> int:

@@ -103,7 +103,10 @@ def picture_loss(drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 def kmeans(points: Tensor, count: int, rounds: int = 25) -> Tensor:
     """Spherical k-means: ``count`` unit-norm centres of unit-norm points."""
-    centres = points[torch.randperm(len(points))[:count]].clone()
+    first = torch.randperm(len(points))[:count]
+    if len(points) < count:  # a trial run with a handful of pictures
+        first = torch.randint(len(points), (count,))
+    centres = points[first].clone()
     for _ in range(rounds):
         owner = torch.cat([(chunk @ centres.T).argmax(1) for chunk in points.split(8192)])
         sums = torch.zeros_like(centres).index_add_(0, owner, points)
