@@ -200,9 +200,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
-        """Recompute the language model's (and drawing decoder's) activations in backward."""
+        """Recompute the language model's (and drawing decoder's) activations in backward.
+
+        The last two arguments are what transformers' Trainer passes since 5.17.
+
+        Raises:
+            UserError: only some layers, or offloading, is asked for and not supported.
+        """
 
     # ---- shared --------------------------------------------------------------------------------
     def activation_checkpointing_enable(
@@ -212,12 +221,7 @@ class Backbone(nn.Module, ABC):
         offload: bool = False,
     ) -> None:
         """The name by which newer transformers calls ``gradient_checkpointing_enable``."""
-        if every_n_layers != 1 or offload:
-            raise UserError(
-                f"activation checkpointing with every_n_layers={every_n_layers}, offload={offload} "
-                "is not supported; leave both out of activation_checkpointing_kwargs"
-            )
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def forward(self, loss: str, **inputs: Any) -> Tensor:
         """Per-sample loss by name, ``"answer"`` or ``"generation"``: what DDP intercepts."""

@@ -142,9 +142,17 @@ class JanusCore(Backbone):
             raise
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """Recompute activations of the LM, the vision tower and the image decoder in backward."""
+        if every_n_layers != 1 or offload:
+            raise UserError(
+                f"activation checkpointing with every_n_layers={every_n_layers}, offload={offload} "
+                "is not supported; leave both out of gradient_checkpointing_kwargs"
+            )
         settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         for part in (self.janus.model.language_model, self.janus.model.vision_model):
             # Renamed in newer transformers, where the old name warns.
