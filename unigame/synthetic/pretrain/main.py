@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages in order; returns 1 if a gate fails."""
     parser = argparse.ArgumentParser(
         prog="unigame pretrain",
-        description="Train the bundled model from scratch: about 75 minutes of one core. The log "
+        description="Train the bundled model from scratch: an hour to two of one core. The log "
         "is kept in OUTPUT/log.jsonl and the model in OUTPUT/janus_nano.",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/pretrain"))
