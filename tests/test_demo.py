@@ -12,16 +12,19 @@ from tests.tiny import make_tiny_janus
 from unigame import demo
 from unigame.errors import UserError
 from unigame.evaluation import world
-from unigame.evaluation.world import METRIC_INFO, Sizes
+from unigame.reports.arms import ROWS
+from unigame.reports.compare import compare
+from unigame.reports.records import read_record
+from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import vocabulary
 
-TINY = Sizes(in_distribution=12, ood=36, groups=3, attack=12, attack_steps=2, pictures=4)
+TINY = demo.Sizes(answers=12, drawings=8, ood=12, attack=8, attack_steps=2)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    return make_tiny_janus(folder, image_size=48, vocab_words=vocabulary())
+    return make_tiny_janus(folder, image_size=48, vocab_words=[*vocabulary(), *knowledge_words()])
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_every_arm_is_trained_measured_and_written(
     assert list(written["arms"]) == ["base", "sft", "sft_equal_samples", "round_trip", "unigame"]
     assert written["seed"] == 3
     for arm, entry in written["arms"].items():
-        assert set(entry["metrics"]) == set(METRIC_INFO)
+        assert list(entry["metrics"]) == [row.name for row in ROWS]
         assert entry["steps"] == (0 if arm == "base" else 2)
         for figure in entry["metrics"].values():
             assert figure["low"] <= figure["value"] <= figure["high"] and figure["n"] > 0
@@ -67,32 +70,55 @@ def test_every_arm_is_trained_measured_and_written(
     assert changed["round_trip"] == {"perturbation": "none", "max_steps": 2}
     for name in ("config.json", "gallery.png", "curves.png", "table.md", "table.csv"):
         assert (output / name).stat().st_size > 0
+    for arm, gaps in written["differences"].items():
+        assert arm == "sft" or list(gaps) == [row.name for row in ROWS]
+    assert "sft" not in written["differences"]
     assert (output / "adapter" / "adapter_model.safetensors").exists()
     assert not (output / "INCOMPLETE").exists()
     assert "UniGame" in capsys.readouterr().out
+    check_records(output, written)
+    table = (output / "table.md").read_text()
+    assert (
+        "| VQAv2, % |" in table and "| WISE |" in table and "| under a fresh attack, % |" in table
+    )
+
+
+def check_records(output: Path, written: dict[str, Any]) -> None:
+    """Every arm's record is one that `unigame compare` takes, with the same figures."""
+    records = [read_record(output / "arms" / arm / "evaluation") for arm in ("base", "sft")]
+    assert records[0].weights != records[1].weights
+    found = compare(records, ["base", "sft"], baseline=1)
+    assert set(found.details) == {row.benchmark for row in ROWS if row.benchmark != "summary"}
+    (grid,) = [grid for grid in found.tables if "VQAv2" in grid.columns]
+    figure = grid.cells[0][grid.columns.index("VQAv2")].figure
+    assert figure is not None
+    assert figure.value == written["arms"]["base"]["metrics"]["vqav2"]["value"]
 
 
 def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
     model: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, run_arm, trained = tmp_path / "demo", demo._run_arm, []
+    monkeypatch.setattr(demo, "ARMS", ("base", "sft"))
 
-    def stop_at_third(arm: str, *rest: Any) -> Any:
-        if len(trained) == 2:
+    def stop_at_second(arm: str, *rest: Any) -> Any:
+        if trained:
+            (output / "arms" / arm / "evaluation").mkdir(parents=True)
+            (output / "arms" / arm / "evaluation" / "results.json").write_text("half done")
             raise KeyboardInterrupt
         trained.append(arm)
         return run_arm(arm, *rest)
 
-    monkeypatch.setattr(demo, "_run_arm", stop_at_third)
+    monkeypatch.setattr(demo, "_run_arm", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(output, quick=True, model=str(model))
-    assert list(json.loads((output / "results.json").read_text())["arms"]) == ["base", "sft"]
+    assert list(json.loads((output / "results.json").read_text())["arms"]) == ["base"]
     again: list[str] = []
     monkeypatch.setattr(
         demo, "_run_arm", lambda arm, *rest: (again.append(arm), run_arm(arm, *rest))[1]
     )
     demo.run_demo(output, quick=True, model=str(model))
-    assert again == ["sft_equal_samples", "round_trip", "unigame"]
+    assert again == ["sft"]
     # A finished demo starts afresh, and so would other settings.
     again.clear()
     monkeypatch.setattr(demo, "ARMS", ("base",))

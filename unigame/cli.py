@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Never
 
 from unigame import __version__
+from unigame.commands import evaluate_arguments, values
 from unigame.errors import UserError
 
 EXIT_OK = 0
@@ -70,8 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_demo(commands)
     _add_train(commands)
+    _add_compose(commands)
     _add_generate(commands)
     _add_answer(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
     _add_doctor(commands)
     pretrain = commands.add_parser(
         "pretrain", add_help=False, help="train the bundled model janus-nano from scratch"
@@ -91,7 +95,9 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "and write table, gallery, curves and adapter.",
     )
     command.add_argument("--quick", action="store_true", help="about a third of the time")
-    command.add_argument("--seed", type=_seed, default=0, help="of data, training and evaluation")
+    command.add_argument(
+        "--seed", type=values.seed, default=0, help="of data, training and evaluation"
+    )
     command.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write")
     command.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or Hub id")
     command.set_defaults(run=_demo)
@@ -129,17 +135,65 @@ def _train(args: argparse.Namespace) -> None:
     train(args.recipe, args.overrides)
 
 
+def _add_compose(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "compose",
+        help="make a model from a VLM or LLM and a diffusion image branch",
+        description="Check that the parts fit and write config.json and an untrained connector; "
+        "the parts stay where they are. See docs/backbones/composed.md.",
+    )
+    command.add_argument("folder", type=Path, help="to write")
+    command.add_argument("--language", required=True, help="VLM or LLM (folder or Hub id)")
+    command.add_argument("--denoiser", required=True, help="diffusers pipeline (folder or Hub id)")
+    command.add_argument("--vision-encoder", help="SigLIP or CLIP, for a text-only LLM")
+    command.add_argument("--vae", help="another VAE than the pipeline's")
+    command.add_argument("--image-size", type=values.positive_int, default=512, help="px, drawn")
+    command.add_argument("--vision-size", type=values.positive_int, help="px, read (Qwen only)")
+    command.add_argument("--num-queries", type=values.positive_int, default=64, help="drawn from")
+    command.add_argument("--strength", type=float, default=0.5, help="noise of a redrawing, (0, 1]")
+    command.add_argument("--draw-steps", type=values.positive_int, default=1, help="of a redrawing")
+    command.add_argument("--seed", type=values.seed, default=0, help="of the connector's weights")
+    command.set_defaults(run=_compose)
+
+
+def _compose(args: argparse.Namespace) -> None:
+    from unigame.commands.compose import compose
+
+    _check_output_folder(args.folder)
+    compose(
+        args.folder,
+        language=args.language,
+        denoiser=args.denoiser,
+        vision_encoder=args.vision_encoder,
+        vae=args.vae,
+        image_size=args.image_size,
+        vision_size=args.vision_size,
+        num_queries=args.num_queries,
+        strength=args.strength,
+        draw_steps=args.draw_steps,
+        seed=args.seed,
+    )
+
+
 def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("generate", help="draw pictures from a text prompt")
     command.add_argument("prompt", help="what to draw")
     _add_model_arguments(command)
-    command.add_argument("--num-images", type=_positive_int, default=1, help="pictures to draw")
-    command.add_argument("--seed", type=_seed, default=0, help="same seed, same pictures")
     command.add_argument(
-        "--guidance-scale", type=_guidance, default=5.0, help="how strictly to follow the prompt"
+        "--num-images", type=values.positive_int, default=1, help="pictures to draw"
+    )
+    command.add_argument("--seed", type=values.seed, default=0, help="same seed, same pictures")
+    command.add_argument(
+        "--guidance-scale",
+        type=values.guidance,
+        default=5.0,
+        help="how strictly to follow the prompt",
     )
     command.add_argument(
-        "--temperature", type=_temperature, default=1.0, help="0 draws the most likely picture"
+        "--temperature",
+        type=values.temperature,
+        default=1.0,
+        help="0 draws the most likely picture",
     )
     command.add_argument(
         "--output", type=Path, default=Path("runs/generated.png"), help="picture file to write"
@@ -169,7 +223,7 @@ def _add_answer(commands: argparse._SubParsersAction[_Parser]) -> None:
     command.add_argument("question", help="what to ask about it")
     _add_model_arguments(command)
     command.add_argument(
-        "--max-new-tokens", type=_positive_int, default=32, help="longest answer, in tokens"
+        "--max-new-tokens", type=values.positive_int, default=32, help="longest answer, in tokens"
     )
     command.set_defaults(run=_answer)
 
@@ -185,6 +239,56 @@ def _answer(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         max_new_tokens=args.max_new_tokens,
     )
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="run benchmarks: unigame evaluate --model PATH --benchmarks pope,naturalbench",
+        description="Ask a model the items of one or several benchmarks, score its replies, and "
+        "write predictions and results.json. A run that was stopped goes on where it was.",
+    )
+    _add_model_arguments(command)
+    evaluate_arguments.add_arguments(command)
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from unigame.commands.evaluate import evaluate
+
+    evaluate(args)
+
+
+def _add_compare(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="lay evaluations side by side: tables with paired differences",
+        description="Print the paper's tables for several results.json of `unigame evaluate`, with "
+        "paired differences to one of them, and write them as Markdown, CSV and LaTeX.",
+    )
+    command.add_argument(
+        "records", type=Path, nargs="+", metavar="RESULTS", help="results.json, or its folder"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/compare"), help="folder to write"
+    )
+    command.add_argument(
+        "--baseline",
+        type=values.positive_int,
+        default=1,
+        help="which file the differences are to, from 1",
+    )
+    command.add_argument(
+        "--labels", type=values.names, help="names of the models: base,sft,unigame"
+    )
+    command.set_defaults(run=_compare)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    _check_output_folder(args.output)
+    from unigame.commands.compare import compare_records
+
+    compare_records(args.records, output=args.output, baseline=args.baseline, labels=args.labels)
 
 
 def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -214,44 +318,6 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the weights"
     )
-
-
-# ---- checks of single values ---------------------------------------------------------------------
-
-
-def _number(text: str, kind: Callable[[str], float], what: str) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-
-
-def _positive_int(text: str) -> int:
-    value = int(_number(text, int, "a whole number"))
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small, give at least 1")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = int(_number(text, int, "a whole number"))
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not a seed, give one from 0 to 2**32 - 1")
-    return value
-
-
-def _temperature(text: str) -> float:
-    value = _number(text, float, "a number")
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a temperature, give 0 or more")
-    return value
-
-
-def _guidance(text: str) -> float:
-    value = _number(text, float, "a number")
-    if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is too small, 1 means no guidance")
-    return value
 
 
 def _check_output_folder(path: Path) -> None:
@@ -284,6 +350,10 @@ def _what_was_kept(args: argparse.Namespace) -> str:
         from unigame.commands.train import interrupted_note
 
         return interrupted_note(args.recipe, args.overrides)
+    if command == "evaluate":
+        from unigame.commands.evaluate import interrupted_note as kept_predictions
+
+        return kept_predictions(args)
     if command == "demo":
         arms = sorted(file.parent.name for file in args.output.glob("arms/*/scores.json"))
         kept = f"kept in {args.output}: {', '.join(arms)}" if arms else "no arm was finished yet"

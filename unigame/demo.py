@@ -7,7 +7,9 @@
     unigame            the game
 
 All arms start from the same weights and LoRA initialisation and see the same data in the same
-order. Each finished arm is written at once, so an interrupted demo goes on where it stopped.
+order. What is reported is the nine benchmarks' own code on data of the synthetic world, its
+out-of-distribution split, and a fresh attack; every arm leaves a record that ``unigame compare``
+takes. Each finished arm is written at once, so an interrupted demo goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import datasets
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -36,26 +39,27 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
-from unigame.evaluation.world import (
-    METRIC_INFO,
-    QUICK,
-    AttackSettings,
-    Scores,
-    Sizes,
-    evaluate,
-)
+from unigame.evaluation.base import DataSource
+from unigame.evaluation.harness import RESULTS, evaluate
+from unigame.evaluation.miniature import DRAWING, world_benchmarks, write_world
+from unigame.evaluation.record import write_json
+from unigame.evaluation.running import Silent
+from unigame.evaluation.world import AttackSettings, attack_entry, batch_of, replies
 from unigame.game import NoPerturber, attacked_images
-from unigame.game.perturber import PerturberBase
-from unigame.reports.bootstrap import bootstrap_difference, bootstrap_mean
+from unigame.game.perturber import EpsMode, PerturberBase
+from unigame.reports.arms import ArmRun, arm_results
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
+from unigame.reports.records import read_record
 from unigame.reports.results import parse_results
 from unigame.reports.table import print_table, to_csv, to_markdown
+from unigame.synthetic import SyntheticDataset
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.game_state import challenge_config
 from unigame.training.recipe import load_recipe
 
 RECIPE = "janus_nano"
+DATA, RECORD, FINISHED = "benchmarks", "evaluation", "scores.json"
 QUICK_SHARE = 3  # a quick demo takes a third of the steps
 # The evaluation's adversary pays much for changing what a picture shows, and starts near the bound.
 # With a weight of 0.5 at that eps, five in six of its pictures show something else, and the true
@@ -70,13 +74,18 @@ CONTROLS: dict[str, dict[str, Any]] = {
 ARMS = ("base", *CONTROLS)
 
 
-@dataclass
-class ArmResult:
-    """What is known of one finished arm."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: replies asked of the model by each benchmark, or questions."""
 
-    scores: dict[str, Scores]
-    steps: int
-    seconds: float
+    answers: int = 480
+    drawings: int = 120
+    ood: int = 1080
+    attack: int = 180
+    attack_steps: int = 24
+
+
+QUICK = Sizes(answers=96, drawings=48, ood=240, attack=60, attack_steps=8)
 
 
 def run_demo(
@@ -86,7 +95,7 @@ def run_demo(
 
     Args:
         output: gets results.json, table.md, table.csv, config.json, adapter/, gallery.png,
-            curves.png and a folder for each arm.
+            curves.png, the data, and a folder for each arm with its predictions and record.
         quick: a third of the steps and questions.
         seed: of data, training and evaluation.
         model: checkpoint to start from.
@@ -107,19 +116,24 @@ def run_demo(
         "seed": seed,
         "sizes": asdict(sizes),
         "attack": {"label_weight": ATTACK_LABEL_WEIGHT, "eps_start": ATTACK_START},
+        "drawing": asdict(DRAWING),
         "arms": {arm: _settings(recipe.training, arm, quick) for arm in CONTROLS},
         "data": recipe.data,
         "lora": recipe.lora,
     }
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
     _prepare(output, config, console)
-    results: dict[str, ArmResult] = {}
+    datasets.disable_progress_bars()  # each arm reads the same small files
+    sources = write_world(
+        output / DATA, answers=sizes.answers, drawings=sizes.drawings, ood=sizes.ood, seed=seed
+    )
+    results: dict[str, ArmRun] = {}
     with _progress(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
         for arm in ARMS:
             found = _read_arm(output / "arms" / arm)
             if found is None:
-                found = _run_arm(arm, output, recipe, config, sizes, progress)
+                found = _run_arm(arm, output, recipe, config, sources, progress)
             results[arm] = found
             written = _write_results(output, results, config)
             progress.advance(overall)
@@ -127,7 +141,12 @@ def run_demo(
     console.print()
     print_table(parse_results(written), console)
     console.print(
-        f"\nWrote {output}/: results.json, table.md, gallery.png, curves.png, adapter/", style="dim"
+        "\nThe benchmarks' code on the synthetic world's data: none of these figures is one of the "
+        "real benchmarks.",
+        style="dim",
+    )
+    console.print(
+        f"Wrote {output}/: results.json, table.md, gallery.png, curves.png, adapter/", style="dim"
     )
     return written
 
@@ -163,11 +182,13 @@ def _run_arm(
     output: Path,
     recipe: Any,
     config: dict[str, Any],
-    sizes: Sizes,
+    sources: dict[str, DataSource],
     progress: Progress,
-) -> ArmResult:
+) -> ArmRun:
     """Train (unless it is the base), evaluate, and write the arm's folder."""
     folder, start, steps = output / "arms" / arm, time.perf_counter(), 0
+    if folder.exists():  # what an interrupted run left half done, with other weights
+        shutil.rmtree(folder)
     set_seed(config["seed"])  # equal LoRA initialisation in every arm
     backbone = load_backbone(config["model"], dtype="float32")
     args = recipe.training
@@ -178,22 +199,50 @@ def _run_arm(
         trainer.save_model(str(folder / "adapter"))
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     seconds = time.perf_counter() - start
+    _measure(backbone, arm, folder, args, config, sources, progress)
+    if arm == "unigame":
+        _pictures(backbone, trainer, output)
+    write_json(folder / FINISHED, {"steps": steps, "seconds": seconds})
+    found = _read_arm(folder)
+    assert found is not None
+    return found
+
+
+def _measure(
+    backbone: Backbone,
+    arm: str,
+    folder: Path,
+    args: UniGameConfig,
+    config: dict[str, Any],
+    sources: dict[str, DataSource],
+    progress: Progress,
+) -> None:
+    """All benchmarks, and the fresh attack, into the arm's record."""
+    benchmarks = world_benchmarks(backbone)
+    bars = _Measuring(progress, f"  {arm}: measuring", len(benchmarks) + 1)
+    record = evaluate(
+        backbone,
+        benchmarks,
+        sources=sources,
+        output=folder / RECORD,
+        drawing=replace(DRAWING, seed=config["seed"]),
+        progress=bars,
+    )
+    sizes = config["sizes"]
     attack = AttackSettings(
         config=replace(challenge_config(args), label_weight=ATTACK_LABEL_WEIGHT),
         eps_max=args.eps_max,
         eps_init=ATTACK_START * args.eps_max,
-        eps_mode=args.eps_mode,
+        eps_mode=cast(EpsMode, args.eps_mode),
+        questions=sizes["attack"],
+        steps=sizes["attack_steps"],
     )
-    task = progress.add_task(f"  {arm}: measuring", total=len(METRIC_INFO))
-    scores = evaluate(
-        backbone, sizes, attack, seed=config["seed"], report=lambda name: progress.advance(task)
-    )
-    progress.update(task, completed=len(METRIC_INFO))
-    if arm == "unigame":
-        _pictures(backbone, trainer, output)
-    result = ArmResult(scores, steps, seconds)
-    _write_arm(folder, result)
-    return result
+    entry = attack_entry(backbone, attack, config["seed"])
+    if entry is not None:
+        record["benchmarks"]["attack"] = entry
+    record["model"]["id"] = arm
+    write_json(folder / RECORD / RESULTS, record)
+    bars.end("attack", entry)
 
 
 def _trainer(
@@ -239,6 +288,16 @@ class _Bar(TrainerCallback):
         self.progress.update(self.task, completed=state.global_step)
 
 
+class _Measuring(Silent):
+    """Benchmarks done, on the demo's own progress display."""
+
+    def __init__(self, progress: Progress, label: str, total: int) -> None:
+        self.progress, self.task = progress, progress.add_task(label, total=total)
+
+    def end(self, name: str, entry: Any) -> None:
+        self.progress.advance(self.task)
+
+
 @contextmanager
 def _progress(console: Console) -> Iterator[Progress]:
     columns = (
@@ -269,12 +328,9 @@ def gallery_rows(
     backbone: Backbone, perturber: PerturberBase, args: UniGameConfig, count: int = 8
 ) -> list[GalleryRow]:
     """Test pictures, redrawn and attacked, with the answers; those that the attack broke first."""
-    from unigame.evaluation.world import _batch, replies
-    from unigame.synthetic import SyntheticDataset
-
     backbone.eval()
     data = SyntheticDataset("test", 96, 900, questions_per_scene=1)
-    batch, settings = _batch(backbone, data, 0, len(data)), challenge_config(args)
+    batch, settings = batch_of(backbone, data, 0, len(data)), challenge_config(args)
     drawn = attacked_images(backbone, NoPerturber(), batch, settings)
     adversarial = attacked_images(backbone, perturber, batch, settings)
     said = [replies(backbone, i, list(batch.questions)) for i in (batch.images, drawn, adversarial)]
@@ -297,82 +353,20 @@ def gallery_rows(
 
 
 def _write_results(
-    output: Path, results: dict[str, ArmResult], config: dict[str, Any]
+    output: Path, results: dict[str, ArmRun], config: dict[str, Any]
 ) -> dict[str, Any]:
     """results.json (and the tables) of the arms so far."""
-    written: dict[str, Any] = {"arms": {}, "differences": {}, "details": {}}
-    for arm, result in results.items():
-        written["arms"][arm] = {
-            "metrics": {
-                name: bootstrap_mean(s.values, s.clusters)
-                for name, s in result.scores.items()
-                if s.values  # an attack may leave no picture that still shows the true scene
-            },
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-        }
-        written["details"][arm] = _details(result.scores)
-        if arm != "sft" and "sft" in results:
-            written["differences"][arm] = differences(result, results["sft"])
-    if "sft" in results and "base" in results:
-        written["differences"]["base"] = differences(results["base"], results["sft"])
-    written |= {"metric_info": METRIC_INFO, "seed": config["seed"], "config": config}
-    _write_json(output / "results.json", written)
+    written = arm_results(results) | {"seed": config["seed"], "config": config}
+    write_json(output / "results.json", written)
     parsed = parse_results(written)
     (output / "table.md").write_text(to_markdown(parsed))
     (output / "table.csv").write_text(to_csv(parsed))
     return written
 
 
-def differences(arm: ArmResult, baseline: ArmResult) -> dict[str, Any]:
-    """Arm minus baseline on the questions that both were asked, with bootstrap intervals."""
-    found = {}
-    for name, scores in arm.scores.items():
-        reference = baseline.scores[name]
-        other = dict(zip(reference.keys, reference.values, strict=True))
-        both = scores.where(other.__contains__)
-        if both.values:
-            values = [other[key] for key in both.keys]
-            found[name] = bootstrap_difference(both.values, values, both.clusters)
-    return found
-
-
-def _details(scores: dict[str, Scores]) -> dict[str, Any]:
-    """Accuracy by condition and by kind of question; attacked pictures that were left out."""
-    by_condition = _means(scores["ood"], 0)
-    by_kind = _means(scores["in_distribution"], 1)
-    return {
-        "ood": by_condition,
-        "in_distribution": by_kind,
-        "g_acc": _means(scores["g_acc"], 0),
-        "attack_pictures_with_changed_content": scores["attack"].skipped,
-    }
-
-
-def _means(scores: Scores, part: int) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for key, value in zip(scores.keys, scores.values, strict=True):
-        groups.setdefault(key.split("/")[part], []).append(value)
-    return {name: round(sum(v) / len(v), 4) for name, v in groups.items()}
-
-
-def _write_arm(folder: Path, result: ArmResult) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "scores.json", asdict(result))
-
-
-def _read_arm(folder: Path) -> ArmResult | None:
+def _read_arm(folder: Path) -> ArmRun | None:
     """A finished arm of an interrupted demo, or None."""
-    path = folder / "scores.json"
-    if not path.exists():
+    if not (folder / FINISHED).exists():
         return None
-    raw = json.loads(path.read_text())
-    raw["scores"] = {name: Scores(**scores) for name, scores in raw["scores"].items()}
-    return ArmResult(**raw)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Whole or not at all: a Ctrl-C in the middle leaves the previous file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(path)
+    cost = json.loads((folder / FINISHED).read_text())
+    return ArmRun(read_record(folder / RECORD), cost["steps"], cost["seconds"])

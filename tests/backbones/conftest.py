@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import shared_tiny_janus
+from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 
-FAMILIES: dict[str, Callable[[], Path]] = {"janus": shared_tiny_janus}
+FAMILIES: dict[str, Callable[[], Path]] = {
+    "composed_llm_dit": shared_llm_dit,
+    "composed_sd": shared_vlm_unet,
+    "janus": shared_tiny_janus,
+}
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -19,7 +26,13 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
     return FAMILIES[request.param]()
 
 
+@functools.cache
+def loaded(checkpoint: Path) -> Backbone:
+    """Loaded once; tests get copies, which costs a tenth of loading."""
+    return load_backbone(checkpoint, device="cpu")
+
+
 @pytest.fixture
 def backbone(checkpoint: Path) -> Backbone:
     """A fresh backbone of each family, without LoRA, in evaluation mode, on the CPU."""
-    return load_backbone(checkpoint, device="cpu")
+    return copy.deepcopy(loaded(checkpoint))

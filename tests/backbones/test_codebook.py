@@ -62,7 +62,7 @@ def test_rows_of_one_sample_lie_together() -> None:
 
 
 def test_gumbel_noise_has_the_right_mean_and_spread() -> None:
-    noise = gumbel_noise(torch.empty(200, 1000), torch.Generator().manual_seed(0))
+    noise = gumbel_noise(torch.empty(1, 200, 1000), 1, torch.Generator().manual_seed(0))
     assert noise.isfinite().all()
     assert abs(noise.mean().item() - 0.5772) < 0.01
     assert abs(noise.var().item() - 1.6449) < 0.03

@@ -182,7 +182,7 @@ def test_other_families_come_from_entry_points(
         ]
 
     monkeypatch.setattr(backbones, "entry_points", entries)
-    assert sorted(backbones.available_backbones()) == ["emu9", "janus", "lost"]
+    assert set(backbones.available_backbones()) - set(backbones._BUILT_IN) == {"emu9", "lost"}
     assert load_backbone(folder, device="cpu").facts.family == "janus"
     edit_config(model_type="lost")(folder)
     with pytest.raises(UserError, match="'lost' is registered as 'no_such_package:load'"):

@@ -14,12 +14,17 @@ CONFIG = ChallengeConfig(quantile=0.0, anchor=1.0)
 
 def test_gradient_reaches_c_through_the_decoder_and_only_there(monkeypatch):
     backbone, perturber, batch = tiny_janus(), strong_perturber(), batch_of()
+    draw, drawn = backbone.draw, []
+
+    def remember(*args, **kwargs):
+        drawn.append(draw(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(backbone, "draw", remember)
     result = challenge(backbone, perturber, batch, CONFIG)
     parameters = list(perturber.parameters())
-    gradients = torch.autograd.grad(result.objective, [*parameters, result.drawing.images])
+    gradients = torch.autograd.grad(result.objective, [*parameters, drawn[0].images])
     assert all(gradient.abs().max() > 0 for gradient in gradients)
-
-    draw = backbone.draw
 
     def cut(*args, **kwargs):
         drawing = draw(*args, **kwargs)

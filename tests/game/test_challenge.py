@@ -45,7 +45,7 @@ class CountingScorer(SimilarityScorer):
         super().__init__()
         self.grad_modes: list[bool] = []
 
-    def forward(self, images, reference_images, texts):
+    def forward(self, images, reference_images, texts, **features):
         self.grad_modes.append(torch.is_grad_enabled())
         reference = reference_images.repeat_interleave(len(images) // len(reference_images), dim=0)
         return 1 - (images - reference).square().mean(dim=(1, 2, 3))
@@ -58,7 +58,7 @@ def test_shapes_and_rows(backbone, perturber):
     result = challenge(backbone, perturber, batch, config, generator=generator)
     assert result.ce_BK.shape == result.hardness_BK.shape == result.similarity_BK.shape == (4, 3)
     assert result.drawing.images.shape == (12, 3, 8, 8)
-    assert result.embeds_BKNH is None
+    assert result.tokens_ENH.shape[0] == len(result.ce_BK) * result.ce_BK.shape[1]
     # Row b * K + k is candidate k of sample b: asked question b, judged by answer b.
     images = result.drawing.images.detach().view(4, 3, 3, 8, 8)
     for b in range(4):
@@ -159,7 +159,7 @@ def test_token_space_draws_nothing_and_stores_tokens(backbone, perturber):
     assert backbone.calls["draw"] == backbone.calls["visual_states"] == 0
     assert result.drawing is None and result.codes is None
     clean = backbone.embed_images(batch.images)
-    assert torch.allclose(result.embeds_BKNH, clean + perturber(clean))
+    assert torch.allclose(result.tokens_ENH, clean + perturber(clean))
     assert perturber_step(result, perturber, torch.optim.SGD(perturber.parameters(), lr=0.1)) > 0
     assert mine(result, batch, buffer, config).accepted == 4
     assert buffer.samples[0].compact.dtype == torch.float16

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
+from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.pretrain import language, main
 from unigame.synthetic.pretrain.common import broad_scenes, portion
 from unigame.synthetic.questions import KINDS
@@ -29,6 +30,8 @@ def test_it_writes_a_checkpoint_that_transformers_reads(folder: Path) -> None:
     model = JanusForConditionalGeneration.from_pretrained(folder / "janus_nano")
     processor = JanusProcessor.from_pretrained(folder / "janus_nano")
     assert model.dtype == torch.bfloat16
+    assert set(knowledge_words()) <= set(processor.tokenizer.get_vocab())
+    assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
     assert processor.num_image_tokens == model.config.vision_config.num_image_tokens == 36
     size = sum(f.stat().st_size for f in (folder / "janus_nano").iterdir())
     assert size <= 16 * 1024**2
@@ -37,10 +40,18 @@ def test_it_writes_a_checkpoint_that_transformers_reads(folder: Path) -> None:
 def test_the_log_holds_every_stage_and_every_gate(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} >= {
-        *("tokenizer", "decoder", "vision", "language-warm-up", "language", "gates")
+        *("tokenizer", "decoder", "vision", "language-warm-up", "language", "knowledge", "gates")
     }
     gates = {key: value for row in rows if row["stage"] == "gates" for key, value in row.items()}
-    assert {"tokenizer", "drawing", "anchor", "understanding", "ood", *KINDS} <= gates.keys()
+    assert {
+        "tokenizer",
+        "drawing",
+        "anchor",
+        "understanding",
+        "ood",
+        "knowledge",
+        *KINDS,
+    } <= gates.keys()
 
 
 def test_packed_questions_see_what_a_single_question_sees(folder: Path) -> None:

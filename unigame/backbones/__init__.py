@@ -30,7 +30,10 @@ from unigame.backbones.prompts import CAPTION_QUESTION
 from unigame.errors import UserError
 
 ENTRY_POINT_GROUP = "unigame.backbones"
-_BUILT_IN = {"janus": "unigame.backbones.janus:JanusBackbone.from_pretrained"}
+_BUILT_IN = {
+    "janus": "unigame.backbones.janus:JanusBackbone.from_pretrained",
+    "unigame_composed": "unigame.backbones.composed:ComposedBackbone.from_pretrained",
+}
 
 __all__ = [
     "CAPTION_QUESTION",

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,11 @@ class Drawing:
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What the game, the reports and ``unigame doctor`` need to know of a model before it runs."""
+    """What the game, the reports and ``unigame doctor`` need to know of a model before it runs.
+
+    ``num_image_tokens`` is N of what the model reads. A family that draws from another number of
+    states says so in ``num_state_tokens``.
+    """
 
     family: str
     image_size: int
@@ -70,6 +74,12 @@ class BackboneFacts:
     frozen_parts: tuple[str, ...]
     dtype: torch.dtype
     num_parameters: int
+    num_state_tokens: int | None = None
+
+    @property
+    def state_tokens(self) -> int:
+        """N of ``visual_states``, what C perturbs."""
+        return self.num_image_tokens if self.num_state_tokens is None else self.num_state_tokens
 
 
 class Backbone(nn.Module, ABC):
@@ -80,6 +90,8 @@ class Backbone(nn.Module, ABC):
     """
 
     facts: BackboneFacts
+    max_images: ClassVar[int] = 1
+    """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
 
     # ---- understanding -------------------------------------------------------------------------
     @abstractmethod
@@ -89,6 +101,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
         """Frozen vision features (B, N, D), before the projector. Differentiable in images."""
+
+    def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """``image_features`` and ``embed_images`` of the same pictures: (B, N, D), (B, N, H).
+
+        A backbone whose projector reads those very features overrides this to run its vision
+        encoder once. Differentiable in images.
+        """
+        return self.image_features(images), self.embed_images(images)
+
+    @property
+    def reads_frozen(self) -> bool:
+        """True where nothing before the language model learns, so z of a picture never changes."""
+        return all("lora_" in name for name, p in self.named_parameters() if p.requires_grad)
 
     @abstractmethod
     def answer_loss(
@@ -118,9 +143,21 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def answer(
-        self, images: Tensor, questions: Sequence[str], *, max_new_tokens: int = 16, **kwargs: Any
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 16,
+        image_index: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
     ) -> list[str]:
-        """Greedy answers, one string per image; batched and cached. No gradient."""
+        """Greedy answers, one string per image; batched and cached. No gradient.
+
+        With ``image_index``, ``images`` are the different pictures of the batch, and question ``b``
+        shows those that ``image_index[b]`` lists: several at once, or one that others show too.
+        Marks ``<image k>`` in a question of several pictures say where each stands. Only backbones
+        with ``max_images`` above 1 are given it.
+        """
 
     # ---- generation ----------------------------------------------------------------------------
     @abstractmethod
@@ -152,6 +189,8 @@ class Backbone(nn.Module, ABC):
 
         ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
+        Candidates are drawn one after another from ``generator``: K of them in one call are those
+        of several calls, with ``sample``, that draw K together.
         """
 
     @abstractmethod
@@ -173,8 +212,13 @@ class Backbone(nn.Module, ABC):
         guidance_scale: float = 5.0,
         temperature: float = 1.0,
         do_sample: bool = True,
+        seeds: Sequence[int] | None = None,
     ) -> Tensor:
-        """Free-running text -> image, (B, 3, S, S). Seeded by its own generator. No gradient."""
+        """Free-running text -> image, (B, 3, S, S). Seeded by its own generator. No gradient.
+
+        ``seeds`` gives each prompt its own in place of ``seed``: its picture is then the same in
+        any batch and any order. Evaluation needs it, so that a run can be stopped and resumed.
+        """
 
     # ---- the model as an object ----------------------------------------------------------------
     @abstractmethod
@@ -184,6 +228,22 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
         """Freeze everything and add float32 LoRA weights to the language model. Returns self."""
+
+    def unfreeze(self, parts: Sequence[str]) -> Self:
+        """Train parts of the model itself, without LoRA: a warm-up before the game. Returns self.
+
+        Raises:
+            UserError: the family has no such parts; by default it has none.
+        """
+        raise UserError(
+            f"train_parts={list(parts)}: backbone family {self.facts.family!r} has no part that "
+            "trains on its own; leave train_parts out"
+        )
+
+    @property
+    def saved_files(self) -> tuple[str, ...]:
+        """Files that ``save_pretrained`` writes while this backbone trains."""
+        return "adapter_model.safetensors", "adapter_config.json"
 
     @abstractmethod
     @contextmanager

@@ -90,7 +90,8 @@ def read_model_type(config_file: Path, supported: Collection[str]) -> str:
     hint = (
         "; this is the original DeepSeek layout, use the converted deepseek-community checkpoint"
         if model_type == "multi_modality"
-        else "; for another architecture see docs/add-a-backbone.md"
+        else "; a VLM or LLM alone draws nothing, give it an image branch with 'unigame compose'; "
+        "for another architecture see docs/add-a-backbone.md"
     )
     raise UserError(
         f"{str(config_file.parent)!r} is a model of type {model_type!r}; "

@@ -36,12 +36,21 @@ class _StraightThrough(torch.autograd.Function):
         return None, grad
 
 
-def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise in the shape of ``like``, from ``generator`` (on its own device)."""
-    device = generator.device if generator is not None else like.device
-    uniform = torch.rand(like.shape, generator=generator, device=device, dtype=like.dtype)
-    tiny = torch.finfo(like.dtype).tiny
-    return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log().to(like.device)
+def gumbel_noise(like_BNV: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Standard Gumbel noise for ``count`` candidates, (B*count, N, V), row ``b * count + k``.
+
+    The candidates' noise is taken from ``generator`` (on its own device) one after another, so
+    that drawing K at once and drawing them in several calls gives the same pictures.
+    """
+    device = generator.device if generator is not None else like_BNV.device
+    tiny = torch.finfo(like_BNV.dtype).tiny
+    draws = []
+    for _ in range(count):
+        uniform = torch.rand(
+            like_BNV.shape, generator=generator, device=device, dtype=like_BNV.dtype
+        )
+        draws.append(-(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log())
+    return torch.stack(draws, dim=1).flatten(0, 1).to(like_BNV.device)
 
 
 def draw_codes(
@@ -82,7 +91,7 @@ def draw_codes(
         logits_BNV = logits_BNV.scatter_add(-1, index_BN1, bias)
     scores_MNV = (logits_BNV / temperature).repeat_interleave(num_candidates, dim=0)
     if sample or num_candidates > 1:
-        scores_MNV = scores_MNV + gumbel_noise(scores_MNV, generator)
+        scores_MNV = scores_MNV + gumbel_noise(logits_BNV, num_candidates, generator)
     chosen_MN = scores_MNV.argmax(-1)
     table_VE = codebook_VE.to(scores_MNV.dtype)
     soft_MNE = scores_MNV.softmax(-1) @ table_VE

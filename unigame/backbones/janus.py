@@ -25,13 +25,20 @@ from torch.utils.checkpoint import checkpoint
 from unigame.backbones.base import Drawing, VisualStates
 from unigame.backbones.codebook import draw_codes
 from unigame.backbones.janus_core import JanusCore
-from unigame.backbones.janus_decode import decode_image_codes, decode_text
-from unigame.backbones.janus_layout import PaddedTokens
+from unigame.backbones.janus_decode import (
+    SharedPrefix,
+    decode_image_codes,
+    decode_text,
+    uniform_numbers,
+)
+from unigame.backbones.janus_layout import PaddedTokens, picture_order
 from unigame.backbones.prompts import CAPTION_QUESTION
 
 
 class JanusBackbone(JanusCore):
     """The verbs of the contract for Janus. See ``Backbone`` for their shapes."""
+
+    max_images = 8
 
     # ---- understanding -------------------------------------------------------------------------
     def image_features(self, images: Tensor) -> Tensor:
@@ -42,9 +49,13 @@ class JanusBackbone(JanusCore):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Tokens z = Proj(Enc(x)), (B, N, H): what the LM reads. Differentiable in images."""
+        return self.read_images(images)[1]
+
+    def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Vision features (B, N, D) and the tokens z (B, N, H) made of them, in one pass."""
         features = self.image_features(images)
         with self._precision():
-            return self.janus.model.aligner(features)
+            return features, self.janus.model.aligner(features)
 
     def answer_loss(
         self,
@@ -96,22 +107,30 @@ class JanusBackbone(JanusCore):
 
     @torch.no_grad()
     def answer(
-        self, images: Tensor, questions: Sequence[str], *, max_new_tokens: int = 16, **kwargs: Any
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 16,
+        image_index: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
     ) -> list[str]:
-        """Greedy answers, one stripped string per image; batched and cached. No gradient.
+        """Greedy answers, one stripped string per question; batched and cached. No gradient.
 
-        ``images`` may have K rows per question, as in ``answer_loss``.
+        Without ``image_index``, ``images`` may have K rows per question, as in ``answer_loss``.
+        With it, an image that several questions share is encoded once, and so is the start of
+        their prompts.
         """
         if kwargs:
             raise TypeError(f"answer() decodes greedily and does not know {sorted(kwargs)}")
-        copies = _copies(len(images), len(questions))
-        rows = [self.layout.question_ids(q) for q in questions for _ in range(copies)]
-        tokens = self.layout.pad(rows, "left", self.device)
+        if image_index is None:
+            copies = _copies(len(images), len(questions))
+            questions = [question for question in questions for _ in range(copies)]
+            image_index = [[row] for row in range(len(images))]
         with self._evaluating(), self._precision():
             ids = decode_text(
                 self.janus,
-                self._embed(tokens, self.embed_images(images)),
-                tokens,
+                **self._prompts(self.embed_images(images), questions, image_index),
                 max_new_tokens=max_new_tokens,
                 end_ids=self._end_ids(),
             )
@@ -212,6 +231,7 @@ class JanusBackbone(JanusCore):
         guidance_scale: float = 5.0,
         temperature: float = 1.0,
         do_sample: bool = True,
+        seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """Free-running text -> image, (B, 3, S, S) in [0, 1]; the global generator is untouched."""
         return self.render(
@@ -221,6 +241,7 @@ class JanusBackbone(JanusCore):
                 guidance_scale=guidance_scale,
                 temperature=temperature,
                 do_sample=do_sample,
+                seeds=seeds,
             )
         )
 
@@ -233,11 +254,17 @@ class JanusBackbone(JanusCore):
         guidance_scale: float = 5.0,
         temperature: float = 1.0,
         do_sample: bool = True,
+        seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """The codes (B, N) that ``generate`` renders. Guidance 1 means none."""
         if do_sample and temperature <= 0:
             raise ValueError(f"temperature={temperature}: give a value above 0, or do_sample=False")
+        if seeds is not None and len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
         rows = [self.layout.prompt_ids(prompt) for prompt in prompts]
+        uniform_BN = None
+        if seeds is not None and do_sample:
+            uniform_BN = uniform_numbers(seeds, self.layout.num_image_tokens).to(self.device)
         with self._evaluating(), self._precision():
             return decode_image_codes(
                 self.janus,
@@ -247,9 +274,35 @@ class JanusBackbone(JanusCore):
                 guidance_scale=guidance_scale,
                 temperature=temperature,
                 do_sample=do_sample,
+                uniform_BN=uniform_BN,
             )
 
     # ---- inside --------------------------------------------------------------------------------
+    def _prompts(
+        self, embeds_UNH: Tensor, questions: Sequence[str], image_index: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
+        """What ``decode_text`` takes for questions about U images, the common start apart."""
+        rows, order = [], []
+        for question, images in zip(questions, image_index, strict=True):
+            rows.append(self.layout.question_ids(question, len(images)))
+            order.append([images[i] for i in picture_order(question, len(images))])
+        first = [images[0] for images in order]
+        length = self.layout.shared_start(rows) if len(set(first)) < len(first) else 0
+        prefix = None
+        if length:
+            heads = {image: slot for slot, image in enumerate(dict.fromkeys(first))}
+            starts = self.layout.pad([rows[0][:length]] * len(heads), "left", self.device)
+            prefix = SharedPrefix(
+                self._embed(starts, embeds_UNH[list(heads)]),
+                torch.tensor([heads[image] for image in first], device=self.device),
+            )
+            rows = [row[length:] for row in rows]
+            order = [images[1:] for images in order]
+        tokens = self.layout.pad(rows, "left", self.device)
+        shown = [image for images in order for image in images]
+        embeds_BLH = self._embed(tokens, embeds_UNH[shown])
+        return {"embeds_BLH": embeds_BLH, "tokens": tokens, "prefix": prefix}
+
     def _embed(self, tokens: PaddedTokens, embeds_BNH: Tensor) -> Tensor:
         """Token embeddings with the placeholders replaced by image features, row by row."""
         text_BLH = self.janus.get_input_embeddings()(tokens.ids_BL)

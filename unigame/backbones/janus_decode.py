@@ -3,18 +3,36 @@
 Both loops run the language model itself rather than transformers' ``generate``: the text head never
 sees an image token, guidance of 1 is allowed, and sampling uses its own generator.
 
-Shape suffixes: B samples, L prompt tokens, N image tokens, H width of the LM, V codes.
+Shape suffixes: B samples, L prompt tokens, N image tokens, H width of the LM, V codes, R rows that
+are still running, G shared prefixes of P tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, JanusForConditionalGeneration
 
 from unigame.backbones.janus_layout import JanusLayout, PaddedTokens
+
+
+@dataclass
+class SharedPrefix:
+    """The start that several prompts have in common: a picture and what stands before it.
+
+    It goes through the language model once for each of the G pictures; its keys and values are
+    then copied to the rows that ask about that picture. ``P`` is its number of tokens.
+
+    Attributes:
+        embeds_GPH: the prefixes, image features in place; no padding.
+        source_B: which prefix each row goes on from.
+    """
+
+    embeds_GPH: Tensor
+    source_B: Tensor
 
 
 class _CachedLM:
@@ -26,6 +44,15 @@ class _CachedLM:
         self.mask_BL = mask_BL
         self.next_position_B1 = mask_BL.sum(-1, keepdim=True)
 
+    def share(self, prefix: SharedPrefix) -> None:
+        """Run the prefixes and give every row its copy, before ``start``."""
+        shape_GP = prefix.embeds_GPH.shape[:2]
+        rows_mask_BL, self.mask_BL = self.mask_BL, self.mask_BL.new_ones(shape_GP)
+        self._run(prefix.embeds_GPH, self.mask_BL.cumsum(-1) - 1)
+        self.cache.batch_select_indices(prefix.source_B)
+        self.mask_BL = torch.cat([self.mask_BL[prefix.source_B], rows_mask_BL], dim=-1)
+        self.next_position_B1 = self.mask_BL.sum(-1, keepdim=True)
+
     def start(self, embeds_BLH: Tensor, positions_BL: Tensor) -> Tensor:
         return self._run(embeds_BLH, positions_BL)
 
@@ -34,6 +61,12 @@ class _CachedLM:
         hidden_BH = self._run(embeds_B1H, self.next_position_B1)
         self.next_position_B1 = self.next_position_B1 + 1
         return hidden_BH
+
+    def keep(self, rows_R: Tensor) -> None:
+        """Go on with these rows only."""
+        self.cache.batch_select_indices(rows_R)
+        self.mask_BL = self.mask_BL[rows_R]
+        self.next_position_B1 = self.next_position_B1[rows_R]
 
     def _run(self, embeds: Tensor, positions: Tensor) -> Tensor:
         output = self.language_model(
@@ -54,31 +87,40 @@ def decode_text(
     *,
     max_new_tokens: int,
     end_ids: Collection[int],
+    prefix: SharedPrefix | None = None,
 ) -> list[list[int]]:
-    """Greedy token ids of each row, up to and without its end mark.
+    """Greedy token ids of each row, up to and without its end mark; finished rows leave the batch.
 
     Args:
         janus: the model, in evaluation mode.
-        embeds_BLH: left-padded prompts, image features in place.
+        embeds_BLH: left-padded prompts, image features in place; with a prefix, what follows it.
         tokens: their mask and positions.
         max_new_tokens: stop a row here at the latest.
         end_ids: token ids that end an answer.
+        prefix: the start that the prompts share.
     """
     model = _CachedLM(janus, tokens.mask_BL)
-    hidden_BH = model.start(embeds_BLH, tokens.positions_BL)
-    ends = torch.tensor(sorted(end_ids), device=embeds_BLH.device)
-    done_B = torch.zeros(len(embeds_BLH), dtype=torch.bool, device=embeds_BLH.device)
-    chosen: list[Tensor] = []
-    while len(chosen) < max_new_tokens:
-        next_B = janus.lm_head(hidden_BH).argmax(-1)
-        done_B = done_B | torch.isin(next_B, ends)
-        if bool(done_B.all()):
+    positions_BL = tokens.positions_BL
+    if prefix is not None:
+        model.share(prefix)
+        positions_BL = positions_BL + prefix.embeds_GPH.shape[1]
+    answers: list[list[int]] = [[] for _ in range(len(embeds_BLH))]
+    running = list(range(len(embeds_BLH)))  # row of the batch -> which answer
+    hidden_RH = model.start(embeds_BLH, positions_BL)
+    for length in range(1, max_new_tokens + 1):
+        next_R = janus.lm_head(hidden_RH).argmax(-1)
+        tokens_R = next_R.tolist()
+        kept = [row for row, token in enumerate(tokens_R) if token not in end_ids]
+        for row in kept:
+            answers[running[row]].append(tokens_R[row])
+        if not kept or length == max_new_tokens:
             break
-        chosen.append(next_B.masked_fill(done_B, -1))  # -1: this row is finished
-        if len(chosen) < max_new_tokens:
-            hidden_BH = model.step(janus.get_input_embeddings()(next_B[:, None]))
-    rows = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in range(len(embeds_BLH))]
-    return [[token for token in row if token >= 0] for row in rows]
+        if len(kept) < len(running):
+            rows_R = torch.tensor(kept, device=next_R.device)
+            model.keep(rows_R)
+            next_R, running = next_R[rows_R], [running[row] for row in kept]
+        hidden_RH = model.step(janus.get_input_embeddings()(next_R[:, None]))
+    return answers
 
 
 @torch.no_grad()
@@ -91,11 +133,14 @@ def decode_image_codes(
     guidance_scale: float,
     temperature: float,
     do_sample: bool,
+    uniform_BN: Tensor | None = None,
 ) -> Tensor:
     """Image codes (B, N) of left-padded text prompts, with classifier-free guidance.
 
     Guidance is transformers': a second branch whose text is replaced by padding, and logits
     ``plain + guidance_scale * (conditional - plain)``. At a scale of 1 the branch is left out.
+    With ``uniform_BN`` (see ``uniform_numbers``) these numbers choose the codes of each row, and
+    ``generator`` is not used.
     """
     ids_BL, mask_BL, positions_BL = tokens.ids_BL, tokens.mask_BL, tokens.positions_BL
     guided = guidance_scale != 1.0
@@ -112,7 +157,10 @@ def decode_image_codes(
             logits_BV = plain_BV + guidance_scale * (conditional_BV - plain_BV)
         if do_sample:
             probs_BV = (logits_BV / temperature).softmax(-1)
-            code_B = torch.multinomial(probs_BV, 1, generator=generator).squeeze(-1)
+            if uniform_BN is not None:
+                code_B = _inverse_cdf(probs_BV, uniform_BN[:, len(codes)])
+            else:
+                code_B = torch.multinomial(probs_BV, 1, generator=generator).squeeze(-1)
         else:
             code_B = logits_BV.argmax(-1)
         codes.append(code_B)
@@ -120,3 +168,18 @@ def decode_image_codes(
             return torch.stack(codes, dim=1)
         fed_B1 = (code_B.repeat(2) if guided else code_B)[:, None]
         hidden_BH = model.step(janus.prepare_embeddings_for_image_generation(fed_B1))
+
+
+def uniform_numbers(seeds: Sequence[int], count: int) -> Tensor:
+    """Numbers in [0, 1), (B, count), each row from its own seed: the same on every device."""
+    generator = torch.Generator()
+    return torch.stack([torch.rand(count, generator=generator.manual_seed(s)) for s in seeds])
+
+
+def _inverse_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The code of each row at which its summed probabilities pass the row's number."""
+    cdf_BV = probs_BV.cumsum(-1)
+    # Scaled by the sum, which rounding leaves a little off 1; right: never a code without chance.
+    targets_B1 = (uniform_B * cdf_BV[:, -1])[:, None]
+    codes_B = torch.searchsorted(cdf_BV, targets_B1, right=True).squeeze(-1)
+    return codes_B.clamp(max=probs_BV.shape[1] - 1)

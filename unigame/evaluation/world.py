@@ -1,13 +1,14 @@
-"""The synthetic world as a benchmark: answers, groups, attacks, and pictures read by the reader.
+"""Exact answers on the synthetic world, clean and under a fresh attack.
 
 Every score is kept per question with the picture (cluster) it belongs to, so that intervals and
-paired differences come from the same lists. All sets are fixed by a seed and never trained on.
+paired differences come from the same lists. All sets are fixed by a seed and never trained on. The
+benchmarks themselves, on the same world, are in ``miniature.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,37 +18,10 @@ from unigame.game.attack import attacked_images, frozen_attack
 from unigame.game.perturber import EpsMode
 from unigame.game.semantics import FeatureSimilarity
 from unigame.game.setting import ChallengeConfig, GameBatch
-from unigame.synthetic import SyntheticDataset, caption, natural_groups
+from unigame.reports.metrics import Metric, Unit, to_json
+from unigame.synthetic import SyntheticDataset, caption
 from unigame.synthetic.reader import read, truth
 from unigame.synthetic.world import Scene
-
-METRIC_INFO: dict[str, dict[str, str | bool]] = {
-    "in_distribution": {"label": "in distribution"},
-    "ood": {"label": "out of distribution"},
-    "ood_no_count": {"label": "OOD without counting"},
-    "g_acc": {"label": "G-Acc (4 of 4)"},
-    "attack": {"label": "under a fresh attack"},
-    "consistency": {"label": "consistency"},
-    "text_to_image": {"label": "text to image"},
-}
-for _info in METRIC_INFO.values():
-    _info |= {"unit": "share", "higher_is_better": True}
-Reply = Callable[[Tensor, list[str]], list[str]]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured: questions (or groups, pictures) per metric."""
-
-    in_distribution: int = 600
-    ood: int = 1080
-    groups: int = 120
-    attack: int = 180
-    attack_steps: int = 24
-    pictures: int = 80
-
-
-QUICK = Sizes(in_distribution=240, ood=360, groups=36, attack=60, attack_steps=8, pictures=24)
 
 
 @dataclass
@@ -68,18 +42,13 @@ class Scores:
         self.clusters.append(cluster)
         self.values.append(float(value))
 
-    def where(self, keep: Callable[[str], bool]) -> Scores:
-        """The questions whose key passes."""
-        rows = [r for r in zip(self.keys, self.clusters, self.values, strict=True) if keep(r[0])]
-        scores = Scores()
-        for row in rows:
-            scores.add(*row)
-        return scores
-
 
 @dataclass(frozen=True)
 class AttackSettings:
-    """The evaluation's own adversary; bounds are those of the training run, the rest is fresh."""
+    """The evaluation's own adversary; bounds are those of the training run, the rest is fresh.
+
+    ``questions`` are attacked, after ``steps`` updates of the adversary on other pictures.
+    """
 
     config: ChallengeConfig
     eps_max: float
@@ -87,6 +56,8 @@ class AttackSettings:
     eps_mode: EpsMode
     lr: float = 5e-3
     batch: int = 16
+    questions: int = 180
+    steps: int = 24
 
 
 def images_of(scenes: list[Scene], backbone: Backbone) -> Tensor:
@@ -94,44 +65,6 @@ def images_of(scenes: list[Scene], backbone: Backbone) -> Tensor:
     from unigame.synthetic.dataset import to_pil
 
     return backbone.preprocess([to_pil(s) for s in scenes]).to(backbone.device)
-
-
-def evaluate(
-    backbone: Backbone,
-    sizes: Sizes,
-    attack: AttackSettings,
-    *,
-    seed: int = 0,
-    report: Callable[[str], None] = lambda name: None,
-) -> dict[str, Scores]:
-    """Every metric of ``METRIC_INFO`` (and ``ood_*`` per condition) for one model.
-
-    Args:
-        backbone: the model; its mode is restored afterwards.
-        sizes: how many questions of each kind.
-        attack: the fresh adversary's settings.
-        seed: of the test sets, the adversary and the drawing.
-        report: called with a metric's name before it is measured (progress).
-    """
-    training = backbone.training
-    backbone.eval()
-    try:
-        report("in_distribution")
-        results = {"in_distribution": accuracy(backbone, "test", sizes.in_distribution, seed)}
-        report("ood")
-        results["ood"] = accuracy(backbone, "ood", sizes.ood, seed)
-        results["ood_no_count"] = results["ood"].where(lambda key: "/count/" not in key)
-        report("g_acc")
-        results["g_acc"] = group_accuracy(backbone, sizes.groups, seed)
-        report("attack")
-        results["attack"] = attacked_accuracy(backbone, sizes, attack, seed)
-        report("consistency")
-        results["consistency"] = consistency(backbone, sizes.pictures, seed)
-        report("text_to_image")
-        results["text_to_image"] = text_to_image(backbone, sizes.pictures, seed)
-    finally:
-        backbone.train(training)
-    return results
 
 
 def replies(
@@ -157,24 +90,7 @@ def accuracy(backbone: Backbone, split: str, size: int, seed: int) -> Scores:
     return scores
 
 
-def group_accuracy(backbone: Backbone, number: int, seed: int) -> Scores:
-    """NaturalBench's G-Acc: a group counts when all four of its answers are right."""
-    groups = natural_groups(number, seed)
-    scenes = [s for g in groups for s in g.scenes for _ in (0, 1)]
-    said = replies(
-        backbone,
-        images_of(scenes, backbone),
-        [q for g in groups for _ in (0, 1) for q in g.questions],
-    )
-    scores, expected = Scores(), ["yes", "no", "no", "yes"]
-    for i, group in enumerate(groups):
-        scores.add(f"{group.kind}/{i}", str(i), said[4 * i : 4 * i + 4] == expected)
-    return scores
-
-
-def attacked_accuracy(
-    backbone: Backbone, sizes: Sizes, attack: AttackSettings, seed: int
-) -> Scores:
+def attacked_accuracy(backbone: Backbone, attack: AttackSettings, seed: int) -> Scores:
     """Accuracy on test pictures redrawn by a perturber trained, just now, against this model.
 
     Only pictures that the reader still reads as the true scene are asked about: elsewhere the
@@ -185,19 +101,19 @@ def attacked_accuracy(
     adversary = frozen_attack(
         backbone,
         [
-            _batch(backbone, practice, s, attack.batch)
+            batch_of(backbone, practice, s, attack.batch)
             for s in range(0, len(practice), attack.batch)
         ],
-        steps=sizes.attack_steps,
+        steps=attack.steps,
         lr=attack.lr,
         config=attack.config,
         seed=seed + 501,
         scorer=FeatureSimilarity(backbone.image_features),
         **bounds,  # type: ignore[arg-type]
     )
-    data, scores = SyntheticDataset("test", sizes.attack, seed + 502), Scores()
+    data, scores = SyntheticDataset("test", attack.questions, seed + 502), Scores()
     for start in range(0, len(data), 60):
-        batch = _batch(backbone, data, start, 60)
+        batch = batch_of(backbone, data, start, 60)
         images = attacked_images(backbone, adversary, batch, attack.config)
         said = replies(backbone, images, list(batch.questions))
         pictures = images.permute(0, 2, 3, 1).float().cpu().numpy()
@@ -210,7 +126,35 @@ def attacked_accuracy(
     return scores
 
 
-def _batch(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> GameBatch:
+def attack_entry(backbone: Backbone, attack: AttackSettings, seed: int) -> dict[str, Any] | None:
+    """``attacked_accuracy`` as a part of a record; None where no picture kept its content."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        scores = attacked_accuracy(backbone, attack, seed)
+    finally:
+        backbone.train(training)
+    if not scores.values:
+        return None
+    rows = zip(scores.keys, scores.values, scores.clusters, strict=True)
+    units = tuple(Unit(key, (value,), cluster) for key, value, cluster in rows)
+    return {
+        "title": "under a fresh attack",
+        "dataset": {"id": "synthetic test questions", "fingerprint": f"seed {seed}"},
+        "variant": {"adversary": asdict(attack)},
+        "counts": {
+            "items": attack.questions,
+            "scored": len(scores.values),
+            "skipped": {"the attack changed what the picture shows": scores.skipped},
+        },
+        "metrics": {
+            "accuracy": {**to_json(Metric("accuracy", "accuracy", units)), "headline": True}
+        },
+    }
+
+
+def batch_of(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> GameBatch:
+    """``count`` questions from ``start`` on, with their pictures, for the game's functions."""
     rows = data.rows[start : start + count]
     scenes = [data.scenes[row[0]] for row in rows]
     return GameBatch(
@@ -219,29 +163,3 @@ def _batch(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -
         answers=[row[2] for row in rows],
         prompts=[caption(s) for s in scenes],
     )
-
-
-def _agreement(found: set[tuple[int, str, str]], expected: set[tuple[int, str, str]]) -> float:
-    """Objects found and true over objects found or true: inventing costs as much as losing."""
-    return len(found & expected) / max(len(found | expected), 1)
-
-
-def consistency(backbone: Backbone, pictures: int, seed: int) -> Scores:
-    """Caption the picture, draw the caption, read the drawing: does it show what was there?"""
-    data = SyntheticDataset("test", pictures, seed + 600, questions_per_scene=1)
-    captions = backbone.caption(images_of(data.scenes, backbone), max_new_tokens=20)  # type: ignore[operator]
-    return _drawn(backbone, captions, data.scenes, seed)
-
-
-def text_to_image(backbone: Backbone, pictures: int, seed: int) -> Scores:
-    """Draw true captions and read the drawings."""
-    data = SyntheticDataset("test", pictures, seed + 700, questions_per_scene=1)
-    return _drawn(backbone, [caption(s) for s in data.scenes], data.scenes, seed)
-
-
-def _drawn(backbone: Backbone, prompts: list[str], scenes: list[Scene], seed: int) -> Scores:
-    images = backbone.generate(prompts, seed=seed, guidance_scale=1.0, temperature=0.7)
-    scores = Scores()
-    for i, picture in enumerate(images.permute(0, 2, 3, 1).float().cpu().numpy()):
-        scores.add(str(i), str(i), _agreement(read(picture), truth(scenes[i])))
-    return scores

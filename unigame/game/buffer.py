@@ -9,7 +9,7 @@ generator, so mining or replaying never moves the global random state.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class HardSample:
         similarity: of the candidate to the original, when mined.
         source: identifies the original sample, for the cap per source.
         step: training step of the mining.
+        tokens: z (N, H), what U reads of the picture, where it is worth keeping: it spares drawing
+            and encoding the picture again. Never part of a checkpoint.
     """
 
     compact: Tensor
@@ -42,6 +44,7 @@ class HardSample:
     similarity: float
     source: str | int
     step: int
+    tokens: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def shrink(compact: Tensor) -> Tensor:
@@ -103,10 +106,7 @@ class HardSampleBuffer:
 
         Among equally hard ones the newest stay: they were drawn against the most recent model.
         """
-        new = [
-            HardSample(**{**_fields(sample), "compact": shrink(sample.compact)})
-            for sample in samples
-        ]
+        new = [replace(sample, compact=shrink(sample.compact)) for sample in samples]
         new.reverse()
         # Stable sort: equals keep this order, newest first, and samples are never compared.
         ranked = sorted(new + self._samples, key=lambda sample: -sample.hardness)
@@ -135,6 +135,14 @@ class HardSampleBuffer:
             raise ValueError(f"cannot sample {n} items: n must not be negative")
         order = torch.randperm(len(self._samples), generator=self.generator)[:n]
         return [self._samples[i] for i in order.tolist()]
+
+    def forget_tokens(self) -> None:
+        """Drop all kept ``tokens``; who replays the samples draws and reads their pictures again.
+
+        Done at every checkpoint: a resumed run starts without them, and the run that goes on must
+        not differ from it in the last bits.
+        """
+        self._samples = [replace(sample, tokens=None) for sample in self._samples]
 
     def hardness_quantiles(
         self, quantiles: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -181,5 +189,6 @@ class HardSampleBuffer:
 
 
 def _fields(sample: HardSample) -> dict[str, Any]:
-    """The sample as a dict that shares its tensor (``asdict`` would copy it)."""
-    return {name: getattr(sample, name) for name in HardSample.__dataclass_fields__}
+    """What a checkpoint holds, as a dict that shares its tensor (``asdict`` would copy it)."""
+    names = (name for name in HardSample.__dataclass_fields__ if name != "tokens")
+    return {name: getattr(sample, name) for name in names}

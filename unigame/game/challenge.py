@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,13 +35,14 @@ from torch import Tensor, nn
 
 from unigame.errors import UserError
 from unigame.game.buffer import HardSample, HardSampleBuffer
+from unigame.game.candidates import ChallengeResult, Reading, draw_and_read
 from unigame.game.objectives import accept, hardness, label_penalty, perturber_objective
 from unigame.game.perturber import PerturberBase, full_precision, token_rms
 from unigame.game.semantics import NoSimilarity, SimilarityScorer
 from unigame.game.setting import ChallengeConfig, GameBatch
 
 if TYPE_CHECKING:
-    from unigame.backbones.base import Backbone, Drawing, VisualStates
+    from unigame.backbones.base import Backbone, VisualStates
 
 __all__ = [
     "ChallengeConfig",
@@ -50,39 +51,10 @@ __all__ = [
     "MiningReport",
     "challenge",
     "mine",
+    "perturber_gradients",
     "perturber_step",
+    "perturber_update",
 ]
-
-
-@dataclass
-class ChallengeResult:
-    """What a challenge found. Row ``b * K + k`` of drawing and embeds is entry (b, k) elsewhere.
-
-    Attributes:
-        objective: L_C averaged over samples, a scalar that C maximises; carries C's graph.
-        ce_BK: cross-entropy of the true answers on the candidates, detached.
-        hardness_BK: H of Eq. 4, detached.
-        similarity_BK: of candidates to originals, detached.
-        delta_BNH: the perturbation, detached float32.
-        states_BNH: what was perturbed: z_hat, or z in token space.
-        drawing: the candidates; None in token space.
-        embeds_BKNH: z_til as (B*K, N, H), token space only.
-        codes: the images' own codes; None in token space.
-        metrics: figures for logging.
-        backbone: who played; ``perturber_step`` needs it to keep dropout off in backward.
-    """
-
-    objective: Tensor
-    ce_BK: Tensor
-    hardness_BK: Tensor
-    similarity_BK: Tensor
-    delta_BNH: Tensor
-    states_BNH: Tensor
-    drawing: Drawing | None
-    embeds_BKNH: Tensor | None
-    codes: Tensor | None
-    metrics: dict[str, float]
-    backbone: Backbone = field(repr=False)
 
 
 def challenge(
@@ -99,7 +71,8 @@ def challenge(
     """Perturb, draw, re-read and score one batch: L_C of Eq. 7 and everything mining needs.
 
     Costs one teacher-forced pass without gradient, K decodes, and one answer pass over B*K rows;
-    nothing is computed twice. The global random state is not touched when ``generator`` is given.
+    nothing is computed twice. Only ``config.learned_candidates`` of the K carry a graph. The
+    global random state is not touched when ``generator`` is given.
 
     Args:
         backbone: the model, U and G in one. Its weights get no gradient from ``perturber_step``.
@@ -122,36 +95,38 @@ def challenge(
         states_BNH, codes = _states(backbone, batch, config, visual)
         delta_BNH = perturber(states_BNH)
         perturbed_BNH = states_BNH + delta_BNH  # both float32: see perturber.py
-        drawing = _draw(backbone, perturbed_BNH, codes, config, generator)
-        ce_BK = backbone.answer_loss(
-            None if drawing is None else drawing.images,
-            batch.questions,
-            batch.answers,
-            embeds=perturbed_BNH if drawing is None else None,
-        ).view(len(batch), -1)
 
-        def score(by: SimilarityScorer) -> Tensor:
-            if drawing is None:
-                return by.score_tokens(perturbed_BNH, states_BNH).view_as(ce_BK)
-            return by(drawing.images, batch.images, batch.texts).view_as(ce_BK)
+        def read(count: int) -> Reading:
+            return draw_and_read(
+                backbone,
+                perturbed_BNH,
+                states_BNH,
+                codes,
+                batch,
+                replace(config, num_candidates=count, gradient_candidates=None),
+                sample=config.sample or config.num_candidates > 1,
+                scorer=scorer,
+                label_scorer=label_scorer,
+                generator=generator,
+            )
 
-        label_BK = None if label_scorer is None else score(label_scorer)
-        if label_BK is not None and label_scorer is scorer:
-            similarity_BK = label_BK.detach()
-        else:
-            with torch.no_grad():  # only the label term needs a gradient through the scorer
-                similarity_BK = score(scorer)
+        learned = read(config.learned_candidates)
         objective_B = perturber_objective(
-            full_precision(ce_BK),
+            full_precision(learned.ce_BK),
             delta_BNH / perturber.scale(states_BNH).clamp(min=1e-12),
             lambda_norm=config.lambda_norm,
             l2=config.l2,
             tv=config.tv,
-            similarity_BK=label_BK,
+            similarity_BK=learned.label_BK,
             label_weight=config.label_weight,
             label_floor=config.label_floor,
         )
-    ce_BK, similarity_BK = ce_BK.detach().float(), similarity_BK.float()
+        reading = learned.detach()
+        if config.learned_candidates < config.num_candidates:
+            with torch.no_grad():
+                others = read(config.num_candidates - config.learned_candidates)
+            reading = reading.beside(others)
+    ce_BK, similarity_BK = reading.ce_BK.float(), reading.similarity_BK.float()
     result = ChallengeResult(
         objective=objective_B.mean(),
         ce_BK=ce_BK,
@@ -159,13 +134,13 @@ def challenge(
         similarity_BK=similarity_BK,
         delta_BNH=delta_BNH.detach(),
         states_BNH=states_BNH,
-        drawing=drawing,
-        embeds_BKNH=perturbed_BNH if drawing is None else None,
+        drawing=reading.drawing,
+        tokens_ENH=reading.tokens_ENH,
         codes=codes,
         metrics={},
         backbone=backbone,
     )
-    result.metrics = _metrics(result, perturber, config, label_BK)
+    result.metrics = _metrics(result, perturber, config, reading.label_BK)
     return result
 
 
@@ -189,14 +164,35 @@ def perturber_step(
         The norm before clipping; 0 where there is nothing to learn. If it is not finite, C stays
         as it is (on all ranks alike, since it is judged after ``reduce``).
     """
-    parameters = [p for p in perturber.parameters() if p.requires_grad]
+    gradients = perturber_gradients(result, perturber)
+    return perturber_update(perturber, optimizer, gradients, max_norm, reduce)
+
+
+def perturber_gradients(result: ChallengeResult, perturber: PerturberBase) -> list[Tensor]:
+    """Gradients that *descend*, of minus the objective, for C's weights; frees the graph."""
+    parameters = _learning(perturber)
     if not parameters:
-        return 0.0
+        return []
     if not result.objective.requires_grad:
         raise ValueError("this challenge was made with with_grad=False: C cannot learn from it")
     # Gradient checkpointing runs the model again in backward: dropout must be off there, too.
     with result.backbone.without_dropout():
         gradients = list(torch.autograd.grad(-result.objective, parameters))
+    result.objective = result.objective.detach()
+    return gradients
+
+
+def perturber_update(
+    perturber: PerturberBase,
+    optimizer: torch.optim.Optimizer,
+    gradients: list[Tensor],
+    max_norm: float = 1.0,
+    reduce: Callable[[list[Tensor]], None] | None = None,
+) -> float:
+    """One optimizer step of C with ``gradients``; see ``perturber_step``."""
+    parameters = _learning(perturber)
+    if not parameters:
+        return 0.0
     if reduce is not None:
         reduce(gradients)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -206,6 +202,10 @@ def perturber_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _learning(perturber: PerturberBase) -> list[nn.Parameter]:
+    return [p for p in perturber.parameters() if p.requires_grad]
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,7 @@ def mine(
     buffer: HardSampleBuffer,
     config: ChallengeConfig,
     step: int = 0,
+    keep_tokens: bool = False,
 ) -> MiningReport:
     """Push the challenge's hard and still faithful candidates to the buffer. Draws nothing again.
 
@@ -237,6 +238,8 @@ def mine(
         buffer: keeps the hardest.
         config: of the challenge; ``quantile`` and ``clip_floor`` filter.
         step: training step, stored with the samples.
+        keep_tokens: store what U read of each picture too, in the memory of the CPU, so that
+            replaying it needs neither the decoder nor the vision encoder.
     """
     accepted_E = accept(
         result.hardness_BK, result.similarity_BK, config.quantile, config.clip_floor
@@ -245,8 +248,9 @@ def mine(
     if result.drawing is not None:
         compact = result.drawing.compact.detach()[rows].cpu()
     else:
-        assert result.embeds_BKNH is not None
-        compact = result.embeds_BKNH.detach()[rows].to(torch.float16).cpu()
+        compact = result.tokens_ENH[rows].to(torch.float16).cpu()
+    keep_tokens = keep_tokens and result.drawing is not None
+    tokens_ENH = result.tokens_ENH[rows].cpu() if keep_tokens else None
     num_candidates = result.ce_BK.shape[1]
     hardness_E = result.hardness_BK.flatten().tolist()
     similarity_E = result.similarity_BK.flatten().tolist()
@@ -263,6 +267,7 @@ def mine(
                 similarity=similarity_E[row],
                 source=batch.sources[b],
                 step=step,
+                tokens=tokens_ENH[i].clone() if tokens_ENH is not None else None,
             )
         )
     kept = buffer.push(samples)
@@ -286,27 +291,6 @@ def _states(
             return full_precision(backbone.embed_images(batch.images)), None
         visual = visual or teacher_forced_states(backbone, batch)
         return full_precision(visual.states_BNH), visual.codes
-
-
-def _draw(
-    backbone: Backbone,
-    perturbed_BNH: Tensor,
-    codes: Tensor | None,
-    config: ChallengeConfig,
-    generator: torch.Generator | None,
-) -> Drawing | None:
-    """The candidates; None in token space, where nothing is drawn."""
-    if codes is None:
-        return None
-    return backbone.draw(
-        perturbed_BNH,
-        codes,
-        num_candidates=config.num_candidates,
-        anchor=config.anchor,
-        temperature=config.temperature,
-        sample=config.sample,
-        generator=generator,
-    )
 
 
 def _label_scorer(scorer: SimilarityScorer, config: ChallengeConfig) -> SimilarityScorer | None:

@@ -4,8 +4,9 @@
 
 Every scorer is called as ``scorer(images, reference_images, texts)`` with (B*K, 3, S, S)
 candidates, (B, 3, S, S) originals and B texts, and gives (B*K,): row ``b * K + k`` compares
-candidate k of sample b with original b. All are differentiable in the candidates, frozen, and
-deterministic, so the same scorer can judge candidates for the buffer and pull C back in the
+candidate k of sample b with original b. ``features`` and ``reference_features`` may bring what the
+model's own vision encoder already said of them. All are differentiable in the candidates, frozen,
+and deterministic, so the same scorer can judge candidates for the buffer and pull C back in the
 label-preservation term.
 
 In token space there is no picture: ``score_tokens`` compares the tokens themselves.
@@ -49,7 +50,15 @@ def _mean_token_cosine(features_END: Tensor, reference_BND: Tensor) -> Tensor:
 class SimilarityScorer(nn.Module):
     """Base of the scorers: see the module docstring for the call."""
 
-    def forward(self, images: Tensor, reference_images: Tensor, texts: Sequence[str]) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        reference_images: Tensor,
+        texts: Sequence[str],
+        *,
+        features: Tensor | None = None,
+        reference_features: Tensor | None = None,
+    ) -> Tensor:
         """Similarity of each candidate to its original, (B*K,)."""
         raise NotImplementedError
 
@@ -61,7 +70,15 @@ class SimilarityScorer(nn.Module):
 class NoSimilarity(SimilarityScorer):
     """Every candidate passes: similarity 1."""
 
-    def forward(self, images: Tensor, reference_images: Tensor, texts: Sequence[str]) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        reference_images: Tensor,
+        texts: Sequence[str],
+        *,
+        features: Tensor | None = None,
+        reference_features: Tensor | None = None,
+    ) -> Tensor:
         """Ones, (B*K,)."""
         return torch.ones(images.shape[0], device=images.device)
 
@@ -78,7 +95,8 @@ class FeatureSimilarity(SimilarityScorer):
 
     Args:
         feature_fn: images (E, 3, S, S) -> features (E, N, D), differentiable; normally
-            ``backbone.image_features``.
+            ``backbone.image_features``. It is not asked for features that the caller brings, so
+            they must be this function's own.
     """
 
     def __init__(self, feature_fn: Callable[[Tensor], Tensor]) -> None:
@@ -86,12 +104,23 @@ class FeatureSimilarity(SimilarityScorer):
         # In a tuple: a bound method of a backbone must not become a submodule of the scorer.
         self._feature_fn = (feature_fn,)
 
-    def forward(self, images: Tensor, reference_images: Tensor, texts: Sequence[str]) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        reference_images: Tensor,
+        texts: Sequence[str],
+        *,
+        features: Tensor | None = None,
+        reference_features: Tensor | None = None,
+    ) -> Tensor:
         """Mean cosine, (B*K,), in [-1, 1]."""
         feature_fn = self._feature_fn[0]
-        with torch.no_grad():
-            reference_BND = feature_fn(reference_images)
-        return _mean_token_cosine(feature_fn(images), reference_BND)
+        if reference_features is None:
+            with torch.no_grad():
+                reference_features = feature_fn(reference_images)
+        if features is None:
+            features = feature_fn(images)
+        return _mean_token_cosine(features, reference_features)
 
 
 class ClipSimilarity(SimilarityScorer):
@@ -181,7 +210,15 @@ class ClipSimilarity(SimilarityScorer):
         with torch.no_grad():
             return F.normalize(_embedding(model.get_text_features(**tokens)), dim=-1)
 
-    def forward(self, images: Tensor, reference_images: Tensor, texts: Sequence[str]) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        reference_images: Tensor,
+        texts: Sequence[str],
+        *,
+        features: Tensor | None = None,
+        reference_features: Tensor | None = None,
+    ) -> Tensor:
         """Cosine between each candidate and its original (or its text), (B*K,)."""
         with torch.autocast(device_type=images.device.type, enabled=False):
             if self.mode == "image-text":

@@ -18,6 +18,8 @@ class ChallengeConfig:
     Attributes:
         space: perturb what the decoder draws (the paper's method) or the tokens that U reads.
         num_candidates: K, pictures drawn from each sample's perturbed states.
+        gradient_candidates: how many of them C learns from; the others are drawn and scored
+            without a graph, for mining alone. None: all.
         anchor: bias of the drawing toward the image's own codes, in logits; 0: none.
         temperature: of the softmax through which the discrete step passes its gradient, and of the
             Gumbel draws.
@@ -35,6 +37,7 @@ class ChallengeConfig:
 
     space: Literal["decoder", "tokens"] = "decoder"
     num_candidates: int = 1
+    gradient_candidates: int | None = 1
     anchor: float = 0.0
     temperature: float = 1.0
     sample: bool = False
@@ -57,6 +60,7 @@ class ChallengeConfig:
                 f"num_candidates={self.num_candidates} in token space: nothing is drawn there, so "
                 "all candidates of a sample would be equal; use 1, or space='decoder'"
             )
+        self._check_learned()
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature!r}: must be above 0")
         if not 0 <= self.quantile <= 1:
@@ -69,6 +73,20 @@ class ChallengeConfig:
         for name in ("anchor", "lambda_norm", "l2", "tv", "label_weight", "clip_weight"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name}={getattr(self, name)!r}: must not be negative")
+
+    def _check_learned(self) -> None:
+        if self.learned_candidates < 1:
+            raise UserError(
+                f"gradient_candidates={self.gradient_candidates!r}: C learns from at least 1 "
+                "candidate, or from all of them (None)"
+            )
+
+    @property
+    def learned_candidates(self) -> int:
+        """Candidates of each sample that C's gradient passes through."""
+        if self.gradient_candidates is None:
+            return self.num_candidates
+        return min(self.gradient_candidates, self.num_candidates)
 
 
 @dataclass
@@ -83,6 +101,8 @@ class GameBatch:
             question. Default: the questions.
         codes: what the images are made of, (B, N), where already known: spares the tokenizer.
         sources: identifiers of the samples, for the buffer's cap. Default: positions in the batch.
+        features: ``image_features`` of the images, (B, N, D), where already known: spares the
+            vision encoder in a similarity by features.
     """
 
     images: Tensor
@@ -91,13 +111,14 @@ class GameBatch:
     prompts: Sequence[str] | None = None
     codes: Tensor | None = None
     sources: Sequence[str | int] | None = None
+    features: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.prompts is None:
             self.prompts = list(self.questions)
         if self.sources is None:
             self.sources = list(range(len(self.questions)))
-        for name in ("questions", "answers", "prompts", "codes", "sources"):
+        for name in ("questions", "answers", "prompts", "codes", "sources", "features"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self.images):
                 raise ValueError(f"{len(value)} {name} for {len(self.images)} images")

@@ -4,11 +4,13 @@ Questions about the same picture fail together, so resampling questions one by o
 that are too narrow. Whole pictures (clusters) are resampled instead, and two arms are compared on
 the *same* resampled pictures (a paired difference), which cancels the difficulty of the pictures.
 The intervals cover the choice of questions, not the training seed.
+
+``unigame.reports.metrics`` bootstraps F1, group averages and the like on the same machinery.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -62,7 +64,7 @@ def bootstrap_mean(
     """
     values_Q = _checked(values, "values")
     means = _resampled_means(values_Q, clusters, resamples, seed)
-    low, high = _interval(means, level)
+    low, high = percentile_interval(means, level)
     return Metric(value=float(values_Q.mean()), low=low, high=high, n=len(values_Q))
 
 
@@ -86,7 +88,7 @@ def bootstrap_difference(
             f"{len(baseline_Q)}; evaluate both arms on the same set"
         )
     means = _resampled_means(values_Q - baseline_Q, clusters, resamples, seed)
-    low, high = _interval(means, level)
+    low, high = percentile_interval(means, level)
     return Difference(value=float(values_Q.mean() - baseline_Q.mean()), low=low, high=high)
 
 
@@ -100,11 +102,56 @@ def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return values_Q
 
 
-def _interval(means: NDArray[np.float64], level: float) -> tuple[float, float]:
+def percentile_interval(figures: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The central ``level`` of the resampled figures.
+
+    Raises:
+        UserError: a level outside (0, 1).
+    """
     if not 0.0 < level < 1.0:
         raise UserError(f"level is {level}; give a coverage between 0 and 1, such as 0.95")
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def numbered(labels: Sequence[Hashable]) -> tuple[NDArray[np.intp], int]:
+    """Labels as numbers from 0 in order of appearance, and how many different ones there are."""
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[label] for label in labels], dtype=np.intp), len(numbers)
+
+
+def resampled_sums(
+    sums_CK: NDArray[np.float64],
+    *,
+    resamples: int,
+    seed: int,
+    copies_C: NDArray[np.int64] | None = None,
+) -> Iterator[NDArray[np.float64]]:
+    """Sums over the clusters of each resample, in blocks of rows (R, K) of bounded memory.
+
+    A resample is a multinomial count per cluster, so the whole bootstrap is matrix products.
+
+    Args:
+        sums_CK: K figures of each cluster, summed over its questions.
+        resamples: bootstrap replicates; the rows of all blocks together.
+        seed: of the resampling.
+        copies_C: how many clusters with exactly these sums each row stands for; None: one each.
+            Only their total number is drawn, which is the same distribution at less work.
+
+    Raises:
+        UserError: resamples below 1.
+    """
+    if resamples < 1:
+        raise UserError(f"resamples is {resamples}; give at least 1, usually 2000")
+    if copies_C is None:
+        copies_C = np.ones(len(sums_CK), dtype=np.int64)
+    num_clusters = int(copies_C.sum())
+    rng = np.random.default_rng(seed)
+    share_C = copies_C / num_clusters
+    block = max(1, _BLOCK_CELLS // len(sums_CK))
+    for start in range(0, resamples, block):
+        counts_RC = rng.multinomial(num_clusters, share_C, size=min(block, resamples - start))
+        yield counts_RC @ sums_CK
 
 
 def _resampled_means(
@@ -113,30 +160,16 @@ def _resampled_means(
     resamples: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """The mean under each resample of the clusters, (resamples,).
-
-    A resample is a multinomial count per cluster, so the whole bootstrap is two matrix products.
-    """
-    if resamples < 1:
-        raise UserError(f"resamples is {resamples}; give at least 1, usually 2000")
+    """The mean under each resample of the clusters, (resamples,)."""
     if clusters is None:
-        index_Q = np.arange(len(values_Q))
+        index_Q, num_clusters = np.arange(len(values_Q)), len(values_Q)
     else:
         if len(clusters) != len(values_Q):
             raise UserError(
                 f"{len(clusters)} clusters for {len(values_Q)} questions; give one per question"
             )
-        numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-        index_Q = np.array([numbers[cluster] for cluster in clusters])
-    num_clusters = int(index_Q.max()) + 1
+        index_Q, num_clusters = numbered(clusters)
     sums_C = np.bincount(index_Q, weights=values_Q, minlength=num_clusters)
     sizes_C = np.bincount(index_Q, minlength=num_clusters).astype(np.float64)
-
-    rng = np.random.default_rng(seed)
-    equal = np.full(num_clusters, 1.0 / num_clusters)
-    block = max(1, _BLOCK_CELLS // num_clusters)
-    means = []
-    for start in range(0, resamples, block):
-        counts_RC = rng.multinomial(num_clusters, equal, size=min(block, resamples - start))
-        means.append((counts_RC @ sums_C) / (counts_RC @ sizes_C))
-    return np.concatenate(means)
+    blocks = resampled_sums(np.stack([sums_C, sizes_C], axis=1), resamples=resamples, seed=seed)
+    return np.concatenate([block_R2[:, 0] / block_R2[:, 1] for block_R2 in blocks])

@@ -51,19 +51,23 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How to show a metric and which direction is good."""
+    """How to show a metric and which direction is good (None: neither).
+
+    ``digits`` fixes the decimal places.
+    """
 
     name: str
     label: str
     unit: str = ""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+    digits: int | None = None
 
     def show(self, value: float, *, signed: bool = False) -> str:
         """The figure as text: a percentage for shares, three significant digits otherwise."""
         sign = "+" if signed else ""
         if self.unit == "share":
             return f"{100 * value:{sign}z.1f}"  # z: no minus sign before a rounded zero
-        return f"{value:{sign}z.3g}"
+        return f"{value:{sign}z.3g}" if self.digits is None else f"{value:{sign}z.{self.digits}f}"
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,13 @@ def parse_results(raw: Any, *, source: str = "results") -> Results:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("metrics"), Mapping):
             raise UserError(f'{source}: arm {name!r} has no "metrics"; run the evaluation again')
         metrics = {
-            metric: _estimate(figure, f"{source}: {name}.{metric}")
+            metric: parse_estimate(figure, f"{source}: {name}.{metric}")
             for metric, figure in entry["metrics"].items()
         }
         arms[name] = Arm(name, metrics, entry.get("steps"), entry.get("seconds"))
     differences = {
         name: {
-            metric: _estimate(figure, f"{source}: difference {name}.{metric}")
+            metric: parse_estimate(figure, f"{source}: difference {name}.{metric}")
             for metric, figure in entry.items()
         }
         for name, entry in (raw.get("differences") or {}).items()
@@ -153,10 +157,16 @@ def _metric_info(name: str, entry: Mapping[str, Any]) -> MetricInfo:
         label=entry.get("label") or name.replace("_", " "),
         unit=entry.get("unit") or "",
         higher_is_better=entry.get("higher_is_better", True),
+        digits=entry.get("digits"),
     )
 
 
-def _estimate(figure: Any, where: str) -> Estimate:
+def parse_estimate(figure: Any, where: str) -> Estimate:
+    """A figure as JSON holds it; ``where`` names it in errors.
+
+    Raises:
+        UserError: value, low or high is missing or not a finite number.
+    """
     if not isinstance(figure, Mapping):
         raise UserError(f"{where} is {figure!r}; expected value, low and high")
     numbers = []

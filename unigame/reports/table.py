@@ -1,60 +1,47 @@
 """The before/after table: terminal, Markdown and CSV, with a verdict that says whatever came out.
 
-A difference is marked only where its interval excludes zero, in the direction that is good for the
-metric. The verdict is written from the marks alone, so it cannot be kinder than the table.
+The verdict is written from the marks alone, so it cannot be kinder than the table.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from unigame.reports.cells import (
+    UNICODE,
+    Glyphs,
+    fit,
+    mark,
+    markdown_cell,
+    markdown_table,
+    terminal_cell,
+)
 from unigame.reports.results import BASELINE, Arm, Estimate, MetricInfo, Results
 
 PLAYER = "unigame"
 # The controls that get no attack: what they gain as well cannot be the attack's doing.
 CONTROLS = ("sft_equal_samples", "round_trip")
-_MIN_WIDTH = 100  # columns to assume when the output is piped
-
-
-@dataclass(frozen=True)
-class _Glyphs:
-    """The signs of the table: by mark (+1, 0, -1), and between a figure and its spread."""
-
-    marks: Mapping[int, str]
-    spread: str
-
-
-_UNICODE = _Glyphs({1: "▲", 0: "", -1: "▼"}, "±")
-_ASCII = _Glyphs({1: "(+)", 0: "", -1: "(-)"}, "+/-")
-
-
-def mark(difference: Estimate | None, info: MetricInfo) -> int:
-    """+1 where the difference is a measured gain, -1 where a measured loss, 0 otherwise."""
-    if difference is None or not difference.excludes_zero:
-        return 0
-    return 1 if (difference.value > 0) == info.higher_is_better else -1
 
 
 def print_table(results: Results, console: Console | None = None) -> None:
     """Print the table, the verdict and the notes to the terminal (plain text when piped)."""
-    console = console or Console()
-    if not console.is_terminal and console.width < _MIN_WIDTH:
-        console.width = _MIN_WIDTH
-    glyphs = _ASCII if console.options.ascii_only else _UNICODE
+    console, glyphs = fit(console)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=False, min_width=14)
     for arm in results.arms.values():
         table.add_column(arm.label, justify="right", style="bold" if arm.name == PLAYER else "")
     for info in results.metrics:
-        cells = [_terminal_cell(results, arm, info, glyphs) for arm in results.arms.values()]
+        cells = [
+            terminal_cell(*_figures(results, arm, info), info, glyphs)
+            for arm in results.arms.values()
+        ]
         table.add_row(_metric_label(info), *cells)
     for label, texts in _cost_rows(results):
         table.add_row(Text(label, style="dim"), *(Text(text, style="dim") for text in texts))
@@ -67,15 +54,12 @@ def print_table(results: Results, console: Console | None = None) -> None:
 def to_markdown(results: Results) -> str:
     """The table, verdict and notes as GitHub-flavoured Markdown, intervals written out."""
     arms = list(results.arms.values())
-    lines = [
-        "| | " + " | ".join(arm.label for arm in arms) + " |",
-        "|---|" + "---:|" * len(arms),
+    rows = [
+        [_metric_label(m), *(markdown_cell(*_figures(results, arm, m), m) for arm in arms)]
+        for m in results.metrics
     ]
-    for info in results.metrics:
-        cells = [_markdown_cell(results, arm, info) for arm in arms]
-        lines.append(f"| {_metric_label(info)} | " + " | ".join(cells) + " |")
-    for label, texts in _cost_rows(results):
-        lines.append(f"| {label} | " + " | ".join(texts) + " |")
+    rows += [[label, *texts] for label, texts in _cost_rows(results)]
+    lines = markdown_table([arm.label for arm in arms], rows)
     lines += ["", f"**{verdict(results)}**", ""]
     lines += [f"- {note}" for note in notes(results)]
     return "\n".join(lines) + "\n"
@@ -120,7 +104,7 @@ def verdict(results: Results) -> str:
     return "; ".join(parts) + "."
 
 
-def notes(results: Results, glyphs: _Glyphs = _UNICODE) -> list[str]:
+def notes(results: Results, glyphs: Glyphs = UNICODE) -> list[str]:
     """What a reader must know before believing the table; every line follows from the figures."""
     lines = []
     if results.differences:
@@ -140,9 +124,6 @@ def notes(results: Results, glyphs: _Glyphs = _UNICODE) -> list[str]:
         "training seed, and of many figures about one in twenty is marked by chance."
     )
     return lines
-
-
-_COLOURS = {1: "green", 0: "", -1: "red"}
 
 
 def _player_mark(results: Results, info: MetricInfo) -> int:
@@ -165,36 +146,16 @@ def _join(metrics: Sequence[MetricInfo]) -> str:
 
 def _metric_label(info: MetricInfo) -> str:
     unit = "%" if info.unit == "share" else info.unit
-    direction = "" if info.higher_is_better else " (lower is better)"
+    direction = " (lower is better)" if info.higher_is_better is False else ""
     return f"{info.label}{f', {unit}' if unit else ''}{direction}"
 
 
-def _terminal_cell(results: Results, arm: Arm, info: MetricInfo, glyphs: _Glyphs) -> Text:
-    figure = arm.metrics.get(info.name)
-    if figure is None:
-        return Text("-", style="dim")
-    spread = max(figure.high - figure.value, figure.value - figure.low)
-    cell = Text(f"{info.show(figure.value)} {glyphs.spread}{info.show(spread)}")
-    gap = results.difference(arm.name, info.name)
-    if gap is not None and arm.name != BASELINE:
-        sign = mark(gap, info)
-        text = f"\n{info.show(gap.value, signed=True)} {glyphs.marks[sign]}".rstrip(" ")
-        cell.append(text, style=_COLOURS[sign] or "dim")
-    return cell
-
-
-def _markdown_cell(results: Results, arm: Arm, info: MetricInfo) -> str:
-    figure = arm.metrics.get(info.name)
-    if figure is None:
-        return "-"
-    cell = f"{info.show(figure.value)} [{info.show(figure.low)}, {info.show(figure.high)}]"
-    gap = results.difference(arm.name, info.name)
-    if gap is not None and arm.name != BASELINE:
-        sign = mark(gap, info)
-        glyph = f" {_UNICODE.marks[sign]}" if sign else ""
-        low, high = info.show(gap.low, signed=True), info.show(gap.high, signed=True)
-        cell += f"<br>{info.show(gap.value, signed=True)} [{low}, {high}]{glyph}"
-    return cell
+def _figures(
+    results: Results, arm: Arm, info: MetricInfo
+) -> tuple[Estimate | None, Estimate | None]:
+    """The arm's figure and its difference to the baseline; the baseline itself has none."""
+    gap = None if arm.name == BASELINE else results.difference(arm.name, info.name)
+    return arm.metrics.get(info.name), gap
 
 
 def _cost_rows(results: Results) -> list[tuple[str, list[str]]]:

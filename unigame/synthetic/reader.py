@@ -7,6 +7,7 @@ over 108 masks (4 shapes, 3 radii, 9 shifts) and all colours, in closed form by 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -30,13 +31,37 @@ def _templates() -> tuple[NDArray[np.float32], list[str]]:
     return np.stack(masks), names
 
 
-def read(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> set[Triple]:
-    """Objects of one (48, 48, 3) picture in [0, 1] as a set of (cell, colour, shape)."""
+@dataclass(frozen=True)
+class Sighting:
+    """One object that the reader found, and how well its template explains the cell.
+
+    Attributes:
+        cell, colour, shape: what it is.
+        amplitude: 1 for an object in its full colour, less for a ghost.
+        fit: share of the cell's energy above its background that the template explains, in [0, 1].
+        mask: coverage (48, 48) in [0, 1] of the matching template, in its place in the picture.
+    """
+
+    cell: int
+    colour: str
+    shape: str
+    amplitude: float
+    fit: float
+    mask: FloatImage
+
+    @property
+    def triple(self) -> Triple:
+        """Without the measurements."""
+        return (self.cell, self.colour, self.shape)
+
+
+def look(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> list[Sighting]:
+    """Objects of one (48, 48, 3) picture in [0, 1], in reading order, with their measurements."""
     masks_TP, names = _templates()
     mask_energy_T = (masks_TP**2).sum(1)
     palette_C3 = np.asarray(list(COLOURS.values()), np.float32) / 255
     colour_names = list(COLOURS)
-    found: set[Triple] = set()
+    found: list[Sighting] = []
     cells = image.reshape(GRID, CELL_PX, GRID, CELL_PX, 3).transpose(0, 2, 1, 3, 4)
     for cell, pixels in enumerate(cells.reshape(-1, CELL_PX, CELL_PX, 3)):
         ring = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
@@ -54,8 +79,28 @@ def read(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> set[Trip
         )
         best = np.unravel_index(int(explained_CT.argmax()), explained_CT.shape)
         if amplitude_CT[best] >= min_amplitude:
-            found.add((cell, colour_names[best[0]], names[best[1]]))
+            mask = np.zeros(image.shape[:2], np.float32)
+            row, column = (CELL_PX * i for i in divmod(cell, GRID))
+            mask[row : row + CELL_PX, column : column + CELL_PX] = masks_TP[best[1]].reshape(
+                CELL_PX, CELL_PX
+            )
+            energy = float((offset_P3**2).sum()) + 1e-6
+            found.append(
+                Sighting(
+                    cell=cell,
+                    colour=colour_names[best[0]],
+                    shape=names[best[1]],
+                    amplitude=float(amplitude_CT[best]),
+                    fit=float(np.clip(explained_CT[best] / energy, 0, 1)),
+                    mask=mask,
+                )
+            )
     return found
+
+
+def read(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> set[Triple]:
+    """Objects of one (48, 48, 3) picture in [0, 1] as a set of (cell, colour, shape)."""
+    return {sighting.triple for sighting in look(image, min_amplitude=min_amplitude)}
 
 
 def truth(scene: Scene) -> set[Triple]:

@@ -82,41 +82,98 @@ def game_batch(inputs: Batch, share: float = 1.0) -> tuple[GameBatch, bool]:
         ],
         codes=codes[rows.index] if codes is not None else None,
         sources=[inputs["ids"][row] for row in rows.index],
+        features=inputs["features"][rows.index] if "features" in inputs else None,
     )
     return batch, rows.count > 0
 
 
+def split_batch(batch: GameBatch, parts: int) -> list[tuple[GameBatch, float]]:
+    """Consecutive parts of a batch, each with its share of the rows.
+
+    There are always ``parts`` of them, because ranks that hold unequal batches must run equally
+    many passes. A part for which no row is left is the first row again, with a share of 0.
+    """
+    if parts == 1:
+        return [(batch, 1.0)]
+    index = [part.tolist() for part in torch.arange(len(batch)).tensor_split(parts)]
+    return [(_rows(batch, rows or [0]), len(rows) / len(batch)) for rows in index]
+
+
+def _rows(batch: GameBatch, rows: list[int]) -> GameBatch:
+    assert batch.prompts is not None and batch.sources is not None
+    return GameBatch(
+        images=batch.images[rows],
+        questions=[batch.questions[row] for row in rows],
+        answers=[batch.answers[row] for row in rows],
+        prompts=[batch.prompts[row] for row in rows],
+        codes=None if batch.codes is None else batch.codes[rows],
+        sources=[batch.sources[row] for row in rows],
+        features=None if batch.features is None else batch.features[rows],
+    )
+
+
 @torch.no_grad()
 def hard_batch(backbone: Backbone, samples: Sequence[HardSample], space: str) -> Batch:
-    """Hard samples as U reads them: pictures from their codes, or tokens in token space."""
-    compact = stack_compact(samples, backbone.device)
-    return {
-        "pixels": None if space == "tokens" else backbone.render(compact).detach().float(),
-        "embeds": compact if space == "tokens" else None,
+    """Hard samples as U reads them: as tokens where nothing before U learns, else as pictures.
+
+    Tokens that the buffer kept are taken as they are; other pictures are drawn from their codes
+    and encoded.
+    """
+    hard: Batch = {
+        "pixels": None,
+        "tokens": None,
         "questions": [sample.question for sample in samples],
         "answers": [sample.answer for sample in samples],
     }
+    if space == "tokens":
+        hard["tokens"] = stack_compact(samples, backbone.device)
+    elif backbone.reads_frozen:
+        hard["tokens"] = _hard_tokens(backbone, samples)
+    else:
+        hard["pixels"] = _pictures(backbone, samples)
+    return hard
+
+
+def _pictures(backbone: Backbone, samples: Sequence[HardSample]) -> Tensor:
+    return backbone.render(stack_compact(samples, backbone.device)).detach().float()
+
+
+def _hard_tokens(backbone: Backbone, samples: Sequence[HardSample]) -> Tensor:
+    unread = [sample for sample in samples if sample.tokens is None]
+    read = iter(backbone.embed_images(_pictures(backbone, unread)) if unread else ())
+    rows = [next(read) if sample.tokens is None else sample.tokens for sample in samples]
+    return torch.stack([row.to(backbone.device) for row in rows])
+
+
+@torch.no_grad()
+def read_images(backbone: Backbone, images: Tensor) -> Batch:
+    """Features and tokens of clean pictures, for every phase of a step, or nothing.
+
+    Nothing where something before the language model learns: its gradient needs the pictures.
+    """
+    if not backbone.reads_frozen:
+        return {}
+    features, tokens = backbone.read_images(images)
+    return {"features": features, "tokens": tokens}
 
 
 def understanding_inputs(backbone: Backbone, inputs: Batch) -> tuple[dict[str, Any], Rows]:
     """Arguments of ``backbone(loss="answer", ...)`` for clean rows followed by hard ones."""
     rows = Rows.where(inputs["has_answer_B"])
-    images = inputs["images"][rows.index]
-    mixed: dict[str, Any] = {
-        "images": images,
+    texts: dict[str, Any] = {
         "questions": rows.pick(inputs["questions"]),
         "answers": rows.pick(inputs["answers"]),
     }
     hard = inputs.get("hard")
-    if hard is None:
-        return mixed, rows
-    mixed["questions"] += hard["questions"]
-    mixed["answers"] += hard["answers"]
-    if hard["embeds"] is None:
-        mixed["images"] = torch.cat([images, hard["pixels"].to(images)])
-    else:
-        with torch.no_grad():  # encoder and projector are frozen; LoRA sits behind them
-            clean = backbone.embed_images(images)
-        mixed["images"] = None
-        mixed["embeds"] = torch.cat([clean, hard["embeds"].to(clean)])
-    return mixed, rows
+    if hard is not None:
+        texts = {name: texts[name] + hard[name] for name in texts}
+    if "tokens" in inputs or (hard is not None and hard["tokens"] is not None):
+        clean = inputs["tokens"] if "tokens" in inputs else backbone.embed_images(inputs["images"])
+        clean = clean[rows.index]
+        if hard is not None:
+            clean = torch.cat([clean, hard["tokens"].to(clean)])
+        return {"images": None, "embeds": clean, **texts}, rows
+    images = inputs["images"][rows.index]
+    if hard is not None:
+        images = torch.cat([images, hard["pixels"].to(images)])
+    return {"images": images, **texts}, rows

@@ -95,12 +95,18 @@ def load_game_state(path: str | Path) -> dict[str, Any]:
 
 
 def require_complete(
-    folder: str | Path, *, extra: Sequence[str] = (), rank: int = 0, world_size: int = 1
+    folder: str | Path,
+    *,
+    weights: Sequence[str] = ADAPTER_FILES,
+    extra: Sequence[str] = (),
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
     """Check, before anything is loaded, that a checkpoint can be resumed exactly.
 
     Args:
         folder: the checkpoint.
+        weights: what the backbone saved of itself.
         extra: the game's files that must be there beside the Trainer's and the adapter's.
         rank: this process's number.
         world_size: number of processes.
@@ -112,7 +118,7 @@ def require_complete(
     if not folder.is_dir():
         raise UserError(f"resume_from_checkpoint={str(folder)!r} is no folder; give a checkpoint-N")
     rng = "rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth"
-    for name in (*ADAPTER_FILES, TRAINER_STATE_FILE, "optimizer.pt", "scheduler.pt", rng, *extra):
+    for name in (*weights, TRAINER_STATE_FILE, "optimizer.pt", "scheduler.pt", rng, *extra):
         path = folder / name
         if path.is_file() and path.stat().st_size > 0:
             continue

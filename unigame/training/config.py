@@ -48,6 +48,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "perturber_warmup_steps": (0, float("inf"), True),
     "perturber_max_grad_norm": (0.0, float("inf"), False),
     "num_candidates": (1, float("inf"), True),
+    "gradient_candidates": (1, float("inf"), True),
+    "challenge_micro_batch": (1, float("inf"), True),
+    "keep_tokens_mb": (0, float("inf"), True),
     "eps_max": (0.0, float("inf"), False),
     "eps_init": (0.0, float("inf"), False),
     "anchor": (0.0, float("inf"), True),
@@ -118,6 +121,12 @@ class UniGameConfig(TrainingArguments):
     # ---- player U (LoRA) -----------------------------------------------------------------------
     learning_rate: float = _setting(2e-5, "AdamW learning rate of U, the LoRA weights (und_lr).")
 
+    train_parts: list[str] | str | None = _setting(
+        None,
+        "Warm-up before the game: train these parts of a composed model instead of LoRA, "
+        "'connector' or 'projector', with challenge_every=0. It makes a model, not an adapter.",
+    )
+
     # ---- player C (perturber) ------------------------------------------------------------------
     perturber_learning_rate: float = _setting(5e-3, "AdamW learning rate of C (gen_lr).")
     perturber_weight_decay: float = _setting(0.0, "AdamW weight decay of C.")
@@ -154,6 +163,11 @@ class UniGameConfig(TrainingArguments):
 
     # ---- drawing -------------------------------------------------------------------------------
     num_candidates: int = _setting(1, "K: pictures drawn per sample and challenge.")
+    gradient_candidates: int | None = _setting(
+        1,
+        "Of the K, how many C learns from; the others are drawn and scored for mining alone, "
+        "without a backward pass. None: all.",
+    )
     anchor: float = _setting(
         0.0, "Bias of the drawing toward the image's own codes. 0: pure redrawing."
     )
@@ -188,6 +202,15 @@ class UniGameConfig(TrainingArguments):
     )
 
     # ---- housekeeping --------------------------------------------------------------------------
+    challenge_micro_batch: int | None = _setting(
+        None,
+        "Challenge so many samples at a time: the same gradient with less memory. Default: all.",
+    )
+    keep_tokens_mb: float = _setting(
+        256,
+        "Keep what U read of each hard picture, which spares drawing and encoding it again, if a "
+        "full buffer of it fits into so many MB of CPU memory (per process). 0: never.",
+    )
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."
     )
@@ -228,6 +251,18 @@ class UniGameConfig(TrainingArguments):
             raise UserError(
                 f"eps_init={self.eps_init} must be below eps_max={self.eps_max}: the gate starts "
                 "inside its bound; lower eps_init or raise eps_max"
+            )
+        if isinstance(self.train_parts, str):
+            self.train_parts = self.train_parts.split(",")
+        if self.train_parts and self.plays:
+            raise UserError(
+                f"train_parts={self.train_parts} with challenge_every={self.challenge_every}: the "
+                "warm-up comes before the game; set challenge_every=0, and play on its result"
+            )
+        if self.train_parts == ["connector"] and self.generation_weight == 0:
+            raise UserError(
+                "train_parts=['connector'] with generation_weight=0: the connector learns from "
+                "captions alone; set generation_weight=1"
             )
         needs_clip = self.similarity == "clip" or (
             self.label_weight > 0 and self.label_similarity == "clip"

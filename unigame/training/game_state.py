@@ -6,6 +6,7 @@ the drawing generator and the noise of a random perturber belong to one rank eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from unigame.game.challenge import (
     MiningReport,
     challenge,
     mine,
-    perturber_step,
+    perturber_gradients,
+    perturber_update,
 )
 from unigame.game.perturber import RandomPerturber, build_perturber
 from unigame.game.semantics import SimilarityScorer, build_scorer
+from unigame.training.batches import split_batch
 from unigame.training.checkpoint import (
     PERTURBER_FILE,
     game_state_file,
@@ -45,6 +48,7 @@ def challenge_config(args: UniGameConfig) -> ChallengeConfig:
     return ChallengeConfig(
         space=args.perturb_space,  # type: ignore[arg-type]
         num_candidates=args.num_candidates,
+        gradient_candidates=args.gradient_candidates,
         anchor=args.anchor,
         temperature=args.temperature,
         sample=args.sample_candidates,
@@ -148,36 +152,62 @@ class GameState:
         batch is a stand-in on a rank without answers: C gets a zero gradient from it, but the rank
         takes part in the reduction like all others.
         """
-        visual: VisualStates | None = None
+        parts = split_batch(batch, self._parts())
+        visual: list[VisualStates | None] = [None] * len(parts)
         norm = 0.0
         for _ in range(self.args.perturber_steps):
-            result = challenge(
-                self.backbone,
-                self.perturber,
-                batch,
-                self.config,
-                self.scorer,
-                self.generator,
-                self.label_scorer,
-                with_grad=self.optimizer is not None,
-                visual=visual,
-            )
+            results, total = [], None
+            for i, (part, share) in enumerate(parts):
+                result = self._challenge(part, visual[i])
+                visual[i] = _visual(result)
+                if self.optimizer is not None:
+                    result.objective = result.objective * (share if counts else 0.0)
+                    own = perturber_gradients(result, self.perturber)
+                    total = (
+                        own if total is None else [a + b for a, b in zip(total, own, strict=True)]
+                    )
+                if share:
+                    results.append(result)
             if self.optimizer is not None:
-                if not counts:
-                    result.objective = result.objective * 0.0
-                norm = perturber_step(
-                    result,
+                assert total is not None
+                norm = perturber_update(
                     self.perturber,
                     self.optimizer,
+                    total,
                     self.args.perturber_max_grad_norm,
                     self.reduce,
                 )
-            visual = _visual(result)
-        return result, norm
+        return ChallengeResult.joined(results), norm
+
+    def _challenge(self, part: GameBatch, visual: VisualStates | None) -> ChallengeResult:
+        return challenge(
+            self.backbone,
+            self.perturber,
+            part,
+            self.config,
+            self.scorer,
+            self.generator,
+            self.label_scorer,
+            with_grad=self.optimizer is not None,
+            visual=visual,
+        )
+
+    def _parts(self) -> int:
+        """In how many parts a batch is challenged: the same number on every rank and step."""
+        if self.args.challenge_micro_batch is None:
+            return 1
+        whole = math.ceil(self.args.challenge_share * self.args.per_device_train_batch_size)
+        return math.ceil(whole / self.args.challenge_micro_batch)
 
     def mine(self, result: ChallengeResult, batch: GameBatch, step: int) -> MiningReport:
         """Offer the challenge's candidates to the buffer. They are not drawn again."""
-        return mine(result, batch, self.buffer, self.config, step)
+        keep = self._keeps_tokens(result.tokens_ENH[0])
+        return mine(result, batch, self.buffer, self.config, step, keep_tokens=keep)
+
+    def _keeps_tokens(self, tokens_NH: Tensor) -> bool:
+        """Whether a full buffer of such tokens may be kept, and they stay true as U learns."""
+        size = self.buffer.capacity * tokens_NH.numel() * tokens_NH.element_size()
+        return self.backbone.reads_frozen and size <= self.args.keep_tokens_mb * 2**20
 
     def forget_candidates(self) -> None:
         """Without a lasting buffer: drop what the last micro-batch mined."""
@@ -199,6 +229,7 @@ class GameState:
 
     def save(self, folder: str | Path, rank: int, world_size: int) -> None:
         """Write this rank's state. C's weights are written with the model."""
+        self.buffer.forget_tokens()
         save_game_state(Path(folder) / game_state_file(rank, world_size), self.state_dict())
 
     def load(self, folder: str | Path, rank: int, world_size: int) -> None:
@@ -227,6 +258,10 @@ class GameState:
         self.generator.set_state(state["generator"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
+
+
+def _add(total: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:
+    return more if total is None else [a + b for a, b in zip(total, more, strict=True)]
 
 
 def _visual(result: ChallengeResult) -> VisualStates | None:

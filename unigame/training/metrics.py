@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-PHASES = ("encode", "challenge", "mine", "mix", "understand")
+PHASES = ("read", "encode", "challenge", "mine", "mix", "understand")
 # A fixed list in a fixed order: every rank reduces the same tensor, whatever it happened to see.
 NAMES = (
     "clean_ce",

@@ -57,7 +57,13 @@ class ResumableTrainer(Trainer):
     def _require_resumable(self, folder: str) -> None:
         rank, world_size = self.args.process_index, self.args.world_size
         extra = self.game.files(rank, world_size) if self.game is not None else []
-        checkpoint.require_complete(folder, extra=extra, rank=rank, world_size=world_size)
+        checkpoint.require_complete(
+            folder,
+            weights=self.backbone.saved_files,
+            extra=extra,
+            rank=rank,
+            world_size=world_size,
+        )
         done = checkpoint.steps_done(folder)
         max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         if done >= max_steps:

@@ -45,9 +45,12 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
     held_out = result.metrics.get("eval_loss")
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
     use = f"--model {recipe.model} --adapter {result.output_dir}"
+    what = "Adapter, perturber"
+    if recipe.training.train_parts:  # a warm-up: its result is a model of its own
+        use, what = f"--model {result.output_dir}", "Model"
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
-    console.print(f"Adapter, perturber and checkpoints are in {result.output_dir}")
+    console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}', markup=False)
     console.print(f'  or: unigame generate "a prompt" {use}', markup=False)
 

@@ -36,7 +36,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
-from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.game.challenge import ChallengeResult, GameBatch
@@ -47,12 +46,14 @@ from unigame.training.batches import (
     StepCounts,
     game_batch,
     hard_batch,
+    read_images,
     understanding_inputs,
 )
 from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import Meter, PhaseTimer
+from unigame.training.models import as_backbone
 from unigame.training.resumable import ResumableTrainer
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,9 @@ class UniGameTrainer(ResumableTrainer):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
-        if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
+        if args.train_parts:
+            backbone.unfreeze(args.train_parts)
+        elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
             backbone.add_lora(peft_config)
         super().__init__(
             model=backbone,
@@ -153,8 +156,10 @@ class UniGameTrainer(ResumableTrainer):
         return self.state.global_step % self.args.challenge_every == 0
 
     def _encode(self, inputs: Batch) -> Batch:
-        """Image codes, once for all phases that need them."""
+        """What the frozen parts say of the pictures, once for all phases: tokens and codes."""
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
+        with self.timer.phase("read"), self.accelerator.autocast():
+            inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         challenged = self.game is not None and self._challenge_is_due()
         if not (challenged and self.args.perturb_space == "decoder") and (
             self.args.generation_weight == 0
@@ -361,30 +366,3 @@ class UniGameTrainer(ResumableTrainer):
         sizes = [gradient.numel() for gradient in gradients]
         for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
             gradient.copy_(mean.view_as(gradient))
-
-
-def as_backbone(
-    model: str | Path | Backbone | JanusForConditionalGeneration,
-    args: UniGameConfig,
-    processing_class: Any,
-) -> Backbone:
-    """The backbone that ``model`` names or is; frozen weights load in bfloat16 under ``bf16``."""
-    if isinstance(model, Backbone):
-        return model
-    if isinstance(model, str | Path):
-        return load_backbone(
-            model, dtype="bfloat16" if args.bf16 else "float32", device=args.device
-        )
-    if isinstance(model, JanusForConditionalGeneration):
-        if processing_class is None:
-            raise UserError(
-                "processing_class is missing: a loaded JanusForConditionalGeneration does not "
-                "carry its JanusProcessor; pass it, or give the checkpoint's folder as model"
-            )
-        from unigame.backbones.janus import JanusBackbone
-
-        return JanusBackbone(model, processing_class)
-    raise UserError(
-        f"model is {type(model).__name__}; give a checkpoint folder or Hub id, a Backbone, or a "
-        "JanusForConditionalGeneration"
-    )

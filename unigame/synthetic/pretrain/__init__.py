@@ -1,4 +1,4 @@
-"""The recipe of the bundled model ``janus-nano``: tokenizer, vision, language, gates, in order."""
+"""The recipe of the bundled model ``janus-nano``; ``main.STAGES`` has its stages in order."""
 
 from .main import main
 

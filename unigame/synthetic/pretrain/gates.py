@@ -1,4 +1,4 @@
-"""Stage 4: what the finished model must do before it may ship, measured on fresh scenes.
+"""Stage 5: what the finished model must do before it may ship, measured on fresh scenes.
 
 The fifth gate, room for improvement, needs training and so lives in ``benchmarks/ceiling.py``.
 """
@@ -13,11 +13,14 @@ import torch
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
+from unigame.backbones.janus import JanusBackbone
 
 from ..dataset import SyntheticDataset, to_pil
+from ..knowledge import facts
 from ..reader import object_match, read, truth
 from ..world import Scene, caption, random_scene
 from .common import Log, portion
+from .knowledge import drawn_right
 
 ANCHOR = 6.0
 BANDS = {  # name: lowest and highest value that passes
@@ -25,6 +28,7 @@ BANDS = {  # name: lowest and highest value that passes
     "drawing": (0.75, 0.92),
     "anchor": (0.97, 1.0),
     "understanding": (0.78, 0.88),
+    "knowledge": (0.5, 0.95),
 }
 CHANCE = {
     "count": 0.45,
@@ -106,11 +110,19 @@ def understanding(backbone: Backbone, seed: int, scale: float = 1.0) -> dict[str
     return figures
 
 
+def knowing(backbone: Backbone, seed: int, scale: float = 1.0) -> dict[str, float]:
+    """Share of drawings of knowledge prompts that show exactly the object; none was taught."""
+    unseen = [fact for fact in facts() if not fact.taught]
+    assert isinstance(backbone, JanusBackbone)
+    figures = drawn_right(backbone, unseen, portion(240, scale), seed + 2)
+    return {"knowledge": figures["exact"]}
+
+
 def check(model: Path, log_folder: Path, seed: int = 0, scale: float = 1.0) -> bool:
     """Measure every gate, log the figures, and say whether all pass."""
     backbone = load_backbone(model, dtype="float32").eval()
     log, passed = Log(log_folder, "gates"), True
-    for measure in (tokenizer, drawing, understanding):
+    for measure in (tokenizer, drawing, understanding, knowing):
         figures = measure(backbone, seed, scale)
         verdicts = {
             name: BANDS[name][0] <= value <= BANDS[name][1]

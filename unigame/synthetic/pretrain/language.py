@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, JanusForConditionalGeneration
+from transformers import GenerationConfig, JanusForConditionalGeneration, JanusProcessor
 
 from unigame.backbones.janus_layout import JanusLayout
 from unigame.backbones.janus_processor import build_processor
@@ -76,18 +76,8 @@ class Nano:
         self.prefix = first[: len(first) - first[::-1].index(self.layout.image_token_id) + 1]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint in the Hub format, weights in bfloat16."""
-        tokenizer_ = self.processor.tokenizer
-        model = copy.deepcopy(self.model).to(torch.bfloat16)
-        model.generation_config = GenerationConfig(
-            bos_token_id=tokenizer_.bos_token_id,
-            eos_token_id=tokenizer_.eos_token_id,
-            pad_token_id=self.layout.pad_id,
-            guidance_scale=3.0,
-            generation_kwargs={"boi_token_id": self.layout.begin_image_id},
-        )
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        """Write the checkpoint."""
+        save_checkpoint(self.model, self.processor, folder)
 
     def _segment(self, question: str, answer: str) -> tuple[tuple[int, ...], int]:
         ids = self.layout.question_ids(question)[len(self.prefix) :]
@@ -158,19 +148,50 @@ class Nano:
         return logits, torch.tensor(targets), torch.tensor(rows)
 
     def code_logits(self, captions: list[str], codes: Tensor, blank: Tensor) -> Tensor:
-        """Teacher-forced image logits (B, 36, V); rows in ``blank`` (B,) lose their caption."""
-        tokens = self.layout.pad(
-            [self.layout.prompt_ids(c) for c in captions], "left", codes.device
-        )
-        ids = torch.where(blank[:, None], self.layout.unconditional(tokens.ids_BL), tokens.ids_BL)
-        drawn = self.model.prepare_embeddings_for_image_generation(codes[:, :-1])
-        embeds = torch.cat([self.core.language_model.embed_tokens(ids), drawn], 1)
-        mask = torch.cat([tokens.mask_BL, tokens.mask_BL.new_ones(drawn.shape[:2])], 1)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        hidden = self.core.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position
-        ).last_hidden_state
-        return self.core.generation_head(hidden[:, -TOKENS:])
+        """Teacher-forced image logits; see the function."""
+        return code_logits(self.model, self.layout, captions, codes, blank)
+
+
+def code_logits(
+    model: JanusForConditionalGeneration,
+    layout: JanusLayout,
+    captions: list[str],
+    codes: Tensor,
+    blank: Tensor,
+) -> Tensor:
+    """Teacher-forced image logits (B, 36, V); rows in ``blank`` (B,) lose their caption."""
+    tokens = layout.pad([layout.prompt_ids(c) for c in captions], "left", codes.device)
+    ids = torch.where(blank[:, None], layout.unconditional(tokens.ids_BL), tokens.ids_BL)
+    drawn = model.prepare_embeddings_for_image_generation(codes[:, :-1])
+    language = model.model.language_model
+    embeds = torch.cat([language.embed_tokens(ids), drawn], 1)
+    mask = torch.cat([tokens.mask_BL, tokens.mask_BL.new_ones(drawn.shape[:2])], 1)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = language(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=position
+    ).last_hidden_state
+    return model.model.generation_head(hidden[:, -TOKENS:])
+
+
+def save_checkpoint(
+    model: JanusForConditionalGeneration, processor: JanusProcessor, folder: Path
+) -> None:
+    """Write a checkpoint in the Hub format, weights in bfloat16."""
+    tokenizer_ = processor.tokenizer
+    model = copy.deepcopy(model).to(torch.bfloat16)
+    for part in (model.config.text_config, model.config.vision_config, model.config.vq_config):
+        part.dtype = torch.bfloat16  # else that of a checkpoint that was loaded
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer_.bos_token_id,
+        eos_token_id=tokenizer_.eos_token_id,
+        pad_token_id=tokenizer_.pad_token_id,
+        guidance_scale=3.0,
+        generation_kwargs={
+            "boi_token_id": tokenizer_.convert_tokens_to_ids(processor.image_start_token)
+        },
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 @torch.no_grad()

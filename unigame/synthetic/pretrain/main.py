@@ -6,9 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import gates, language, tokenizer, vision
+from . import gates, knowledge, language, tokenizer, vision
 
-STAGES = ("tokenizer", "decoder", "vision", "warm-up", "language", "drawing", "gates")
+STAGES = (
+    *("tokenizer", "decoder", "vision", "warm-up", "language", "drawing", "knowledge"),
+    "gates",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         language.train(args.output, args.seed, args.scale)
     if "drawing" in args.stages:
         language.finish(args.output, args.seed, args.scale)
+    if "knowledge" in args.stages:
+        knowledge.train(args.output, args.seed, args.scale)
     passed = True
     if "gates" in args.stages:
         passed = gates.check(args.output / "janus_nano", args.output, args.seed, args.scale)

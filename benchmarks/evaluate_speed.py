@@ -1,0 +1,338 @@
+"""How much faster ``unigame evaluate`` asks a model than a loop over transformers' ``generate``.
+
+The loop is what a user of transformers writes: one picture and one question at a time through the
+processor and ``generate``, and one prompt at a time for drawings. Ours is the harness: decoding the
+pictures, batches, and predictions and drawings written to disk. Both get the same synthetic POPE
+(six questions a picture) and GenEval from the same files; loading data and scoring is left out of
+both. Greedy answers and greedy image codes of both are compared.
+
+Usage:
+    python benchmarks/evaluate_speed.py --json FILE
+    python benchmarks/evaluate_speed.py --shape janus_pro_1b --json FILE      # on a GPU
+
+Loop and harness alternate; a speed-up is the median over rounds of the ratio of seconds per item.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from PIL import Image
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that a clone can be measured without installing it
+
+from unigame.backbones import load_backbone  # noqa: E402
+from unigame.backbones.janus import JanusBackbone  # noqa: E402
+from unigame.backbones.janus_processor import BEGIN_IMAGE, build_processor  # noqa: E402
+from unigame.evaluation.asking import Drawing, to_pictures  # noqa: E402
+from unigame.evaluation.base import DataSource, Item  # noqa: E402
+from unigame.evaluation.record import model_entry  # noqa: E402
+from unigame.evaluation.registry import build_benchmark  # noqa: E402
+from unigame.evaluation.running import Job, Run, Silent  # noqa: E402
+from unigame.evaluation.stand_ins import ReaderColours, SyntheticDetector  # noqa: E402
+from unigame.synthetic.benchmarks import write_benchmarks  # noqa: E402
+from unigame.synthetic.questions import vocabulary  # noqa: E402
+
+GUIDANCE = 5.0
+SHAPES: dict[str, dict[str, Any]] = {
+    "janus_pro_1b": {
+        "image_size": 384,
+        "patch": 16,
+        "text": {
+            "vocab_size": 102_400,
+            "hidden_size": 2048,
+            "intermediate_size": 5632,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "max_position_embeddings": 16_384,
+        },
+        "vision": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+        "vq": {"num_embeddings": 16_384, "channel_multiplier": [1, 1, 2, 2, 4]},
+    },
+    "tiny": {
+        "image_size": 16,
+        "patch": 4,
+        "text": {
+            "vocab_size": 256,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 512,
+        },
+        "vision": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+        "vq": {
+            "num_embeddings": 64,
+            "channel_multiplier": [1, 1, 1],
+            "base_channels": 32,
+            "latent_channels": 32,
+            "num_res_blocks": 0,
+        },
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write the JSON file."""
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    options = parse_arguments(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    backbone = build(options)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(backbone, options, Path(folder))
+    result |= describe(backbone, options)
+    text = json.dumps(result, indent=2)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    for kind in ("answers", "images"):
+        print(f"{kind}: {result[f'{kind}_speedup']:.1f} times as fast as the loop")
+    return result
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--model", default="janus-nano", help="bundled name, folder or Hub id")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead")
+    parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument("--drawings", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, help="default: as the harness chooses")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    return parser.parse_args(argv)
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+def build(options: argparse.Namespace) -> JanusBackbone:
+    """The model that both sides use."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    if options.shape is None:
+        backbone = load_backbone(options.model, dtype=dtype, device=device)
+        assert isinstance(backbone, JanusBackbone), "the loop is written for Janus"
+        return backbone
+    return random_janus(SHAPES[options.shape], device, getattr(torch, dtype))
+
+
+def random_janus(shape: dict[str, Any], device: torch.device, dtype: torch.dtype) -> JanusBackbone:
+    """A Janus of this shape with random weights, made on the device, and a small vocabulary."""
+    side, patch = shape["image_size"], shape["patch"]
+    tokens, width = (side // patch) ** 2, shape["text"]["hidden_size"]
+    processor = build_processor(vocabulary(), side, tokens)
+    tokenizer = processor.tokenizer
+    ends = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = JanusConfig(
+        text_config=LlamaConfig(**shape["text"], **ends, tie_word_embeddings=False),
+        vision_config=JanusVisionConfig(
+            **shape["vision"],
+            image_size=side,
+            patch_size=patch,
+            projection_dim=width,
+            num_image_tokens=tokens,
+        ),
+        vq_config=JanusVQVAEConfig(
+            **shape["vq"],
+            embed_dim=8,
+            num_patches=side // patch,
+            projection_dim=width,
+            image_token_embed_dim=width,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids(processor.image_token),
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = JanusForConditionalGeneration(config).to(dtype)
+    boi = tokenizer.convert_tokens_to_ids(BEGIN_IMAGE)
+    model.generation_config = GenerationConfig(**ends, generation_kwargs={"boi_token_id": boi})
+    return JanusBackbone(model, processor)
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def naive_answer(backbone: JanusBackbone, item: Item, max_new_tokens: int) -> str:
+    """One question as a user of transformers asks it."""
+    processor = backbone.processor
+    content = [{"type": "image"}, {"type": "text", "text": item.prompt}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    inputs = processor(text=[text], images=[item.pictures[0]()], return_tensors="pt")
+    inputs = inputs.to(backbone.device, backbone.dtype)
+    whole = backbone.janus.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    new = whole[0, inputs["input_ids"].shape[1] :]
+    return str(processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+def naive_codes(backbone: JanusBackbone, prompt: str, *, do_sample: bool) -> torch.Tensor:
+    """Image codes (1, N) of one prompt as a user of transformers draws it."""
+    processor = backbone.processor
+    content = [{"type": "text", "text": prompt}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    inputs = processor(text=[text], generation_mode="image", return_tensors="pt")
+    return backbone.janus.generate(
+        **inputs.to(backbone.device),
+        generation_mode="image",
+        guidance_scale=GUIDANCE,
+        do_sample=do_sample,
+        use_cache=True,
+    )
+
+
+def naive_drawing(backbone: JanusBackbone, prompt: str) -> Image.Image:
+    """One picture."""
+    codes = naive_codes(backbone, prompt, do_sample=True)
+    pixels_1SS3 = backbone.janus.decode_image_tokens(codes.to(backbone.device))
+    return to_pictures(pixels_1SS3.permute(0, 3, 1, 2).float() / 2 + 0.5)[0]
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def measure(backbone: JanusBackbone, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Both speed-ups, and how many greedy outputs are equal."""
+    size = min(1000, max(8, options.questions, options.drawings))
+    data = write_benchmarks(folder / "data", size=size, names=["pope", "geneval"])
+    pope = build_benchmark("pope", {"prompt": "bare"})
+    drawer = build_benchmark(
+        "geneval", {"samples": 1, "detector": SyntheticDetector(), "colours": ReaderColours()}
+    )
+    asked = Job(pope, pope.load(DataSource(root=data / "pope"), options.questions))
+    drawn = Job(drawer, drawer.load(DataSource(root=data / "geneval"), options.drawings))
+    entry = model_entry(backbone)
+    replies: dict[str, str] = {}
+
+    def loop_answers(out: Path) -> None:
+        with (out / "predictions.jsonl").open("w") as file:
+            for item in asked.loaded.items:
+                replies[item.id] = naive_answer(backbone, item, pope.max_new_tokens)
+                file.write(json.dumps({"id": item.id, "text": replies[item.id]}) + "\n")
+
+    def loop_drawings(out: Path) -> None:
+        for item in drawn.loaded.items:
+            naive_drawing(backbone, item.prompt).save(out / f"{item.id}.png")
+
+    ours: dict[str, str] = {}
+
+    def harness(job: Job) -> Callable[[Path], None]:
+        def work(out: Path) -> None:
+            how = Drawing(guidance_scale=GUIDANCE)
+            run = Run(job, out, entry, how, backbone.max_images)
+            run.ask(backbone, options.batch_size, Silent())
+            if job is asked:
+                ours.update({id: found.text for id, found in run.predictions().items()})
+
+        return work
+
+    answers = compare(loop_answers, harness(asked), options.rounds, folder / "answers")
+    images = compare(loop_drawings, harness(drawn), options.rounds, folder / "images")
+    few = [item.prompt for item in drawn.loaded.items[:4]]
+    greedy_BN = torch.cat([naive_codes(backbone, prompt, do_sample=False) for prompt in few])
+    same_BN = greedy_BN.to(backbone.device) == backbone.generate_codes(
+        few, do_sample=False, guidance_scale=GUIDANCE
+    )
+    return {
+        "answers_speedup": answers["speedup"],
+        "images_speedup": images["speedup"],
+        "answers_equal": sum(ours[id] == text for id, text in replies.items()) / len(replies),
+        "greedy_image_codes_equal": same_BN.float().mean().item(),
+        "answers": {**answers, "items": len(asked.loaded.items)},
+        "images": {**images, "items": len(drawn.loaded.items)},
+    }
+
+
+def compare(
+    loop: Callable[[Path], None], ours: Callable[[Path], None], rounds: int, folder: Path
+) -> dict[str, Any]:
+    """Seconds of both in alternation, after one run of ours that warms up what both use."""
+
+    def seconds(work: Callable[[Path], None], name: str) -> float:
+        out = folder / name
+        out.mkdir(parents=True)
+        start = time.perf_counter()
+        work(out)
+        return time.perf_counter() - start
+
+    seconds(ours, "warm-up")
+    pairs = [(seconds(loop, f"loop {i}"), seconds(ours, f"ours {i}")) for i in range(rounds)]
+    return {
+        "speedup": statistics.median(slow / fast for slow, fast in pairs),
+        "loop_seconds": [round(slow, 3) for slow, _ in pairs],
+        "harness_seconds": [round(fast, 3) for _, fast in pairs],
+    }
+
+
+def describe(backbone: JanusBackbone, options: argparse.Namespace) -> dict[str, Any]:
+    """Settings, machine and versions."""
+    facts = backbone.facts
+    cuda = backbone.device.type == "cuda"
+    return {
+        "settings": {
+            "model": options.shape or options.model,
+            "parameters": facts.num_parameters,
+            "image_size": facts.image_size,
+            "image_tokens": facts.num_image_tokens,
+            "dtype": str(facts.dtype).removeprefix("torch."),
+            "batch_size": options.batch_size or "automatic",
+            "max_new_tokens": build_benchmark("pope").max_new_tokens,
+            "guidance_scale": GUIDANCE,
+            "rounds": options.rounds,
+        },
+        "hardware": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "command": shlex.join(["python", "benchmarks/evaluate_speed.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    main()

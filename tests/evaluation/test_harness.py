@@ -1,0 +1,345 @@
+"""Asking once, in any order and any batch; going on after a stop; refusing to mix what differs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.files import png
+from tests.evaluation.fakes import (
+    Copy,
+    Easel,
+    FakeBackbone,
+    OneByOneBackbone,
+    Quiz,
+    prompts,
+    questions,
+)
+from unigame.errors import UserError
+from unigame.evaluation.asking import Drawing, cut, picture_name
+from unigame.evaluation.base import Item, Scored
+from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
+from unigame.evaluation.harness import evaluate
+from unigame.evaluation.source import picture
+from unigame.evaluation.store import JsonlStore
+
+
+def run(backbone: FakeBackbone, output: Path, *benchmarks: Quiz, **options: Any) -> dict[str, Any]:
+    return evaluate(backbone, benchmarks, sources={}, output=output, **options)
+
+
+def texts(output: Path, name: str = "quiz") -> dict[str, str]:
+    store = JsonlStore(output / name / "predictions.jsonl")
+    return {id: row["text"] for id, row in store.items()}
+
+
+def drawings(output: Path, name: str = "easel") -> dict[str, bytes]:
+    folder = output / name / "pictures"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+
+
+# ---- the record ----------------------------------------------------------------------------------
+
+
+def test_every_item_is_asked_once_and_the_record_says_what_was_done(tmp_path):
+    backbone, items = FakeBackbone(), questions(10, bad=[4])
+    record = run(backbone, tmp_path, Quiz(items, prompt="bare"), batch_size=4)
+    assert sorted(backbone.asked) == sorted(item.prompt for item in items if item.id != "q4")
+    assert json.loads((tmp_path / "results.json").read_text()) == record
+    entry = record["benchmarks"]["quiz"]
+    assert entry["counts"] == {
+        "items": 10,
+        "scored": 9,
+        "unparsed": 0,
+        "skipped": {"missing column question": 1, "corrupt image": 1},
+        "unscored": {},
+    }
+    metric = entry["metrics"]["accuracy"]
+    assert metric["value"] == 100 and metric["n"] == 9 and metric["headline"] is True
+    assert metric["low"] <= metric["value"] <= metric["high"]
+    assert entry["variant"] == {"prompt": "bare", "parser": "plain"}
+    assert entry["dataset"]["id"] == "quiz-data" and len(entry["dataset"]["fingerprint"]) == 64
+    assert entry["generation"] == {
+        "decoding": "greedy",
+        "max_new_tokens": 16,
+        "stop": ["\n\n"],
+        "max_images": 3,
+    }
+    assert record["model"]["family"] == "fake" and len(record["model"]["sha256"]) == 64
+    assert record["format"] == "unigame-evaluation/1"
+    row = JsonlStore(tmp_path / "quiz" / "predictions.jsonl")["q4"]
+    assert row["error"] == "corrupt image" and row["text"] == ""
+
+
+def test_the_mode_of_the_model_is_restored(tmp_path):
+    backbone = FakeBackbone().train()
+    run(backbone, tmp_path, Quiz(questions(2)))
+    assert backbone.training
+
+
+def test_scorers_are_prepared_before_anything_is_asked(tmp_path):
+    class Broken(Quiz):
+        name = "broken"
+
+        def prepare(self) -> None:
+            raise UserError("no such judge")
+
+    backbone = FakeBackbone()
+    with pytest.raises(UserError, match="no such judge"):
+        run(backbone, tmp_path, Quiz(questions(2)), Broken(questions(2)))
+    assert not backbone.rows and not tmp_path.joinpath("results.json").exists()
+
+
+def test_a_benchmark_that_cannot_be_scored_leaves_the_others_alone(tmp_path):
+    class Unlucky(Quiz):
+        name = "unlucky"
+
+        def score(self, *_: Any) -> Scored:
+            raise UserError("the judge is gone")
+
+    backbone = FakeBackbone()
+    with pytest.raises(UserError, match="unlucky: the judge is gone"):
+        run(backbone, tmp_path, Unlucky(questions(2)), Quiz(questions(2)))
+    assert list(json.loads((tmp_path / "results.json").read_text())["benchmarks"]) == ["quiz"]
+    assert len(texts(tmp_path, "unlucky")) == 2, "its predictions are kept"
+
+
+def test_a_benchmark_without_a_readable_picture_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="quiz: accuracy has no units"):
+        run(FakeBackbone(), tmp_path, Quiz(questions(2, bad=[0, 1])))
+
+
+def test_further_benchmarks_are_added_to_the_record_of_the_same_model(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(2)))
+    record = run(FakeBackbone(), tmp_path, Easel(prompts(2)))
+    assert list(record["benchmarks"]) == ["quiz", "easel"]
+    with pytest.raises(UserError, match=r"another model: sha256 was .*give another --output"):
+        run(FakeBackbone(weight=1.0), tmp_path, Copy(questions(2)))
+
+
+# ---- resuming ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "items"), [(Quiz, questions(11)), (Easel, prompts(11, 2))])
+def test_a_stopped_run_goes_on_and_never_asks_again(tmp_path, kind, items):
+    whole = FakeBackbone()
+    expected = run(whole, tmp_path / "whole", kind(items), batch_size=4)
+    first, second = FakeBackbone(stop_after=2), FakeBackbone()
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tmp_path / "parts", kind(items), batch_size=4)
+    assert first.asked + first.drawn
+    record = run(second, tmp_path / "parts", kind(items), batch_size=4)
+    assert sorted(first.asked + second.asked) == sorted(whole.asked)
+    assert sorted(first.drawn + second.drawn) == sorted(whole.drawn)
+    name = kind.name
+    assert texts(tmp_path / "parts", name) == texts(tmp_path / "whole", name)
+    assert drawings(tmp_path / "parts", name) == drawings(tmp_path / "whole", name)
+    assert record["benchmarks"][name]["metrics"] == expected["benchmarks"][name]["metrics"]
+    third = FakeBackbone()
+    run(third, tmp_path / "parts", kind(items), batch_size=4)
+    assert not third.rows
+
+
+def test_a_larger_limit_asks_only_for_the_rest(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(10)), limit=4)
+    more = FakeBackbone()
+    record = run(more, tmp_path, Quiz(questions(10)), limit=7)
+    assert len(more.asked) == 3
+    less = run(FakeBackbone(stop_after=0), tmp_path, Quiz(questions(10)), limit=2)
+    assert [r["benchmarks"]["quiz"]["counts"]["items"] for r in (record, less)] == [7, 2]
+
+
+def test_a_picture_that_was_mended_is_asked_about_and_one_still_damaged_is_not(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(4, bad=[1, 2])))
+    backbone, items = FakeBackbone(), questions(4, bad=[2])
+    run(backbone, tmp_path, Quiz(items))
+    assert backbone.asked == [items[1].prompt]
+    lines = (tmp_path / "quiz" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 5, "nothing new about q2 is written"
+
+
+def test_a_lost_drawing_is_drawn_again(tmp_path):
+    run(FakeBackbone(), tmp_path, Easel(prompts(3)))
+    before = drawings(tmp_path)
+    (tmp_path / "easel" / "pictures" / "00001.png").unlink()
+    backbone = FakeBackbone()
+    run(backbone, tmp_path, Easel(prompts(3)))
+    assert len(backbone.drawn) == 1 and drawings(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"drawing": Drawing(seed=1)}, "seed was 0 and is now 1"),
+        ({"drawing": Drawing(guidance_scale=2.0)}, "guidance_scale was 5.0 and is now 2.0"),
+        ({"variants": {"prompt": "bare"}}, 'prompt was "plain" and is now "bare"'),
+        ({"items": prompts(3, samples=2)}, "another item '00000': the data have changed"),
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_asked(tmp_path, options, what):
+    run(FakeBackbone(), tmp_path, Easel(prompts(3)))
+    backbone = FakeBackbone()
+    items, variants = options.pop("items", prompts(3)), options.pop("variants", {})
+    with pytest.raises(UserError, match=rf"{what}.*; give another --output"):
+        run(backbone, tmp_path, Quiz(questions(2)), Easel(items, **variants), **options)
+    assert not backbone.rows
+
+
+def test_another_parser_scores_again_without_asking(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(3)))
+    record = run(FakeBackbone(stop_after=0), tmp_path, Quiz(questions(3), parser="strict"))
+    assert record["benchmarks"]["quiz"]["variant"]["parser"] == "strict"
+
+
+def test_predictions_of_unknown_origin_are_refused(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(3)))
+    (tmp_path / "quiz" / "run.json").unlink()
+    with pytest.raises(UserError, match="no run.json beside it"):
+        run(FakeBackbone(), tmp_path, Quiz(questions(3)))
+
+
+# ---- order and batches ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("benchmark", [Quiz, Easel, Copy])
+def test_results_do_not_depend_on_order_or_batch_size(tmp_path, benchmark):
+    items = prompts(9, 2) if benchmark is Easel else questions(9)
+    found = []
+    for number, (given, size) in enumerate([(items, 1), (items[::-1], 4), (items, 64)]):
+        output = tmp_path / str(number)
+        run(FakeBackbone(), output, benchmark(given), batch_size=size)
+        found.append((texts(output, benchmark.name), drawings(output, benchmark.name)))
+    assert found[0] == found[1] == found[2]
+    assert any(found[0])
+
+
+def test_two_samples_and_two_prompts_differ_and_a_seed_is_repeated(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(FakeBackbone(), tmp_path / name, Easel(prompts(3, 2)), drawing=Drawing(seed=seed))
+    one, same, other = (drawings(tmp_path / name) for name in "abc")
+    assert list(one)[:2] == ["00000/samples/0000.png", "00000/samples/0001.png"]
+    assert len(set(one.values())) == 6
+    assert one == same and not set(one.values()) & set(other.values())
+
+
+def test_pictures_are_decoded_once_where_questions_share_them(tmp_path):
+    backbone = FakeBackbone()
+    run(backbone, tmp_path, Quiz(questions(12, per_picture=4)), batch_size=64)
+    assert backbone.decoded == 3 and backbone.pictures == [3]
+
+
+def test_clusters_stay_together_and_short_prompts_go_first():
+    items = [
+        Item("long", "x" * 50),
+        Item("a2", "x" * 30, cluster="a"),
+        Item("short", "x"),
+        Item("a1", "x" * 3, cluster="a"),
+        Item("middle", "x" * 20),
+    ]
+    assert [item.id for item in in_order(items)] == ["short", "middle", "a1", "a2", "long"]
+    assert [item.id for item in in_order(items[::-1])] == ["short", "middle", "a1", "a2", "long"]
+
+
+def test_a_batch_ends_where_a_cluster_begins_unless_it_fills_the_batch():
+    items = [
+        Item(f"{c}{i}", "", cluster=c) for c, n in (("a", 2), ("b", 2), ("c", 5)) for i in range(n)
+    ]
+    batches = [[item.id for item in batch] for batch in in_batches(items, BatchSize(3))]
+    assert batches == [["a0", "a1"], ["b0", "b1"], ["c0", "c1", "c2"], ["c3", "c4"]]
+    alone = [Item(str(i), "") for i in range(5)]
+    assert [len(batch) for batch in in_batches(alone, BatchSize(2))] == [2, 2, 1]
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "items"), [(Quiz, questions(20)), (Easel, prompts(20)), (Copy, questions(20))]
+)
+def test_a_batch_that_does_not_fit_is_halved_and_stays_so(tmp_path, benchmark, items):
+    small, large = FakeBackbone(fits=5), FakeBackbone()
+    run(large, tmp_path / "large", benchmark(items), batch_size=16)
+    run(small, tmp_path / "small", benchmark(items), batch_size=16)
+    name = benchmark.name
+    assert [rows for rows in small.rows if rows > 5] == [16, 8], "tried once each, never again"
+    assert sorted(small.asked) == sorted(large.asked) and sorted(small.drawn) == sorted(large.drawn)
+    assert texts(tmp_path / "small", name) == texts(tmp_path / "large", name)
+    assert drawings(tmp_path / "small", name) == drawings(tmp_path / "large", name)
+
+
+def test_a_row_that_does_not_fit_is_the_users_to_know_and_other_errors_are_faults(tmp_path):
+    with pytest.raises(UserError, match="quiz: out of memory with a batch of one"):
+        run(FakeBackbone(fits=0), tmp_path / "a", Quiz(questions(3)))
+
+    class Faulty(FakeBackbone):
+        def answer(self, *_: Any, **__: Any) -> list[str]:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        run(Faulty(), tmp_path / "b", Quiz(questions(3)))
+
+
+def test_the_automatic_batch_shrinks_with_the_model_and_never_below_one():
+    small = FakeBackbone()
+    assert automatic_size(small, "answer") == 64 and automatic_size(small, "draw") == 32
+    huge = FakeBackbone()
+    huge.facts = replace(
+        small.facts, num_parameters=7 * 10**9, hidden_size=4096, num_image_tokens=10**6
+    )
+    assert automatic_size(huge, "answer") == 1
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def test_further_pictures_are_dropped_and_counted(tmp_path):
+    pictures = tuple(
+        picture(png(c)) for c in [(9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 0, 1), (9, 1, 0)]
+    )
+    item = Item("many", "which", pictures=pictures)
+    record = run(FakeBackbone(), tmp_path / "model", Quiz([item]))
+    assert texts(tmp_path / "model") == {"many": "red+green+blue which"}
+    assert record["benchmarks"]["quiz"]["details"] == {"images_dropped": 2}
+    record = run(FakeBackbone(), tmp_path / "user", Quiz([item]), max_images=1)
+    assert texts(tmp_path / "user") == {"many": "red which"}
+    assert record["benchmarks"]["quiz"]["details"] == {"images_dropped": 4}
+
+
+def test_a_backbone_without_shared_pictures_or_seeds_gives_the_same(tmp_path):
+    items = questions(6)
+    for name, backbone in (("new", FakeBackbone()), ("old", OneByOneBackbone())):
+        run(backbone, tmp_path / name, Copy(items), batch_size=4)
+    assert texts(tmp_path / "new", "copy") == texts(tmp_path / "old", "copy")
+    assert drawings(tmp_path / "new", "copy") == drawings(tmp_path / "old", "copy")
+
+
+def test_redrawing_is_from_the_caption_alone(tmp_path):
+    backbone = FakeBackbone()
+    run(backbone, tmp_path, Copy(questions(4, bad=[0])))
+    assert sorted(backbone.drawn) == sorted(texts(tmp_path, "copy")[f"q{i}"] for i in (1, 2, 3))
+
+
+def test_replies_end_at_the_stop_strings():
+    assert cut("yes\n\nbecause", ["\n\n"]) == "yes"
+    assert cut("a. b, c", [",", "."]) == "a"
+    assert cut(" as it is ", ["\n"]) == " as it is "
+
+
+def test_names_of_pictures_are_safe_and_never_collide():
+    names = [picture_name(Item(id, ""), 0) for id in ("7", "a/b", "a_b", "..", "", "x" * 300)]
+    assert names[0] == "7.png" and len(set(names)) == len(names)
+    assert all("/" not in name and not name.startswith(".") for name in names)
+
+
+def test_a_line_that_a_kill_cut_off_is_asked_again(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(4)))
+    file = tmp_path / "quiz" / "predictions.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:3]) + lines[3][:20])
+    backbone = FakeBackbone()
+    run(backbone, tmp_path, Quiz(questions(4)))
+    assert len(backbone.asked) == 1 and len(texts(tmp_path)) == 4

@@ -1,0 +1,136 @@
+"""The record names the model by its weights, and files are replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from tests.data.files import write, write_json
+from tests.evaluation.fakes import FakeBackbone
+from unigame.errors import UserError
+from unigame.evaluation import record as module
+from unigame.evaluation.record import (
+    check_run,
+    differences,
+    file_sha256,
+    folder_sha256,
+    model_entry,
+    open_record,
+    weights_sha256,
+)
+from unigame.evaluation.record import (
+    write_json as write_whole,
+)
+from unigame.reports.records import FORMAT
+
+
+def test_a_folder_is_known_by_its_weights_and_their_names_only(tmp_path):
+    for name in "ab":
+        write(tmp_path / name / "model.safetensors", b"weights")
+        write(tmp_path / name / "config.json", name)
+    first = folder_sha256(tmp_path / "a")
+    assert first == folder_sha256(tmp_path / "b") and len(first) == 64
+    write(tmp_path / "b" / "model-2.safetensors", b"")
+    assert folder_sha256(tmp_path / "b") != first
+    write(tmp_path / "a" / "model.safetensors", b"weightS")
+    assert folder_sha256(tmp_path / "a") != first
+    with pytest.raises(UserError, match="holds no weights"):
+        folder_sha256(tmp_path)
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_REMEMBERED", 4)
+    read = []
+    digest = module._digest
+    monkeypatch.setattr(module, "_digest", lambda path: read.append(path) or digest(path))
+    file = write(tmp_path / "model.safetensors", b"weights")
+    first = file_sha256(file)
+    assert file_sha256(file) == first and len(read) == 1
+    write(file, b"WEIGHTS")
+    os.utime(file, ns=(1, 1))
+    assert file_sha256(file) != first and len(read) == 2
+    small = write(tmp_path / "s.safetensors", b"w")
+    assert file_sha256(small) == file_sha256(small) and len(read) == 4
+
+
+def test_nowhere_to_remember_a_hash_is_no_error(tmp_path, monkeypatch):
+    blocked = write(tmp_path / "file", "no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    monkeypatch.setattr(module, "_REMEMBERED", 0)
+    file = write(tmp_path / "model.safetensors", b"weights")
+    assert file_sha256(file) == file_sha256(file)
+
+
+def test_weights_in_memory_have_a_hash_of_names_types_and_values():
+    model = nn.Linear(2, 2)
+    first = weights_sha256(model)
+    assert weights_sha256(model) == first
+    with torch.no_grad():
+        model.bias[0] += 1
+    assert weights_sha256(model) != first
+    half = nn.Linear(2, 2).bfloat16()
+    assert len(weights_sha256(half)) == 64
+
+
+def test_the_model_entry_names_model_and_adapter(tmp_path):
+    write(tmp_path / "m" / "model.safetensors", b"m")
+    write(tmp_path / "a" / "adapter_model.safetensors", b"a")
+    entry = model_entry(FakeBackbone(), id="m", folder=tmp_path / "m", adapter=tmp_path / "a")
+    assert entry["family"] == "fake" and entry["dtype"] == "float32" and entry["id"] == "m"
+    assert entry["sha256"] == folder_sha256(tmp_path / "m")
+    assert entry["adapter"]["sha256"] == folder_sha256(tmp_path / "a")
+    assert model_entry(FakeBackbone())["adapter"] is None
+
+
+def test_a_record_moved_to_another_place_is_still_the_same_models(tmp_path):
+    model = {"id": "m", "family": "f", "sha256": "1", "adapter": None, "dtype": "float32"}
+    path = tmp_path / "results.json"
+    write_whole(path, open_record(path, model))
+    assert open_record(path, {**model, "id": "/elsewhere/m"})["format"] == FORMAT
+    adapter = {"id": "a", "sha256": "2"}
+    with pytest.raises(UserError, match='another model: adapter was null and is now "2"'):
+        open_record(path, {**model, "adapter": adapter})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is no record"), ('{"arms": {}}', "is of format None"), ("[]", "is of format 'list'")],
+)
+def test_a_file_that_is_no_record_is_not_overwritten(tmp_path, content, message):
+    path = write(tmp_path / "results.json", content)
+    with pytest.raises(UserError, match=message):
+        open_record(path, {"sha256": "1", "dtype": "float32"})
+    assert path.read_text() == content
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = write_json(tmp_path / "r.json", {"old": 1})
+    with pytest.raises(TypeError):
+        write_whole(path, {"new": object()})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_differences_name_the_place():
+    before = {"a": {"b": 1, "c": 2}, "d": [1]}
+    assert differences(before, {"a": {"b": 1, "c": 3}, "d": [1], "e": "x"}) == [
+        "a.c was 2 and is now 3",
+        'e was null and is now "x"',
+    ]
+    assert differences(before, json.loads(json.dumps(before))) == []
+
+
+def test_run_settings_are_noted_once_and_then_checked(tmp_path):
+    settings = {"seed": 0, "stop": ("a",)}
+    check_run(tmp_path, settings, "do this")
+    check_run(tmp_path, settings, "do this")
+    with pytest.raises(UserError, match="seed was 0 and is now 1; do this"):
+        check_run(tmp_path, {**settings, "seed": 1}, "do this")
+    write(tmp_path / "run.json", "{")
+    with pytest.raises(UserError, match="run.json is damaged; do this"):
+        check_run(tmp_path, settings, "do this")

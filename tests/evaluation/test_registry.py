@@ -1,0 +1,82 @@
+"""Benchmarks by name, and the variants and options that a command line gives them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.evaluation.fakes import Quiz
+from unigame.errors import UserError
+from unigame.evaluation import registry
+from unigame.evaluation.base import Benchmark
+from unigame.evaluation.registry import (
+    BENCHMARKS,
+    benchmark_class,
+    benchmark_names,
+    build_benchmark,
+    check_variants,
+    variant_for,
+)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_is_there_under_its_own_name(name):
+    kind = benchmark_class(name)
+    assert issubclass(kind, Benchmark) and kind.name == name
+    assert kind.task in ("answer", "draw", "redraw") and kind.title
+    assert isinstance(build_benchmark(name), kind)
+
+
+def test_names_keep_their_order_and_appear_once():
+    assert benchmark_names("pope, mmmu,POPE") == ["pope", "mmmu"]
+    assert benchmark_names("pope,all") == list(BENCHMARKS) and len(BENCHMARKS) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("poope", "unknown benchmark 'poope'; did you mean pope"),
+        ("pope,xyz", "unknown benchmark 'xyz'; choose from vqav2, mmmu"),
+        (" , ", "no benchmark is named; choose from"),
+    ],
+)
+def test_unknown_names_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        benchmark_names(text)
+
+
+def test_options_go_to_the_benchmarks_that_take_them():
+    judge = object()
+    options = {"judge": judge, "samples": 2, "prompt": None, "encoders": "uae"}
+    assert build_benchmark("wise", options).judge is judge
+    assert build_benchmark("geneval", options).samples == 2
+    assert build_benchmark("pope", options).prompt == "lmms_eval"
+
+
+def test_variants_for_all_and_for_one(monkeypatch):
+    assert variant_for("pope", "bare", "prompt") == "bare"
+    assert variant_for("geneval", "bare", "prompt") is None, "it has no such variant"
+    text = "pope=lmms_eval,bare"
+    assert variant_for("pope", text, "prompt") == "lmms_eval"
+    assert variant_for("vqav2", text, "prompt") == "bare"
+    assert variant_for("pope", None, "parser") is None
+    check_variants(["pope", "geneval"], "bare", "prompt")
+    check_variants(["pope"], None, "prompt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nope", "--prompt 'nope' is not known; there are pope: lmms_eval, bare; geneval"),
+        ("pope=nope", "--prompt 'nope' is not known; there are pope: lmms_eval, bare$"),
+        ("mmmu=bare", "mmmu is not among the benchmarks to run"),
+    ],
+)
+def test_unknown_variants_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        check_variants(["pope", "geneval"], text, "prompt")
+
+
+def test_an_unknown_variant_in_python_lists_those_there_are():
+    with pytest.raises(UserError, match="quiz has no prompt variant 'x'; choose from plain, bare"):
+        Quiz(prompt="x")
+    assert registry.BENCHMARKS[0] == "vqav2"

@@ -1,0 +1,82 @@
+"""Every shortcut of a step gives what the plain version gives, and can be turned off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.play import batch_of, strong_perturber, tiny_janus
+from tests.training.helpers import lora_weights, make_trainer
+from unigame.game import ChallengeConfig, challenge
+from unigame.training.batches import split_batch
+from unigame.training.trainer import UniGameTrainer
+
+
+def trained(model: Path, folder: Path, **settings) -> UniGameTrainer:
+    trainer = make_trainer(model, folder, max_steps=4, buffer_min_size=2, **settings)
+    trainer.train()
+    return trainer
+
+
+def assert_same_players(one: UniGameTrainer, other: UniGameTrainer) -> None:
+    for name, weight in lora_weights(one).items():
+        assert torch.allclose(weight, lora_weights(other)[name], atol=1e-5), name
+    assert one.game is not None and other.game is not None
+    pairs = zip(one.game.perturber.parameters(), other.game.perturber.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+    ours, theirs = one.game.buffer.samples, other.game.buffer.samples
+    assert [s.source for s in ours] == [s.source for s in theirs]
+    assert all(torch.equal(a.compact, b.compact) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_kept_tokens_change_nothing_but_the_work(tiny_path: Path, tmp_path: Path, monkeypatch):
+    plain = trained(tiny_path, tmp_path / "a", keep_tokens_mb=0)
+    assert all(sample.tokens is None for sample in plain.game.buffer.samples)
+    kept = make_trainer(tiny_path, tmp_path / "b", max_steps=4, buffer_min_size=2)
+    monkeypatch.setattr(kept.backbone, "render", lambda compact: pytest.fail("drawn again"))
+    kept.train()
+    assert all(sample.tokens is not None for sample in kept.game.buffer.samples)
+    assert_same_players(plain, kept)
+
+
+def test_kept_tokens_are_those_of_the_stored_picture(tiny_path: Path, tmp_path: Path):
+    trainer = trained(tiny_path, tmp_path)
+    backbone = trainer.backbone.eval()
+    for sample in trainer.game.buffer.samples:
+        again = backbone.embed_images(backbone.render(sample.compact[None].long()))[0]
+        assert torch.allclose(sample.tokens, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_challenge_in_parts_is_the_whole_challenge(tiny_path: Path, tmp_path: Path, rows: int):
+    settings = {"label_weight": 0.5, "perturber_steps": 2, "hard_quantile": 0.5}
+    whole = trained(tiny_path, tmp_path / "a", **settings)
+    parts = trained(tiny_path, tmp_path / "b", challenge_micro_batch=rows, **settings)
+    assert_same_players(whole, parts)
+
+
+def test_every_rank_runs_equally_many_parts_whatever_it_holds():
+    shares = [share for _, share in split_batch(batch_of(2), 3)]
+    assert shares == [0.5, 0.5, 0.0]
+    parts = split_batch(batch_of(3), 2)
+    assert [len(part) for part, _ in parts] == [2, 1]
+    assert parts[1][0].questions == batch_of(3).questions[2:]
+
+
+def test_candidates_without_a_graph_are_the_same_candidates():
+    backbone, perturber, batch = tiny_janus(), strong_perturber(), batch_of()
+
+    def play(learned: int | None):
+        generator = torch.Generator().manual_seed(7)
+        config = ChallengeConfig(num_candidates=3, gradient_candidates=learned)
+        return challenge(backbone, perturber, batch, config, generator=generator)
+
+    every, one = play(None), play(1)
+    assert torch.equal(every.drawing.compact, one.drawing.compact)
+    assert torch.allclose(every.ce_BK, one.ce_BK, atol=1e-6)
+    assert torch.allclose(every.tokens_ENH, one.tokens_ENH, atol=1e-6)
+    assert torch.allclose(one.objective, every.ce_BK[:, 0].mean(), atol=1e-6)
+    assert torch.allclose(every.objective, every.ce_BK.mean(), atol=1e-6)
+    assert every.ce_BK.std(dim=1).min() > 0  # three different pictures of each sample

@@ -1,0 +1,81 @@
+"""Questions about single pictures, from any data: what robustness is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+
+from unigame.data import Record, most_common_answer
+from unigame.evaluation.base import Item
+from unigame.evaluation.vqa_text import normalise, soft_score
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one picture.
+
+    Attributes:
+        id: unique; randomness and pairing go by it.
+        picture: decodes the picture, or raises ``CorruptImage``.
+        question: what the model is asked.
+        answer: the true answer, which attacks make unlikely.
+        answers: of all annotators, where there are several; the default score then is VQA's.
+        caption: for the generation path; empty: the question.
+        cluster: examples of one picture share their luck.
+    """
+
+    id: str
+    picture: Callable[[], Image.Image]
+    question: str
+    answer: str
+    answers: tuple[str, ...] = ()
+    caption: str = ""
+    cluster: str = ""
+
+
+Score = Callable[[str, Example], float]
+"""(reply, example) -> score in [0, 1]."""
+
+
+def vqa_match(reply: str, example: Example) -> float:
+    """Exact match after VQA's normalisation; VQA's soft score where there are several answers."""
+    if example.answers:
+        return soft_score(reply, example.answers)
+    return float(normalise(reply) == normalise(example.answer))
+
+
+def from_records(records: Iterable[Record]) -> list[Example]:
+    """Examples of the records that ask a question; pictures are asked as they were read."""
+    return [
+        Example(
+            id=record["id"],
+            picture=partial(_same, record["image"]),
+            question=record["question"],
+            answer=record["answer"],
+            answers=tuple(record.get("answers") or ()),
+            caption=record["caption"] or "",
+        )
+        for record in records
+        if record["question"] and record["answer"]
+    ]
+
+
+def from_items(items: Iterable[Item]) -> list[Example]:
+    """Examples of a benchmark's items, with its prompts: those with one picture and an answer."""
+    examples = []
+    for item in items:
+        raw = item.reference.get("answers") or ()
+        answers = tuple(a if isinstance(a, str) else str(a["answer"]) for a in raw)
+        answer = item.reference.get("answer") or (most_common_answer(answers) if answers else "")
+        if len(item.pictures) == 1 and isinstance(answer, str) and answer:
+            examples.append(
+                Example(item.id, item.pictures[0], item.prompt, answer, answers, "", item.cluster)
+            )
+    return examples
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image

@@ -1,0 +1,268 @@
+"""``results.json``, the record of one model's evaluation, and ``run.json``, what made predictions.
+
+The record holds every unit that was scored, so that intervals and paired differences can be
+computed again from it, by others too. Which model it was is a SHA-256 over its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import unigame
+from unigame.backbones.base import Backbone
+from unigame.errors import UserError
+from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
+from unigame.reports.metrics import to_json
+from unigame.reports.records import FORMAT
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_CHUNK = 1 << 22
+_REMEMBERED = 1 << 26  # smaller files are read in a moment
+
+
+def new_record(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without benchmarks."""
+    return {
+        "format": FORMAT,
+        "unigame": unigame.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": dict(model),
+        "benchmarks": {},
+        "summary": {"consistency": None, "understanding": None},
+    }
+
+
+def open_record(path: Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The record in a file, to be added to, or a new one.
+
+    Raises:
+        UserError: the file is no record, or one of another model.
+    """
+    if not path.exists():
+        return new_record(model)
+    record = _read(path)
+    changed = differences(weights_of(record["model"]), weights_of(model))
+    if changed:
+        raise UserError(
+            f"{path} is the record of another model: {changed[0]}; give another --output"
+        )
+    return record
+
+
+def weights_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a model another one; the path to it does not."""
+    adapter = model.get("adapter")
+    return {
+        "sha256": model["sha256"],
+        "adapter": adapter["sha256"] if adapter else None,
+        "dtype": model["dtype"],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no record ({error}); delete it and evaluate again") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise UserError(f"{path} is of format {found!r}, expected {FORMAT!r}")
+    return record
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a file as a whole: a reader sees the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def benchmark_entry(
+    benchmark: Benchmark,
+    loaded: Loaded,
+    predictions: Mapping[str, Prediction],
+    scored: Scored,
+    *,
+    generation: Mapping[str, Any],
+    details: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """One benchmark's part of the record.
+
+    Raises:
+        UserError: a metric without units: nothing could be scored.
+    """
+    errors = {id: found.error for id, found in predictions.items() if found.error}
+    skipped = Counter(loaded.skips.counts()) + Counter(errors.values())
+    # A scorer may list an item without its picture as unscored too: it counts once, as skipped.
+    unscored = {id: why for id, why in scored.unscored.items() if id not in errors}
+    return {
+        "title": benchmark.title,
+        "group": benchmark.group,
+        "task": benchmark.task,
+        "dataset": loaded.dataset.as_dict(),
+        "variant": benchmark.variant(),
+        "scorer": scored.scorer,
+        "generation": dict(generation),
+        "counts": {
+            "items": len(loaded.items),
+            "scored": len(loaded.items) - len(errors) - len(unscored),
+            "unparsed": len(scored.unparsed),
+            "skipped": dict(skipped.most_common()),
+            "unscored": dict(Counter(unscored.values()).most_common()),
+        },
+        "warnings": list(scored.warnings),
+        "details": {**details, **scored.details},
+        "seconds": round(seconds, 3),
+        "metrics": {
+            metric.name: {**to_json(metric), "headline": number == 0}
+            for number, metric in enumerate(scored.metrics)
+        },
+    }
+
+
+# ---- what made the predictions -------------------------------------------------------------------
+
+
+def check_run(folder: Path, settings: Mapping[str, Any], hint: str) -> None:
+    """Refuse to add to predictions that other settings made; note the settings of new ones.
+
+    Args:
+        folder: of one benchmark; ``run.json`` lies there.
+        settings: all that changes what the model gives.
+        hint: how to go on, for the message.
+
+    Raises:
+        UserError: it names the first setting that differs.
+    """
+    path, predictions = folder / "run.json", folder / "predictions.jsonl"
+    if not path.exists():
+        if predictions.exists():
+            raise UserError(
+                f"{predictions} has no run.json beside it, so its settings are unknown; {hint}"
+            )
+        write_json(path, settings)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged; {hint}") from None
+    changed = differences(before, json.loads(json.dumps(settings)))
+    if changed:
+        raise UserError(f"{folder} was made with other settings: {'; '.join(changed)}; {hint}")
+
+
+def differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """What differs between two JSON values, as ``"a.b was 1 and is now 2"``."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            line
+            for key in dict.fromkeys([*before, *now])
+            for line in differences(before.get(key), now.get(key), f"{place}.{key}".lstrip("."))
+        ]
+    return (
+        [] if before == now else [f"{place or 'it'} was {_short(before)} and is now {_short(now)}"]
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---- which model ---------------------------------------------------------------------------------
+
+
+def model_entry(
+    backbone: Backbone,
+    *,
+    id: str = "",
+    folder: Path | None = None,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    """Which model was evaluated.
+
+    Args:
+        backbone: the loaded model.
+        id: its name, folder or Hub id, as the user gave it.
+        folder: where its weight files are; None: the weights in memory are hashed, adapter and all.
+        adapter: folder of its adapter.
+
+    Raises:
+        UserError: a folder without weights.
+    """
+    return {
+        "id": id or backbone.facts.family,
+        "family": backbone.facts.family,
+        "sha256": folder_sha256(folder) if folder is not None else weights_sha256(backbone),
+        "adapter": {"id": str(adapter), "sha256": folder_sha256(adapter)} if adapter else None,
+        "dtype": str(backbone.facts.dtype).removeprefix("torch."),
+    }
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over the weight files of a checkpoint or adapter folder, and their names.
+
+    Raises:
+        UserError: the folder holds no weights.
+    """
+    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder} holds no weights ({' or '.join(_WEIGHTS)})")
+    lines = [f"{file.name} {file_sha256(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; a large one is read once and remembered by place, size and time."""
+    status = path.resolve().stat()
+    if status.st_size < _REMEMBERED:
+        return _digest(path)
+    memory = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unigame"
+    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    note = memory / f"sha256-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    try:
+        if len(known := note.read_text()) == 64:
+            return known
+    except OSError:
+        pass  # not known yet, or nowhere to remember it
+    digest = _digest(path)
+    try:
+        memory.mkdir(parents=True, exist_ok=True)
+        note.write_text(digest)
+    except OSError:
+        pass
+    return digest
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over the weights in memory, for a model that never was a file."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(
+            weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()

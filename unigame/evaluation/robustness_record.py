@@ -1,0 +1,125 @@
+"""Robustness on the items of a benchmark, as one more benchmark of the record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from unigame.backbones.base import Backbone
+from unigame.data import SkipReport
+from unigame.errors import UserError
+from unigame.evaluation.base import Benchmark, Loaded
+from unigame.evaluation.examples import Score, from_items, vqa_match
+from unigame.evaluation.robustness import Adversary, RobustnessConfig, measure_robustness
+from unigame.game.perturber import EpsMode
+from unigame.reports.metrics import to_json
+from unigame.training.game_state import challenge_config
+from unigame.training.recipe import load_recipe
+
+NAME = "robustness"
+
+
+def check_benchmark(benchmark: Benchmark) -> None:
+    """Robustness can be measured on a benchmark that asks questions.
+
+    Raises:
+        UserError: it does not.
+    """
+    if benchmark.task != "answer":
+        raise UserError(
+            f"robustness is measured on questions about pictures, and {benchmark.name} asks to "
+            "draw; choose vqav2, pope or advqa"
+        )
+
+
+def adversary_of(recipe: str | Path) -> Adversary:
+    """The adversary with the bounds and the challenge of a training recipe.
+
+    A model should be attacked as hard as it was trained: bounds that suit one model change nothing
+    in the pictures of another. What the recipe trained is not used, the perturber is fresh.
+
+    Args:
+        recipe: a YAML file, or the name of a recipe that ships with the package.
+
+    Raises:
+        UserError: as ``load_recipe``; or the recipe perturbs tokens, where no picture is drawn.
+    """
+    settings = load_recipe(recipe).training
+    if settings.perturb_space != "decoder":
+        raise UserError(
+            f"recipe {recipe} has perturb_space={settings.perturb_space!r}: an attack in token "
+            "space draws no picture; name a recipe with perturb_space='decoder'"
+        )
+    # One picture a question, and the same in every run: the argmax.
+    challenge = replace(challenge_config(settings), num_candidates=1, sample=False)
+    return Adversary(
+        challenge,
+        eps_max=settings.eps_max,
+        eps_init=settings.eps_init,
+        eps_mode=cast(EpsMode, settings.eps_mode),
+    )
+
+
+def robustness_entry(
+    backbone: Backbone,
+    benchmark: Benchmark,
+    loaded: Loaded,
+    config: RobustnessConfig | None = None,
+    *,
+    score: Score = vqa_match,
+    report: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """The record's entry ``robustness``, measured on a benchmark's own items and prompts.
+
+    Items without exactly one picture and a text answer are counted as skipped. Replies are judged
+    by ``score``, VQA's match by default, and not by the benchmark's parser: on clean pictures the
+    figure may differ from the benchmark's own.
+
+    Args:
+        backbone: the model; left as it is.
+        benchmark: whose items are used.
+        loaded: its items.
+        config: what to measure; None: everything.
+        score: judges a reply.
+        report: called with the number of items done.
+
+    Raises:
+        UserError: as ``measure_robustness``, or a benchmark without questions.
+    """
+    check_benchmark(benchmark)
+    config, started = config or RobustnessConfig(), time.perf_counter()
+    examples, skips = from_items(loaded.items), SkipReport()
+    usable = {example.id for example in examples}
+    for item in loaded.items:
+        if item.id not in usable:
+            skips.add(item.id, "not one picture with one text answer")
+    metrics = measure_robustness(
+        backbone, examples, config, score=score, skips=skips, report=report
+    )
+    scored = len(metrics["clean"].units)
+    return {
+        "title": f"Robustness on {benchmark.title}",
+        "group": "adversarial",
+        "task": "answer",
+        "dataset": loaded.dataset.as_dict(),
+        "variant": {"benchmark": benchmark.name, **benchmark.variant(), **config.as_dict()},
+        "scorer": {},
+        "generation": {"max_new_tokens": config.max_new_tokens},
+        "counts": {
+            "items": len(loaded.items),
+            "scored": scored,
+            "unparsed": 0,
+            "skipped": skips.counts(),
+            "unscored": {},
+        },
+        "warnings": [],
+        "details": {},
+        "seconds": round(time.perf_counter() - started, 3),
+        "metrics": {
+            name: {**to_json(metric), "headline": number == 0}
+            for number, (name, metric) in enumerate(metrics.items())
+        },
+    }

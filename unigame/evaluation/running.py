@@ -1,0 +1,234 @@
+"""One benchmark of one evaluation: what is still to ask, asking it, scoring what there is."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from unigame.backbones.base import Backbone
+from unigame.errors import UserError
+from unigame.evaluation import record as records
+from unigame.evaluation.asking import Asker, Drawing
+from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
+from unigame.evaluation.batching import BatchSize, automatic_size
+from unigame.evaluation.store import JsonlStore
+
+PREDICTIONS = "predictions.jsonl"
+PICTURES = "pictures"
+
+
+class Progress(Protocol):
+    """What is told while an evaluation runs; ``commands/evaluate.py`` draws bars from it."""
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        """A benchmark begins; ``done`` of its items have predictions from an earlier run."""
+
+    def advance(self, name: str, count: int) -> None:
+        """``count`` more items have predictions."""
+
+    def scoring(self, name: str) -> None:
+        """All items have predictions; scoring begins."""
+
+    def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
+        """Scoring ended with this part of the record; None: it failed."""
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, name: str, count: int) -> None:
+        """Nothing."""
+
+    def scoring(self, name: str) -> None:
+        """Nothing."""
+
+    def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One benchmark with its items, ready to be asked."""
+
+    benchmark: Benchmark
+    loaded: Loaded
+
+
+class Run:
+    """One job in its own folder.
+
+    Args:
+        job: the benchmark and its items.
+        folder: its part of the output.
+        model: identity of the model, as ``record.model_entry`` gives it.
+        drawing: how pictures are drawn.
+        max_images: pictures that a question may show.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        model: Mapping[str, Any],
+        drawing: Drawing,
+        max_images: int,
+    ) -> None:
+        self.benchmark, self.loaded = job.benchmark, job.loaded
+        self.folder, self.model = folder, model
+        self.drawing, self.max_images = drawing, max_images
+        self.name = job.benchmark.name
+        self.store = JsonlStore(folder / PREDICTIONS)
+
+    # ---- what was asked, and what is still to ask ----------------------------------------------
+    def check(self) -> None:
+        """Refuse to go on with predictions of another model, other settings or other data.
+
+        Raises:
+            UserError: it names what differs.
+        """
+        hint = "give another --output, or delete that folder to start this benchmark again"
+        records.check_run(self.folder, self.settings(), hint)
+        for item in self.loaded.items:
+            if item.id in self.store and self.store[item.id].get("asked") != asked(item):
+                raise UserError(
+                    f"{self.folder} holds a prediction for another item {item.id!r}: the data have "
+                    f"changed since; {hint}"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """All that changes what the model gives; scoring can be repeated, so it is not part."""
+        info = self.loaded.dataset
+        return {
+            "model": records.weights_of(self.model),
+            # Not the revision: it also moves when a page of the data set is edited.
+            "dataset": {"id": info.id, "config": info.config, "split": info.split},
+            "prompt": self.benchmark.prompt,
+            **self.generation(),
+        }
+
+    def generation(self) -> dict[str, Any]:
+        """How text and pictures are generated, for the record."""
+        settings: dict[str, Any] = {}
+        if self.benchmark.task != "draw":
+            settings |= {
+                "decoding": "greedy",
+                "max_new_tokens": self.benchmark.max_new_tokens,
+                "stop": list(self.benchmark.stop),
+                "max_images": self.max_images,
+            }
+        if self.benchmark.task != "answer":
+            settings |= asdict(self.drawing)
+        return settings
+
+    def pending(self) -> list[Item]:
+        """Items without a prediction, with a lost drawing, or with a picture that was unreadable.
+
+        Looking for a picture again costs no question to the model: it may be there now.
+        """
+        return [item for item in self.loaded.items if not self._done(item)]
+
+    def _done(self, item: Item) -> bool:
+        row = self.store.get(item.id)
+        if row is None or row["error"]:
+            return False
+        return all((self.folder / name).is_file() for name in row["pictures"])
+
+    # ---- the work ------------------------------------------------------------------------------
+    def go(
+        self, backbone: Backbone, batch_size: int | None, progress: Progress
+    ) -> tuple[dict[str, Any], Scored]:
+        """Ask what is pending, score everything, and return this benchmark's part of the record.
+
+        Raises:
+            UserError: the scorer fails, nothing could be scored, or memory does not suffice.
+        """
+        start = time.monotonic()
+        self.ask(backbone, batch_size, progress)
+        progress.scoring(self.name)
+        predictions = self.predictions()
+        scored = self.benchmark.score(self.loaded.items, predictions, self.folder)
+        entry = records.benchmark_entry(
+            self.benchmark,
+            self.loaded,
+            predictions,
+            scored,
+            generation=self.generation(),
+            details=self._dropped(),
+            seconds=time.monotonic() - start,
+        )
+        return entry, scored
+
+    def ask(self, backbone: Backbone, batch_size: int | None, progress: Progress) -> None:
+        """Ask what is pending; every batch of predictions is on disk before the next is asked.
+
+        Raises:
+            UserError: memory does not suffice for one item.
+        """
+        pending = self.pending()
+        total = len(self.loaded.items)
+        progress.begin(self.name, total, total - len(pending))
+        if not pending:
+            return
+        most = max(min(len(item.pictures), self.max_images) for item in pending)
+        size = BatchSize(batch_size or automatic_size(backbone, self.benchmark.task, max(1, most)))
+        asker = Asker(backbone, size, self.max_images)
+        items = {item.id: item for item in pending}
+        for predictions in self._predict(asker, pending):
+            rows = [self._row(prediction, items[prediction.id]) for prediction in predictions]
+            # A picture that is still unreadable is no news.
+            self.store.append(*(row for row in rows if row != self.store.get(row["id"])))
+            progress.advance(self.name, len(predictions))
+
+    def _predict(self, asker: Asker, pending: Sequence[Item]) -> Iterator[list[Prediction]]:
+        tokens, stop = self.benchmark.max_new_tokens, self.benchmark.stop
+        if self.benchmark.task == "answer":
+            return asker.answers(pending, max_new_tokens=tokens, stop=stop)
+        pictures = self.folder / PICTURES
+        if self.benchmark.task == "draw":
+            return asker.drawings(pending, self.drawing, pictures, salt=self.name)
+        return asker.redrawings(
+            pending, self.drawing, pictures, max_new_tokens=tokens, stop=stop, salt=self.name
+        )
+
+    def _row(self, prediction: Prediction, item: Item) -> dict[str, Any]:
+        return {
+            "id": prediction.id,
+            "text": prediction.text,
+            "pictures": [path.relative_to(self.folder).as_posix() for path in prediction.pictures],
+            "error": prediction.error,
+            "asked": asked(item),
+        }
+
+    def predictions(self) -> dict[str, Prediction]:
+        """What there is on disk for the items, by id."""
+        found = ((item.id, self.store.get(item.id)) for item in self.loaded.items)
+        return {
+            id: Prediction(
+                id,
+                text=row["text"],
+                pictures=tuple(self.folder / name for name in row["pictures"]),
+                error=row["error"],
+            )
+            for id, row in found
+            if row is not None
+        }
+
+    def _dropped(self) -> dict[str, Any]:
+        if self.benchmark.task == "draw":
+            return {}
+        extra = [len(item.pictures) - self.max_images for item in self.loaded.items]
+        dropped = sum(max(0, count) for count in extra)
+        return {"images_dropped": dropped} if dropped else {}
+
+
+def asked(item: Item) -> str:
+    """A short digest of what an item asks, kept with its prediction."""
+    content = f"{item.prompt}\0{len(item.pictures)}\0{item.samples}"
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -1,0 +1,153 @@
+"""``results.json`` of ``unigame evaluate``: one model, several benchmarks, read and checked.
+
+Beside figures with intervals it holds every unit's counts, so that two records can be paired, and
+everything that must be equal before they may be: data, prompt and parser, scorer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unigame.errors import UserError
+from unigame.reports.metrics import Metric, from_json
+from unigame.reports.results import Estimate, parse_estimate
+
+FORMAT = "unigame-evaluation/1"
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """One benchmark of one model.
+
+    Attributes:
+        name: such as ``"pope"``.
+        title: such as ``"POPE"``.
+        dataset: id, config, revision, split, fingerprint.
+        variant: names of prompt and parser.
+        scorer: judge, detector, encoders; empty for plain rules.
+        generation: how answers or pictures were drawn.
+        counts: items, scored, unparsed, skipped and unscored.
+        metrics: by name, the headline first.
+        figures: the metrics' values with intervals, as they were written.
+        warnings: one line each.
+    """
+
+    name: str
+    title: str
+    dataset: Mapping[str, Any]
+    variant: Mapping[str, Any]
+    scorer: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    metrics: Mapping[str, Metric]
+    figures: Mapping[str, Estimate]
+    warnings: Sequence[str] = ()
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that stands for the benchmark."""
+        return next(iter(self.metrics))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One model's evaluation."""
+
+    path: Path
+    model: Mapping[str, Any]
+    benchmarks: Mapping[str, BenchmarkRecord]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Model and adapter, without the folders they lie in."""
+        adapter = self.model.get("adapter")
+        ids = [self.model.get("id")] + ([adapter.get("id")] if isinstance(adapter, Mapping) else [])
+        return " + ".join(Path(str(id)).name for id in ids if id) or self.path.parent.name
+
+    @property
+    def weights(self) -> tuple[Any, Any]:
+        """Hashes of model and adapter: two records with the same are the same model."""
+        adapter = self.model.get("adapter")
+        return self.model.get("sha256"), adapter and adapter.get("sha256")
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a record; a folder stands for the ``results.json`` in it.
+
+    Raises:
+        UserError: it cannot be read, is no such record, is of another version, or has no benchmark.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; pass the results.json of `unigame evaluate`"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); run the evaluation again") from None
+    _check_format(raw, path)
+    benchmarks = raw.get("benchmarks")
+    if not isinstance(benchmarks, Mapping) or not benchmarks:
+        raise UserError(
+            f"{path} holds no benchmark; its evaluation was stopped early: run it again"
+        )
+    return Record(
+        path=path,
+        model=_mapping(raw, "model", path),
+        benchmarks={name: _benchmark(name, entry, path) for name, entry in benchmarks.items()},
+        summary=_mapping(raw, "summary", path),
+    )
+
+
+def _check_format(raw: Any, path: Path) -> None:
+    written = raw.get("format") if isinstance(raw, Mapping) else None
+    if written == FORMAT:
+        return
+    if isinstance(written, str) and written.startswith(FORMAT.partition("/")[0]):
+        raise UserError(
+            f"{path} has the format {written!r} and this version reads {FORMAT!r}; "
+            "install the version of unigame that wrote it, or evaluate again"
+        )
+    hint = "it is a demo's; " if isinstance(raw, Mapping) and "arms" in raw else ""
+    raise UserError(
+        f"{path} is no record of an evaluation; {hint}pass what `unigame evaluate` wrote"
+    )
+
+
+def _mapping(raw: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
+    value = raw.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{where}: {key} is {value!r}, not an object; run the evaluation again")
+    return value or {}
+
+
+def _benchmark(name: str, entry: Any, path: Path) -> BenchmarkRecord:
+    where = f"{path}: {name}"
+    metrics = entry.get("metrics") if isinstance(entry, Mapping) else None
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise UserError(f"{where} has no metrics; run this benchmark again")
+    # The headline first; the others keep their order.
+    ordered = sorted(metrics.items(), key=lambda item: not _is_headline(item[1]))
+    parts = {
+        key: _mapping(entry, key, where)
+        for key in ("dataset", "variant", "scorer", "generation", "counts")
+    }
+    return BenchmarkRecord(
+        name=name,
+        title=str(entry.get("title") or name),
+        metrics={key: from_json(key, metric, where) for key, metric in ordered},
+        figures={key: parse_estimate(metric, f"{where}.{key}") for key, metric in ordered},
+        warnings=[str(line) for line in entry.get("warnings") or ()],
+        **parts,
+    )
+
+
+def _is_headline(metric: Any) -> bool:
+    return isinstance(metric, Mapping) and metric.get("headline") is True

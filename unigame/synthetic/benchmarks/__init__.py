@@ -1,0 +1,9 @@
+"""Small datasets of the synthetic world in the real schemas of the nine benchmarks.
+
+``write_benchmarks`` makes the folder that ``unigame evaluate --data-root`` takes. The loaders,
+prompts, parsers and metrics that read it are those of the real data; only the pictures are small.
+"""
+
+from .write import NAMES, OOD, write_benchmarks
+
+__all__ = ["NAMES", "OOD", "write_benchmarks"]
