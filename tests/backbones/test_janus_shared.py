@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from tests.tiny import random_images, tiny_backbone
+from unigame.backbones.chat_layout import picture_order
 from unigame.backbones.janus import JanusBackbone
 from unigame.backbones.janus_decode import _inverse_cdf, uniform_numbers
-from unigame.backbones.janus_layout import picture_order
 
 QUESTIONS = [
     "what colour is the circle",

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unigame.backbones.base import Drawing, VisualStates
+from unigame.backbones.chat_layout import PaddedTokens, picture_order
 from unigame.backbones.codebook import draw_codes
 from unigame.backbones.janus_core import JanusCore
 from unigame.backbones.janus_decode import (
@@ -31,7 +32,6 @@ from unigame.backbones.janus_decode import (
     decode_text,
     uniform_numbers,
 )
-from unigame.backbones.janus_layout import PaddedTokens, picture_order
 from unigame.backbones.prompts import CAPTION_QUESTION
 
 

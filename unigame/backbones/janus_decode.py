@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, JanusForConditionalGeneration
 
-from unigame.backbones.janus_layout import JanusLayout, PaddedTokens
+from unigame.backbones.chat_layout import PaddedTokens
+from unigame.backbones.janus_layout import JanusLayout
 
 
 @dataclass
