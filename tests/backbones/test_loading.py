@@ -137,8 +137,8 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
         raise LocalEntryNotFoundError("offline\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(UserError, match=r"'nobody/no-such-model': no such folder here.*\(offline\)"):
-        load_backbone("nobody/no-such-model")
+    with pytest.raises(UserError, match=r"'nobody/nothing': no such folder here.*\(offline\)"):
+        load_backbone("nobody/nothing")
 
 
 def test_missing_tensors_are_an_error_not_a_random_start(folder: Path) -> None:

@@ -127,6 +127,27 @@ def test_an_adapter_is_another_model(pope, tmp_path, capsys):
     assert "another model: adapter was" in error.splitlines()[-1]
 
 
+def test_one_split_of_one_benchmark(pope, tmp_path):
+    words = ["--data-root", pope, "--output", tmp_path / "out", "--split", "pope=popular"]
+    assert evaluate(*words) == 0
+    counts = record(tmp_path / "out")["benchmarks"]["pope"]["counts"]
+    assert counts["items"] == 6 and counts["scored"] == 4
+
+
+def test_data_of_the_hub_are_asked_for_as_the_user_says(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def load_dataset(path, name, *, split, revision):
+        asked.append((path, name, split, revision))
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    words = ["--split", "test", "--config", "pope=default", "--hub-id", "me/POPE"]
+    assert evaluate(*words, "--revision", "v1", "--output", tmp_path / "out") == 2
+    assert asked == [("me/POPE", "default", "test", "v1")]
+    assert "cannot read me/POPE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -136,6 +157,12 @@ def test_an_adapter_is_another_model(pope, tmp_path, capsys):
         (["--data-root", "odd"], "holds no parquet"),
         (["--prompt", "x", "--data-root", "data"], "--prompt 'x' is not known"),
         (["--parser", "mmmu=bagel", "--data-root", "data"], "mmmu is not among the benchmarks"),
+        (["--split", "mmmu=dev", "--data-root", "data"], "--split mmmu=dev: mmmu is not among"),
+        (["--hub-id", "a/b", "--data-root", "data"], "--hub-id and --revision are of data on"),
+        (
+            ["--split", "dev", "--data-root", "data"],
+            "no files dev-*.parquet; it has the split test",
+        ),
         (["--output", "file", "--data-root", "data"], "--output file is a file"),
         (["--limit", "0"], "0 is too small"),
         (["--benchmarks", "wise", "--data-root", "wise", "--judge", "x"], "no judge 'x'"),

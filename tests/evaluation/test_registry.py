@@ -13,7 +13,9 @@ from unigame.evaluation.registry import (
     benchmark_class,
     benchmark_names,
     build_benchmark,
+    check_choices,
     check_variants,
+    choice_for,
     variant_for,
 )
 
@@ -74,6 +76,15 @@ def test_variants_for_all_and_for_one(monkeypatch):
 def test_unknown_variants_are_refused(text, message):
     with pytest.raises(UserError, match=message):
         check_variants(["pope", "geneval"], text, "prompt")
+
+
+def test_choices_for_all_and_for_one():
+    assert choice_for("pope", "test") == "test" and choice_for("pope", None) is None
+    assert choice_for("pope", "mmmu=dev,pope=random") == "random"
+    assert choice_for("vqav2", "pope=random") is None
+    check_choices(["pope"], "pope=random", "split")
+    with pytest.raises(UserError, match="--split mmmu=dev: mmmu is not among"):
+        check_choices(["pope"], "mmmu=dev", "split")
 
 
 def test_an_unknown_variant_in_python_lists_those_there_are():

@@ -37,7 +37,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     check_variants(names, args.parser, "parser")
     output = output_folder(args)
     sources = _sources(args, names, output)
-    _quiet_datasets(bool(sources))
+    _quiet_datasets(_data_root(args) is not None)
     options = _scorers(args, names)
     benchmarks = [build_benchmark(name, {**options, **_variants(args, name)}) for name in names]
     attacks = _attacks(args)
@@ -116,19 +116,35 @@ def _data_root(args: argparse.Namespace) -> str | None:
 
 
 def _sources(args: argparse.Namespace, names: Sequence[str], output: Path) -> dict[str, Any]:
-    """Benchmark name -> where its data lie; empty: the Hub."""
+    """Benchmark name -> where its data lie, and which part of them is read."""
     from unigame.evaluation.base import DataSource
+    from unigame.evaluation.registry import check_choices, choice_for
 
+    chosen = {option: getattr(args, option) for option in ("split", "config", "hub_id", "revision")}
+    for option, text in chosen.items():
+        check_choices(names, text, option.replace("_", "-"))
+    if _data_root(args) is not None and (args.hub_id or args.revision):
+        raise UserError("--hub-id and --revision are of data on the Hub; leave out --data-root")
+    root = _root(args, names, output)
+    return {
+        name: DataSource(
+            root=None if root is None else _folder(root, name, len(names) == 1),
+            **{option: choice_for(name, text) for option, text in chosen.items()},
+        )
+        for name in names
+    }
+
+
+def _root(args: argparse.Namespace, names: Sequence[str], output: Path) -> Path | None:
+    """The folder of the benchmarks' folders; None: the Hub."""
     chosen = _data_root(args)
     if chosen is None:
-        return {}
-    if chosen == SYNTHETIC:
-        from unigame.synthetic.benchmarks import write_benchmarks
+        return None
+    if chosen != SYNTHETIC:
+        return Path(chosen).expanduser()
+    from unigame.synthetic.benchmarks import write_benchmarks
 
-        root = write_benchmarks(output / SYNTHETIC, size=SYNTHETIC_SIZE, names=names)
-    else:
-        root = Path(chosen).expanduser()
-    return {name: DataSource(root=_folder(root, name, len(names) == 1)) for name in names}
+    return write_benchmarks(output / SYNTHETIC, size=SYNTHETIC_SIZE, names=names)
 
 
 def _folder(root: Path, name: str, alone: bool) -> Path:
@@ -175,6 +191,8 @@ def _scorers(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
         options |= _stand_ins(names)
     if args.caption_tokens is not None:
         options["caption_tokens"] = args.caption_tokens
+    if args.matcher is not None:
+        options["matcher"] = args.matcher
     if args.colours is not None:
         options["colours"] = args.colours
     if args.judge is not None:

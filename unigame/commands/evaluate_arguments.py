@@ -17,15 +17,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--limit", type=values.positive_int, help="items of each benchmark")
     command.add_argument(
-        "--data-root",
-        help="folder with one folder per benchmark (DIR/pope/), or 'synthetic' for small made-up "
-        "data (the default of janus-nano); otherwise data come from the Hub",
-    )
-    command.add_argument(
         "--output", type=Path, help="folder to write; default runs/evaluate/<model>"
     )
     command.add_argument("--batch-size", type=values.positive_int, help="default: what should fit")
     command.add_argument("--seed", type=values.seed, default=0, help="of the drawn pictures")
+
+    data = command.add_argument_group("data; of several benchmarks: vqav2=testdev,pope=random")
+    data.add_argument(
+        "--data-root",
+        help="folder with one folder per benchmark (DIR/pope/), or 'synthetic' for small made-up "
+        "data (the default of janus-nano); otherwise data come from the Hub",
+    )
+    data.add_argument("--split", help="another than the benchmark's own")
+    data.add_argument("--config", help="configuration, such as cn of MMBench or Full of POPE")
+    data.add_argument("--hub-id", help="another copy on the Hub, such as MMMU/MMMU")
+    data.add_argument("--revision", help="commit, tag or branch of the copy on the Hub")
 
     variants = command.add_argument_group("variants, where references differ (docs/evaluation.md)")
     variants.add_argument("--prompt", help="such as bare, or pope=bare,mmmu=torchumm")
@@ -52,6 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--rubric", type=Path, help="of the judge: text file, such as the official"
     )
     scoring.add_argument("--detector", help="of GenEval: instance segmentation, Hub id or folder")
+    scoring.add_argument("--matcher", help="of MMBench's unread replies: a text LLM, as hf:ID")
     scoring.add_argument("--colours", help="of GenEval: CLIP, Hub id or folder")
     scoring.add_argument("--encoders", help="of UnifiedBench: paper, uae, or names and ids")
 

@@ -91,6 +91,23 @@ def variant_for(name: str, text: str | None, kind: str) -> str | None:
     return chosen[""] if chosen.get("") in known else None
 
 
+def choice_for(name: str, text: str | None) -> str | None:
+    """What one benchmark takes of ``"testdev"`` (for all) or ``"vqav2=testdev,pope=random"``."""
+    chosen = _parts(text or "")
+    return chosen.get(name, chosen.get(""))
+
+
+def check_choices(names: Sequence[str], text: str | None, option: str) -> None:
+    """Every benchmark that ``text`` names is one of those to run.
+
+    Raises:
+        UserError: it is not.
+    """
+    for name in _parts(text or ""):
+        if name and name not in names:
+            raise UserError(f"--{option} {text}: {name} is not among the benchmarks to run")
+
+
 def check_variants(names: Sequence[str], text: str | None, kind: str) -> None:
     """Every variant named on a command line exists, in the benchmark it is meant for.
 
@@ -99,10 +116,9 @@ def check_variants(names: Sequence[str], text: str | None, kind: str) -> None:
     """
     if text is None:
         return
+    check_choices(names, text, kind)
     known = {name: getattr(benchmark_class(name), f"{kind}_variants") for name in names}
     for name, variant in _parts(text).items():
-        if name and name not in known:
-            raise UserError(f"--{kind} {text}: {name} is not among the benchmarks to run")
         if not any(variant in known[n] for n in ([name] if name else known)):
             there = "; ".join(
                 f"{n}: {', '.join(v)}" for n, v in known.items() if not name or n == name
