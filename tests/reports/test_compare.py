@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -303,3 +304,10 @@ def test_the_headline_comes_first_whatever_the_order_in_the_file(tmp_path):
     }  # fmt: skip
     found = read_record(write(tmp_path, "run", raw)).benchmarks["pope"]
     assert found.headline == "acc"
+
+
+def test_answers_for_a_server_are_left_out(tmp_path):
+    entry = {"metrics": {}, "variant": {"parser": "submission"}}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(record({"vqav2": entry})))
+    assert read_record(path).benchmarks == {}

@@ -101,9 +101,19 @@ def read_record(path: str | Path) -> Record:
     return Record(
         path=path,
         model=_mapping(raw, "model", path),
-        benchmarks={name: _benchmark(name, entry, path) for name, entry in benchmarks.items()},
+        benchmarks={
+            name: _benchmark(name, entry, path)
+            for name, entry in benchmarks.items()
+            if not _is_submission(entry)
+        },
         summary=_mapping(raw, "summary", path),
     )
+
+
+def _is_submission(entry: Any) -> bool:
+    """Whether an entry is answers for a server that keeps the truth: there is nothing to show."""
+    variant = entry.get("variant") if isinstance(entry, Mapping) else None
+    return isinstance(variant, Mapping) and variant.get("parser") == "submission"
 
 
 def _check_format(raw: Any, path: Path) -> None:
