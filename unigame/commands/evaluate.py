@@ -65,8 +65,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             progress=bars,
         )
     if attacked is not None:
-        make_console().print(f"Robustness on {attacked.benchmark.title} ...", style="dim")
-        entry = robustness_entry(backbone, attacked.benchmark, attacked.loaded, attacks)
+        items = len(attacked.loaded.items)
+        with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
+            entry = robustness_entry(
+                backbone,
+                attacked.benchmark,
+                attacked.loaded,
+                attacks,
+                report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
+            )
         record["benchmarks"][ROBUSTNESS] = entry
         write_json(output / RESULTS, record)
         names = [*names, ROBUSTNESS]
@@ -265,11 +272,16 @@ def _attacked(jobs: Sequence[Any]) -> Any:
 
 def _load_model(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
     """The model, and what the record says of it."""
+    import torch
+
     from unigame.backbones import load_backbone
     from unigame.backbones.checkpoint import find_checkpoint
     from unigame.evaluation.record import model_entry
 
-    backbone = load_backbone(args.model, dtype=args.dtype, adapter=args.adapter)
+    dtype = args.dtype
+    if dtype == "auto" and not torch.cuda.is_available():
+        dtype = "float32"  # most CPUs only imitate bfloat16, ten times slower
+    backbone = load_backbone(args.model, dtype=dtype, adapter=args.adapter)
     checkpoint = find_checkpoint(args.model)
     folder = checkpoint if isinstance(checkpoint, Path) else _downloaded(checkpoint)
     adapter = Path(args.adapter) if args.adapter else None
