@@ -59,3 +59,7 @@ def test_at_eps_zero_without_an_anchor_the_drawing_is_its_own(nano: Backbone) ->
         held = nano.draw(states.states_BNH, states.codes, anchor=gates.ANCHOR).compact
     assert (free != states.codes).float().mean() > 0.1
     assert (held != states.codes).float().mean() < 0.1
+
+
+def test_it_draws_what_is_named_by_what_one_knows_of_it(nano: Backbone) -> None:
+    assert gates.knowing(nano, seed=1, scale=0.5)["knowledge"] > 0.45

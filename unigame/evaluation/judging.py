@@ -120,7 +120,9 @@ def collect(
         scores = _first_readable(outcome.replies, read)
         found[id] = Judgement(scores, "" if scores else outcome.reason)
         if outcome.calls:
-            store.append(_row(keys[id], outcome, judge, rubric, found[id]))
+            # With what earlier runs were told, which another parser may be able to read.
+            earlier = store.get(keys[id], {}).get("replies", [])
+            store.append(_row(keys[id], outcome, judge, rubric, found[id], earlier))
         if progress:
             progress(len(found), len(requests))
     return {request.id: found[request.id] for request in requests}
@@ -142,14 +144,19 @@ def _first_readable(replies: Sequence[str], read: Read) -> Mapping[str, float] |
 
 
 def _row(
-    key: str, outcome: _Outcome, judge: Judge, rubric: Rubric, judgement: Judgement
+    key: str,
+    outcome: _Outcome,
+    judge: Judge,
+    rubric: Rubric,
+    judgement: Judgement,
+    earlier: Sequence[str],
 ) -> dict[str, Any]:
     return {
         "id": key,
         "item": outcome.request.id,
         "judge": judge.name,
         "rubric": rubric.sha256,
-        "replies": outcome.replies,
+        "replies": [*earlier, *outcome.replies],
         "calls": outcome.calls,
         "scores": dict(judgement.scores) if judgement.scores else None,
         "reason": judgement.reason,
