@@ -108,6 +108,19 @@ def test_a_benchmark_that_cannot_be_scored_leaves_the_others_alone(tmp_path):
     assert len(texts(tmp_path, "unlucky")) == 2, "its predictions are kept"
 
 
+def test_an_item_without_its_picture_counts_as_skipped_and_not_as_unscored_too(tmp_path):
+    class Thorough(Quiz):
+        def score(self, items, predictions, folder) -> Scored:
+            scored = super().score(items, predictions, folder)
+            scored.unscored = {"q0": "the judge was silent", "q1": "no drawing"}
+            return scored
+
+    record = run(FakeBackbone(), tmp_path, Thorough(questions(4, bad=[1])))
+    counts = record["benchmarks"]["quiz"]["counts"]
+    assert counts["scored"] == 2 and counts["skipped"]["corrupt image"] == 1
+    assert counts["unscored"] == {"the judge was silent": 1}
+
+
 def test_a_benchmark_without_a_readable_picture_is_an_error(tmp_path):
     with pytest.raises(UserError, match="quiz: accuracy has no units"):
         run(FakeBackbone(), tmp_path, Quiz(questions(2, bad=[0, 1])))

@@ -116,6 +116,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
 
 
+def test_a_kill_before_the_last_moment_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_json(tmp_path / "r.json", {"old": 1})
+
+    def killed(*_):
+        assert json.loads(path.read_text()) == {"old": 1}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
 def test_differences_name_the_place():
     before = {"a": {"b": 1, "c": 2}, "d": [1]}
     assert differences(before, {"a": {"b": 1, "c": 3}, "d": [1], "e": "x"}) == [
