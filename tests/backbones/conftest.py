@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import shared_tiny_janus
+from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
+from tests.tiny_emu3 import shared_tiny_emu3
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 
 FAMILIES: dict[str, Callable[[], Path]] = {
+    "chameleon": shared_tiny_chameleon,
     "composed_llm_dit": shared_llm_dit,
     "composed_sd": shared_vlm_unet,
+    "emu3": shared_tiny_emu3,
     "janus": shared_tiny_janus,
 }
 

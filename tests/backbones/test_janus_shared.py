@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.tiny import random_images, tiny_backbone
 from unigame.backbones.chat_layout import picture_order
+from unigame.backbones.decoding import _inverse_cdf, uniform_numbers
 from unigame.backbones.janus import JanusBackbone
-from unigame.backbones.janus_decode import _inverse_cdf, uniform_numbers
 
 QUESTIONS = [
     "what colour is the circle",

@@ -31,6 +31,8 @@ from unigame.errors import UserError
 
 ENTRY_POINT_GROUP = "unigame.backbones"
 _BUILT_IN = {
+    "chameleon": "unigame.backbones.chameleon:ChameleonBackbone.from_pretrained",
+    "emu3": "unigame.backbones.emu3:Emu3Backbone.from_pretrained",
     "janus": "unigame.backbones.janus:JanusBackbone.from_pretrained",
     "unigame_composed": "unigame.backbones.composed:ComposedBackbone.from_pretrained",
 }

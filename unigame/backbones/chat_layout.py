@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class ChatLayout(ABC):
     """Prompts and answers as token ids, exactly as a processor of transformers makes them.
 
     Args:
-        processor: with a chat template and a tokenizer that has an end mark.
+        processor: with a tokenizer that has an end mark, and a chat template if it is needed.
         num_image_tokens: N, placeholders of one picture.
         example: a Hub id of the family, for the error message.
 
@@ -48,8 +48,11 @@ class ChatLayout(ABC):
         UserError: the processor has no chat template.
     """
 
+    needs_template: ClassVar[bool] = True
+    """False for a family that lays its turns out without one."""
+
     def __init__(self, processor: Any, num_image_tokens: int, example: str) -> None:
-        if not processor.chat_template:
+        if self.needs_template and not processor.chat_template:
             raise UserError(
                 "the checkpoint's processor has no chat template, so prompts cannot be laid out; "
                 f"use a checkpoint in the Hub format, such as {example}"

@@ -1,23 +1,23 @@
-"""Free-running decoding of Janus, cached and batched: text answers and image codes.
+"""Free-running decoding, cached and batched: text answers and image codes.
 
 Both loops run the language model itself rather than transformers' ``generate``: the text head never
 sees an image token, guidance of 1 is allowed, and sampling uses its own generator.
 
 Shape suffixes: B samples, L prompt tokens, N image tokens, H width of the LM, V codes, R rows that
-are still running, G shared prefixes of P tokens.
+are still running, G shared prefixes of P tokens, T tokens fed at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, JanusForConditionalGeneration
+from transformers import DynamicCache
 
 from unigame.backbones.chat_layout import PaddedTokens
-from unigame.backbones.janus_layout import JanusLayout
 
 
 @dataclass
@@ -36,12 +36,49 @@ class SharedPrefix:
     source_B: Tensor
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How image codes are chosen from their scores.
+
+    Attributes:
+        guidance_scale: of ``plain + guidance_scale * (conditional - plain)``; 1 means none.
+        temperature: of the draws.
+        do_sample: False takes the highest score.
+        generator: source of the draws.
+        uniform_BN: numbers (see ``uniform_numbers``) that choose the codes of each row in place
+            of ``generator``.
+    """
+
+    guidance_scale: float
+    temperature: float
+    do_sample: bool
+    generator: torch.Generator
+    uniform_BN: Tensor | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional branch."""
+        return self.guidance_scale != 1.0
+
+    def choose(self, logits_BV: Tensor, index: int) -> Tensor:
+        """Code number ``index`` of each row; with guidance, of the first half of the rows."""
+        if self.guided:
+            conditional_BV, plain_BV = logits_BV.chunk(2)
+            logits_BV = plain_BV + self.guidance_scale * (conditional_BV - plain_BV)
+        if not self.do_sample:
+            return logits_BV.argmax(-1)
+        probs_BV = (logits_BV / self.temperature).softmax(-1)
+        if self.uniform_BN is not None:
+            return _inverse_cdf(probs_BV, self.uniform_BN[:, index])
+        return torch.multinomial(probs_BV, 1, generator=self.generator).squeeze(-1)
+
+
 class _CachedLM:
     """The language model with its cache: feed embeddings, get the newest hidden state."""
 
-    def __init__(self, janus: JanusForConditionalGeneration, mask_BL: Tensor) -> None:
-        self.language_model = janus.model.language_model
-        self.cache = DynamicCache(config=self.language_model.config)
+    def __init__(self, language_model: Any, mask_BL: Tensor) -> None:
+        self.language_model = language_model
+        self.cache = DynamicCache(config=language_model.config)
         self.mask_BL = mask_BL
         self.next_position_B1 = mask_BL.sum(-1, keepdim=True)
 
@@ -57,10 +94,12 @@ class _CachedLM:
     def start(self, embeds_BLH: Tensor, positions_BL: Tensor) -> Tensor:
         return self._run(embeds_BLH, positions_BL)
 
-    def step(self, embeds_B1H: Tensor) -> Tensor:
-        self.mask_BL = torch.cat([self.mask_BL, torch.ones_like(self.next_position_B1)], dim=-1)
-        hidden_BH = self._run(embeds_B1H, self.next_position_B1)
-        self.next_position_B1 = self.next_position_B1 + 1
+    def step(self, embeds_BTH: Tensor) -> Tensor:
+        count = embeds_BTH.shape[1]
+        self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(embeds_BTH), count)], -1)
+        ahead_T = torch.arange(count, device=embeds_BTH.device)
+        hidden_BH = self._run(embeds_BTH, self.next_position_B1 + ahead_T)
+        self.next_position_B1 = self.next_position_B1 + count
         return hidden_BH
 
     def keep(self, rows_R: Tensor) -> None:
@@ -82,7 +121,9 @@ class _CachedLM:
 
 @torch.no_grad()
 def decode_text(
-    janus: JanusForConditionalGeneration,
+    language_model: Any,
+    embed: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
     embeds_BLH: Tensor,
     tokens: PaddedTokens,
     *,
@@ -93,14 +134,16 @@ def decode_text(
     """Greedy token ids of each row, up to and without its end mark; finished rows leave the batch.
 
     Args:
-        janus: the model, in evaluation mode.
+        language_model: without its head, in evaluation mode.
+        embed: its input embedding.
+        head: its output layer.
         embeds_BLH: left-padded prompts, image features in place; with a prefix, what follows it.
         tokens: their mask and positions.
         max_new_tokens: stop a row here at the latest.
         end_ids: token ids that end an answer.
         prefix: the start that the prompts share.
     """
-    model = _CachedLM(janus, tokens.mask_BL)
+    model = _CachedLM(language_model, tokens.mask_BL)
     positions_BL = tokens.positions_BL
     if prefix is not None:
         model.share(prefix)
@@ -109,7 +152,7 @@ def decode_text(
     running = list(range(len(embeds_BLH)))  # row of the batch -> which answer
     hidden_RH = model.start(embeds_BLH, positions_BL)
     for length in range(1, max_new_tokens + 1):
-        next_R = janus.lm_head(hidden_RH).argmax(-1)
+        next_R = head(hidden_RH).argmax(-1)
         tokens_R = next_R.tolist()
         kept = [row for row, token in enumerate(tokens_R) if token not in end_ids]
         for row in kept:
@@ -120,55 +163,42 @@ def decode_text(
             rows_R = torch.tensor(kept, device=next_R.device)
             model.keep(rows_R)
             next_R, running = next_R[rows_R], [running[row] for row in kept]
-        hidden_RH = model.step(janus.get_input_embeddings()(next_R[:, None]))
+        hidden_RH = model.step(embed(next_R[:, None]))
     return answers
 
 
 @torch.no_grad()
-def decode_image_codes(
-    janus: JanusForConditionalGeneration,
-    layout: JanusLayout,
+def decode_codes(
+    language_model: Any,
+    embeds_BLH: Tensor,
     tokens: PaddedTokens,
     *,
-    generator: torch.Generator,
-    guidance_scale: float,
-    temperature: float,
-    do_sample: bool,
-    uniform_BN: Tensor | None = None,
+    count: int,
+    scores: Callable[[Tensor], Tensor],
+    feed: Callable[[Tensor, int], Tensor],
+    sampling: Sampling,
 ) -> Tensor:
-    """Image codes (B, N) of left-padded text prompts, with classifier-free guidance.
+    """Image codes (B, N) that follow left-padded prompts.
 
-    Guidance is transformers': a second branch whose text is replaced by padding, and logits
-    ``plain + guidance_scale * (conditional - plain)``. At a scale of 1 the branch is left out.
-    With ``uniform_BN`` (see ``uniform_numbers``) these numbers choose the codes of each row, and
-    ``generator`` is not used.
+    Args:
+        language_model: without its head, in evaluation mode.
+        embeds_BLH: the prompts; with guidance, their unconditional twins behind them.
+        tokens: their mask and positions.
+        count: N.
+        scores: hidden states (B, H) -> scores of the codes (B, V).
+        feed: codes (B, 1) and how many there are by now -> what goes in next (B, T, H): their
+            embeddings, and what the family puts behind a row of codes.
+        sampling: how a code is chosen.
     """
-    ids_BL, mask_BL, positions_BL = tokens.ids_BL, tokens.mask_BL, tokens.positions_BL
-    guided = guidance_scale != 1.0
-    if guided:
-        ids_BL = torch.cat([ids_BL, layout.unconditional(ids_BL)])
-        mask_BL, positions_BL = mask_BL.repeat(2, 1), positions_BL.repeat(2, 1)
-    model = _CachedLM(janus, mask_BL)
-    hidden_BH = model.start(janus.get_input_embeddings()(ids_BL), positions_BL)
+    model = _CachedLM(language_model, tokens.mask_BL)
+    hidden_BH = model.start(embeds_BLH, tokens.positions_BL)
     codes: list[Tensor] = []
     while True:
-        logits_BV = janus.model.generation_head(hidden_BH).float()
-        if guided:
-            conditional_BV, plain_BV = logits_BV.chunk(2)
-            logits_BV = plain_BV + guidance_scale * (conditional_BV - plain_BV)
-        if do_sample:
-            probs_BV = (logits_BV / temperature).softmax(-1)
-            if uniform_BN is not None:
-                code_B = _inverse_cdf(probs_BV, uniform_BN[:, len(codes)])
-            else:
-                code_B = torch.multinomial(probs_BV, 1, generator=generator).squeeze(-1)
-        else:
-            code_B = logits_BV.argmax(-1)
-        codes.append(code_B)
-        if len(codes) == layout.num_image_tokens:
+        codes.append(sampling.choose(scores(hidden_BH).float(), len(codes)))
+        if len(codes) == count:
             return torch.stack(codes, dim=1)
-        fed_B1 = (code_B.repeat(2) if guided else code_B)[:, None]
-        hidden_BH = model.step(janus.prepare_embeddings_for_image_generation(fed_B1))
+        fed_B = codes[-1].repeat(2) if sampling.guided else codes[-1]
+        hidden_BH = model.step(feed(fed_B[:, None], len(codes)))
 
 
 def uniform_numbers(seeds: Sequence[int], count: int) -> Tensor:
