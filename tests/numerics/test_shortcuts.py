@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
-from tests.training.helpers import lora_weights, make_trainer
+from tests.training.helpers import logs, lora_weights, make_trainer
 from unigame.game import ChallengeConfig, challenge
-from unigame.training.batches import split_batch
+from unigame.training.batches import MixedRows, split_batch
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -55,6 +55,34 @@ def test_a_challenge_in_parts_is_the_whole_challenge(tiny_path: Path, tmp_path: 
     whole = trained(tiny_path, tmp_path / "a", **settings)
     parts = trained(tiny_path, tmp_path / "b", challenge_micro_batch=rows, **settings)
     assert_same_players(whole, parts)
+
+
+@pytest.mark.parametrize("rows", [1, 2, None])
+def test_an_understanding_step_in_passes_is_the_whole_step(
+    tiny_path: Path, tmp_path: Path, rows: int | None
+):
+    settings = {"generation_weight": 0.5, "loss_reduction": "token"}
+    whole = trained(tiny_path, tmp_path / "a", understanding_micro_batch=100, **settings)
+    parts = trained(tiny_path, tmp_path / "b", understanding_micro_batch=rows, **settings)
+    assert whole._num_passes() == 1 < parts._num_passes()
+    assert_same_players(whole, parts)
+    for one, other in zip(logs(whole), logs(parts), strict=True):
+        for name in ("loss", "clean_ce", "hard_ce", "generation_loss", "attack_success_rate"):
+            assert one.get(name) == pytest.approx(other.get(name), abs=1e-5), name
+    assert any("hard_ce" in entry for entry in logs(whole))
+
+
+def test_passes_hold_every_row_once_and_there_are_always_so_many():
+    inputs = {
+        "has_answer_B": torch.tensor([True, False, True]),
+        "hard": {"questions": ["q"] * 2, "answers": ["a"] * 2, "tokens": None, "pixels": None},
+    }
+    passes = MixedRows.all_of(inputs).split(3)
+    assert [rows.index for rows in passes] == [[0, 1], [2], [3]]
+    assert [rows.is_hard_B.tolist() for rows in passes] == [[False, False], [True], [True]]
+    passes = MixedRows.all_of({"has_answer_B": torch.tensor([True])}).split(3)
+    assert [rows.count for rows in passes] == [1, 0, 0]
+    assert [rows.counts_B.tolist() for rows in passes] == [[True], [False], [False]]
 
 
 def test_every_rank_runs_equally_many_parts_whatever_it_holds():

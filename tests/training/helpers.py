@@ -100,3 +100,7 @@ def lora_weights(trainer: UniGameTrainer) -> dict[str, torch.Tensor]:
         for name, weight in trainer.backbone.named_parameters()
         if weight.requires_grad
     }
+
+
+def logs(trainer: UniGameTrainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]

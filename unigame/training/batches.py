@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -157,23 +157,69 @@ def read_images(backbone: Backbone, images: Tensor) -> Batch:
     return {"features": features, "tokens": tokens}
 
 
-def understanding_inputs(backbone: Backbone, inputs: Batch) -> tuple[dict[str, Any], Rows]:
-    """Arguments of ``backbone(loss="answer", ...)`` for clean rows followed by hard ones."""
-    rows = Rows.where(inputs["has_answer_B"])
-    texts: dict[str, Any] = {
-        "questions": rows.pick(inputs["questions"]),
-        "answers": rows.pick(inputs["answers"]),
+@dataclass(frozen=True)
+class MixedRows:
+    """Which rows of the mixed batch, clean ones before hard ones, one pass of U reads.
+
+    Attributes:
+        clean: what the clean rows are; their numbers here run from 0.
+        hard: how many hard rows follow them in the whole batch.
+        index: numbers of the rows of this pass; never empty.
+        count: how many of them count: all, or none where the pass has no row of its own.
+    """
+
+    clean: Rows
+    hard: int
+    index: list[int]
+    count: int
+
+    @classmethod
+    def all_of(cls, inputs: Batch) -> MixedRows:
+        """The whole mixed batch in one pass."""
+        clean, hard = Rows.where(inputs["has_answer_B"]), inputs.get("hard")
+        size = 0 if hard is None else len(hard["questions"])
+        whole = len(clean.index) + size
+        return cls(clean, size, list(range(whole)), whole)
+
+    def split(self, parts: int) -> list[MixedRows]:
+        """The same rows in ``parts`` passes, always so many: ranks must run equally many.
+
+        A pass for which no row is left reads the first row again, and it counts for nothing.
+        """
+        pieces = [piece.tolist() for piece in torch.tensor(self.index).tensor_split(parts)]
+        return [replace(self, index=piece or [0], count=len(piece)) for piece in pieces]
+
+    @property
+    def is_hard_B(self) -> Tensor:
+        """Whether each row of this pass is a hard one."""
+        return torch.tensor(self.index) >= len(self.clean.index)
+
+    @property
+    def counts_B(self) -> Tensor:
+        """Whether each row of this pass is more than a stand-in."""
+        if not self.count:
+            return torch.zeros(len(self.index), dtype=torch.bool)
+        return self.is_hard_B if not self.clean.count else torch.ones_like(self.is_hard_B)
+
+
+def understanding_inputs(backbone: Backbone, inputs: Batch, rows: MixedRows) -> dict[str, Any]:
+    """Arguments of ``backbone(loss="answer", ...)`` for some rows of the mixed batch."""
+    first = len(rows.clean.index)
+    clean = [rows.clean.index[row] for row in rows.index if row < first]
+    picked = [row - first for row in rows.index if row >= first]
+    hard = inputs["hard"] if rows.hard else {"questions": [], "answers": []}
+    texts = {
+        name: [inputs[name][row] or STAND_IN for row in clean] + [hard[name][row] for row in picked]
+        for name in ("questions", "answers")
     }
-    hard = inputs.get("hard")
-    if hard is not None:
-        texts = {name: texts[name] + hard[name] for name in texts}
-    if "tokens" in inputs or (hard is not None and hard["tokens"] is not None):
-        clean = inputs["tokens"] if "tokens" in inputs else backbone.embed_images(inputs["images"])
-        clean = clean[rows.index]
-        if hard is not None:
-            clean = torch.cat([clean, hard["tokens"].to(clean)])
-        return {"images": None, "embeds": clean, **texts}, rows
-    images = inputs["images"][rows.index]
-    if hard is not None:
-        images = torch.cat([images, hard["pixels"].to(images)])
-    return {"images": images, **texts}, rows
+    if "tokens" in inputs or (rows.hard and hard["tokens"] is not None):
+        parts = [hard["tokens"][picked]] if picked else []
+        if clean and "tokens" in inputs:
+            parts.insert(0, inputs["tokens"][clean])
+        elif clean:
+            parts.insert(0, backbone.embed_images(inputs["images"][clean]))
+        return {"images": None, "embeds": torch.cat([part.to(parts[0]) for part in parts]), **texts}
+    images = inputs["images"][clean]
+    if picked:
+        images = torch.cat([images, hard["pixels"][picked].to(images)])
+    return {"images": images, **texts}

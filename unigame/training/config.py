@@ -50,6 +50,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "num_candidates": (1, float("inf"), True),
     "gradient_candidates": (1, float("inf"), True),
     "challenge_micro_batch": (1, float("inf"), True),
+    "understanding_micro_batch": (1, float("inf"), True),
     "keep_tokens_mb": (0, float("inf"), True),
     "eps_max": (0.0, float("inf"), False),
     "eps_init": (0.0, float("inf"), False),
@@ -205,6 +206,11 @@ class UniGameConfig(TrainingArguments):
     challenge_micro_batch: int | None = _setting(
         None,
         "Challenge so many samples at a time: the same gradient with less memory. Default: all.",
+    )
+    understanding_micro_batch: int | None = _setting(
+        None,
+        "U reads so many rows of the mixed batch at a time: the same gradient with less memory. "
+        "Default: as many as SFT would, per_device_train_batch_size.",
     )
     keep_tokens_mb: float = _setting(
         256,

@@ -163,9 +163,7 @@ class GameState:
                 if self.optimizer is not None:
                     result.objective = result.objective * (share if counts else 0.0)
                     own = perturber_gradients(result, self.perturber)
-                    total = (
-                        own if total is None else [a + b for a, b in zip(total, own, strict=True)]
-                    )
+                    total = _add(total, own)
                 if share:
                     results.append(result)
             if self.optimizer is not None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from unigame.game.challenge import ChallengeResult, GameBatch
 from unigame.game.objectives import understanding_weights
 from unigame.training.batches import (
     Batch,
+    MixedRows,
     Rows,
     StepCounts,
     game_batch,
@@ -117,6 +119,7 @@ class UniGameTrainer(ResumableTrainer):
         self.code_cache = CodeCache() if args.cache_codes else None
         self.game: GameState | None = None
         self._adversarial_ce_BK: Tensor | None = None
+        self._losses: list[Tensor] = []  # of the passes of one micro-batch
         if args.plays:
             self.game = GameState(
                 args,
@@ -147,7 +150,7 @@ class UniGameTrainer(ResumableTrainer):
                     self._mine(batch, result)
             inputs = self._mix(inputs)
         with self.timer.phase("understand"):
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = self._descend(model, inputs, num_items_in_batch)
         if self.game is not None and self.game.scheduler and self.accelerator.sync_gradients:
             self.game.scheduler.step()
         return loss
@@ -206,6 +209,31 @@ class UniGameTrainer(ResumableTrainer):
             return {**inputs, "hard": hard_batch(self.backbone, samples, self.args.perturb_space)}
 
     # ---- the loss of U -------------------------------------------------------------------------
+    def _descend(self, model: nn.Module, inputs: Batch, counts: StepCounts | None) -> Tensor:
+        """The base Trainer's step on the mixed batch, in one pass or several: one gradient."""
+        mixed = MixedRows.all_of(inputs)
+        passes = mixed.split(self._num_passes())
+        self._losses = []
+        loss = torch.zeros((), device=self.args.device)
+        for number, rows in enumerate(passes, start=1):
+            last = number == len(passes)
+            # Ranks exchange gradients once, after the last pass.
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                part = {**inputs, "rows": rows, "generates": last}
+                loss = loss + super().training_step(model, part, counts)
+        kept = zip(self._losses, passes, strict=True)
+        loss_B = torch.cat([part_B[: rows.count] for part_B, rows in kept])
+        self._record_understanding(loss_B, mixed.is_hard_B.to(loss_B.device), mixed.clean)
+        return loss
+
+    def _num_passes(self) -> int:
+        """The same on every rank and step, with or without hard samples at hand."""
+        if self.game is None:
+            return 1
+        batch = self.args.per_device_train_batch_size
+        at_once = self.args.understanding_micro_batch or batch
+        return math.ceil((batch + self.args.resolved_hard_batch_size) / at_once)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -218,7 +246,7 @@ class UniGameTrainer(ResumableTrainer):
         Without ``num_items_in_batch`` (evaluation) it is the mean over this batch alone.
         """
         loss = self._understanding_loss(model, inputs, num_items_in_batch)
-        if self.args.generation_weight > 0:
+        if self.args.generation_weight > 0 and inputs.get("generates", True):
             generation = self._generation_loss(model, inputs, num_items_in_batch)
             loss = loss + self.args.generation_weight * generation
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -226,23 +254,30 @@ class UniGameTrainer(ResumableTrainer):
     def _understanding_loss(
         self, model: nn.Module, inputs: Batch, counts: StepCounts | None
     ) -> Tensor:
+        rows = inputs.get("rows") or MixedRows.all_of(inputs)
         with self.accelerator.autocast():
-            mixed, rows = understanding_inputs(self.backbone, inputs)
+            mixed = understanding_inputs(self.backbone, inputs, rows)
         loss_B = model(loss="answer", **mixed).float()
-        is_hard_B = torch.arange(len(loss_B), device=loss_B.device) >= len(rows.index)
-        items_B = self._items(mixed["questions"], mixed["answers"]).to(loss_B.device)
-        num_clean, num_hard, scale = items_B[~is_hard_B].sum(), items_B[is_hard_B].sum(), 1
-        if counts is not None:
-            num_clean, scale = torch.as_tensor(counts.answers), counts.world_size
-            num_hard = num_hard * counts.micro_batches * counts.world_size
-        weight_B = understanding_weights(
-            is_hard_B, self.args.beta, num_clean=num_clean, num_hard=num_hard
-        )
-        if rows.count == 0:
-            weight_B = weight_B * is_hard_B
         if model.training:
-            self._record_understanding(loss_B.detach(), is_hard_B, rows)
-        return scale * (weight_B.to(loss_B) * items_B * loss_B).sum()
+            self._losses.append(loss_B.detach())
+        items_B = self._items(mixed["questions"], mixed["answers"])
+        if counts is None:
+            num_clean, num_hard, scale = items_B[~rows.is_hard_B].sum(), None, 1
+        else:
+            num_clean, scale = torch.as_tensor(counts.answers), counts.world_size
+            num_hard = self._hard_items(inputs) * counts.micro_batches * counts.world_size
+        weight_B = understanding_weights(
+            rows.is_hard_B, self.args.beta, num_clean=num_clean, num_hard=num_hard
+        )
+        weight_B = (weight_B * items_B * rows.counts_B).to(loss_B)
+        return scale * (weight_B * loss_B).sum()
+
+    def _hard_items(self, inputs: Batch) -> Tensor:
+        """What all hard rows of the mixed batch count for."""
+        hard = inputs.get("hard")
+        if hard is None:
+            return torch.zeros(())
+        return self._items(hard["questions"], hard["answers"]).sum()
 
     def _generation_loss(
         self, model: nn.Module, inputs: Batch, counts: StepCounts | None
@@ -337,13 +372,8 @@ class UniGameTrainer(ResumableTrainer):
     def _report_size(self, game: GameState) -> None:
         own = sum(parameter.numel() for parameter in game.perturber.parameters())
         whole = self.backbone.facts.num_parameters
-        logger.info(
-            "perturber: %s, %d parameters, %.2f %% of the model's %d",
-            self.args.perturbation,
-            own,
-            100 * own / whole,
-            whole,
-        )
+        text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
+        logger.info(text, self.args.perturbation, own, 100 * own / whole, whole)
 
     # ---- ranks, schedules ----------------------------------------------------------------------
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
