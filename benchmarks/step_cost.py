@@ -11,121 +11,229 @@ hard sample for two clean ones:
       mine          -          -      the challenge's candidates are reused
       understand  1.5 B      1.5 B    the mixed batch
 
-The challenge takes ``challenge_share`` of the batch. ``ratio`` is measured at the share of the
-``janus_nano`` recipe, one half: it draws as many candidates as the mixed batch has hard samples.
-``ratio_full_share`` challenges the whole batch, as in the table above.
+That is 6 against 2 if the whole batch is challenged, and 4.5 against 2 at ``challenge_share`` 0.5,
+the recipes' setting: as many candidates are drawn as the mixed batch has hard samples. Each further
+candidate adds a forward pass of what is challenged. The rest is pictures: the image tokenizer
+encodes them, the decoder draws the candidates, the vision encoder reads them.
 
-With frozen weights a backward pass costs about a forward one (gradients of activations only; LoRA
-adds little), so the language model does 6 B against 2 B: a factor of 3. The rest is pictures: the
-image tokenizer encodes B, the decoder draws B (with gradient) and B / 2 (without), and the vision
-encoder reads 2.5 B, B of them with gradient, where SFT reads B.
+The keys: ``ratio`` (K = 1, the recipes' share), ``ratio_full_share``, ``ratio_k4``;
+``memory_ratio`` (peaks, the model included), ``memory_ratio_above_model`` (without it); ``phases``
+in seconds; ``counted`` (operations and tokens by phase, and the ratios by operations alone).
 
 Usage:
-    python benchmarks/step_cost.py --json FILE [--model janus-nano | tiny | PATH]
+    python benchmarks/step_cost.py --json FILE [--model janus-nano | janus_pro_small | tiny | PATH]
 
-SFT and UniGame steps alternate in one run, and the medians are compared, so that a machine that
-slows down slows both. An optimizer step of U is part of both.
+The kinds of step alternate in one run and medians are compared, so that a machine that slows down
+slows all. An optimizer step of U is part of each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import meters
 import numpy as np
+import record
 import torch
-import transformers
+from models import build
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that a clone can be measured without installing it
-
-from unigame.backbones import load_backbone  # noqa: E402
-from unigame.training import UniGameConfig, UniGameTrainer  # noqa: E402
-from unigame.training.metrics import PHASES  # noqa: E402
+from unigame.backbones.janus import JanusBackbone
+from unigame.training import UniGameConfig, UniGameTrainer
+from unigame.training.metrics import PHASES
 
 QUESTION, ANSWER = "what colour is the circle", "red"
+# kind of step -> its settings of the game; None: no game
+KINDS: dict[str, dict[str, Any] | None] = {
+    "sft": None,
+    "unigame": {},
+    "full_share": {"challenge_share": 1.0},
+    "k4": {"num_candidates": 4},
+}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print, and write the JSON file."""
-    options = parse_arguments()
+    options = parse_arguments(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    backbone = build(options.model, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(options, Path(folder))
-        result = measure(trainer, options)
-    result = {**result, **describe(trainer, options)}
-    text = json.dumps(result, indent=2)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    print(text)
-    share = options.challenge_share
-    print(f"UniGame step / SFT step = {result['ratio']:.2f}, challenging {share:.0%} of the batch")
-    print(f"                          {result['ratio_full_share']:.2f}, challenging all of it")
+        bench = Bench(backbone, options, Path(folder))
+        figures = bench.measure(options.repetitions)
+        figures |= {"counted": bench.count(), **bench.memory()}
+    found = record.write(figures, describe(backbone, options), options.json)
+    for kind in ("ratio", "ratio_full_share", "ratio_k4", "memory_ratio"):
+        if kind in found:
+            print(f"{kind:18} {found[kind]:.2f}")
+    return found
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument(
-        "--model", default="janus-nano", help="bundled name, 'tiny', folder, Hub id"
-    )
+    parser.add_argument("--model", default="janus-nano", help="a checkpoint, or a random shape")
     parser.add_argument("--batch-size", type=int, default=16, help="clean samples")
     parser.add_argument("--repetitions", type=int, default=15, help="of each kind of step")
-    parser.add_argument("--num-candidates", type=int, default=1, help="K")
     parser.add_argument("--challenge-share", type=float, default=0.5, help="of the batch")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--bf16", action="store_true", help="bfloat16 weights and autocast")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--challenge-micro-batch", type=int)
+    parser.add_argument("--cache-codes", action="store_true", help="as from the second epoch on")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def make_trainer(options: argparse.Namespace, folder: Path) -> UniGameTrainer:
-    """One trainer, ready for steps without its loop."""
-    args = UniGameConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=options.batch_size,
-        num_candidates=options.num_candidates,
-        challenge_share=options.challenge_share,
-        gradient_checkpointing=options.gradient_checkpointing,
-        eps_mode="relative",
-        eps_max=0.6,
-        eps_init=0.3,
-        anchor=6.0,
-        clip_floor=-1.0,  # every hard candidate passes, so that every step has its hard samples
-        buffer_min_size=1,
-        max_steps=1000,
-        bf16=options.bf16,
-        use_cpu=options.cpu,
-        disable_tqdm=True,
-    )
-    model = options.model
-    if model == "tiny":
-        from tests.tiny import make_tiny_janus
+class Bench:
+    """One trainer whose steps are run one by one, without its loop.
 
-        model = make_tiny_janus(folder / "tiny", image_size=32, hidden=64)
-    dtype = "bfloat16" if options.bf16 else "float32"
-    backbone = load_backbone(model, dtype=dtype, device=args.device)
-    if options.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable()
-    data = records(options.batch_size, backbone.facts.image_size)
-    trainer = UniGameTrainer(model=backbone, args=args, train_dataset=data)
-    trainer.create_optimizer_and_scheduler(num_training_steps=args.max_steps)
-    return trainer
+    Args:
+        backbone: the model.
+        options: batch size and settings; see ``parse_arguments``.
+        folder: for what a trainer wants to write.
+    """
+
+    def __init__(self, backbone: JanusBackbone, options: argparse.Namespace, folder: Path) -> None:
+        self.args = UniGameConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=options.batch_size,
+            challenge_share=options.challenge_share,
+            challenge_micro_batch=options.challenge_micro_batch,
+            gradient_checkpointing=options.gradient_checkpointing,
+            cache_codes=options.cache_codes,
+            eps_mode="relative",
+            eps_max=0.6,
+            eps_init=0.3,
+            anchor=6.0,
+            clip_floor=-1.0,  # every hard candidate passes, so that every step has its hard samples
+            buffer_min_size=1,
+            max_steps=1000,
+            bf16=options.bf16,
+            use_cpu=options.cpu,
+            disable_tqdm=True,
+        )
+        if options.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable()
+        data = pictures(options.batch_size, backbone.facts.image_size)
+        self.trainer = UniGameTrainer(model=backbone, args=self.args, train_dataset=data)
+        self.trainer.create_optimizer_and_scheduler(num_training_steps=self.args.max_steps)
+        self.batch = self.trainer.data_collator(data)
+        self.game = self.trainer.game
+        self.kinds = options.kinds
+        self.device = self.args.device
+
+    def step(self, kind: str) -> None:
+        """What the Trainer's loop does for one step without accumulation."""
+        trainer = self.trainer
+        with self.playing(kind):
+            _, counts = trainer.get_batch_samples(iter([self.batch]), 1, self.device)
+            trainer.training_step(trainer.model, dict(self.batch), counts)
+            parameters = trainer.backbone.trainable_parameters()
+            torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
+            assert trainer.optimizer is not None
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+
+    @contextmanager
+    def playing(self, kind: str) -> Any:
+        """The trainer set up for one kind of step."""
+        settings, game, args = KINDS[kind], self.game, self.args
+        before = (args.challenge_share, args.num_candidates)
+        assert game is not None
+        config = game.config
+        self.trainer.game = None if settings is None else game
+        for name, value in (settings or {}).items():
+            setattr(args, name, value)
+        game.config = type(config)(**{**vars(config), "num_candidates": args.num_candidates})
+        yield
+        args.challenge_share, args.num_candidates = before
+        self.trainer.game, game.config = game, config
+
+    def measure(self, repetitions: int) -> dict[str, Any]:
+        """Medians of alternating steps on one batch, after a warm-up of two each."""
+        seconds: dict[str, list[float]] = {kind: [] for kind in self.kinds}
+        phases: dict[str, list[float]] = {name: [] for name in PHASES}
+        trainer = self.trainer
+        for repetition in range(-2, repetitions):
+            for kind in self.kinds:
+                elapsed = meters.seconds(lambda kind=kind: self.step(kind), self.device)  # type: ignore[misc]
+                trainer.timer.flush(trainer.meter)
+                figures = trainer.meter.flush(lambda pairs: pairs)
+                if repetition < 0:
+                    continue
+                seconds[kind].append(elapsed)
+                if kind == "unigame":
+                    assert "acceptance_rate" in figures and "hard_ce" in figures
+                    for name in PHASES:
+                        phases[name].append(figures[f"seconds_{name}"])
+        medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+        ratios = {kind: value / medians["sft"] for kind, value in medians.items() if kind != "sft"}
+        names = {"unigame": "ratio", "full_share": "ratio_full_share", "k4": "ratio_k4"}
+        return {
+            **record.rounded({names[kind]: ratio for kind, ratio in ratios.items()}, 3),
+            "phases": record.rounded(
+                {name: statistics.median(values) for name, values in phases.items() if values}
+            ),
+            "seconds": {
+                kind: record.rounded(
+                    {"median": medians[kind], "fastest": min(values), "slowest": max(values)}
+                )
+                for kind, values in seconds.items()
+            },
+        }
+
+    def count(self) -> dict[str, Any]:
+        """Operations and tokens of each kind of step, by phase."""
+        trainer, timer = self.trainer, self.trainer.timer
+        found: dict[str, Any] = {}
+        for kind in self.kinds:
+            counter = meters.Counter(trainer.backbone.language_model)
+            trainer.timer = counter  # type: ignore[assignment]
+            with counter.counting():
+                self.step(kind)
+            found[kind] = {
+                "gflops": record.rounded({k: v / 1e9 for k, v in counter.flops.items()}, 3),
+                "gflops_in_all": round(sum(counter.flops.values()) / 1e9, 3),
+                "tokens": counter.tokens,
+            }
+        trainer.timer = timer
+        plain = found["sft"]["gflops_in_all"]
+        for kind in self.kinds:
+            found[kind]["ratio"] = round(found[kind]["gflops_in_all"] / plain, 3)
+        return found
+
+    def memory(self) -> dict[str, Any]:
+        """Peaks of each kind of step, and the two ratios."""
+        model = meters.tensor_bytes(self.trainer.model)
+        peaks = {kind: self.peak(lambda kind=kind: self.step(kind)) for kind in self.kinds}  # type: ignore[misc]
+        figures: dict[str, Any] = {
+            "megabytes": {"model": round(model / 1e6, 1)}
+            | {kind: round(peak / 1e6, 1) for kind, peak in peaks.items()}
+        }
+        if "unigame" in peaks:
+            above = peaks["unigame"] / peaks["sft"]
+            whole = (model + peaks["unigame"]) / (model + peaks["sft"])
+            figures |= record.rounded({"memory_ratio": whole, "memory_ratio_above_model": above}, 3)
+        return figures
+
+    def peak(self, work: Callable[[], None]) -> int:
+        """Bytes above what lives between steps."""
+        return meters.peak_bytes(work, self.device)
 
 
-def records(size: int, side: int) -> Any:
+def pictures(size: int, side: int) -> list[dict[str, Any]]:
     """Random pictures of the model's own size: the cost of a step does not hang on the content."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 255, (size, side, side, 3), dtype=np.uint8)
@@ -135,95 +243,24 @@ def records(size: int, side: int) -> Any:
     ]
 
 
-def measure(trainer: UniGameTrainer, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of alternating SFT and UniGame steps on one batch, after a warm-up of two each."""
-    shares = {"unigame": options.challenge_share, "unigame_full_share": 1.0}
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    game = trainer.game
-    assert game is not None
-    seconds: dict[str, list[float]] = {kind: [] for kind in ("sft", *shares)}
-    phases: dict[str, list[float]] = {name: [] for name in PHASES}
-    for repetition in range(-2, options.repetitions):
-        for kind in seconds:
-            trainer.game = None if kind == "sft" else game
-            trainer.args.challenge_share = shares.get(kind, 1.0)
-            elapsed = timed(lambda: optimizer_step(trainer, batch), trainer.args.device)
-            trainer.timer.flush(trainer.meter)
-            figures = trainer.meter.flush(lambda pairs: pairs)
-            if repetition < 0:
-                continue
-            seconds[kind].append(elapsed)
-            if kind == "unigame":
-                assert "acceptance_rate" in figures and "hard_ce" in figures
-                for name in PHASES:
-                    phases[name].append(figures[f"seconds_{name}"])
-    trainer.game = game
-    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+def describe(backbone: JanusBackbone, options: argparse.Namespace) -> dict[str, Any]:
+    """What was measured."""
+    facts = backbone.facts
     return {
-        "ratio": medians["unigame"] / medians["sft"],
-        "ratio_full_share": medians["unigame_full_share"] / medians["sft"],
-        **{f"{kind}_step_seconds": value for kind, value in medians.items()},
-        "phases": {name: statistics.median(values) for name, values in phases.items()},
-        "spread": {
-            f"{kind}_{name}": pick(values)
-            for kind, values in seconds.items()
-            for name, pick in (("fastest", min), ("slowest", max))
-        },
-    }
-
-
-def optimizer_step(trainer: UniGameTrainer, batch: dict[str, Any]) -> None:
-    """What the Trainer's loop does for one step without accumulation."""
-    _, counts = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-    trainer.training_step(trainer.model, batch, counts)
-    torch.nn.utils.clip_grad_norm_(
-        trainer.backbone.trainable_parameters(), trainer.args.max_grad_norm
-    )
-    assert trainer.optimizer is not None
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-
-
-def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call, on a GPU until its work is done."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    wait()
-    begun = time.perf_counter()
-    step()
-    wait()
-    return time.perf_counter() - begun
-
-
-def describe(trainer: UniGameTrainer, options: argparse.Namespace) -> dict[str, Any]:
-    """What was measured, and on what."""
-    device, facts = trainer.args.device, trainer.backbone.facts
-    return {
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load_average": os.getloadavg()[0],
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "settings": {
-            "model": options.model,
-            "parameters": facts.num_parameters,
-            "image_size": facts.image_size,
-            "image_tokens": facts.num_image_tokens,
-            "batch_size": options.batch_size,
-            "hard_batch_size": trainer.args.resolved_hard_batch_size,
-            "num_candidates": options.num_candidates,
-            "challenge_share": options.challenge_share,
-            "dtype": str(facts.dtype).removeprefix("torch."),
-            "gradient_checkpointing": options.gradient_checkpointing,
-            "repetitions": options.repetitions,
-        },
-        "command": shlex.join(["python", "benchmarks/step_cost.py", *sys.argv[1:]]),
+        "model": options.model,
+        "parameters": facts.num_parameters,
+        "image_size": facts.image_size,
+        "image_tokens": facts.num_image_tokens,
+        "batch_size": options.batch_size,
+        "hard_batch_size": max(1, options.batch_size // 2),
+        "challenge_share": options.challenge_share,
+        "challenge_micro_batch": options.challenge_micro_batch,
+        "cache_codes": options.cache_codes,
+        "dtype": str(facts.dtype).removeprefix("torch."),
+        "gradient_checkpointing": options.gradient_checkpointing,
+        "repetitions": options.repetitions,
     }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if main() else 1)

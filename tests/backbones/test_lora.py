@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_tiny_janus, shared_tiny_janus, stir_lora, tiny_backbone
-from unigame.backbones import load_backbone
+from unigame.backbones import load_backbone, lora
 from unigame.backbones.janus import JanusBackbone
 from unigame.backbones.janus_core import LORA_TARGETS
 from unigame.errors import UserError
@@ -143,3 +143,41 @@ def test_an_adapter_loads_over_one_of_the_same_shape(adapter: Path) -> None:
     after = backbone.trainable_parameters()
     assert len(before) == len(after)
     assert all(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
+
+
+def test_merged_lora_answers_alike_and_leaves_no_trace() -> None:
+    backbone = tiny_backbone().add_lora()
+    stir_lora(backbone, scale=0.3)
+    images, asked = torch.rand(2, 3, 16, 16), (["what colour is it"] * 2, ["red", "blue"])
+    base = tiny_backbone().answer_loss(images, *asked)
+    expected = backbone.answer_loss(images, *asked)
+    weights = {name: weight.clone() for name, weight in backbone.named_parameters()}
+    with lora.merged(backbone):
+        found = backbone.answer_loss(images, *asked)
+        backbone.train()  # dropout of LoRA takes no part either
+        assert torch.equal(backbone.answer_loss(images, *asked), found)
+        backbone.eval()
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, base, atol=1e-3)
+    after = dict(backbone.named_parameters())
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in weights.items())
+    assert torch.equal(backbone.answer_loss(images, *asked), expected)
+
+
+def test_weights_that_would_be_rounded_are_not_merged() -> None:
+    backbone = tiny_backbone("bfloat16").add_lora()
+    layer = backbone.language_model.layers[0].mlp.down_proj
+    own = layer.base_layer.weight
+    with lora.merged(backbone):
+        assert layer.base_layer.weight is own and not layer.disable_adapters
+
+
+def test_an_error_inside_brings_the_own_weights_back() -> None:
+    backbone = tiny_backbone().add_lora()
+    layer = backbone.language_model.layers[0].mlp.down_proj
+    own = layer.base_layer.weight
+    with pytest.raises(RuntimeError, match="stop"), lora.merged(backbone):
+        assert layer.base_layer.weight is not own
+        raise RuntimeError("stop")
+    assert layer.base_layer.weight is own and not layer.disable_adapters

@@ -49,12 +49,21 @@ def test_kept_tokens_are_those_of_the_stored_picture(tiny_path: Path, tmp_path: 
         assert torch.allclose(sample.tokens, again, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_a_challenge_in_parts_is_the_whole_challenge(tiny_path: Path, tmp_path: Path, rows: int):
+@pytest.mark.parametrize("rows", [1, 2, 3, None])
+def test_a_challenge_in_parts_is_the_whole_challenge(
+    tiny_path: Path, tmp_path: Path, rows: int | None
+):
     settings = {"label_weight": 0.5, "perturber_steps": 2, "hard_quantile": 0.5}
-    whole = trained(tiny_path, tmp_path / "a", **settings)
+    whole = trained(tiny_path, tmp_path / "a", challenge_micro_batch=100, **settings)
     parts = trained(tiny_path, tmp_path / "b", challenge_micro_batch=rows, **settings)
     assert_same_players(whole, parts)
+
+
+def test_merged_lora_plays_the_same_game(tiny_path: Path, tmp_path: Path):
+    plain = trained(tiny_path, tmp_path / "a", merge_lora=False, perturber_steps=2)
+    merged = trained(tiny_path, tmp_path / "b", merge_lora=True, perturber_steps=2)
+    assert any(weight.abs().max() > 1e-3 for weight in lora_weights(merged).values())
+    assert_same_players(plain, merged)
 
 
 @pytest.mark.parametrize("rows", [1, 2, None])

@@ -7,8 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import peft
+import torch
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -95,6 +98,62 @@ def disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._disable_adapters = False
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within: LoRA layers do one matrix product with W + BA in the place of three.
+
+    For passes in which LoRA does not learn. The sums are made once and the layers' own weights come
+    back untouched, where PEFT's merge and unmerge would leave rounding behind. Only whole float32
+    weights take part: bfloat16 would round a small BA away, and there nothing changes. The merged
+    weights need as much memory again as the layers' own.
+    """
+    layers = [module for module in model.modules() if _can_merge(module)]
+    own = [layer.base_layer.weight for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            layer.base_layer.weight = nn.Parameter(_sum(layer), requires_grad=False)
+            layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.base_layer.weight = weight
+            layer._disable_adapters = False
+
+
+@torch.no_grad()
+def effective_weight(layer: nn.Module) -> Tensor | None:
+    """The matrix that a bias-free linear layer multiplies by, LoRA included; None for any other."""
+    merges = _can_merge(layer)
+    base: Any = layer
+    if isinstance(layer, LoraLinear) and (merges or layer.disable_adapters):
+        base = layer.base_layer
+    if type(base) is not nn.Linear or base.bias is not None:
+        return None
+    return _sum(layer) if merges else base.weight.detach()
+
+
+def _sum(layer: LoraLinear) -> Tensor:
+    weight = layer.base_layer.weight
+    return weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+
+
+def _can_merge(module: nn.Module) -> TypeGuard[LoraLinear]:
+    """Whether it is a plain LoRA linear layer in use, with its whole weight here in float32."""
+    if not isinstance(module, LoraLinear) or module.disable_adapters or module.merged:
+        return False
+    base = module.base_layer
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and base.weight.shape == (base.out_features, base.in_features)  # FSDP flattens its shards
+        and not base.weight.requires_grad
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+        and all(name in module.lora_A for name in module.active_adapters)
+    )
 
 
 def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:

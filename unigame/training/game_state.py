@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from unigame.backbones import lora
 from unigame.backbones.base import Backbone, VisualStates
 from unigame.game.buffer import HardSampleBuffer, shrink
 from unigame.game.challenge import (
@@ -155,27 +157,35 @@ class GameState:
         parts = split_batch(batch, self._parts())
         visual: list[VisualStates | None] = [None] * len(parts)
         norm = 0.0
-        for _ in range(self.args.perturber_steps):
-            results, total = [], None
-            for i, (part, share) in enumerate(parts):
-                result = self._challenge(part, visual[i])
-                visual[i] = _visual(result)
-                if self.optimizer is not None:
-                    result.objective = result.objective * (share if counts else 0.0)
-                    own = perturber_gradients(result, self.perturber)
-                    total = _add(total, own)
-                if share:
-                    results.append(result)
-            if self.optimizer is not None:
-                assert total is not None
-                norm = perturber_update(
-                    self.perturber,
-                    self.optimizer,
-                    total,
-                    self.args.perturber_max_grad_norm,
-                    self.reduce,
-                )
+        merged = lora.merged(self.backbone) if self.args.merge_lora else nullcontext()
+        with merged:  # U stands still meanwhile
+            for _ in range(self.args.perturber_steps):
+                results, norm = self._ascend(parts, visual, counts)
         return ChallengeResult.joined(results), norm
+
+    def _ascend(
+        self,
+        parts: Sequence[tuple[GameBatch, float]],
+        visual: list[VisualStates | None],
+        counts: bool,
+    ) -> tuple[list[ChallengeResult], float]:
+        """One update of C: its challenges, part by part, and its gradient norm."""
+        results: list[ChallengeResult] = []
+        total: list[Tensor] | None = None
+        for i, (part, share) in enumerate(parts):
+            result = self._challenge(part, visual[i])
+            visual[i] = _visual(result)
+            if self.optimizer is not None:
+                result.objective = result.objective * (share if counts else 0.0)
+                total = _add(total, perturber_gradients(result, self.perturber))
+            if share:
+                results.append(result)
+        if self.optimizer is None:
+            return results, 0.0
+        assert total is not None
+        clip = self.args.perturber_max_grad_norm
+        norm = perturber_update(self.perturber, self.optimizer, total, clip, self.reduce)
+        return results, norm
 
     def _challenge(self, part: GameBatch, visual: VisualStates | None) -> ChallengeResult:
         return challenge(
@@ -192,10 +202,9 @@ class GameState:
 
     def _parts(self) -> int:
         """In how many parts a batch is challenged: the same number on every rank and step."""
-        if self.args.challenge_micro_batch is None:
-            return 1
-        whole = math.ceil(self.args.challenge_share * self.args.per_device_train_batch_size)
-        return math.ceil(whole / self.args.challenge_micro_batch)
+        batch = self.args.per_device_train_batch_size
+        at_once = self.args.challenge_micro_batch or math.ceil(batch / 4)
+        return math.ceil(math.ceil(self.args.challenge_share * batch) / at_once)
 
     def mine(self, result: ChallengeResult, batch: GameBatch, step: int) -> MiningReport:
         """Offer the challenge's candidates to the buffer. They are not drawn again."""

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -159,27 +159,27 @@ class UniGameTrainer(ResumableTrainer):
         return self.state.global_step % self.args.challenge_every == 0
 
     def _encode(self, inputs: Batch) -> Batch:
-        """What the frozen parts say of the pictures, once for all phases: tokens and codes."""
+        """What the frozen parts say of the pictures, once for all phases."""
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
-        challenged = self.game is not None and self._challenge_is_due()
-        if not (challenged and self.args.perturb_space == "decoder") and (
-            self.args.generation_weight == 0
-        ):
-            return inputs
+        if self.args.generation_weight > 0:
+            inputs["codes"] = self._codes(inputs["images"], inputs["ids"])
+        return inputs
+
+    def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:
+        """The image tokenizer's codes, (B, N), or latents."""
         with self.timer.phase("encode"), self.accelerator.autocast(), torch.no_grad():
-            images, ids = inputs["images"], inputs["ids"]
             if self.code_cache is None:
-                codes = self.backbone.encode_images(images)
-            else:
-                codes = self.code_cache.encode(self.backbone, images, ids)
-        return {**inputs, "codes": codes}
+                return self.backbone.encode_images(images)
+            return self.code_cache.encode(self.backbone, images, ids)
 
     def _challenge(self, inputs: Batch) -> tuple[GameBatch, ChallengeResult, bool]:
         """C ascends. The flag is False where this rank had no answers and only kept step."""
         assert self.game is not None
         batch, counts = game_batch(inputs, self.args.challenge_share)
+        if batch.codes is None and self.args.perturb_space == "decoder":
+            batch.codes = self._codes(batch.images, [str(name) for name in batch.sources or ()])
         with self.timer.phase("challenge"), self.accelerator.autocast():
             result, norm = self.game.play(batch, counts=counts)
         if counts:

@@ -1,0 +1,50 @@
+"""What every result file says of itself: figures first, then the machine, versions and command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+def write(figures: dict[str, Any], settings: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """Print the record of a run, and write it to ``file`` if there is one; returns the record."""
+    record = {**figures, "settings": settings, **machine()}
+    text = json.dumps(record, indent=2)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return record
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, versions, command and date."""
+    cuda = torch.cuda.is_available()
+    return {
+        "machine": {
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load_average": round(os.getloadavg()[0], 2),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
+    """Figures with so many digits behind the point."""
+    return {name: round(value, digits) for name, value in values.items()}
