@@ -26,7 +26,6 @@ from tests.tiny import VOCAB_WORDS
 from unigame.backbones.chameleon import ChameleonBackbone
 from unigame.backbones.chameleon_decoder import ChameleonVQDecoder
 
-PATCH = 4
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 BEGIN_IMAGE, END_IMAGE, IMAGE, TURN_END = "<racm3:break>", "<eoss>", "<image>", "<reserved08706>"
 SPECIAL = (BOS, PAD, EOS, UNK, BEGIN_IMAGE, END_IMAGE, IMAGE, TURN_END)
@@ -38,7 +37,7 @@ def image_token(code: int) -> str:
 
 
 def build_processor(
-    words: Sequence[str], image_size: int, num_codes: int
+    words: Sequence[str], image_size: int, num_tokens: int, num_codes: int
 ) -> tuple[ChameleonProcessor, dict[str, int]]:
     """Processor and ``vocabulary_map``. Image codes are scattered over the vocabulary."""
     codes = [image_token((7 * index + 3) % num_codes) for index in range(num_codes)]
@@ -66,8 +65,7 @@ def build_processor(
         size={"shortest_edge": image_size},
         crop_size={"height": image_size, "width": image_size},
     )
-    count = (image_size // PATCH) ** 2
-    return ChameleonProcessor(image_processor, fast, image_seq_length=count), vocabulary
+    return ChameleonProcessor(image_processor, fast, image_seq_length=num_tokens), vocabulary
 
 
 def make_tiny_chameleon(
@@ -77,7 +75,9 @@ def make_tiny_chameleon(
     hidden: int = 32,
     layers: int = 2,
     num_codes: int = 64,
+    halvings: int = 2,
     with_decoder: bool = True,
+    swin_norm: bool = False,
     seed: int = 0,
     vocab_words: Sequence[str] = VOCAB_WORDS,
 ) -> Path:
@@ -85,16 +85,30 @@ def make_tiny_chameleon(
 
     Weights are scaled up from the usual initialisation, so that answers depend on the image and
     different images get different codes. The global random state is left as it was.
+
+    Args:
+        folder: where to.
+        image_size: in px.
+        hidden: width of the language model.
+        layers: of the language model.
+        num_codes: size of the codebook.
+        halvings: of the resolution in the image tokenizer; one code stands for a patch of
+            2 ** halvings px.
+        with_decoder: whether ``vqgan.ckpt`` is written.
+        swin_norm: the layout of the 34B model, which also shares keys and values among heads.
+        seed: of the weights.
+        vocab_words: of the tokenizer.
     """
     folder = Path(folder)
-    processor, vocabulary = build_processor(vocab_words, image_size, num_codes)
+    tokens = (image_size // 2**halvings) ** 2
+    processor, vocabulary = build_processor(vocab_words, image_size, tokens, num_codes)
     vq = ChameleonVQVAEConfig(
         embed_dim=8,
         num_embeddings=num_codes,
         latent_channels=16,
         resolution=image_size,
         base_channels=32,
-        channel_multiplier=[1, 1, 1],  # two halvings: one code for each patch of 4 px
+        channel_multiplier=[1] * (halvings + 1),
         num_res_blocks=1,
     )
     config = ChameleonConfig(
@@ -103,7 +117,9 @@ def make_tiny_chameleon(
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        num_key_value_heads=4,
+        num_key_value_heads=2 if swin_norm else 4,
+        model_parallel_size=2 if swin_norm else 1,
+        swin_norm=swin_norm,
         max_position_embeddings=512,
         pad_token_id=vocabulary[PAD],
         bos_token_id=vocabulary[BOS],
@@ -128,7 +144,10 @@ def make_tiny_chameleon(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     if with_decoder:
-        torch.save({"state_dict": original_vqgan(model, decoder)}, folder / "vqgan.ckpt")
+        # What a trainer leaves beside the weights, as such files have.
+        rest = {"epoch": 1, "global_step": 2}
+        weights = {**original_vqgan(model, decoder), "loss.discriminator.bias": torch.zeros(1)}
+        torch.save({"state_dict": weights, **rest}, folder / "vqgan.ckpt")
     return folder
 
 

@@ -39,7 +39,7 @@ from transformers import (
 
 from tests.tiny import VOCAB_WORDS
 from unigame.backbones.composed_config import ComposedConfig, ConnectorConfig, DrawConfig
-from unigame.backbones.composed_core import compose
+from unigame.backbones.composed_making import compose
 
 PATCH = 4
 SPECIAL = (

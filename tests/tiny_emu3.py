@@ -23,12 +23,14 @@ from transformers import (
     Emu3ImageProcessor,
     Emu3Processor,
     Emu3TextConfig,
+    Emu3VQVAE,
     Emu3VQVAEConfig,
     GenerationConfig,
     PreTrainedTokenizerFast,
 )
 
 from tests.tiny import VOCAB_WORDS
+from unigame.backbones import emu3_vision
 from unigame.backbones.emu3 import Emu3Backbone
 
 PAD, BOS, EOS = "<|endoftext|>", "<|extra_203|>", "<|extra_204|>"
@@ -123,8 +125,8 @@ def make_tiny_emu3(
 ) -> Path:
     """Save a random Emu3 into ``folder`` and return it. The global random state is left alone.
 
-    Weights are scaled up from the usual initialisation, so that answers depend on the picture and
-    pictures get different codes.
+    Weights are scaled up from the usual initialisation, so that answers depend on the picture, and
+    latents are spread like the codebook, so that pictures get different codes.
     """
     folder, size = Path(folder), size or Size()
     tokenizer = build_tokenizer(words, size.codes)
@@ -136,6 +138,7 @@ def make_tiny_emu3(
                 if weight.dim() >= 2:
                     table = "embed" in name  # tokens and codes; all else by its number of inputs
                     weight.normal_(0.0, 1.0 if table else weight[0].numel() ** -0.5)
+        spread_latents(model.model.vqmodel, size.image)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -146,6 +149,20 @@ def make_tiny_emu3(
     )
     Emu3Processor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def spread_latents(vq: Emu3VQVAE, side: int) -> None:
+    """Give the latents of noise mean 0 and deviation 1 in each direction, as the codebook has.
+
+    A random encoder makes nearly the same latents of all pictures, and so the same code of them.
+    """
+    latents = emu3_vision.encode(vq, torch.rand(16, 3, side, side) * 2 - 1).flatten(0, 1)
+    conv = vq.quant_conv.conv
+    conv.bias -= latents.mean(0)
+    scale = latents.std(0)
+    conv.weight /= scale.view(-1, 1, 1, 1, 1)
+    conv.bias /= scale
 
 
 @functools.cache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import ChameleonForConditionalGeneration
+from transformers.models.chameleon.modeling_chameleon import ChameleonSwinDecoderLayer
 
 from tests.tiny import random_images
-from tests.tiny_chameleon import tiny_chameleon
+from tests.tiny_chameleon import (
+    BEGIN_IMAGE,
+    EOS,
+    TURN_END,
+    make_tiny_chameleon,
+    shared_tiny_chameleon,
+    tiny_chameleon,
+)
+from unigame.backbones import load_backbone
 from unigame.backbones.chameleon import ChameleonBackbone
 from unigame.backbones.chameleon_pixels import ChameleonPixels
 from unigame.errors import UserError
@@ -98,7 +111,7 @@ def test_answers_equal_transformers_generate(backbone: ChameleonBackbone) -> Non
     questions = [*QUESTIONS, "is it red", "what shape is this"]
     shown = pictures(4)
     answers = backbone.answer(backbone.preprocess(shown), questions, max_new_tokens=8)
-    assert len(set(answers)) > 1 and all(answers)
+    assert len(set(answers)) > 1
     for question, picture, answer in zip(questions, shown, answers, strict=True):
         inputs = processed(backbone, question, [picture])
         ids = backbone.chameleon.generate(
@@ -109,6 +122,29 @@ def test_answers_equal_transformers_generate(backbone: ChameleonBackbone) -> Non
         )[0, inputs["input_ids"].shape[1] :]
         assert answer == tokenizer.decode(ids, skip_special_tokens=True).strip()
         assert "IMGIMG" not in answer
+
+
+def apart(states_H: Tensor, others_H: Tensor) -> Tensor:
+    """The part of the states that is orthogonal to the others."""
+    return states_H - states_H @ others_H / others_H.square().sum() * others_H
+
+
+@pytest.mark.parametrize("mark", [EOS, TURN_END, BEGIN_IMAGE])
+def test_an_answer_ends_with_each_of_its_marks(backbone: ChameleonBackbone, mark: str) -> None:
+    """The mark is made the likeliest token behind the question, and another word behind it."""
+    shown = pictures(1)
+    inputs = processed(backbone, QUESTIONS[0], shown)
+    known = backbone.processor.tokenizer.get_vocab()
+    model, ids = backbone.chameleon.model, inputs["input_ids"]
+    with torch.no_grad():
+        first_H = model(**inputs).last_hidden_state[0, -1]
+        inputs["input_ids"] = torch.cat([ids, torch.tensor([[known[mark]]])], dim=-1)
+        inputs.pop("attention_mask")
+        second_H = model(**inputs).last_hidden_state[0, -1]
+        backbone.chameleon.lm_head.weight[known[mark]] = 100 * apart(first_H, second_H)
+        backbone.chameleon.lm_head.weight[known["red"]] = 100 * apart(second_H, first_H)
+    images = backbone.preprocess(shown)
+    assert backbone.answer(images, QUESTIONS[:1], max_new_tokens=2) == [""]
 
 
 def test_the_answer_loss_is_that_of_transformers(backbone: ChameleonBackbone) -> None:
@@ -231,7 +267,7 @@ def test_large_pictures_go_through_the_tokenizer_in_parts(
     backbone.chameleon.model.vqmodel.encoder.register_forward_pre_hook(
         lambda _, args: sizes.append(len(args[0]))
     )
-    monkeypatch.setattr("unigame.backbones.chameleon.PIXELS_AT_ONCE", 2 * 16 * 16)
+    monkeypatch.setattr("unigame.backbones.parts.PIXELS_AT_ONCE", 2 * 16 * 16)
     torch.testing.assert_close(backbone.image_features(images), whole)
     assert sizes == [2, 1]
 
@@ -269,7 +305,52 @@ def test_model_and_processor_must_belong_together(backbone: ChameleonBackbone) -
     image_processor.resample = 3
     with pytest.raises(UserError, match="mode 3; only Lanczos"):
         ChameleonPixels(image_processor, 16)
-    lost = copy.deepcopy(model)
-    lost.model.vocabulary_mapping.vocab_map.pop("IMGIMGBCZ")
+    config = copy.deepcopy(model.config)
+    config.vocabulary_map.pop("IMGIMGBCZ")
+    lost = ChameleonForConditionalGeneration(config)
     with pytest.raises(UserError, match="names 63 image tokens, the image tokenizer has 64"):
         ChameleonBackbone(lost, backbone.processor)
+
+
+def test_a_lost_image_token_is_named_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(shared_tiny_chameleon(), tmp_path / "model"))
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    del config["vocabulary_map"]["IMGIMGBCZ"]
+    file.write_text(json.dumps(config))
+    monkeypatch.setattr(
+        ChameleonForConditionalGeneration,
+        "from_pretrained",
+        lambda *args, **kwargs: pytest.fail("weights were read before the check"),
+    )
+    with pytest.raises(UserError, match="names 63 image tokens, the image tokenizer has 64"):
+        load_backbone(folder, device="cpu")
+
+
+# ---- the larger model ----------------------------------------------------------------------------
+def test_the_layout_of_the_34b_model_reads_and_draws_as_transformers_does(tmp_path: Path) -> None:
+    """Norms behind the blocks, keys and values shared among heads, norms of each head's own."""
+    folder = make_tiny_chameleon(tmp_path, swin_norm=True)
+    backbone = load_backbone(folder, device="cpu")
+    assert isinstance(backbone, ChameleonBackbone)
+    model, layout = backbone.chameleon, backbone.layout
+    assert isinstance(model.model.layers[0], ChameleonSwinDecoderLayer)
+    images, shown = backbone.preprocess(pictures(1)), pictures(1)
+    inputs = processed(backbone, QUESTIONS[0], shown)
+    target, prompt = torch.tensor([layout.answer_ids(QUESTIONS[0], "red")]), inputs["input_ids"]
+    theirs = model(
+        input_ids=torch.cat([prompt, target], -1),
+        pixel_values=inputs["pixel_values"],
+        labels=torch.cat([torch.full_like(prompt, -100), target], -1),
+    ).loss
+    ours = backbone.answer_loss(images, QUESTIONS[:1], ["red"])[0]
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    codes_BN = backbone.generate_codes(PROMPTS[:1], guidance_scale=1.0, do_sample=False)
+    states_BNH = backbone.visual_states(images, PROMPTS[:1], codes=codes_BN).states_BNH
+    assert torch.equal(backbone.image_logits(states_BNH).argmax(-1), codes_BN)
+    backbone.add_lora()
+    backbone.answer_loss(images, QUESTIONS[:1], ["red"]).sum().backward()
+    reached = [p.grad is not None for p in backbone.trainable_parameters()]
+    assert len(reached) == 2 * 7 * 2 and all(reached)

@@ -21,7 +21,7 @@ from tests.tiny import random_images
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from unigame.backbones import load_backbone
 from unigame.backbones.composed_config import ComposedConfig, ConnectorConfig, read_config
-from unigame.backbones.composed_core import compose
+from unigame.backbones.composed_making import compose
 from unigame.errors import UserError
 
 
@@ -96,6 +96,11 @@ def remove(path: str) -> Callable[[Path], None]:
             r"queries_NH' of shape \(6, 32\), the parts named in config.json need \(7, 32\)",
         ),
         (remove("model/connector.safetensors"), "needs its connector: make one with 'unigame comp"),
+        (remove("language/config.json"), "model '.*language' has no config.json"),
+        (
+            part("language/config.json", model_type="nonsense"),
+            "language '.*language': its config.json does not load: .*nonsense",
+        ),
         (part("language/config.json", model_type="gemma3"), "VLM of type 'gemma3', whose way"),
         (part("language/config.json", model_type="vit"), "type 'vit', neither a VLM nor a causal"),
         (part("pipeline/unet/config.json", _class_name="FluxTransformer2DModel"), "is a Flux"),
@@ -154,11 +159,11 @@ def test_a_gated_part_says_so(vlm: Path, no_weights: None, monkeypatch: pytest.M
 
     config(denoiser="owner/gated")(vlm)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(UserError, match="'owner/gated' is gated or private.*hf auth login"):
+    with pytest.raises(UserError, match="'owner/gated' is gated, and the Hub.*hf auth login"):
         load_backbone(vlm, device="cpu")
     config(denoiser=str(vlm.parent / "pipeline"), language="owner/gated-too")(vlm)
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
-    with pytest.raises(UserError, match="language 'owner/gated-too' is gated or private"):
+    with pytest.raises(UserError, match="language 'owner/gated-too' is gated, and"):
         load_backbone(vlm, device="cpu")
 
 

@@ -27,8 +27,8 @@ from tests.tiny_composed import (
 from unigame.backbones import load_backbone
 from unigame.backbones.composed import ComposedBackbone
 from unigame.backbones.composed_config import ComposedConfig, ConnectorConfig
-from unigame.backbones.composed_core import compose
 from unigame.backbones.composed_layout import IMAGE, QUERY, ComposedLayout
+from unigame.backbones.composed_making import compose
 from unigame.errors import UserError
 
 QUESTIONS = ["what colour is the circle", "how many objects are there in this picture"]

@@ -101,3 +101,17 @@ def test_other_models_are_left_to_the_class():
     assert not supports(torch.nn.Linear(2, 2))
     dora = tiny_backbone().add_lora(peft.LoraConfig(r=4, use_dora=True))
     assert not supports(dora.language_model)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_drawings_are_those_of_the_plain_way(guidance: float, adapted: bool, monkeypatch):
+    backbone = tiny_backbone()
+    if adapted:
+        stir_lora(backbone.add_lora(), scale=0.3)
+    prompts = ["a red circle", "two small green squares left of a blue cross"]
+    settings = {"guidance_scale": guidance, "seeds": [1, 2]}
+    lean = backbone.generate_codes(prompts, **settings)
+    backbone.lean_drawing = False
+    monkeypatch.setattr(CpuLlama, "step", lambda *_: pytest.fail("switched off"))
+    assert torch.equal(lean, backbone.generate_codes(prompts, **settings))

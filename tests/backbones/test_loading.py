@@ -16,9 +16,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
-import unigame.backbones as backbones
 from tests.tiny import make_tiny_janus, shared_tiny_janus, tiny_backbone
-from unigame.backbones import load_backbone
+from unigame.backbones import families, load_backbone
 from unigame.backbones.janus import JanusBackbone
 from unigame.backbones.janus_processor import build_processor
 from unigame.errors import UserError
@@ -68,8 +67,7 @@ def lost_shard(folder: Path) -> None:
         (remove("config.json"), "no config.json"),
         (write("config.json", b"{"), "no model configuration"),
         (write("config.json", b"[]"), "no model configuration"),
-        (edit_config(model_type="llava"), "type 'llava'; supported families: .*janus.*add-a-back"),
-        (edit_config(model_type="multi_modality"), "use the converted deepseek-community"),
+        (edit_config(model_type="vit"), "type 'vit'; supported families: .*janus.*`unigame ba"),
         (remove("model.safetensors"), "model.safetensors' is missing"),
         (write("model.safetensors", b"version https://git-lfs"), "unreadable .* Git LFS"),
         (lost_shard, "model-00002-of-00002.safetensors' is missing"),
@@ -181,8 +179,9 @@ def test_other_families_come_from_entry_points(
             EntryPoint("janus", "no_such_package:hijack", group),
         ]
 
-    monkeypatch.setattr(backbones, "entry_points", entries)
-    assert set(backbones.available_backbones()) - set(backbones._BUILT_IN) == {"emu9", "lost"}
+    monkeypatch.setattr(families, "entry_points", entries)
+    built_in = {info.model_type for info in families.BUILT_IN}
+    assert set(families.available_backbones()) - built_in == {"emu9", "lost"}
     assert load_backbone(folder, device="cpu").facts.family == "janus"
     edit_config(model_type="lost")(folder)
     with pytest.raises(UserError, match="'lost' is registered as 'no_such_package:load'"):

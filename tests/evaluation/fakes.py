@@ -60,6 +60,9 @@ class FakeBackbone(nn.Module):
         self.pictures: list[int] = []
         self.decoded = 0
 
+    def require_drawing(self) -> None:
+        """It draws."""
+
     def _begin(self, rows: int) -> None:
         if len(self.rows) >= self.stop_after:
             raise KeyboardInterrupt

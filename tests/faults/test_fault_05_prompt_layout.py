@@ -64,6 +64,7 @@ def test_fault_05_understanding_rows_equal_inference() -> None:
 
 def test_fault_05_generation_rows_equal_inference() -> None:
     backbone = tiny_backbone()
+    backbone.lean_drawing = False  # so that the class itself is fed; test_cpu_llama compares both
     images = random_images(2)
     codes = backbone.generate_codes(PROMPTS, guidance_scale=1.0, do_sample=False)
     (trained,) = language_model_inputs(

@@ -89,6 +89,7 @@ def test_fault_08_drawing_never_runs_the_text_head() -> None:
 
 def test_fault_08_each_step_of_a_drawing_runs_one_new_token() -> None:
     backbone = tiny_backbone()
+    backbone.lean_drawing = False  # the lean way takes one token at a time by construction
     lengths: list[int] = []
     backbone.janus.model.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True

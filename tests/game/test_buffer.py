@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import pytest
 import torch
@@ -136,3 +137,21 @@ def test_quantiles_for_logging():
 def test_impossible_sizes_are_named(kwargs):
     with pytest.raises(UserError, match=next(iter(kwargs))):
         HardSampleBuffer(**kwargs)
+
+
+def test_a_buffer_of_4096_janus_pro_pictures_is_small() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tracemalloc.start()
+    buffer = HardSampleBuffer(4096)
+    for step in range(16):
+        codes = torch.randint(0, 16_384, (256, 576), generator=generator)
+        buffer.push(
+            HardSample(codes[i], f"what is in picture {step} {i} ?", "yes", i, 0.9, f"{i}", step)
+            for i in range(256)
+        )
+    objects, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(buffer) == 4096
+    tensors = sum(sample.compact.untyped_storage().nbytes() for sample in buffer.samples)
+    assert tensors == 4096 * 576 * 2
+    assert objects + tensors < 10e6

@@ -193,6 +193,15 @@ class Backbone(nn.Module, ABC):
         of several calls, with ``sample``, that draw K together.
         """
 
+    def require_drawing(self) -> None:
+        """Say now if ``draw``, ``render`` and ``generate`` cannot work, before any long work.
+
+        By default they can. A family whose checkpoints may lack an image decoder overrides this.
+
+        Raises:
+            UserError: the loaded model has no image decoder.
+        """
+
     @abstractmethod
     def render(self, compact: Tensor) -> Tensor:
         """Images (B, 3, S, S) from the compact form that ``draw`` and ``encode_images`` give."""

@@ -15,20 +15,16 @@ Shape suffixes: see ``base.py``; further M = B*K rows, E code width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from unigame.backbones.autoregressive import full_precision
 from unigame.backbones.chameleon_core import ChameleonCore
 from unigame.backbones.chat_layout import PaddedTokens
-from unigame.backbones.emu3_vision import nearest_codes, read_codes, soft_codes
-
-PIXELS_AT_ONCE = 512 * 512
-"""The image tokenizer's activations at this size take some GB: one published picture a time."""
+from unigame.backbones.parts import in_parts
+from unigame.backbones.reading import nearest_codes, read_codes, soft_codes
 
 
 class ChameleonBackbone(ChameleonCore):
@@ -65,7 +61,7 @@ class ChameleonBackbone(ChameleonCore):
         return logits.index_fill(-1, self.token_V, torch.finfo(logits.dtype).min)
 
     def _end_ids(self) -> set[int]:
-        """As Meta's own code: an answer ends with its turn, and where a picture would begin."""
+        """An answer also ends with its turn and, as in Meta's code, where a picture would begin."""
         return {*super()._end_ids(), self.layout.turn_end_id, self.layout.begin_image_id}
 
     # ---- generation ----------------------------------------------------------------------------
@@ -105,7 +101,7 @@ class ChameleonBackbone(ChameleonCore):
         Raises:
             UserError: there is no image decoder, so drawing could not be finished.
         """
-        self.require_decoder()
+        self.require_drawing()
         return self.layout.drawing_rows(prompts, guided, self.device)
 
     def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:
@@ -122,21 +118,12 @@ class ChameleonBackbone(ChameleonCore):
         Raises:
             UserError: there is no image decoder.
         """
-        self.require_decoder()
+        self.require_drawing()
         return self._in_parts(self._decode, vectors_MNE)
 
     # ---- inside --------------------------------------------------------------------------------
     def _in_parts(self, convolve: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """``convolve`` on a few pictures at a time, recomputed in backward with checkpointing.
-
-        The parts are the same with and without a gradient: a batch of another size may round
-        otherwise, and ``render`` repeats ``draw`` bit for bit.
-        """
-        parts = rows.split(max(1, PIXELS_AT_ONCE // self.facts.image_size**2))
-        if self.checkpointing and rows.requires_grad and torch.is_grad_enabled():
-            done = [checkpoint(convolve, part, use_reentrant=False) for part in parts]
-            return torch.cat(cast(list[Tensor], done))
-        return torch.cat([convolve(part) for part in parts])
+        return in_parts(convolve, rows, side=self.facts.image_size, recompute=self.checkpointing)
 
     def _encode(self, pixels_B3SS: Tensor) -> Tensor:
         vq = self.chameleon.model.vqmodel

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
-from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonProcessor
+from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
+from transformers.utils import logging as hf_logging
 
 from unigame.backbones.autoregressive import AutoregressiveBackbone
 from unigame.backbones.base import BackboneFacts
@@ -49,7 +53,7 @@ class ChameleonCore(AutoregressiveBackbone):
         self, model: ChameleonForConditionalGeneration, processor: ChameleonProcessor
     ) -> None:
         vq = model.model.vqmodel.config
-        self._check_tokens(model, processor)
+        _check_tokens(model.config, processor)
         pixels = ChameleonPixels(processor.image_processor, int(vq.resolution))
         super().__init__(model, processor, ChameleonLayout(processor), pixels)
         mapping_V = model.model.vocabulary_mapping.img2bpe_mapping_tensor.long()
@@ -67,13 +71,16 @@ class ChameleonCore(AutoregressiveBackbone):
         ``DECODER_FILES`` in its folder, else the backbone only understands.
 
         Raises:
-            UserError: files are missing or unreadable, or weights do not fit the configuration.
+            UserError: files are missing or unreadable, tokens do not fit the image tokenizer (said
+                before weights are read), or weights do not fit the configuration.
         """
         if isinstance(name_or_path, Path):
             check_files(name_or_path)
         processor = load_processor(name_or_path)
+        _check_tokens(ChameleonConfig.from_pretrained(name_or_path), processor)
         parts = [f"model.vqmodel.{part}" for part in DECODER_PARTS]
-        model = load_weights(DrawingChameleon, name_or_path, dtype, optional=parts)
+        with _without_report():
+            model = load_weights(DrawingChameleon, name_or_path, dtype, optional=parts)
         backbone = cls(model, processor)
         if isinstance(name_or_path, Path) and not backbone.can_draw:
             files = [name_or_path / name for name in DECODER_FILES]
@@ -110,38 +117,20 @@ class ChameleonCore(AutoregressiveBackbone):
         load_decoder(self.chameleon.model.vqmodel, Path(file))
         self.facts = self._facts()
 
-    def require_decoder(self) -> Any:
-        """The image tokenizer with its decoder.
+    def require_drawing(self) -> None:
+        """Nothing, where there is an image decoder.
 
         Raises:
-            UserError: there is no decoder.
+            UserError: there is none.
         """
         if not self.can_draw:
             raise UserError(
-                "this Chameleon has no image decoder, so it reads pictures but draws none; copy "
-                "Meta's vqgan.ckpt into the checkpoint's folder (docs/backbones/chameleon.md)"
+                "this Chameleon has no image decoder, so it reads pictures but draws none; use a "
+                "folder of the checkpoint with Meta's vqgan.ckpt in it "
+                "(docs/backbones/chameleon.md)"
             )
-        return self.chameleon.model.vqmodel
 
     # ---- facts ---------------------------------------------------------------------------------
-    @staticmethod
-    def _check_tokens(
-        model: ChameleonForConditionalGeneration, processor: ChameleonProcessor
-    ) -> None:
-        vq = model.model.vqmodel.config
-        codes = model.model.vocabulary_mapping.img2bpe
-        if sorted(codes) != list(range(vq.num_embeddings)):
-            raise UserError(
-                f"vocabulary_map in config.json names {len(codes)} image tokens, the image "
-                f"tokenizer has {vq.num_embeddings} codes; download the checkpoint again"
-            )
-        side = vq.resolution // 2 ** (len(vq.channel_multiplier) - 1)
-        if int(processor.image_seq_length) != side**2:
-            raise UserError(
-                f"the processor makes {processor.image_seq_length} tokens of a picture, the image "
-                f"tokenizer {side} x {side}; load model and processor from the same checkpoint"
-            )
-
     def _facts(self) -> BackboneFacts:
         config = self.chameleon.config
         return BackboneFacts(
@@ -155,3 +144,31 @@ class ChameleonCore(AutoregressiveBackbone):
             dtype=self.dtype,
             num_parameters=sum(p.numel() for p in self.chameleon.parameters()),
         )
+
+
+def _check_tokens(config: ChameleonConfig, processor: ChameleonProcessor) -> None:
+    """Every code has a token, and the processor makes as many of a picture as there are codes."""
+    vq = config.vq_config
+    codes = ChameleonImageVocabularyMapping(config.vocabulary_map or {}).img2bpe
+    if sorted(codes) != list(range(vq.num_embeddings)):
+        raise UserError(
+            f"vocabulary_map in config.json names {len(codes)} image tokens, the image tokenizer "
+            f"has {vq.num_embeddings} codes; download the checkpoint again"
+        )
+    side = vq.resolution // 2 ** (len(vq.channel_multiplier) - 1)
+    if int(processor.image_seq_length) != side**2:
+        raise UserError(
+            f"the processor makes {processor.image_seq_length} tokens of a picture, the image "
+            f"tokenizer {side} x {side}; load model and processor from the same checkpoint"
+        )
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Transformers warns of tensors that it lacks: here the decoder's, all else is an error."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)

@@ -29,11 +29,24 @@ class PaddedTokens:
         ids_BL: token ids; pad id where there is no token.
         mask_BL: 1 at tokens, 0 at padding.
         positions_BL: rotary position of each token, counted from its row's first token.
+        axes_ABL: the same along A axes, where a VLM gives a picture's tokens rows and columns;
+            ``positions_BL`` is then the largest of them.
     """
 
     ids_BL: Tensor
     mask_BL: Tensor
     positions_BL: Tensor
+    axes_ABL: Tensor | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """What the language model takes as ``position_ids``: (B, L), or (A, B, L)."""
+        return self.positions_BL if self.axes_ABL is None else self.axes_ABL
+
+    @property
+    def next_position_B1(self) -> Tensor:
+        """Position of the token that follows each left-padded row."""
+        return self.positions_BL[:, -1:] + 1
 
 
 class ChatLayout(ABC):

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from unigame.backbones.foreign import (
+    ADAPTER_FILE,
+    PIPELINE_FILE,
+    foreign_model,
+    hub_refusal,
+    no_config,
+)
 from unigame.errors import UserError
 
 BUNDLED = "janus-nano"
@@ -51,33 +59,44 @@ def fetch_config(hub_id: str) -> Path:
     """``config.json`` of a Hub checkpoint, so that its kind is known before its weights are sent.
 
     Raises:
-        UserError: the Hub does not have it, or cannot be reached.
+        UserError: the Hub does not have it, refuses it, or cannot be reached.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
 
     try:
         return Path(hf_hub_download(hub_id, "config.json"))
+    except RemoteEntryNotFoundError as error:
+        folder = None
+        for name in (PIPELINE_FILE, ADAPTER_FILE):
+            with suppress(RemoteEntryNotFoundError):
+                folder = Path(hf_hub_download(hub_id, name)).parent
+        raise no_config(hub_id, folder) from error
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model {hub_id!r}: no such folder here, and the Hub did not give its config.json "
-            f"({reason}); check the spelling and the network, or download it and give the folder"
-        ) from error
+        raise hub_refusal("model", hub_id, "config.json", error) from error
 
 
-def read_model_type(config_file: Path, supported: Collection[str]) -> str:
+def read_model_type(
+    config_file: Path, supported: Collection[str], hub_id: str | None = None
+) -> str:
     """The ``model_type`` of a config.json, if it is one that we support.
 
+    Args:
+        config_file: to read.
+        supported: the families' model types.
+        hub_id: where the file came from, for the error message; None: from a local folder.
+
     Raises:
-        UserError: missing or broken file, or another architecture.
+        UserError: missing or broken file, or no unified model; it says what it is instead.
     """
-    families = ", ".join(sorted(supported))
+    shown = hub_id or str(config_file.parent)
     if not config_file.is_file():
-        raise UserError(
-            f"model folder {str(config_file.parent)!r} has no config.json; give a checkpoint in "
-            "the Hub format (config.json, model.safetensors, tokenizer and processor files)"
-        )
+        raise no_config(shown, config_file.parent)
     try:
         model_type = json.loads(config_file.read_text())["model_type"]
     except (ValueError, KeyError, TypeError) as error:
@@ -85,18 +104,9 @@ def read_model_type(config_file: Path, supported: Collection[str]) -> str:
             f"{str(config_file)!r} is no model configuration ({type(error).__name__}: {error}); "
             "download or save the checkpoint again"
         ) from error
-    if model_type in supported:
-        return str(model_type)
-    hint = (
-        "; this is the original DeepSeek layout, use the converted deepseek-community checkpoint"
-        if model_type == "multi_modality"
-        else "; a VLM or LLM alone draws nothing, give it an image branch with 'unigame compose'; "
-        "for another architecture see docs/add-a-backbone.md"
-    )
-    raise UserError(
-        f"{str(config_file.parent)!r} is a model of type {model_type!r}; "
-        f"supported families: {families}{hint}"
-    )
+    if model_type not in supported:
+        raise foreign_model(shown, str(model_type), supported)
+    return str(model_type)
 
 
 def check_files(folder: Path) -> None:

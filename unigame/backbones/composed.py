@@ -11,40 +11,34 @@ has to be straightened through. What each setting of the contract means here:
 - K candidates come from K noise draws; without ``sample`` and at K = 1 the noise is a fixed one.
 - ``temperature`` scales the noise of drawn candidates and of free sampling.
 
-Shape suffixes: see ``base.py``; further L tokens of the padded text, T answer tokens of the batch,
-M = B*K rows, A answer tokens of a row, C channels and h side of a latent, W conditioning width.
+Reading is that of ``understanding.py``. Shape suffixes: see ``base.py``; further L tokens of the
+padded text, M = B*K rows, C channels and h side of a latent, W conditioning width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unigame.backbones.base import Drawing, VisualStates
 from unigame.backbones.composed_core import ComposedCore
-from unigame.backbones.composed_decode import decode_text
 from unigame.backbones.composed_diffusion import fixed_noise
-from unigame.backbones.composed_layout import IMAGE, QUERY, Rows
+from unigame.backbones.composed_layout import QUERY
+from unigame.backbones.understanding import full_precision
 
 # Noise levels at which an evaluating model's generation loss is taken: the same every time.
 EVALUATION_LEVELS = (0.125, 0.375, 0.625, 0.875)
 
 
 class ComposedBackbone(ComposedCore):
-    """The verbs of the contract for composed models. See ``Backbone`` for their shapes."""
+    """What is particular to composed models. See ``Backbone`` for the shapes of the verbs."""
 
     # ---- understanding -------------------------------------------------------------------------
     def image_features(self, images: Tensor) -> Tensor:
         """Frozen vision features (B, N, D), before the projector. Differentiable in images."""
         return self.read_images(images)[0]
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Tokens z = Proj(Enc(x)), (B, N, H): what the LM reads. Differentiable in images."""
-        return self.read_images(images)[1]
 
     def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Vision features (B, N, D) and the tokens z (B, N, H) made of them, in one pass."""
@@ -56,97 +50,6 @@ class ComposedBackbone(ComposedCore):
         """True unless the projector of a text-only LLM is being warmed up."""
         projector = self.trained.projector
         return projector is None or not any(p.requires_grad for p in projector.parameters())
-
-    def answer_loss(
-        self,
-        images: Tensor | None,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        *,
-        embeds: Tensor | None = None,
-    ) -> Tensor:
-        """CE of each true answer, (M,): mean over its tokens and end mark. See the contract.
-
-        Raises:
-            ValueError: both or neither of ``images`` and ``embeds``; rows that are no multiple of
-                the questions; not one answer per question.
-        """
-        if (images is None) == (embeds is None):
-            raise ValueError("give either images or embeds to answer_loss, and not both")
-        embeds_MNH = self.embed_images(images) if images is not None else cast(Tensor, embeds)
-        if len(questions) != len(answers):
-            raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
-        copies = _copies(len(embeds_MNH), len(questions))
-        prompts, targets = [], []
-        for question, answer in zip(questions, answers, strict=True):
-            prompts += [self.layout.question_ids(question)] * copies
-            targets += [self.layout.answer_ids(question, answer)] * copies
-        rows = self.layout.pad(
-            [prompt + target for prompt, target in zip(prompts, targets, strict=True)],
-            "right",
-            self.device,
-        )
-        with self._precision():
-            states_MLH = self._language_states(self._embed(rows, embeds_MNH), rows)
-            predicting = [
-                (row, len(prompt) + i - 1)
-                for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
-                for i in range(len(target))
-            ]
-            index_2T = torch.tensor(predicting, device=self.device).T
-            logits_TV = self.language.get_output_embeddings()(states_MLH[index_2T[0], index_2T[1]])
-        target_T = torch.tensor([t for target in targets for t in target], device=self.device)
-        loss_T = F.cross_entropy(_full_precision(logits_TV), target_T, reduction="none")
-        lengths_M = torch.tensor([len(target) for target in targets], device=self.device)
-        slots_A = torch.arange(max(len(target) for target in targets), device=self.device)
-        filled_MA = slots_A < lengths_M[:, None]
-        loss_MA = torch.zeros(filled_MA.shape, dtype=loss_T.dtype, device=self.device)
-        return loss_MA.masked_scatter(filled_MA, loss_T).sum(-1) / lengths_M
-
-    def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Tokens of each answer, its end mark included, (B,), int64."""
-        pairs = zip(questions, answers, strict=True)
-        return torch.tensor([len(self.layout.answer_ids(q, a)) for q, a in pairs])
-
-    @torch.no_grad()
-    def answer(
-        self,
-        images: Tensor,
-        questions: Sequence[str],
-        *,
-        max_new_tokens: int = 16,
-        image_index: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Greedy answers, one stripped string per question; batched and cached. No gradient.
-
-        Without ``image_index``, ``images`` may have K rows per question, as in ``answer_loss``.
-
-        Raises:
-            ValueError: ``image_index`` shows a question another number of pictures than one.
-        """
-        if kwargs:
-            raise TypeError(f"answer() decodes greedily and does not know {sorted(kwargs)}")
-        if image_index is None:
-            copies = _copies(len(images), len(questions))
-            questions = [question for question in questions for _ in range(copies)]
-            image_index = [[row] for row in range(len(images))]
-        if any(len(shown) != 1 for shown in image_index):
-            raise ValueError("a composed model is shown one picture for each question")
-        texts = [self.layout.question_ids(question) for question in questions]
-        rows = self.layout.pad(texts, "left", self.device)
-        with self._evaluating(), self._precision():
-            ids = decode_text(
-                self.decoder,
-                self.language.get_input_embeddings(),
-                self.language.get_output_embeddings(),
-                self._embed(rows, self.embed_images(images)[[shown[0] for shown in image_index]]),
-                rows,
-                max_new_tokens=max_new_tokens,
-                end_ids=self.layout.end_ids,
-            )
-        decode = self.processor.decode
-        return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
 
     # ---- drawing -------------------------------------------------------------------------------
     @torch.no_grad()
@@ -163,12 +66,10 @@ class ComposedBackbone(ComposedCore):
         They follow from the prompt alone, at inference as in training; the image itself enters the
         redrawing by its latent.
         """
-        latents = self.encode_images(images) if codes is None else codes.to(self.device)
-        if len(prompts) != len(latents):
-            raise ValueError(f"{len(prompts)} prompts but {len(latents)} images")
+        latents = self._latents_of(images, prompts, codes)
         with self._evaluating():
             states_BNH = self._query_states(prompts)
-        return VisualStates(_full_precision(states_BNH), latents)
+        return VisualStates(full_precision(states_BNH), latents)
 
     def draw(
         self,
@@ -192,7 +93,7 @@ class ComposedBackbone(ComposedCore):
             raise ValueError(f"num_candidates={num_candidates} draws nothing; give 1 or more")
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
-        condition_BNW = self.trained.connector(_full_precision(states_BNH))
+        condition_BNW = self.trained.connector(full_precision(states_BNH))
         condition_MNW = condition_BNW.repeat_interleave(num_candidates, dim=0)
         own = codes.to(condition_MNW).repeat_interleave(num_candidates, dim=0)
         if sample or num_candidates > 1:
@@ -225,13 +126,11 @@ class ComposedBackbone(ComposedCore):
         dropout does (checkpoints keep it), and its caption is dropped at times for guidance. In
         evaluation noise and levels are fixed ones, the same for all samples.
         """
-        latents = self.encode_images(images) if codes is None else codes.to(self.device)
-        if len(captions) != len(latents):
-            raise ValueError(f"{len(captions)} captions but {len(latents)} images")
+        latents = self._latents_of(images, captions, codes)
         if self.training:
             kept_B = (torch.rand(len(latents)) >= self.settings.caption_dropout).tolist()
             captions = [text if kept else "" for text, kept in zip(captions, kept_B, strict=True)]
-        condition_BNW = self.trained.connector(_full_precision(self._query_states(captions)))
+        condition_BNW = self.trained.connector(full_precision(self._query_states(captions)))
         with self._precision():
             if self.training:
                 level_B = self.branch.levels.spread(torch.rand(len(latents)))
@@ -271,7 +170,7 @@ class ComposedBackbone(ComposedCore):
         guided = guidance_scale != 1.0
         with self._evaluating(), self._precision():
             texts = [*prompts, ""] if guided else list(prompts)
-            condition_BNW = self.trained.connector(_full_precision(self._query_states(texts)))
+            condition_BNW = self.trained.connector(full_precision(self._query_states(texts)))
             plain = condition_BNW[-1:].expand(len(prompts), -1, -1) if guided else None
             latents = self.branch.sample(
                 condition_BNW[: len(prompts)],
@@ -285,43 +184,17 @@ class ComposedBackbone(ComposedCore):
         return self.render(latents)
 
     # ---- inside --------------------------------------------------------------------------------
-    def _embed(self, rows: Rows, image_MNH: Tensor | None = None) -> Tensor:
-        """Token embeddings with image tokens and queries at their places, row by row."""
-        text_BLH = self.language.get_input_embeddings()(rows.ids_BL.clamp(min=0))
-        placed = text_BLH
-        for mark, values in ((IMAGE, image_MNH), (QUERY, self.trained.connector.queries_NH)):
-            place_BL1 = (rows.ids_BL == mark).unsqueeze(-1)
-            if values is None or not place_BL1.any():
-                continue
-            dtype = torch.promote_types(placed.dtype, values.dtype)  # keeps a float32 delta
-            if mark == QUERY:
-                values = values.expand(len(rows.ids_BL), -1, -1)
-            placed = placed.to(dtype).masked_scatter(place_BL1, values.to(dtype))
-        return placed
-
-    def _language_states(self, embeds_BLH: Tensor, rows: Rows) -> Tensor:
-        return self.decoder(
-            inputs_embeds=embeds_BLH,
-            attention_mask=rows.mask_BL,
-            position_ids=rows.positions,
-            use_cache=False,
-        ).last_hidden_state
+    def _latents_of(self, images: Tensor, texts: Sequence[str], codes: Tensor | None) -> Tensor:
+        latents = self.encode_images(images) if codes is None else codes.to(self.device)
+        if len(texts) != len(latents):
+            raise ValueError(f"{len(texts)} prompts but {len(latents)} images")
+        return latents
 
     def _query_states(self, prompts: Sequence[str]) -> Tensor:
         """Hidden states (after the final norm) of the N queries behind each prompt."""
         texts = [self.layout.prompt_ids(prompt) for prompt in prompts]
         rows = self.layout.pad(texts, "left", self.device)
+        queries_BNH = self.trained.connector.queries_NH.expand(len(texts), -1, -1)
         with self._precision():
-            states_BLH = self._language_states(self._embed(rows), rows)
+            states_BLH = self.language_states(self.fill_places(rows, QUERY, queries_BNH), rows)
         return states_BLH[:, -self.layout.num_queries :]
-
-
-def _copies(rows: int, texts: int) -> int:
-    """K, where row b * K + k belongs to text b."""
-    if texts == 0 or rows == 0 or rows % texts:
-        raise ValueError(f"{rows} image rows cannot be shared out among {texts} questions")
-    return rows // texts
-
-
-def _full_precision(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""A composed model as an object: assembling, freezing, LoRA, warm-up, checkpointing, precision.
+"""A composed model as an object: what ``HubModel`` needs to know of it, its parts and the warm-up.
 
 Precision: under a bfloat16 base the language model and the eyes run in bfloat16 autocast. LoRA,
 connector, projector, denoiser and VAE hold float32 weights; what lies between a perturbed state and
@@ -7,19 +7,15 @@ the pixels runs outside autocast, because a bounded perturbation is smaller than
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self
 
 import peft
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from unigame.backbones import lora
-from unigame.backbones.base import Backbone, BackboneFacts
+from unigame.backbones.base import BackboneFacts
 from unigame.backbones.composed_config import (
     CONFIG_FILE,
     CONNECTOR_FILE,
@@ -38,17 +34,15 @@ from unigame.backbones.composed_parts import (
 )
 from unigame.backbones.composed_pixels import load_tokenizer, square_pixels, vision_pixels
 from unigame.backbones.composed_vision import Reader, build_reader
+from unigame.backbones.hub_model import LORA_TARGETS
+from unigame.backbones.understanding import ReadingBackbone, configured_ends
 from unigame.errors import UserError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TRAINABLE_PARTS = ("connector", "projector")
 
 
-class ComposedCore(Backbone):
-    """All parts of a composed model, frozen; no verbs yet.
+class ComposedCore(ReadingBackbone):
+    """All parts of a composed model, frozen; it reads, and does not draw yet.
 
     Args:
         config: what it is made of; written again by ``save_pretrained``.
@@ -60,6 +54,8 @@ class ComposedCore(Backbone):
         tokenizer: of the language model.
         reader: how it sees.
     """
+
+    layout: ComposedLayout
 
     def __init__(
         self,
@@ -73,35 +69,19 @@ class ComposedCore(Backbone):
         tokenizer: Any,
         reader: Reader,
     ) -> None:
-        super().__init__()
+        queries = config.connector.num_queries
+        layout = ComposedLayout(tokenizer, reader, queries, configured_ends(language))
+        super().__init__(language, tokenizer, layout, square_pixels(config.image_size))
         self.settings, self.reader = config, reader
-        self.model: nn.Module = language
         self.encoder, self.branch, self.trained = encoder, branch, trained
-        self.processor = tokenizer
-        self.pixels = square_pixels(config.image_size)
         self.vision_pixels = vision_pixels(config.vision_encoder or config.language, reader.side)
-        self.dtype: torch.dtype = language.get_input_embeddings().weight.dtype
-        decoder = language.get_decoder()
-        self.prefix = next(name for name, part in language.named_modules() if part is decoder)
-        self.targets = _lora_targets(decoder, config.language)
-        end_ids = language.generation_config.eos_token_id
-        listed = end_ids if isinstance(end_ids, list) else [end_ids]
-        self.layout = ComposedLayout(
-            tokenizer,
-            reader,
-            config.connector.num_queries,
-            [int(token) for token in listed if token is not None],
+        decoder = self.language_model
+        self.language_name = next(
+            name for name, part in language.named_modules() if part is decoder
         )
-        self.latent_shape = (
-            int(parts.vae["latent_channels"]),
-            parts.latent_size,
-            parts.latent_size,
-        )
-        self.checkpointing = False
+        side = parts.latent_size
+        self.latent_shape = (int(parts.vae["latent_channels"]), side, side)
         self.requires_grad_(False)
-        for module in decoder.modules():
-            if "attention_dropout" in vars(module):
-                module.attention_dropout = 0.0  # not an nn.Dropout: without_dropout would miss it
         self.facts = self._facts(parts)
         self.eval()
 
@@ -143,32 +123,18 @@ class ComposedCore(Backbone):
     @property
     def language(self) -> Any:
         """The transformers model; with LoRA its linear layers are PEFT's, in place."""
-        model = self.model
-        return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        return self.base
 
     @property
-    def decoder(self) -> Any:
+    def language_model(self) -> Any:
         """The language model proper, without head and eyes."""
-        return self.language.get_decoder()
+        return self.base.get_decoder()
 
-    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """PIL images -> (B, 3, S, S) in [0, 1]: longest side to S, centred on mid-grey."""
-        return self.pixels.from_pil(images)
+    def frozen_towers(self) -> list[Any]:
+        """The eyes."""
+        return [self.reader.vision(self)]
 
     # ---- what trains ---------------------------------------------------------------------------
-    def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
-        """Freeze everything and add float32 LoRA weights to the language model (r 16, B.2).
-
-        Raises:
-            UserError: there is an adapter already, or the settings reach outside the LM.
-        """
-        if isinstance(self.model, peft.PeftModel):
-            raise UserError("this backbone has a LoRA adapter already; load the model afresh")
-        settings = lora.language_model_lora(config, self.targets, self.prefix)
-        self.requires_grad_(False)
-        self.model = lora.wrap(self.model, settings, self.prefix)
-        return self.train(self.training)
-
     def unfreeze(self, parts: Sequence[str]) -> Self:
         """Train ``connector`` (queries included) or ``projector``: the warm-up before the game.
 
@@ -194,12 +160,6 @@ class ComposedCore(Backbone):
             part.requires_grad_(True)
         return self
 
-    @contextmanager
-    def lora_disabled(self) -> Iterator[None]:
-        """Within: the base model's outputs, as if no adapter were there."""
-        with lora.disabled(self):
-            yield
-
     # ---- files ---------------------------------------------------------------------------------
     @property
     def saved_files(self) -> tuple[str, ...]:
@@ -214,7 +174,7 @@ class ComposedCore(Backbone):
         The frozen parts stay where they are: ``config.json`` names them.
         """
         if isinstance(self.model, peft.PeftModel):
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            super().save_pretrained(folder)
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.settings.save(folder)
@@ -230,17 +190,7 @@ class ComposedCore(Backbone):
         if self.trainable_parameters() and not isinstance(self.model, peft.PeftModel):
             self.trained.load(folder)
             return
-        config, weights = lora.read_adapter(folder)
-        added = not isinstance(self.model, peft.PeftModel)
-        if added:
-            self.add_lora(config)
-        wrapped = cast(peft.PeftModel, self.model)
-        try:
-            lora.load_weights(wrapped, weights, folder)
-        except UserError:
-            if added:
-                self.model = wrapped.unload()
-            raise
+        super().load_adapter(folder)
 
     # ---- modes ---------------------------------------------------------------------------------
     def gradient_checkpointing_enable(
@@ -250,58 +200,12 @@ class ComposedCore(Backbone):
         offload: bool = False,
     ) -> None:
         """Recompute activations of the LM, the eyes, the denoiser and the VAE in backward."""
-        if every_n_layers != 1 or offload:
-            raise UserError(
-                f"activation checkpointing with every_n_layers={every_n_layers}, offload={offload} "
-                "is not supported; leave both out of gradient_checkpointing_kwargs"
-            )
-        settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        parts: tuple[Any, ...] = (self.decoder, self.reader.vision(self))
-        for part in parts:
-            # Renamed in newer transformers, where the old name warns.
-            enable = getattr(part, "activation_checkpointing_enable", None)
-            (enable or part.gradient_checkpointing_enable)(settings)
+        super().gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs, every_n_layers, offload
+        )
         denoiser: Any = self.branch.denoiser
         denoiser.enable_gradient_checkpointing()  # acts in evaluation mode too
-        self.branch.checkpointing = self.checkpointing = True
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """Only the language model takes the mode; frozen parts stay in evaluation mode."""
-        super().train(False)
-        self.training = mode
-        self.decoder.train(mode)
-        for layer in self.reader.vision(self).modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                # Checkpointing acts on layers that are flagged as training; what is inside the
-                # layer (and reads the flag for its dropout) stays in evaluation mode.
-                layer.training = mode and self.checkpointing
-        return self
-
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Bfloat16 autocast for a bfloat16 base; else whatever the caller has set.
-
-        Autocast's weight cache is off: in older torch, once filled in a pass without gradient, it
-        cuts the LoRA weights out of the next pass with gradient (pytorch issue 112583).
-        """
-        kind = self.device.type
-        half = self.dtype == torch.bfloat16
-        enabled = half or torch.is_autocast_enabled(kind)
-        dtype = torch.bfloat16 if half else torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
-            yield
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Within: evaluation mode; afterwards every module is exactly as it was."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        self.branch.checkpointing = True
 
     def _facts(self, parts: Parts) -> BackboneFacts:
         vision = "encoder" if self.encoder is not None else "vision tower and projector of the VLM"
@@ -311,44 +215,12 @@ class ComposedCore(Backbone):
             num_image_tokens=self.reader.num_tokens,
             hidden_size=parts.hidden_size,
             codebook_size=None,
-            lora_targets=self.targets,
+            lora_targets=_lora_targets(self.language_model, self.settings.language),
             frozen_parts=(vision, "connector", "denoiser", "vae", "lm_head"),
             dtype=self.dtype,
             num_parameters=sum(p.numel() for p in self.parameters()),
             num_state_tokens=self.settings.connector.num_queries,
         )
-
-
-def compose(
-    folder: str | Path, config: ComposedConfig, *, seed: int = 0, fit_width: bool = True
-) -> Path:
-    """Make a composed model: check that the parts fit, and write a fresh connector beside them.
-
-    Args:
-        folder: to write; made where it is not there.
-        config: the parts and settings.
-        seed: of the connector's weights.
-        fit_width: set ``connector.width`` to what the denoiser reads.
-
-    Raises:
-        UserError: see ``check_parts``; or the folder holds a model already.
-    """
-    from unigame.backbones.composed_parts import denoiser_width
-
-    folder = Path(folder)
-    if (folder / CONFIG_FILE).exists():
-        raise UserError(f"{str(folder)!r} holds a model already; give another folder")
-    if fit_width:
-        connector = replace(config.connector, width=denoiser_width(config))
-        config = replace(config, connector=connector)
-    parts = check_parts(config)
-    build_reader(parts.language, parts.encoder, config.vision_size, config.image_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    TrainedParts.initialised(parts.hidden_size, config.connector, parts.feature_size, seed).save(
-        folder
-    )
-    config.save(folder)
-    return folder
 
 
 def _lora_targets(decoder: nn.Module, reference: str) -> tuple[str, ...]:

@@ -12,12 +12,11 @@ Shape suffixes: B samples, L tokens of the padded rows, A axes of a rotary posit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from unigame.backbones.chat_layout import PaddedTokens
 from unigame.backbones.composed_vision import Reader
 from unigame.errors import UserError
 
@@ -26,30 +25,8 @@ IMAGE, QUERY = -1, -2
 _ANSWER_MARK, _IMAGE_MARK = "\u241fanswer\u241f", "\u241fimage\u241f"
 
 
-@dataclass
-class Rows:
-    """A padded batch of token rows.
-
-    Attributes:
-        ids_BL: token ids; ``IMAGE`` and ``QUERY`` at their places, the pad id at padding.
-        mask_BL: 1 at tokens, 0 at padding.
-        positions: rotary positions from each row's first token, (B, L), or (A, B, L) where the
-            model has several axes.
-    """
-
-    ids_BL: Tensor
-    mask_BL: Tensor
-    positions: Tensor
-
-    @property
-    def next_position_B1(self) -> Tensor:
-        """Position of the token that follows each left-padded row."""
-        last = self.positions[..., -1:]
-        return (last if last.dim() == 2 else last.amax(0)) + 1
-
-
 class ComposedLayout:
-    """Prompts and answers as token ids.
+    """Prompts and answers as token ids: a ``ReadingLayout``, and the rows that are drawn from.
 
     Args:
         tokenizer: of the language model, with a chat template.
@@ -60,6 +37,8 @@ class ComposedLayout:
     Raises:
         UserError: the tokenizer has no chat template.
     """
+
+    image_token_id = IMAGE
 
     def __init__(
         self, tokenizer: Any, reader: Reader, num_queries: int, end_ids: Sequence[int] = ()
@@ -78,12 +57,15 @@ class ComposedLayout:
             self.image_mark = tokenizer.convert_ids_to_tokens(reader.image_token_id)
 
     # ---- understanding -------------------------------------------------------------------------
-    def question_ids(self, question: str) -> list[int]:
+    def question_ids(self, question: str, num_images: int = 1) -> list[int]:
         """Token ids of a question about one picture, its N image places included.
 
         Raises:
             UserError: the question itself holds the image placeholder.
+            ValueError: another number of pictures than one.
         """
+        if num_images != 1:
+            raise ValueError(f"a composed model is shown one picture a question, not {num_images}")
         return self._with_image(self._turns(question)[0], question)
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
@@ -93,6 +75,10 @@ class ComposedLayout:
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ends = [place for place, token in enumerate(ids) if token in self.end_ids]
         return ids[: ends[0] + 1] if ends else [*ids, self.eos_id]
+
+    def shared_start(self, rows: Sequence[Sequence[int]]) -> int:
+        """No tokens: behind a shared picture, positions along several axes would be off."""
+        return 0
 
     def _turns(self, question: str) -> tuple[str, str, str]:
         """The prompt, and the text around an answer behind it."""
@@ -129,7 +115,7 @@ class ComposedLayout:
         return [*self._tokenize(text), *[QUERY] * self.num_queries]
 
     # ---- batches -------------------------------------------------------------------------------
-    def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> Rows:
+    def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:
         """Rows of ids -> a padded batch; ``side`` is "right" in training, "left" in generation."""
         length = max(len(row) for row in rows)
         ids, mask, positions = [], [], []
@@ -142,10 +128,11 @@ class ComposedLayout:
             axes = axes or [list(range(len(row)))]
             positions.append([[0] * before + axis + [0] * after for axis in axes])
         positions_ABL = torch.tensor(positions, device=device).transpose(0, 1)
-        return Rows(
+        return PaddedTokens(
             torch.tensor(ids, device=device),
             torch.tensor(mask, device=device),
-            positions_ABL if len(positions_ABL) > 1 else positions_ABL[0],
+            positions_ABL.amax(0),
+            positions_ABL if len(positions_ABL) > 1 else None,
         )
 
     # ---- inside --------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from torch import nn
 
 from unigame.backbones.composed_config import ComposedConfig
 from unigame.backbones.composed_vision import ENCODERS, VLMS
+from unigame.backbones.foreign import hub_refusal, no_config
+from unigame.backbones.hub_model import load_weights, refuse_missing
 from unigame.errors import UserError
 
 UNETS, DITS = ("UNet2DConditionModel",), ("SanaTransformer2DModel", "PixArtTransformer2DModel")
@@ -225,10 +227,18 @@ def _check_vae(config: ComposedConfig, denoiser: dict[str, Any], vae: dict[str, 
 def _auto_config(reference: str, what: str) -> Any:
     from transformers import AutoConfig
 
+    local = Path(reference).is_dir()
+    if local and not (Path(reference) / "config.json").is_file():
+        raise no_config(reference, Path(reference))
     try:
         return AutoConfig.from_pretrained(reference)
     except (OSError, ValueError, KeyError) as error:
-        raise _cannot_be_had(what, reference, "config.json", error) from error
+        if local:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{what} {reference!r}: its config.json does not load: {reason}"
+            ) from error
+        raise hub_refusal(what, reference, "config.json", error) from error
 
 
 def _read_json(reference: str, name: str, subfolder: str | None = None) -> dict[str, Any]:
@@ -246,26 +256,11 @@ def _read_json(reference: str, name: str, subfolder: str | None = None) -> dict[
         try:
             file = Path(hf_hub_download(reference, name, subfolder=subfolder))
         except (OSError, ValueError) as error:
-            raise _cannot_be_had("image branch", reference, shown, error) from error
+            raise hub_refusal("image branch", reference, shown, error) from error
     try:
         return cast(dict[str, Any], json.loads(file.read_text()))
     except ValueError as error:
         raise UserError(f"{shown} of {reference!r} is no JSON ({error}); copy it again") from error
-
-
-def _cannot_be_had(what: str, reference: str, file: str, error: Exception) -> UserError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines).lower()
-    if "gated" in text or "401" in text or "403" in text:
-        return UserError(
-            f"{what} {reference!r} is gated or private: the Hub refused its {file}; accept its "
-            "licence on its page and log in with 'hf auth login', or give a local folder"
-        )
-    reason = lines[0] if lines else type(error).__name__
-    return UserError(
-        f"{what} {reference!r}: no such folder here, and its {file} could not be had ({reason}); "
-        "check the spelling and the network, or download it and give the folder"
-    )
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -274,15 +269,13 @@ def load_language(config: ComposedConfig, parts: Parts, dtype: str) -> nn.Module
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForCausalLM if config.vision_encoder else AutoModelForImageTextToText
-    wanted = dtype if dtype == "auto" else getattr(torch, dtype)
     extra: dict[str, Any] = {}
     packed = getattr(parts.language, "quantization_config", None) or {}
     if packed.get("quant_method") == "mxfp4":  # GPT-OSS: its packed experts have no backward pass
         from transformers import Mxfp4Config
 
         extra["quantization_config"] = Mxfp4Config(dequantize=True)
-    model = _load_transformers(kind, config.language, wanted, **extra)
-    return model.to(torch.bfloat16) if model.dtype == torch.float16 else model
+    return cast(nn.Module, load_weights(kind, config.language, dtype, **extra))
 
 
 def load_encoder(config: ComposedConfig, dtype: torch.dtype) -> nn.Module | None:
@@ -292,7 +285,7 @@ def load_encoder(config: ComposedConfig, dtype: torch.dtype) -> nn.Module | None
     import transformers
 
     kind = getattr(transformers, ENCODERS[_auto_config(config.vision_encoder, "").model_type])
-    return _load_transformers(kind, config.vision_encoder, dtype)
+    return cast(nn.Module, load_weights(kind, config.vision_encoder, dtype))
 
 
 def load_image_branch(config: ComposedConfig, parts: Parts) -> tuple[nn.Module, nn.Module]:
@@ -304,18 +297,6 @@ def load_image_branch(config: ComposedConfig, parts: Parts) -> tuple[nn.Module, 
     folder = "vae" if config.vae is None else None
     denoiser = _load_diffusers(denoiser_kind, config.denoiser, parts.denoiser_folder)
     return denoiser, _load_diffusers(vae_kind, config.vae or config.denoiser, folder)
-
-
-def _load_transformers(kind: Any, reference: str, dtype: Any, **extra: Any) -> Any:
-    try:
-        model, info = kind.from_pretrained(
-            reference, dtype=dtype, use_safetensors=True, output_loading_info=True, **extra
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the weights of {reference!r} do not load: {reason}") from error
-    _refuse_missing(reference, info["missing_keys"])
-    return model
 
 
 def _load_diffusers(kind: Any, reference: str, subfolder: str | None) -> nn.Module:
@@ -332,14 +313,5 @@ def _load_diffusers(kind: Any, reference: str, subfolder: str | None) -> nn.Modu
         raise UserError(
             f"the weights of {reference!r} ({subfolder or 'vae'}) do not load: {reason}"
         ) from error
-    _refuse_missing(reference, info["missing_keys"])
+    refuse_missing(reference, info["missing_keys"])
     return cast(nn.Module, model)
-
-
-def _refuse_missing(reference: str, keys: Any) -> None:
-    missing = sorted(keys)
-    if missing:
-        raise UserError(
-            f"the weights of {reference!r} lack {len(missing)} tensors of the model, "
-            f"{missing[0]!r} among them; the checkpoint is incomplete: download or save it again"
-        )

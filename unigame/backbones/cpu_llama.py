@@ -88,6 +88,7 @@ class CpuLlama:
 
     def step(self, embeds_B1H: Tensor) -> Tensor:
         """The newest hidden states (B, H) behind one further token of every row."""
+        assert embeds_B1H.shape[1] == 1, "one token at a time"
         index, place = self.filled - self.begun, self.filled
         cos, sin = self.cos_R1DB[index], self.sin_R1DB[index]
         self.filled += 1

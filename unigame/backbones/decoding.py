@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from unigame.backbones import cpu_llama
 from unigame.backbones.chat_layout import PaddedTokens
+from unigame.backbones.cpu_llama import CpuLlama
 
 
 @dataclass
@@ -76,11 +78,14 @@ class Sampling:
 class _CachedLM:
     """The language model with its cache: feed embeddings, get the newest hidden state."""
 
-    def __init__(self, language_model: Any, mask_BL: Tensor) -> None:
+    def __init__(self, language_model: Any, tokens: PaddedTokens) -> None:
         self.language_model = language_model
         self.cache = DynamicCache(config=language_model.config)
-        self.mask_BL = mask_BL
-        self.next_position_B1 = mask_BL.sum(-1, keepdim=True)
+        self.tokens = tokens
+        self.mask_BL = tokens.mask_BL
+        self.next_position_B1 = tokens.next_position_B1
+        self.axes = 0 if tokens.axes_ABL is None else len(tokens.axes_ABL)
+        self.behind = 0  # tokens of a shared prefix that stand before the prompts
 
     def share(self, prefix: SharedPrefix) -> None:
         """Run the prefixes and give every row its copy, before ``start``."""
@@ -89,16 +94,19 @@ class _CachedLM:
         self._run(prefix.embeds_GPH, self.mask_BL.cumsum(-1) - 1)
         self.cache.batch_select_indices(prefix.source_B)
         self.mask_BL = torch.cat([self.mask_BL[prefix.source_B], rows_mask_BL], dim=-1)
-        self.next_position_B1 = self.mask_BL.sum(-1, keepdim=True)
+        self.behind = shape_GP[1]
+        self.next_position_B1 = self.next_position_B1 + self.behind
 
-    def start(self, embeds_BLH: Tensor, positions_BL: Tensor) -> Tensor:
-        return self._run(embeds_BLH, positions_BL)
+    def start(self, embeds_BLH: Tensor) -> Tensor:
+        return self._run(embeds_BLH, self.tokens.positions + self.behind)
 
     def step(self, embeds_BTH: Tensor) -> Tensor:
         count = embeds_BTH.shape[1]
         self.mask_BL = torch.cat([self.mask_BL, self.mask_BL.new_ones(len(embeds_BTH), count)], -1)
         ahead_T = torch.arange(count, device=embeds_BTH.device)
-        hidden_BH = self._run(embeds_BTH, self.next_position_B1 + ahead_T)
+        positions_BT = self.next_position_B1 + ahead_T
+        axes = positions_BT.expand(self.axes, -1, -1) if self.axes else positions_BT
+        hidden_BH = self._run(embeds_BTH, axes)
         self.next_position_B1 = self.next_position_B1 + count
         return hidden_BH
 
@@ -143,14 +151,12 @@ def decode_text(
         end_ids: token ids that end an answer.
         prefix: the start that the prompts share.
     """
-    model = _CachedLM(language_model, tokens.mask_BL)
-    positions_BL = tokens.positions_BL
+    model = _CachedLM(language_model, tokens)
     if prefix is not None:
         model.share(prefix)
-        positions_BL = positions_BL + prefix.embeds_GPH.shape[1]
     answers: list[list[int]] = [[] for _ in range(len(embeds_BLH))]
     running = list(range(len(embeds_BLH)))  # row of the batch -> which answer
-    hidden_RH = model.start(embeds_BLH, positions_BL)
+    hidden_RH = model.start(embeds_BLH)
     for length in range(1, max_new_tokens + 1):
         next_R = head(hidden_RH).argmax(-1)
         tokens_R = next_R.tolist()
@@ -177,6 +183,7 @@ def decode_codes(
     scores: Callable[[Tensor], Tensor],
     feed: Callable[[Tensor, int], Tensor],
     sampling: Sampling,
+    lean: bool = True,
 ) -> Tensor:
     """Image codes (B, N) that follow left-padded prompts.
 
@@ -189,9 +196,14 @@ def decode_codes(
         feed: codes (B, 1) and how many there are by now -> what goes in next (B, T, H): their
             embeddings, and what the family puts behind a row of codes.
         sampling: how a code is chosen.
+        lean: use ``CpuLlama`` where it applies; False is the class's own forward pass everywhere.
     """
-    model = _CachedLM(language_model, tokens.mask_BL)
-    hidden_BH = model.start(embeds_BLH, tokens.positions_BL)
+    model: _CachedLM | CpuLlama
+    if lean and cpu_llama.supports(language_model):
+        model = CpuLlama(language_model, tokens, room=count)
+    else:
+        model = _CachedLM(language_model, tokens)
+    hidden_BH = model.start(embeds_BLH)
     codes: list[Tensor] = []
     while True:
         codes.append(sampling.choose(scores(hidden_BH).float(), len(codes)))

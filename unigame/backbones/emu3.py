@@ -3,27 +3,27 @@
 One stream of tokens: a picture is a grid of codes of a VQ tokenizer, which stand in the text as
 ordinary tokens, when it is read as when it is drawn. So z = Proj(Enc(x)) are the embeddings of the
 picture's codes, and the gradient of L_C has to pass two discrete steps: drawing (``codebook.py``)
-and the tokenizer's own choice of codes when the drawn pixels are read again. Both are
-straight-through; ``emu3_vision.py`` says how the second one is. LoRA sits on the language model;
-tokenizer, embeddings and head are frozen. The verbs shared with other families are in
-``autoregressive.py``.
+and the tokenizer's own choice of codes when the drawn pixels are read again (``reading.py``). Both
+are straight-through. LoRA sits on the language model; tokenizer, embeddings and head are frozen.
+The verbs shared with other families are in ``autoregressive.py``.
 
 Shape suffixes: see ``base.py``; further M = B*K rows, E code width, T tokens fed at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from unigame.backbones import emu3_vision
 from unigame.backbones.autoregressive import full_precision
 from unigame.backbones.chat_layout import PaddedTokens
 from unigame.backbones.emu3_core import Emu3Core
+from unigame.backbones.parts import in_parts
+from unigame.backbones.reading import nearest_codes, read_codes, soft_codes
 
 
 class Emu3Backbone(Emu3Core):
@@ -38,16 +38,9 @@ class Emu3Backbone(Emu3Core):
 
         In float32 at least and outside autocast: in bfloat16 the nearest code is another one.
         """
-        vq = self.emu3.model.vqmodel
+        pixels = self.pixels.normalise(images).to(self.codebook().dtype)
         with torch.autocast(self.device.type, enabled=False):
-            pixels = self.pixels.normalise(images).to(vq.dtype)
-            if not (self.checkpointing and pixels.requires_grad):
-                return emu3_vision.encode(vq, pixels)
-            rows = [
-                checkpoint(emu3_vision.encode, vq, row, use_reentrant=False)
-                for row in pixels.split(1)
-            ]
-            return torch.cat(rows)
+            return self._in_parts(self._encode, pixels)
 
     def read_images(self, images: Tensor, *, hard: bool = True) -> tuple[Tensor, Tensor]:
         """Latents (B, N, E) and the embeddings z (B, N, H) of their codes, in one pass.
@@ -59,18 +52,16 @@ class Emu3Backbone(Emu3Core):
         embedding = self.emu3.get_input_embeddings()
         table_VH = self.visual_rows(embedding.weight)
         if not hard:
-            return latents_BNE, emu3_vision.soft_codes(latents_BNE, self.codebook(), table_VH)
-        codes_BN = emu3_vision.nearest_codes(latents_BNE, self.codebook())
+            return latents_BNE, soft_codes(latents_BNE, self.codebook(), table_VH)
+        codes_BN = nearest_codes(latents_BNE, self.codebook())
         embeds_BNH = embedding(self.token_V[codes_BN])
-        return latents_BNE, emu3_vision.read_codes(
-            embeds_BNH, latents_BNE, self.codebook(), table_VH
-        )
+        return latents_BNE, read_codes(embeds_BNH, latents_BNE, self.codebook(), table_VH)
 
     # ---- generation ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """The image tokenizer: images -> codes (B, N), in float32 at least. No gradient."""
-        return emu3_vision.nearest_codes(self.image_features(images), self.codebook())
+        return nearest_codes(self.image_features(images), self.codebook())
 
     def image_logits(self, states_BNH: Tensor) -> Tensor:
         """Scores of every code at every position, (B, N, V), in float32 at least.
@@ -114,15 +105,15 @@ class Emu3Backbone(Emu3Core):
         return self.emu3.get_input_embeddings()(tokens_BT)
 
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
-        """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable.
+        """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable."""
+        return self._in_parts(self._decode, vectors_MNE)
 
-        With checkpointing one picture at a time, whether or not there is a gradient: a batch of
-        another size may round otherwise, and ``render`` repeats ``draw`` bit for bit.
-        """
-        if not self.checkpointing:
-            return self._decode(vectors_MNE)
-        rows = vectors_MNE.split(1)
-        return torch.cat([checkpoint(self._decode, row, use_reentrant=False) for row in rows])
+    # ---- inside --------------------------------------------------------------------------------
+    def _in_parts(self, convolve: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        return in_parts(convolve, rows, side=self.facts.image_size, recompute=self.checkpointing)
+
+    def _encode(self, pixels_B3SS: Tensor) -> Tensor:
+        return emu3_vision.encode(self.emu3.model.vqmodel, pixels_B3SS)
 
     def _decode(self, vectors_MNE: Tensor) -> Tensor:
         with self._precision():

@@ -1,24 +1,24 @@
 """One transformers model as an object: loading, freezing, LoRA, checkpointing, modes, precision.
 
 ``HubModel`` is the half of a backbone that knows nothing of questions and pictures. Precision:
-under a bfloat16 base the language model runs in bfloat16 autocast, while LoRA weights and the image
-tokenizer's weights are float32.
+under a bfloat16 base the language model runs in bfloat16 autocast, while LoRA weights and what lies
+between a perturbed state and the pixels are float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import peft
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unigame.backbones import lora
 from unigame.backbones.base import Backbone
-from unigame.backbones.chat_layout import ChatLayout
 from unigame.backbones.pixels import PixelTwin
 from unigame.errors import UserError
 
@@ -32,19 +32,18 @@ class HubModel(Backbone):
     """A frozen model with its processor, LoRA, checkpointing and precision; no verbs yet.
 
     Args:
-        model: a transformers model with ``model.vqmodel``, a language model and ``lm_head``; it is
-            frozen here and used in place.
-        processor: its processor.
-        layout: what turns text into token rows.
-        pixels: the image processor's differentiable twin.
+        model: a transformers model with a language model inside; it is frozen here and used in
+            place.
+        processor: its processor or tokenizer.
+        pixels: the differentiable twin of what resizes and normalises pictures.
     """
 
-    frozen_parts: ClassVar[tuple[str, ...]]
+    frozen_parts: ClassVar[tuple[str, ...]] = ()
     """Frozen modules by their name in ``base.model``, and ``"lm_head"``."""
-    language_name: ClassVar[str] = "language_model"
-    """The language model's name in ``base.model``."""
+    language_name: str = "language_model"
+    """The language model's name in the model: LoRA stays below it."""
 
-    def __init__(self, model: Any, processor: Any, layout: ChatLayout, pixels: PixelTwin) -> None:
+    def __init__(self, model: Any, processor: Any, pixels: PixelTwin) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
@@ -52,8 +51,6 @@ class HubModel(Backbone):
         self.checkpointing = False
         self.requires_grad_(False)
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
-        if self.dtype == torch.bfloat16:
-            model.model.vqmodel.float()  # bfloat16 distances pick other codes
         for module in self.language_model.modules():
             if "attention_dropout" in vars(module):
                 module.attention_dropout = 0.0  # not an nn.Dropout: without_dropout would miss it
@@ -75,14 +72,16 @@ class HubModel(Backbone):
 
     # ---- LoRA and files ------------------------------------------------------------------------
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
-        """Add float32 LoRA weights to the language model's linear layers (default r 16, B.2).
+        """Freeze everything and add float32 LoRA weights to the language model (r 16, B.2).
 
         Raises:
             UserError: there is an adapter already, or the settings reach outside the LM.
         """
         if isinstance(self.model, peft.PeftModel):
             raise UserError("this backbone has a LoRA adapter already; load the model afresh")
-        settings = lora.language_model_lora(config, LORA_TARGETS, self.language_name)
+        targets = self.facts.lora_targets
+        settings = lora.language_model_lora(config, targets, self.language_name)
+        self.requires_grad_(False)
         self.model = lora.wrap(self.model, settings, self.language_name)
         return self.train(self.training)
 
@@ -111,7 +110,7 @@ class HubModel(Backbone):
         added = not isinstance(self.model, peft.PeftModel)
         if added:
             self.add_lora(config)
-        wrapped = self.model
+        wrapped = cast(peft.PeftModel, self.model)
         try:
             lora.load_weights(wrapped, weights, folder)
         except UserError:
@@ -141,20 +140,23 @@ class HubModel(Backbone):
         self.train(self.training)
 
     def frozen_towers(self) -> Sequence[Any]:
-        """Frozen transformers, with ``encoder.layers``, that gradients pass."""
+        """Frozen transformers that gradients pass."""
         return ()
 
     def train(self, mode: bool = True) -> Self:
-        """Only the language model takes the mode; frozen towers stay in evaluation mode."""
-        super().train(mode)
+        """Only the language model takes the mode; all that is frozen stays in evaluation mode."""
+        super().train(False)
+        self.training = mode
+        self.language_model.train(mode)
         for name in self.frozen_parts:
             part: nn.Module = self.base.lm_head if name == "lm_head" else self._inner(name)
             part.eval()
         for tower in self.frozen_towers():
-            for layer in tower.encoder.layers:
-                # Checkpointing acts on layers that are flagged as training; what is inside the
-                # layer (and reads the flag for its dropout) stays in evaluation mode.
-                layer.training = mode and self.checkpointing
+            for layer in tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    # Checkpointing acts on layers that are flagged as training; what is inside the
+                    # layer (and reads the flag for its dropout) stays in evaluation mode.
+                    layer.training = mode and self.checkpointing
         return self
 
     def _inner(self, name: str) -> nn.Module:
@@ -187,36 +189,55 @@ class HubModel(Backbone):
 
 
 def load_weights(
-    model_class: Any, name_or_path: str | Path, dtype: str, optional: Sequence[str] = ()
+    model_class: Any,
+    name_or_path: str | Path,
+    dtype: str | torch.dtype,
+    optional: Sequence[str] = (),
+    **extra: Any,
 ) -> Any:
     """A model of ``model_class`` with all of its weights; float16 becomes bfloat16.
 
     Args:
-        model_class: a ``PreTrainedModel``.
+        model_class: a ``PreTrainedModel``, or an ``AutoModel`` that finds one.
         name_or_path: checkpoint folder or Hub id.
-        dtype: "float32", "bfloat16" or "auto".
+        dtype: a dtype or its name, or "auto".
         optional: modules by name that become None where the checkpoint has no weights for them.
+        extra: further settings of ``from_pretrained``.
 
     Raises:
         UserError: weights do not load, or some of the model's are not among them.
     """
-    wanted: str | torch.dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    named = isinstance(dtype, str) and dtype != "auto"
     try:
         model, info = model_class.from_pretrained(
-            name_or_path, dtype=wanted, use_safetensors=True, output_loading_info=True
+            name_or_path,
+            dtype=getattr(torch, str(dtype)) if named else dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the weights of {str(name_or_path)!r} do not load: {reason}") from error
-    missing = sorted(info["missing_keys"])
+    missing = set(info["missing_keys"])
     for module in optional:
-        if any(key.startswith(f"{module}.") for key in missing):
+        lost = {key for key in missing if key.startswith(f"{module}.")}
+        if lost:
             parent, _, name = module.rpartition(".")
             setattr(model.get_submodule(parent), name, None)
-            missing = [key for key in missing if not key.startswith(f"{module}.")]
-    if missing:
-        raise UserError(
-            f"the weights of {str(name_or_path)!r} lack {len(missing)} tensors of the model, "
-            f"{missing[0]!r} among them; the checkpoint is incomplete: download or save it again"
-        )
+            missing -= lost
+    refuse_missing(name_or_path, missing)
     return model.to(torch.bfloat16) if model.dtype == torch.float16 else model
+
+
+def refuse_missing(name_or_path: str | Path, keys: Collection[str]) -> None:
+    """Tensors that a checkpoint lacks would start at random, after no more than a warning.
+
+    Raises:
+        UserError: there are such ``keys``.
+    """
+    if keys:
+        raise UserError(
+            f"the weights of {str(name_or_path)!r} lack {len(keys)} tensors of the model, "
+            f"{min(keys)!r} among them; the checkpoint is incomplete: download or save it again"
+        )

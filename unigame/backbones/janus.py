@@ -44,10 +44,17 @@ class JanusBackbone(JanusCore):
     # ---- generation ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """The image tokenizer: images -> codes (B, N), in float32 at least. No gradient."""
+        """The image tokenizer: images -> codes (B, N), in float32 at least. No gradient.
+
+        The nearest code by direction, as in the authors' code, which brings latents and code
+        vectors to length 1. transformers compares them as they are, which finds another code where
+        vectors are not of length 1.
+        """
+        vq = self.janus.model.vqmodel
         with torch.autocast(self.device.type, enabled=False):
-            encoded = self.janus.model.vqmodel.encode(self.pixels.normalise(images))
-        return encoded.image_tokens.view(len(images), -1)
+            latents = vq.quant_conv(vq.encoder(self.pixels.normalise(images)))
+            scores_BNV = latents.flatten(2).transpose(1, 2) @ self.codebook().T
+        return scores_BNV.argmax(-1)
 
     def image_logits(self, states_BNH: Tensor) -> Tensor:
         """Scores of every code at every position, (B, N, V), in float32 at least.

@@ -55,9 +55,9 @@ def evaluate(
         progress: told what happens.
 
     Raises:
-        UserError: data or scorers cannot be had, or the output is of other settings or of another
-            model, all before the first question; or a benchmark could not be scored, when the
-            others are done and recorded.
+        UserError: data or scorers cannot be had, a benchmark asks to draw and the model cannot, or
+            the output is of other settings or of another model, all before the first question; or
+            a benchmark could not be scored, when the others are done and recorded.
     """
     jobs = load_jobs(benchmarks, sources, limit=limit)
     return run_jobs(
@@ -110,6 +110,8 @@ def run_jobs(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """As ``evaluate``, with the items already loaded."""
+    if any(job.benchmark.task != "answer" for job in jobs):
+        backbone.require_drawing()
     output, progress = Path(output), progress or Silent()
     model = dict(model or records.model_entry(backbone))
     most = min(max_images or backbone.max_images, backbone.max_images)

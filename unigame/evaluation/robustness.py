@@ -199,9 +199,12 @@ def measure_robustness(
         report: called with the number of examples done, after each batch.
 
     Raises:
-        UserError: no example, ids that occur twice, or no picture that can be read.
+        UserError: no example, ids that occur twice, an adversary on a model that cannot draw, or no
+            picture that can be read.
     """
     config = config or RobustnessConfig()
+    if config.adversary is not None:
+        backbone.require_drawing()
     skips = skips if skips is not None else SkipReport()
     if len({example.id for example in examples}) < max(1, len(examples)):
         raise UserError(

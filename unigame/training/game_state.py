@@ -74,6 +74,9 @@ class GameState:
         device: where C lives.
         rank: this process's number; seeds what belongs to one rank.
         reduce: averages a list of gradients over ranks, in place.
+
+    Raises:
+        UserError: the game draws and the model cannot, or a scorer cannot be had.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class GameState:
         rank: int = 0,
         reduce: Callable[[list[Tensor]], None] | None = None,
     ) -> None:
+        if args.perturb_space == "decoder":
+            backbone.require_drawing()
         self.args = args
         self.backbone = backbone
         self.config = challenge_config(args)

@@ -1,0 +1,57 @@
+"""What ``test_two_ranks`` starts in each of its processes: a game, and plain fine-tuning."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.training.helpers import Records, lora_weights, make_trainer
+from unigame.training.trainer import UniGameTrainer
+
+
+def sft_settings(batch: int) -> dict[str, Any]:
+    return {
+        "data": Records(8),
+        "challenge_every": 0,
+        "per_device_train_batch_size": batch,
+        "max_steps": 2,
+        "lr_scheduler_type": "constant",
+    }
+
+
+def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
+    found = {"u": lora_weights(trainer)}
+    if trainer.game is not None:
+        perturber = trainer.game.perturber.named_parameters()
+        found["c"] = {name: weight.detach().clone() for name, weight in perturber}
+    return found
+
+
+def main(model: Path, folder: Path) -> None:
+    """Run both and write what this rank ended with."""
+    game = make_trainer(
+        model,
+        folder / "game",
+        Records(12),
+        per_device_train_batch_size=2,
+        max_steps=3,
+        generation_weight=0.0,
+        buffer_min_size=1,
+    )
+    game.train()
+    assert game.game is not None
+    read = torch.tensor(len(game.game.buffer))
+    sft = make_trainer(model, folder / "sft", **sft_settings(batch=2))
+    sft.train()
+    record = {
+        "game": {**weights_of(game), "hard": {"read": read}},
+        "sft": weights_of(sft),
+    }
+    torch.save(record, folder / f"rank{game.args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

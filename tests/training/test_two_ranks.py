@@ -1,0 +1,56 @@
+"""Two real processes: the game runs, both ranks stay equal, and SFT is that of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.helpers import make_trainer
+from tests.training.ranks import sft_settings, weights_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
+    """What each of two ranks had at the end of a game and of an SFT run."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", "0", "--rdzv_endpoint", "localhost:0", "--rdzv_backend", "c10d"]
+    done = subprocess.run(
+        [*launch, "-m", "tests.training.ranks", str(tiny_path), str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("player", ["u", "c"])
+def test_both_ranks_end_with_the_same_players(ranks, player: str) -> None:
+    first, second = (rank["game"][player] for rank in ranks)
+    assert first.keys() == second.keys() and first
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_hard_samples_were_read_on_both_ranks(ranks) -> None:
+    assert all(rank["game"]["hard"]["read"] > 0 for rank in ranks)
+
+
+def test_sft_on_two_ranks_is_sft_on_one_with_both_batches(ranks, tiny_path, tmp_path) -> None:
+    single = make_trainer(tiny_path, tmp_path, **sft_settings(batch=4))
+    before = weights_of(single)["u"]
+    single.train()
+    expected = weights_of(single)["u"]
+    for rank in ranks:
+        for name, weight in rank["sft"]["u"].items():
+            assert torch.allclose(weight, expected[name], atol=1e-5), name
+    assert any(not torch.allclose(before[name], expected[name], atol=1e-3) for name in before)

@@ -1,0 +1,99 @@
+"""``load_backbone``: from a checkpoint's ``config.json`` to its family, its files, its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from transformers.utils import logging as hf_logging
+
+from unigame.backbones.base import Backbone
+from unigame.backbones.checkpoint import (
+    BUNDLED,
+    check_device,
+    check_dtype,
+    fetch_config,
+    find_checkpoint,
+    read_model_type,
+)
+from unigame.backbones.families import available_backbones
+from unigame.errors import UserError
+
+
+class BackboneLoader(Protocol):
+    """What an entry point names: builds a backbone from a folder or Hub id."""
+
+    def __call__(self, name_or_path: str | Path, *, dtype: str, device: torch.device) -> Backbone:
+        """``name_or_path`` is a folder (Path) whose family is known, or a Hub id (str)."""
+        ...
+
+
+def load_backbone(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    adapter: str | Path | None = None,
+) -> Backbone:
+    """Load a backbone, ready for use: evaluation mode, all weights frozen.
+
+    Args:
+        name_or_path: a checkpoint folder in the Hub format, ``"janus-nano"`` (the bundled model),
+            or a Hub id such as ``"deepseek-community/Janus-Pro-1B"`` (downloaded on first use).
+        dtype: "float32", "bfloat16", or "auto": the checkpoint's own (float16 becomes bfloat16,
+            because training in float16 would need loss scaling).
+        device: where to put it; None is the GPU if there is one, else the CPU.
+        adapter: folder of a LoRA adapter to load on top.
+
+    Raises:
+        UserError: wrong or incomplete checkpoint, unsupported family, dtype or device, foreign
+            adapter. Everything but the adapter's fit is checked before weights are loaded.
+    """
+    check_dtype(dtype)
+    place = check_device(device)
+    checkpoint = find_checkpoint(name_or_path)
+    families = available_backbones()
+    if isinstance(checkpoint, Path):
+        model_type = read_model_type(checkpoint / "config.json", families)
+    else:
+        model_type = read_model_type(fetch_config(checkpoint), families, checkpoint)
+    if adapter is not None:
+        from unigame.backbones.lora import read_adapter
+
+        read_adapter(adapter)
+    with _quiet_if(name_or_path == BUNDLED):
+        backbone = _loader(model_type, families[model_type])(checkpoint, dtype=dtype, device=place)
+    if adapter is not None:
+        backbone.load_adapter(adapter)
+    return backbone.eval()
+
+
+@contextmanager
+def _quiet_if(small: bool) -> Iterator[None]:
+    """No loading bar for a model that loads in an instant."""
+    if small and hf_logging.is_progress_bar_enabled():
+        hf_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            hf_logging.enable_progress_bar()
+    else:
+        yield
+
+
+def _loader(model_type: str, reference: str) -> BackboneLoader:
+    module_name, _, attributes = reference.partition(":")
+    try:
+        target = import_module(module_name)
+        for attribute in attributes.split("."):
+            target = getattr(target, attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"backbone family {model_type!r} is registered as {reference!r}, which does not load "
+            f"({error}); reinstall or fix the package that provides it"
+        ) from error
+    return cast(BackboneLoader, target)
