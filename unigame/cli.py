@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Never
 
 from unigame import __version__
-from unigame.commands import evaluate_arguments, values
+from unigame.commands import compose_arguments, evaluate_arguments, values
 from unigame.errors import UserError
 
 EXIT_OK = 0
@@ -72,11 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_train(commands)
     _add_compose(commands)
+    _add_convert(commands)
     _add_generate(commands)
     _add_answer(commands)
     _add_evaluate(commands)
     _add_compare(commands)
     _add_doctor(commands)
+    _add_backbones(commands)
     pretrain = commands.add_parser(
         "pretrain", add_help=False, help="train the bundled model janus-nano from scratch"
     )
@@ -142,17 +144,7 @@ def _add_compose(commands: argparse._SubParsersAction[_Parser]) -> None:
         description="Check that the parts fit and write config.json and an untrained connector; "
         "the parts stay where they are. See docs/backbones/composed.md.",
     )
-    command.add_argument("folder", type=Path, help="to write")
-    command.add_argument("--language", required=True, help="VLM or LLM (folder or Hub id)")
-    command.add_argument("--denoiser", required=True, help="diffusers pipeline (folder or Hub id)")
-    command.add_argument("--vision-encoder", help="SigLIP or CLIP, for a text-only LLM")
-    command.add_argument("--vae", help="another VAE than the pipeline's")
-    command.add_argument("--image-size", type=values.positive_int, default=512, help="px, drawn")
-    command.add_argument("--vision-size", type=values.positive_int, help="px, read (Qwen only)")
-    command.add_argument("--num-queries", type=values.positive_int, default=64, help="drawn from")
-    command.add_argument("--strength", type=float, default=0.5, help="noise of a redrawing, (0, 1]")
-    command.add_argument("--draw-steps", type=values.positive_int, default=1, help="of a redrawing")
-    command.add_argument("--seed", type=values.seed, default=0, help="of the connector's weights")
+    compose_arguments.add_arguments(command)
     command.set_defaults(run=_compose)
 
 
@@ -173,6 +165,27 @@ def _compose(args: argparse.Namespace) -> None:
         draw_steps=args.draw_steps,
         seed=args.seed,
     )
+
+
+def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="turn an original deepseek-ai Janus into the Hub format",
+        description="Write Janus-1.3B or Janus-Pro as load_backbone and transformers read it, "
+        "and compare every value. See docs/backbones/janus.md.",
+    )
+    command.add_argument("source", help="folder or Hub id: deepseek-ai/Janus-Pro-1B")
+    command.add_argument("output", type=Path, help="folder to write; new or empty")
+    command.add_argument(
+        "--dtype", choices=("keep", "float32", "bfloat16"), default="keep", help="of the weights"
+    )
+    command.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from unigame.commands.convert import convert
+
+    convert(args.source, args.output, dtype=args.dtype)
 
 
 def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -306,6 +319,20 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor(model=args.model, recipe=args.recipe)
 
 
+def _add_backbones(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "backbones", help="list the model families: what each can do, what is installed"
+    )
+    command.add_argument("--json", action="store_true", help="the same for programs")
+    command.set_defaults(run=_backbones)
+
+
+def _backbones(args: argparse.Namespace) -> None:
+    from unigame.commands.backbones import backbones
+
+    backbones(as_json=args.json)
+
+
 def _pretrain(args: argparse.Namespace) -> int | None:
     from unigame.synthetic.pretrain import main as pretrain
 
@@ -354,6 +381,8 @@ def _what_was_kept(args: argparse.Namespace) -> str:
         from unigame.commands.evaluate import interrupted_note as kept_predictions
 
         return kept_predictions(args)
+    if command == "convert":
+        return f"Stopped; {args.output} was not written. Run the same command again."
     if command == "demo":
         arms = sorted(file.parent.name for file in args.output.glob("arms/*/scores.json"))
         kept = f"kept in {args.output}: {', '.join(arms)}" if arms else "no arm was finished yet"

@@ -48,3 +48,14 @@ def test_what_does_not_fit_is_named_and_nothing_written(
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
     assert not folder.exists()
+
+
+def test_a_pipeline_given_as_the_language_is_told_from_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = str(shared_llm_dit().parent / "pipeline")
+    words = [*parts(), "--language", pipeline]
+    capsys.readouterr()  # what making the parts wrote
+    assert main(["compose", str(tmp_path / "model"), *words]) == 2
+    error = capsys.readouterr().err
+    assert f"{pipeline!r} is a diffusers pipeline" in error and error.count("\n") == 1

@@ -1,24 +1,29 @@
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from tests.tiny_chameleon import shared_tiny_chameleon
+from tests.tiny_composed import shared_vlm_unet
+from tests.tiny_emu3 import shared_tiny_emu3
 from unigame import cli
+from unigame.backbones import families
 from unigame.commands import doctor as module
-from unigame.commands.memory import janus_pro_config, measure
+from unigame.commands.sizes import janus_pro_config, janus_size
 from unigame.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def size():
-    return measure("folder", janus_pro_config("1B"))
+    return janus_size("folder", janus_pro_config("1B"))
 
 
 @pytest.fixture
 def sound(monkeypatch, size):
     """A machine where the bundled model is fine, without loading it or building large ones."""
     monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
-    monkeypatch.setattr(module, "_size_of", lambda name: replace(size, name=name))
-    monkeypatch.setattr(module, "measure", lambda name, config: replace(size, name=name))
+    monkeypatch.setattr(module, "size_of", lambda name: replace(size, name=name))
+    monkeypatch.setattr(module, "janus_size", lambda name, config: replace(size, name=name))
 
 
 def test_the_report_covers_environment_hardware_and_what_fits(sound, capsys):
@@ -68,7 +73,7 @@ def test_a_broken_bundled_model_is_said_and_fails(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "fragment"),
     [
-        ('{"model_type": "llama"}', "'llama'"),
+        ('{"model_type": "llama"}', "a text-only LLM of type 'llama'"),
         ("{", "no model configuration"),
         (None, "config.json"),
     ],
@@ -79,3 +84,27 @@ def test_a_foreign_checkpoint_is_refused_before_the_report(config, fragment, tmp
     assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert fragment in captured.err and captured.out == ""
+
+
+@pytest.mark.parametrize("make", [shared_tiny_emu3, shared_tiny_chameleon, shared_vlm_unet])
+def test_a_model_of_any_family_is_in_the_table(make, capsys, monkeypatch, size):
+    monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
+    monkeypatch.setattr(module, "janus_size", lambda name, config: replace(size, name=name))
+    monkeypatch.setattr(module, "_capacity", lambda: ("a large machine", 1e15))
+    folder = str(make())
+    assert cli.main(["doctor", "--model", folder]) == 0
+    shown = capsys.readouterr().out
+    assert "0.0 ✓" in shown
+    assert ("not counted: of denoising" in shown) == (make is shared_vlm_unet)
+
+
+def test_a_plug_in_is_not_guessed_at(capsys, monkeypatch, tmp_path):
+    def entries(group):
+        return [EntryPoint("emu9", "nowhere:load", group)]
+
+    monkeypatch.setattr(families, "entry_points", entries)
+    (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
+    assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
+    assert "'emu9', which comes from a plug-in; doctor can estimate chameleon, emu3, janus" in (
+        capsys.readouterr().err
+    )

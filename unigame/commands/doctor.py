@@ -8,7 +8,6 @@ import shlex
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -17,15 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unigame.commands.console import make_console, next_step
-from unigame.commands.memory import (
-    GIB,
-    Dtype,
-    ModelSize,
-    Setting,
-    estimate,
-    janus_pro_config,
-    measure,
-)
+from unigame.commands.memory import DTYPES, GIB, Dtype, ModelSize, Setting, estimate
+from unigame.commands.sizes import janus_pro_config, janus_size, size_of
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +25,6 @@ if TYPE_CHECKING:
 
 _REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 _OPTIONAL = ("tensorboard", "wandb")  # integrations of --report_to
-_DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 _BATCHES = (1, 8)
 
 
@@ -43,11 +34,14 @@ def doctor(*, model: str | None = None, recipe: str | None = None) -> int:
     Raises:
         UserError: ``model`` or ``recipe`` is not usable; said before any weight is loaded.
     """
+    # The profiler, which measures memory on a CPU, writes of its own doings otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from unigame.training.recipe import load_recipe
 
     plan = load_recipe(recipe) if recipe else None
     asked = ([model] if model else []) + ([plan.model] if plan else [])
-    sizes = [_size_of(name) for name in dict.fromkeys(asked)]
+    sizes = [size_of(name) for name in dict.fromkeys(asked)]
     console = make_console()
     for title, lines in (("Environment", _environment()), ("Hardware", _hardware())):
         console.print(Text(title, style="bold"))
@@ -56,8 +50,8 @@ def doctor(*, model: str | None = None, recipe: str | None = None) -> int:
     console.print(Text("Bundled model", style="bold"))
     sound, line = _check_bundled_model()
     console.print(f"  {line}", markup=False)
-    known = [measure(f"Janus-Pro-{size}", janus_pro_config(size)) for size in ("1B", "7B")]
-    bundled = [_size_of("janus-nano")] if sound else []
+    known = [janus_size(f"Janus-Pro-{size}", janus_pro_config(size)) for size in ("1B", "7B")]
+    bundled = [size_of("janus-nano")] if sound else []
     named = {size.name: size for size in (*bundled, *known, *sizes)}
     _print_what_fits(list(named.values()))
     if plan is not None:
@@ -118,28 +112,6 @@ def _check_bundled_model() -> tuple[bool, str]:
     return True, f"janus-nano loads and answers ({time.perf_counter() - start:.1f} s)"
 
 
-def _size_of(name: str) -> ModelSize:
-    """The size of a checkpoint from its config alone (a Hub id fetches only config.json)."""
-    from transformers import JanusConfig
-
-    from unigame.backbones.checkpoint import (
-        check_files,
-        fetch_config,
-        find_checkpoint,
-        read_model_type,
-    )
-
-    checkpoint = find_checkpoint(name)
-    if isinstance(checkpoint, Path):
-        config_file = checkpoint / "config.json"
-        read_model_type(config_file, ("janus",))
-        check_files(checkpoint)
-    else:
-        config_file = fetch_config(checkpoint)
-        read_model_type(config_file, ("janus",))
-    return measure(name, JanusConfig.from_json_file(config_file))
-
-
 def _capacity() -> tuple[str, float]:
     """The memory that training would use here: the largest GPU's, or what the CPU has available."""
     import torch
@@ -159,13 +131,13 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
     table.add_column("GiB to train")
     table.add_column("batch", justify="right")
     for arm in ("SFT", "UniGame"):
-        for dtype in _DTYPES:
+        for dtype in DTYPES:
             table.add_column(f"{arm}\n{dtype}", justify="right")
     for size in sizes:
         for batch in _BATCHES:
             cells = []
             for game in (False, True):
-                for dtype in _DTYPES:
+                for dtype in DTYPES:
                     setting = Setting(game, batch, hard=(batch + 1) // 2 if game else 0)
                     total = estimate(size, setting, dtype).total
                     cells.append(f"{total / GIB:.1f}{marks[total <= capacity]}")
@@ -181,6 +153,9 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
         style="dim",
         markup=False,
     )
+    for size in sizes:
+        for note in size.notes:
+            console.print(f"  {size.name}: not counted: {note}.", style="dim", markup=False)
 
 
 def _billions(parameters: int) -> str:
@@ -198,8 +173,13 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
         batch_size=batch,
         hard=settings.resolved_hard_batch_size if settings.plays else 0,
         captions=batch if settings.generation_weight > 0 else 0,
-        candidates=settings.num_candidates,
+        candidates=min(
+            settings.gradient_candidates or settings.num_candidates, settings.num_candidates
+        ),
         checkpointing=bool(settings.gradient_checkpointing),
+        read_at_once=settings.understanding_micro_batch,
+        challenged_at_once=settings.challenge_micro_batch,
+        share=settings.challenge_share,
     )
     dtype: Dtype = "float32" if plan.dtype == "float32" else "bfloat16"
     needed = estimate(size, setting, dtype)
@@ -210,6 +190,35 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
         f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.",
         markup=False,
     )
+    if needed.total <= capacity:
+        _print_trial(plan)
+
+
+def _print_trial(plan: Recipe) -> None:
+    """What the run would take here, by trying its own steps."""
+    from unigame.commands.trial import try_recipe
+
+    console = make_console()
+    try:
+        found = try_recipe(plan)
+    except UserError as error:
+        console.print(f"  Not tried: {error}.", markup=False)
+        return
+    how = "slices of the model" if found.sliced else "the model itself"
+    data = "" if found.own_data else " and made-up pictures, since the recipe's are not here"
+    console.print(
+        f"  Tried here on {how}{data}: {found.seconds:.2g} s a step, "
+        f"{_duration(found.total_seconds)} for {found.steps}\n"
+        f"  steps (evaluations and checkpoints apart), {found.memory / GIB:.2g} GiB at the peak.",
+        markup=False,
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _advice(model: str | None, recipe: str | None) -> list[str]:

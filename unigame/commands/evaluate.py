@@ -44,6 +44,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     jobs = load_jobs(benchmarks, sources, limit=args.limit)
     attacked = _attacked(jobs) if attacks else None
     backbone, model = _load_model(args)
+    if attacks is not None and attacks.adversary is not None:
+        backbone.require_drawing()  # now, not after hours of other benchmarks
     usual = DRAWING if _data_root(args) == SYNTHETIC else Drawing()
     drawing = Drawing(
         args.seed,

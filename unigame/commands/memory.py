@@ -1,20 +1,21 @@
 """What fits: an estimate of training memory from parameter counts and saved activations.
 
-Parameters are counted on the model's own classes, built without memory (meta device). Activations
-are what autograd keeps for the backward pass, as bytes per element by kind of layer. Those
-constants were read off small models of the same classes by counting saved tensors; a test repeats
-the count. It is an estimate: ``SLACK`` stands for the allocator's slack and kernels' workspaces.
+The figures of a checkpoint come from ``sizes.py``. Activations are what autograd keeps for the
+backward pass. For language models and vision towers they are bytes per element by kind of layer;
+those constants were read off small models of the same classes by counting saved tensors, and a test
+repeats the count. What draws (and reads codes) is counted itself, without memory. It is an
+estimate: ``SLACK`` stands for the allocator's slack and kernels' workspaces.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from transformers import JanusConfig
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 Dtype = Literal["float32", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 
 GIB = 2**30
 SLACK = 1.15
@@ -28,18 +29,51 @@ _WEIGHT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 _LM_BYTES: dict[Dtype, tuple[float, float]] = {"float32": (74.0, 20.0), "bfloat16": (59.0, 13.5)}
 # Frozen vision encoder with gradient to its input, bytes per token, layer and hidden unit.
 _VISION_BYTES: dict[Dtype, float] = {"float32": 40.0, "bfloat16": 20.0}
-# Frozen image decoder, bytes per feature-map element: a constant and a part per residual block.
-_DECODER_BYTES: dict[Dtype, tuple[float, float]] = {
-    "float32": (18.0, 33.0),
-    "bfloat16": (9.0, 16.5),
-}
-# Logits, probabilities, the straight-through mix and a gradient over the codebook, in float32.
+# Pairs of a place and a code whose scores reading has in memory at once (``reading.PAIRS``).
+PAIRS = 1 << 27
+# Scores, probabilities, a straight-through mix and a gradient over the codebook, in float32.
 _CODEBOOK_BYTES = 16
 
 
 @dataclass(frozen=True)
+class PictureBytes:
+    """What one picture's convolutions (or denoising) keep for backward, in bytes.
+
+    Attributes:
+        whole: without checkpointing.
+        held: with checkpointing, until backward comes to them.
+        recomputed: with checkpointing, while backward passes them.
+    """
+
+    whole: float = 0.0
+    held: float = 0.0
+    recomputed: float = 0.0
+
+
+NOTHING: Mapping[Dtype, PictureBytes] = {dtype: PictureBytes() for dtype in DTYPES}
+
+
+@dataclass(frozen=True)
 class ModelSize:
-    """The figures of a checkpoint that memory depends on."""
+    """The figures of a checkpoint that memory depends on.
+
+    Attributes:
+        name: what to call it.
+        parameters: all weights.
+        float32_parameters: of them, those that stay in float32 on any base.
+        lora_parameters: weights that LoRA of rank 16 adds.
+        hidden_size: H of the language model.
+        mlp_size: inner width of its MLPs; of experts, of all that a token passes.
+        layers: of the language model.
+        image_tokens: N of a picture that is read.
+        codebook_size: V; 0 where pictures are latents.
+        vision_hidden, vision_layers, vision_tokens: of a vision transformer; 0 without one.
+        drawing: what drawing a picture keeps, under each dtype of the base.
+        reading: the same of a convolutional image tokenizer that pictures are read by.
+        reads_codes: whether what is read are codes, chosen straight-through.
+        pictures_at_once: that convolutions recompute together; None: all of them.
+        notes: what the estimate leaves out, for this model.
+    """
 
     name: str
     parameters: int
@@ -47,12 +81,17 @@ class ModelSize:
     hidden_size: int
     mlp_size: int
     layers: int
-    vision_hidden: int
-    vision_layers: int
     image_tokens: int
-    codebook_size: int
-    decoder_elements: int
-    decoder_blocks: int
+    codebook_size: int = 0
+    vision_hidden: int = 0
+    vision_layers: int = 0
+    vision_tokens: int = 0
+    float32_parameters: int = 0
+    drawing: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
+    reading: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
+    reads_codes: bool = False
+    pictures_at_once: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,8 +103,11 @@ class Setting:
         batch_size: clean samples of one understanding step.
         hard: samples from the buffer that join them.
         captions: samples of the batch that also get the caption -> image loss.
-        candidates: K, pictures drawn per sample.
-        checkpointing: whether the language model recomputes its activations.
+        candidates: pictures drawn per sample that C learns from.
+        checkpointing: whether activations are recomputed in backward.
+        read_at_once: rows of the mixed batch that U reads in one pass; None: ``batch_size``.
+        challenged_at_once: samples of one pass of the challenge; None: a quarter of the batch.
+        share: of the batch that is challenged.
     """
 
     game: bool
@@ -74,6 +116,24 @@ class Setting:
     captions: int = 0
     candidates: int = 1
     checkpointing: bool = True
+    read_at_once: int | None = None
+    challenged_at_once: int | None = None
+    share: float = 1.0
+
+    @property
+    def read(self) -> int:
+        """Rows of the mixed batch that U reads in one pass: passes are as equal as may be."""
+        return _largest_part(self.batch_size + self.hard, self.read_at_once or self.batch_size)
+
+    @property
+    def challenged(self) -> int:
+        """Samples of one pass of the challenge."""
+        at_once = self.challenged_at_once or math.ceil(self.batch_size / 4)
+        return _largest_part(math.ceil(self.share * self.batch_size), at_once)
+
+
+def _largest_part(rows: int, at_once: int) -> int:
+    return math.ceil(rows / math.ceil(rows / at_once))
 
 
 @dataclass(frozen=True)
@@ -85,59 +145,14 @@ class Estimate:
     activations: float
 
     @property
+    def tensors(self) -> float:
+        """All of it, as the sum of tensors."""
+        return self.weights + self.trained + self.activations
+
+    @property
     def total(self) -> float:
-        """All of it, with room for what the formula does not see."""
-        return SLACK * (self.weights + self.trained + self.activations)
-
-
-def janus_pro_config(size: Literal["1B", "7B"]) -> JanusConfig:
-    """The shapes of the published Janus-Pro checkpoints, so that nothing need be downloaded."""
-    from transformers import JanusConfig
-
-    hidden, mlp, layers, heads = {
-        "1B": (2048, 5632, 24, 16),
-        "7B": (4096, 11008, 30, 32),
-    }[size]
-    text = {
-        "model_type": "llama",
-        "vocab_size": 102400,
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "tie_word_embeddings": False,
-    }
-    return JanusConfig(
-        text_config=text,
-        vision_config={"projection_dim": hidden},
-        vq_config={"projection_dim": hidden, "image_token_embed_dim": hidden},
-        tie_word_embeddings=False,
-    )
-
-
-def measure(name: str, config: JanusConfig) -> ModelSize:
-    """Count the parameters of a Janus configuration on the meta device and note its shapes."""
-    text, vision, vq = config.text_config, config.vision_config, config.vq_config
-    side = vision.image_size // vision.patch_size
-    levels = len(vq.channel_multiplier)
-    return ModelSize(
-        name=name,
-        parameters=_count_parameters(config),
-        lora_parameters=_count_lora(text),
-        hidden_size=text.hidden_size,
-        mlp_size=text.intermediate_size,
-        layers=text.num_hidden_layers,
-        vision_hidden=vision.hidden_size,
-        vision_layers=vision.num_hidden_layers,
-        image_tokens=side**2,
-        codebook_size=vq.num_embeddings,
-        decoder_elements=sum(
-            (side * 2 ** (levels - 1 - level)) ** 2 * vq.base_channels * multiplier
-            for level, multiplier in enumerate(vq.channel_multiplier)
-        ),
-        decoder_blocks=vq.num_res_blocks + 1,
-    )
+        """The same with room for what the formula does not see."""
+        return SLACK * self.tensors
 
 
 def estimate(size: ModelSize, setting: Setting, dtype: Dtype) -> Estimate:
@@ -145,24 +160,23 @@ def estimate(size: ModelSize, setting: Setting, dtype: Dtype) -> Estimate:
 
     The challenge (C ascends) keeps the decoder's, the vision encoder's and the language model's
     activations of the candidates; the understanding step (U descends) the language model's of the
-    mixed batch. They follow each other, so the peak is the larger, not the sum.
+    rows that it reads in one pass. They follow each other, so the peak is the larger, not the sum.
     """
-    samples = setting.batch_size + setting.hard + setting.captions
-    picture_logits = size.image_tokens * size.codebook_size * _CODEBOOK_BYTES
-    understanding = (
-        lm_activations(size, samples, setting, dtype) + setting.captions * picture_logits
-    )
+    samples = setting.read + setting.captions
+    understanding = lm_activations(size, samples, setting, dtype)
+    understanding += setting.captions * size.image_tokens * size.codebook_size * _CODEBOOK_BYTES
     challenge = 0.0
     if setting.game:
-        drawn = setting.batch_size * setting.candidates
+        drawn = setting.challenged * setting.candidates
         challenge = (
             lm_activations(size, drawn, setting, dtype)
             + vision_activations(size, drawn, dtype)
-            + decoder_activations(size, drawn, dtype)
-            + drawn * picture_logits
+            + picture_activations(size, drawn, setting, dtype)
+            + codebook_activations(size, drawn)
         )
+    half = size.parameters - size.float32_parameters
     return Estimate(
-        weights=size.parameters * _WEIGHT_BYTES[dtype],
+        weights=half * _WEIGHT_BYTES[dtype] + size.float32_parameters * 4,
         trained=(size.lora_parameters + setting.game * _perturber(size)) * _TRAINED_BYTES,
         activations=max(understanding, challenge),
     )
@@ -180,32 +194,30 @@ def lm_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype
 
 def vision_activations(size: ModelSize, samples: int, dtype: Dtype) -> float:
     """Bytes that the frozen vision encoder saves to carry the gradient to its pixels."""
-    units = size.image_tokens * size.vision_layers * size.vision_hidden
+    units = size.vision_tokens * size.vision_layers * size.vision_hidden
     return samples * units * _VISION_BYTES[dtype]
 
 
-def decoder_activations(size: ModelSize, samples: int, dtype: Dtype) -> float:
-    """Bytes that the frozen image decoder saves to carry the gradient to the drawing."""
-    constant, per_block = _DECODER_BYTES[dtype]
-    return samples * size.decoder_elements * (constant + per_block * size.decoder_blocks)
+def picture_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype) -> float:
+    """Bytes that drawing saves, and reading where it is convolutional too.
+
+    With checkpointing, backward recomputes the reading before it comes to the drawing, so of the
+    two the larger counts.
+    """
+    both = (size.drawing[dtype], size.reading[dtype])
+    if not setting.checkpointing:
+        return samples * sum(saved.whole for saved in both)
+    at_once = min(samples, size.pictures_at_once or samples)
+    held = samples * sum(saved.held for saved in both)
+    return held + at_once * max(saved.recomputed for saved in both)
+
+
+def codebook_activations(size: ModelSize, samples: int) -> float:
+    """Bytes of scores over the codebook, when codes are drawn and when codes are read."""
+    pairs = samples * size.image_tokens * size.codebook_size
+    read = min(pairs, PAIRS) if size.reads_codes else 0  # reading takes them in parts
+    return (pairs + read) * _CODEBOOK_BYTES
 
 
 def _perturber(size: ModelSize, width: int = 256) -> int:
     return 2 * size.hidden_size * width + width * width + 2 * width
-
-
-def _count_lora(text: Any) -> int:
-    """LoRA weights on the seven linear layers of every block: rank x (inputs + outputs)."""
-    hidden, mlp = text.hidden_size, text.intermediate_size
-    key_value = hidden * text.num_key_value_heads // text.num_attention_heads
-    attention = 2 * (hidden + hidden) + 2 * (hidden + key_value)
-    return LORA_RANK * text.num_hidden_layers * (attention + 3 * (hidden + mlp))
-
-
-def _count_parameters(config: JanusConfig) -> int:
-    import torch
-    from transformers import JanusForConditionalGeneration
-
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(config)
-    return sum(parameter.numel() for parameter in model.parameters())
