@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from alive_tokens import Training, train_tokens
 from PIL import Image
 from torch import Tensor
 
@@ -176,9 +177,36 @@ def _train_vae(backbone: Backbone, world: World, steps: int) -> None:
             print(f"  {step:4d}  picture error {error:.4f}", flush=True)
 
 
+# ---- models that read and draw tokens -----------------------------------------------------------
+def _emu3(folder: Path) -> Backbone:
+    from tests import tiny_emu3
+
+    size = tiny_emu3.Size(image=48, hidden=64, codes=256, channels=32)
+    return load_backbone(
+        tiny_emu3.make_tiny_emu3(folder, size=size, words=vocabulary()), device="cpu"
+    )
+
+
+def train_emu3(backbone: Backbone, world: World) -> None:
+    """See ``train_tokens``: one code stands for 8 px here, and must keep what lies around it."""
+    train_tokens(backbone, world, Training(margin=4))
+
+
+def _chameleon(folder: Path) -> Backbone:
+    from tests.tiny_chameleon import make_tiny_chameleon
+
+    make_tiny_chameleon(folder, image_size=24, hidden=64, num_codes=256, vocab_words=vocabulary())
+    return load_backbone(folder, device="cpu")
+
+
 UNET_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.5, label_weight=0.3, learning_rate=3e-4)
 # This model redraws closer to the picture, so C gets more room.
 DIT_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.25, label_weight=0.1, learning_rate=3e-4)
+EMU3_PLAY = Play()
+# The anchor keeps G near the pictures while U's LoRA, which is G's too, learns only to read.
+CHAMELEON_PLAY = Play(
+    eps_max=1.0, eps_init=0.5, anchor=3.0, perturber_learning_rate=3e-3, learning_rate=4e-4
+)
 MODELS: dict[str, Family] = {
     "janus": Family(
         build=lambda folder: load_backbone("janus-nano", device="cpu"),
@@ -192,4 +220,6 @@ MODELS: dict[str, Family] = {
     ),
     "composed_sd": Family(_composed("make_vlm_unet"), train_composed, UNET_PLAY),
     "composed_llm_dit": Family(_composed("make_llm_dit"), train_composed, DIT_PLAY),
+    "emu3": Family(_emu3, train_emu3, EMU3_PLAY),
+    "chameleon": Family(_chameleon, train_tokens, CHAMELEON_PLAY),
 }

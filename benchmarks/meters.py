@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
@@ -21,38 +20,6 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     work()
     wait()
     return time.perf_counter() - begun
-
-
-def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """Bytes of tensors at the worst moment of one call, above those that live before it.
-
-    On a GPU as the allocator counts them. On a CPU as the profiler sees every allocation and
-    release, so that neither malloc's habits nor other programs matter.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
-    events = [
-        event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
-def tensor_bytes(model: nn.Module) -> int:
-    """Bytes of its weights and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Counter:

@@ -46,6 +46,7 @@ from models import build
 from PIL import Image
 
 from unigame.backbones.janus import JanusBackbone
+from unigame.commands.peak import peak_bytes, tensor_bytes
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.metrics import PHASES
 
@@ -216,7 +217,7 @@ class Bench:
 
     def memory(self) -> dict[str, Any]:
         """Peaks of each kind of step, and the two ratios."""
-        model = meters.tensor_bytes(self.trainer.model)
+        model = tensor_bytes(self.trainer.model)
         peaks = {kind: self.peak(lambda kind=kind: self.step(kind)) for kind in self.kinds}  # type: ignore[misc]
         figures: dict[str, Any] = {
             "megabytes": {"model": round(model / 1e6, 1)}
@@ -230,7 +231,7 @@ class Bench:
 
     def peak(self, work: Callable[[], None]) -> int:
         """Bytes above what lives between steps."""
-        return meters.peak_bytes(work, self.device)
+        return peak_bytes(work, self.device)
 
 
 def pictures(size: int, side: int) -> list[dict[str, Any]]:
