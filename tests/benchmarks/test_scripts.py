@@ -1,0 +1,295 @@
+"""The scripts of ``benchmarks/`` run on a tiny shape, and count what their tables say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import unigame
+
+SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """The scripts by name; they import each other as when one of them is run."""
+    names = ("gpu", "kernels", "meters", "models", "scaling", "scaling_picture", "step_cost")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield SimpleNamespace(
+            **{name: importlib.import_module(name) for name in (*names, "generation")}
+        )
+
+
+def read(file: Path) -> dict:
+    found = json.loads(file.read_text())
+    assert {"settings", "machine", "command", "date"} <= found.keys()
+    return found
+
+
+# ---- step_cost ---------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def step_cost(scripts, tmp_path_factory):
+    file = tmp_path_factory.mktemp("step") / "new" / "step_cost.json"
+    words = ["--model", "tiny", "--batch-size", "4", "--repetitions", "1", "--cpu"]
+    scripts.step_cost.main([*words, "--json", str(file)])
+    return read(file)
+
+
+def test_step_cost_gives_its_keys(step_cost):
+    ratios = ("ratio", "ratio_full_share", "ratio_k4", "memory_ratio", "memory_ratio_above_model")
+    assert all(step_cost[name] > 0 for name in ratios)
+    assert {"read", "encode", "challenge", "mine", "mix", "understand"} == set(step_cost["phases"])
+    seconds, names = step_cost["seconds"], {"unigame": "ratio", "k4": "ratio_k4"}
+    for kind, name in names.items():
+        ratio = seconds[kind]["median"] / seconds["sft"]["median"]
+        assert step_cost[name] == pytest.approx(ratio, rel=0.01)
+    assert step_cost["settings"]["model"] == "tiny" and step_cost["settings"]["batch_size"] == 4
+
+
+def test_tokens_are_those_of_the_table(scripts, step_cost):
+    """``B = 4``: rows that pass the language model, by phase, as the docstring has them."""
+    layout = scripts.models.build("tiny", CPU, torch.float32).layout
+    question, answer = scripts.step_cost.QUESTION, scripts.step_cost.ANSWER
+    read = len(layout.question_ids(question)) + len(layout.answer_ids(question, answer))
+    # The last code is predicted, not fed.
+    drawn = len(layout.prompt_ids(question)) + layout.num_image_tokens - 1
+    challenged = {"unigame": 2, "full_share": 4, "k4": 2}
+    candidates = {"unigame": 1, "full_share": 1, "k4": 4}
+    expected = {"sft": {"understand": {"forward": 4 * read, "backward": 4 * read}}}
+    for kind, rows in challenged.items():
+        expected[kind] = {
+            "challenge": {
+                "forward": rows * (drawn + candidates[kind] * read),
+                "backward": rows * read,  # C learns from one candidate of each sample
+            },
+            "understand": {"forward": 6 * read, "backward": 6 * read},
+        }
+    assert {kind: found["tokens"] for kind, found in step_cost["counted"].items()} == expected
+
+
+def test_operations_follow_the_passes(step_cost):
+    counted = step_cost["counted"]
+    sft, game, full = (counted[kind]["gflops"] for kind in ("sft", "unigame", "full_share"))
+    assert game["understand"] == pytest.approx(1.5 * sft["understand"], rel=0.05)
+    assert full["challenge"] == pytest.approx(2 * game["challenge"], rel=0.05)
+    for found in counted.values():
+        assert sum(found["gflops"].values()) == pytest.approx(found["gflops_in_all"], abs=0.01)
+
+
+def test_a_peak_is_that_of_the_tensors_alive_at_once(scripts):
+    def work():
+        first = torch.empty(1_000_000)  # 4 MB
+        second = torch.empty(2_000_000)  # 12 MB in all
+        del first, second
+        torch.empty(2_500_000)  # 10 MB, alone
+
+    assert scripts.meters.peak_bytes(work, CPU) == pytest.approx(12e6, rel=0.01)
+
+
+# ---- generation --------------------------------------------------------------------------------
+def test_generation_draws_the_codes_of_transformers(scripts, tmp_path):
+    file = tmp_path / "generation.json"
+    words = ["--model", "tiny", "--batch-size", "2", "--rounds", "1"]
+    scripts.generation.main([*words, "--json", str(file)])
+    found = read(file)
+    assert found["greedy_equal"] == 1.0 and found["speedup_vs_transformers"] > 0
+    assert len(found["seconds"]) == 1 and set(found["images_per_second"]) == set(
+        found["seconds"][0]
+    )
+
+
+# ---- scaling -----------------------------------------------------------------------------------
+def test_scaling_counts_without_a_clock(scripts, tmp_path, capsys):
+    file = tmp_path / "scaling.json"
+    words = ["--shape", "tiny", "--counted", "--cpu", "--axis", "tokens", "--sizes", "16", "64"]
+    scripts.scaling.main([*words, "--json", str(file)])
+    found = read(file)
+    axis = found["axes"]["tokens"]
+    small, large = axis["points"]
+    assert (small["size"], large["size"]) == (16, 64) and found["settings"]["repetitions"] == 0
+    assert "seconds" not in small and "ratio" not in small and "seconds" not in axis["slopes"]
+    for point in (small, large):
+        ratio = point["gflops"]["unigame"] / point["gflops"]["sft"]
+        assert point["ratio_counted"] == pytest.approx(ratio, abs=1e-3)
+        read_tokens = [
+            point["tokens"][kind]["understand"]["forward"] for kind in ("sft", "unigame")
+        ]
+        assert read_tokens[1] == 1.5 * read_tokens[0]  # the buffer was full
+        assert point["megabytes"]["unigame"] > 0 and point["memory_ratio"] > 0
+    # What can be known beforehand: convolutions are linear in N, the tokenizer's attention is N^2.
+    terms = axis["terms"]["unigame"]
+    assert terms["encode: convolutions"]["exponent"] == pytest.approx(1, abs=0.01)
+    assert terms["challenge: tokenizer attention"]["exponent"] == pytest.approx(2, abs=0.01)
+    assert terms["understand: matrix products"]["exponent"] < 1  # the text does not grow
+    faster = {term["term"]: term for term in axis["faster"]}
+    assert "image tokenizer" in faster["challenge: tokenizer attention"]["why"]
+    assert "tokens" in capsys.readouterr().out
+
+
+def point(size: int, sft: float, unigame: float, terms: dict[str, float]) -> dict:
+    costs = {"sft": sft, "unigame": unigame}
+    own = {"sft": {"understand: matrix products": sft}, "unigame": terms}
+    return {
+        "size": size,
+        "ratio_counted": unigame / sft,
+        "ratio": unigame / sft,
+        "seconds": costs,
+        "gflops": costs,
+        "megabytes": costs,
+        "terms": own,
+    }
+
+
+def test_a_term_that_outgrows_sft_is_named(scripts):
+    points = [
+        point(n, n, 3 * n + n**3, {"challenge: attention": n**3, "mix: convolutions": n})
+        for n in (1.0, 2.0, 4.0)
+    ]
+    found = scripts.scaling.analyse("tokens", points)
+    assert found["slopes"]["gflops"]["sft"] == 1 and found["steepest_of_sft"] == 1
+    (worse,) = found["faster"]
+    assert worse["term"] == "challenge: attention" and worse["exponent"] == 3
+    assert worse["worse_than_sft"] and worse["share_at_largest"] == round(64 / 76, 4)
+
+
+def test_candidates_may_cost_in_proportion_but_no_more(scripts):
+    terms = [{"challenge: attention": k, "challenge: convolutions": k**1.5} for k in (1, 2, 4)]
+    points = [point(k, 1, 2 + k, t) for k, t in zip((1, 2, 4), terms, strict=True)]
+    faster = scripts.scaling.analyse("candidates", points)["faster"]
+    assert {term["term"]: term["worse_than_sft"] for term in faster} == {
+        "challenge: attention": False,
+        "challenge: convolutions": True,
+    }
+
+
+def test_the_base_point_lies_on_every_axis(scripts):
+    shape = scripts.scaling.thin()
+    base = scripts.scaling.base_point(shape, 4)
+    assert base == scripts.scaling.Point()
+    for axis in scripts.scaling.AXES:
+        sizes = scripts.scaling.axis_sizes(axis, base, shape)
+        assert len(sizes) == 4 and getattr(base, axis) in sizes and sizes == sorted(sizes)
+
+
+def test_the_picture_has_a_column_for_each_axis(scripts, tmp_path):
+    points = [point(n, n, 3 * n, {"mix: convolutions": n}) for n in (1, 2, 4)]
+    axes = {
+        axis: {"points": points, **scripts.scaling.analyse(axis, points)}
+        for axis in scripts.scaling.AXES
+    }
+    file = tmp_path / "new" / "scaling.png"
+    scripts.scaling_picture.draw({"axes": axes}, file)
+    from PIL import Image
+
+    width, height = Image.open(file).size
+    assert width > 1200 and width > 2 * height
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--sizes", "1", "2"], "name it with --axis"),
+        (["--axis", "batch", "--sizes", "2"], "two different sizes"),
+        (["--axis", "batch", "--sizes", "0", "2"], "1 at least"),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(scripts, words, reason, capsys):
+    with pytest.raises(SystemExit):
+        scripts.scaling.parse_arguments(words)
+    assert reason in capsys.readouterr().err
+
+
+# ---- gpu ---------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def gpu(scripts, tmp_path_factory):
+    file = tmp_path_factory.mktemp("gpu") / "new" / "gpu.json"
+    words = ["--shape", "tiny", "--cpu", "--batch-size", "4", "--repetitions", "1"]
+    words += ["--kinds", "sft", "unigame", "--generation-batches", "1"]
+    scripts.gpu.main([*words, "--json", str(file)])
+    return read(file)
+
+
+def test_gpu_says_that_it_ran_on_a_cpu(gpu):
+    assert gpu["settings"]["ran_on"].startswith("cpu") and gpu["matmul"]["tflops"] > 0
+    assert not any("stopped" in part or "skipped" in part for part in gpu.values() if part)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_without_checkpointing"])
+def test_gpu_gives_the_figures_of_training(gpu, name):
+    part = gpu[name]
+    seconds = {kind: part["seconds"][kind]["median"] for kind in ("sft", "unigame")}
+    assert part["ratio"] == pytest.approx(seconds["unigame"] / seconds["sft"], rel=0.01)
+    assert sum(part["phase_shares"].values()) == pytest.approx(1, abs=0.01)
+    hours = 5000 * seconds["unigame"] / 3600
+    assert part["gpu_hours"]["unigame"] == pytest.approx(hours, abs=0.01)
+    needed = part["tflop_needed"]["sft"]
+    rate = sum(needed.values()) / seconds["sft"] / gpu["matmul"]["tflops"]
+    assert part["utilization"]["sft"] == pytest.approx(rate, rel=0.03, abs=2e-5)
+    assert part["gigabytes"]["unigame"] > part["gigabytes"]["model"] > 0
+
+
+def test_what_is_needed_is_counted_without_checkpointing(gpu, step_cost):
+    """The count of two rows, scaled up to four, is that of ``step_cost.py``."""
+    kinds = ("sft", "unigame")
+    for kind in kinds:
+        counted = step_cost["counted"][kind]
+        for name in ("tiny", "tiny_without_checkpointing"):
+            needed = sum(gpu[name]["tflop_needed"][kind].values())
+            assert 1e3 * needed == pytest.approx(counted["gflops_in_all"], rel=0.05, abs=0.01)
+        tokens = sum(t["forward"] for t in counted["tokens"].values())
+        rate = tokens / gpu["tiny"]["seconds"][kind]["median"]
+        assert gpu["tiny"]["lm_tokens_per_second"][kind] == pytest.approx(rate, rel=0.01)
+
+
+def test_the_profile_is_a_table_of_text(gpu):
+    profile = gpu["tiny"]["profile"]
+    assert sum(profile["share_by_kind"].values()) == pytest.approx(1, abs=0.01)
+    assert profile["share_by_kind"]["matrix products"] > 0 and len(profile["table"]) == 16
+    assert "profile" not in gpu["tiny_without_checkpointing"]
+
+
+def test_gpu_draws_through_the_script_of_drawing(gpu):
+    assert gpu["generation_tiny_batch_1"]["greedy_equal"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_256x128_64x4_2x1_v_bz_coopA_TNT", "matrix products"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "convolutions"),
+        ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("Memcpy HtoD (Pageable -> Device)", "copies"),
+        ("void at::native::vectorized_elementwise_kernel<...>", "elementwise and other"),
+    ],
+)
+def test_kernels_are_told_apart_by_name(scripts, kernel, kind):
+    assert scripts.kernels.kernel_kind(kernel) == kind
+
+
+def test_a_part_that_does_not_fit_keeps_what_it_had(scripts, tmp_path):
+    file = tmp_path / "gpu.json"
+    options = scripts.gpu.parse_arguments(["--json", str(file), "--budget-s", "30"])
+    run = scripts.gpu.Run(CPU, options, scripts.gpu.time.perf_counter())
+
+    def too_large(note):
+        note({"seconds": 1})
+        raise torch.OutOfMemoryError("no 80 GB here")
+
+    def broken(note):
+        raise ValueError("of no use\nat all")
+
+    run.part("large", 0, too_large)
+    assert read(file)["large"]["stopped"] == "out of memory" and not run.failed
+    assert read(file)["large"]["seconds"] == 1
+    run.part("broken", 0, broken)
+    assert read(file)["broken"]["stopped"] == "ValueError: of no use" and run.failed
+    run.part("late", 60, broken)
+    assert "left of the budget" in read(file)["late"]["skipped"]
+    assert "out of memory" in scripts.gpu.summary({"matmul": {"tflops": 1.0}, **read(file)})
