@@ -206,7 +206,7 @@ class Terms(meters.Counter):
             products (everything else).
     """
 
-    def __init__(self, language_model: torch.nn.Module) -> None:
+    def __init__(self, language_model: Any) -> None:
         super().__init__(language_model)
         self.terms: dict[str, float] = {}
 

@@ -13,7 +13,7 @@ LABELS = {
     "width": ("width H of the LM", "H"),
 }
 COLOURS = {"unigame": ("UniGame", "#c0392b"), "sft": ("SFT", "#2c6fbb")}
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(found: dict[str, Any], place: Path) -> None:
