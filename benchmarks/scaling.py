@@ -1,7 +1,7 @@
 """How the cost of a step grows: image tokens N, batch, candidates K, and width of the LM.
 
 Each axis runs through one base point, a Janus of the 1B model's proportions made thin: for one
-sample the vision encoder has 0.3 and the drawing decoder 0.4 of the language model's arithmetic
+sample the vision encoder and the drawing decoder each have 0.3 of the language model's arithmetic
 (1B: 0.26 and 0.38). At every point an SFT step and a UniGame step with mining are measured as in
 ``step_cost.py``: seconds, operations, and the peak of memory above the model's own.
 
@@ -119,13 +119,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def thin() -> Shape:
-    """Janus-Pro's proportions at 1/140 of the 1B model's arithmetic; its vocabulary is whole."""
+    """Janus-Pro's proportions at 1/170 of the 1B model's arithmetic; its vocabulary is whole."""
     shape = copy.deepcopy(SHAPES["janus_pro_small"])
     # Half the pixels a side for as many tokens, as nothing narrower fits the decoder's group norms.
     shape |= {"image_size": 192, "patch": 8}
-    shape["text"] |= {"num_hidden_layers": 5}
-    shape["vision"] |= {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3}
-    shape["vq"] |= {"channel_multiplier": [1, 1, 2, 2], "num_res_blocks": 0}
+    shape["text"] |= {"num_hidden_layers": 4}
+    shape["vision"] |= {"hidden_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3}
+    # The encoder widens in its residual blocks; without them all levels must be alike.
+    shape["vq"] |= {"channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 0}
     return resized(shape, width=384)
 
 

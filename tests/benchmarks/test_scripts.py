@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import unigame
 
@@ -176,6 +177,29 @@ def test_the_base_point_lies_on_every_axis(scripts):
     for axis in scripts.scaling.AXES:
         sizes = scripts.scaling.axis_sizes(axis, base, shape)
         assert len(sizes) == 4 and getattr(base, axis) in sizes and sizes == sorted(sizes)
+
+
+def test_the_thin_shape_has_the_proportions_that_are_claimed(scripts):
+    """Forward operations of one picture, counted without computing anything."""
+    meta = torch.device("meta")
+    shape = scripts.scaling.thin()
+    model = scripts.models.random_janus(shape, meta, torch.float32).janus.model
+    side, tokens = shape["image_size"], 576
+
+    def operations(work) -> float:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            work()
+        return counter.get_total_flops()
+
+    picture = torch.empty(1, 3, side, side, device=meta)
+    grid = torch.empty(1, shape["vq"]["latent_channels"], 24, 24, device=meta)
+    linear = [m for m in model.language_model.modules() if isinstance(m, torch.nn.Linear)]
+    language = 2 * (tokens + 30) * sum(m.weight.numel() for m in linear)
+    vision = operations(lambda: model.vision_model(pixel_values=picture))
+    decoder = operations(lambda: model.vqmodel.decoder(grid))
+    assert vision / language == pytest.approx(0.3, abs=0.05)
+    assert decoder / language == pytest.approx(0.3, abs=0.05)
+    model.vqmodel.encoder(picture)  # its levels fit each other
 
 
 def test_the_picture_has_a_column_for_each_axis(scripts, tmp_path):
