@@ -203,8 +203,8 @@ class Terms(meters.Counter):
     Attributes:
         terms: ``{"phase: kind": operations}``. Kinds are attention (of the language model and the
             vision encoder, fused), tokenizer attention (of the image tokenizer and its decoder,
-            written out), convolutions (theirs, and cutting pictures into patches) and matrix
-            products (everything else).
+            written out, and the distances to the codebook), convolutions (theirs, and cutting
+            pictures into patches) and matrix products (everything else).
     """
 
     def __init__(self, language_model: Any) -> None:
