@@ -62,7 +62,7 @@ class Point:
     """One size of everything."""
 
     tokens: int = 576
-    batch: int = 4
+    batch: int = 2
     candidates: int = 1
     width: int = 384
 
@@ -101,7 +101,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--axis", nargs="+", default=list(AXES), choices=list(AXES))
     parser.add_argument("--sizes", nargs="+", type=int, help="of one axis, in the place of its own")
     parser.add_argument("--shape", default="thin", choices=["thin", *SHAPES])
-    parser.add_argument("--batch-size", type=int, default=4, help="clean samples, base point")
+    parser.add_argument("--batch-size", type=int, default=2, help="clean samples, base point")
     parser.add_argument("--repetitions", type=int, default=3, help="of each kind of step")
     parser.add_argument("--counted", action="store_true", help="operations and memory, no seconds")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 weights and autocast")
@@ -146,7 +146,7 @@ def axis_sizes(axis: str, base: Point, shape: Shape) -> list[int]:
         return [base.width // heads * count for count in sorted(wanted)]
     if axis == "candidates":
         return [1, 2, 4, 8]
-    return sorted({max(1, base.batch // 4), max(1, base.batch // 2), base.batch, base.batch * 2})
+    return sorted({max(1, base.batch // 2), base.batch, 2 * base.batch, 4 * base.batch})
 
 
 # ---- one point ---------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def measure(shape: Shape, point: Point, options: argparse.Namespace) -> dict[str
         figures["ratio_counted"] = round(figures["gflops"]["unigame"] / figures["gflops"]["sft"], 3)
         memory = bench.memory()
         figures["megabytes"] = {kind: memory["megabytes"][kind] for kind in ("model", *STEPS)}
-        figures["memory_ratio"] = memory["memory_ratio"]
+        figures |= {name: memory[name] for name in ("memory_ratio", "memory_ratio_above_model")}
         if not options.counted:
             timed = bench.measure(options.repetitions)
             figures |= {"ratio": timed["ratio"], "phases": timed["phases"]}
@@ -300,7 +300,10 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def line(point: dict[str, Any]) -> str:
     """One point in one line."""
-    words = [f"{point['ratio_counted']:.2f} counted", f"memory {point['memory_ratio']:.2f}"]
+    words = [
+        f"{point['ratio_counted']:.2f} counted",
+        f"memory above the model {point['memory_ratio_above_model']:.2f}",
+    ]
     if "ratio" in point:
         seconds = point["seconds"]
         words.insert(0, f"{seconds['sft']:.2f} s, {seconds['unigame']:.2f} s, {point['ratio']:.2f}")

@@ -123,7 +123,7 @@ def test_scaling_counts_without_a_clock(scripts, tmp_path, capsys):
             point["tokens"][kind]["understand"]["forward"] for kind in ("sft", "unigame")
         ]
         assert read_tokens[1] == 1.5 * read_tokens[0]  # the buffer was full
-        assert point["megabytes"]["unigame"] > 0 and point["memory_ratio"] > 0
+        assert point["megabytes"]["unigame"] > 0 and point["memory_ratio_above_model"] > 0
     # What can be known beforehand: convolutions are linear in N, the tokenizer's attention is N^2.
     terms = axis["terms"]["unigame"]
     assert terms["encode: convolutions"]["exponent"] == pytest.approx(1, abs=0.01)
@@ -172,7 +172,7 @@ def test_candidates_may_cost_in_proportion_but_no_more(scripts):
 
 def test_the_base_point_lies_on_every_axis(scripts):
     shape = scripts.scaling.thin()
-    base = scripts.scaling.base_point(shape, 4)
+    base = scripts.scaling.base_point(shape, 2)
     assert base == scripts.scaling.Point()
     for axis in scripts.scaling.AXES:
         sizes = scripts.scaling.axis_sizes(axis, base, shape)
