@@ -61,8 +61,7 @@ def compare(name: str, batch_size: int, repetitions: int) -> dict[str, Any]:
         bench.batch = bench.trainer.data_collator(sample_rows(plan)[0])
         sliced = sys.maxsize if name in SHAPES else 0
         found = try_recipe(plan, config, sliced)
-        for _ in range(2):
-            bench.step("unigame")
+        bench.fill_buffer()
         times = [meters.seconds(lambda: bench.step("unigame"), device) for _ in range(repetitions)]
         trainer = bench.trainer
         assert trainer.game is not None and trainer.optimizer and trainer.game.optimizer

@@ -47,9 +47,10 @@ import torch
 import transformers
 from kernels import summarise
 from models import SHAPES, build
-from scaling import fill_buffer
 from step_cost import KINDS, Bench
 from step_cost import parse_arguments as step_arguments
+
+from unigame.commands.peak import tensor_bytes
 
 RUN_STEPS = 5_000
 # Rough seconds that a part takes on an H100: it is not begun with less time left.
@@ -235,7 +236,7 @@ class Training:
             bench = self.bench(
                 backbone, Path(folder), self.run.options.batch_size, self.checkpointing
             )
-            fill_buffer(bench)
+            bench.fill_buffer()
             timed = bench.measure(self.repetitions(bench))
             note(self.time_figures(timed))
             note(self.rate_figures(timed, needed))
@@ -263,7 +264,7 @@ class Training:
 
     def count(self, bench: Bench) -> dict[str, Any]:
         """TFLOP and tokens of each kind of step at the batch that is timed."""
-        fill_buffer(bench)
+        bench.fill_buffer()
         times = self.run.options.batch_size / bench.args.per_device_train_batch_size
         counted: dict[str, Any] = {}
         for kind, found in bench.count().items():
@@ -332,7 +333,7 @@ class Training:
     def memory(self, bench: Bench) -> dict[str, Any]:
         """Peaks of whole steps, with all that lives between them, and their ratio."""
         cuda = self.run.device.type == "cuda"
-        model = meters.tensor_bytes(bench.trainer.model)
+        model = tensor_bytes(bench.trainer.model)
         held = torch.cuda.memory_allocated() if cuda else model
         peaks = {
             kind: held + bench.peak(lambda kind=kind: bench.step(kind))  # type: ignore[misc]

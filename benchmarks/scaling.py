@@ -162,7 +162,7 @@ def measure(shape: Shape, point: Point, options: argparse.Namespace) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(backbone, wanted, Path(folder))
         bench.args.num_candidates = point.candidates  # of the kind "unigame"
-        fill_buffer(bench)
+        bench.fill_buffer()
         figures: dict[str, Any] = {"point": asdict(point), "gflops": {}, "terms": {}, "tokens": {}}
         for kind in STEPS:
             counter = count(bench, kind)
@@ -180,21 +180,6 @@ def measure(shape: Shape, point: Point, options: argparse.Namespace) -> dict[str
             figures |= {"ratio": timed["ratio"], "phases": timed["phases"]}
             figures["seconds"] = {kind: timed["seconds"][kind]["median"] for kind in STEPS}
     return figures
-
-
-def fill_buffer(bench: Bench, most: int = 20) -> None:
-    """Play until a mixed batch gets all of its hard samples.
-
-    Raises:
-        RuntimeError: the buffer stays too small, so no step would cost what a step costs.
-    """
-    assert bench.game is not None
-    wanted = bench.args.resolved_hard_batch_size
-    for _ in range(most):
-        bench.step("unigame")
-        if len(bench.game.buffer) >= wanted:
-            return
-    raise RuntimeError(f"{len(bench.game.buffer)} of {wanted} hard samples after {most} steps")
 
 
 class Terms(meters.Counter):

@@ -35,6 +35,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     backbone = build(options.model, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(backbone, options, Path(folder))
+        bench.fill_buffer()
         figures = bench.measure(options.repetitions)
         figures |= {"counted": bench.count(), **bench.memory()}
     found = record.write(figures, describe(backbone, options), options.json)
@@ -157,10 +159,26 @@ class Bench:
         self.trainer.game = None if settings is None else game
         for name, value in (settings or {}).items():
             setattr(args, name, value)
-        game.config = type(config)(**{**vars(config), "num_candidates": args.num_candidates})
-        yield
-        args.challenge_share, args.num_candidates = before
-        self.trainer.game, game.config = game, config
+        game.config = replace(config, num_candidates=args.num_candidates)
+        try:
+            yield
+        finally:
+            args.challenge_share, args.num_candidates = before
+            self.trainer.game, game.config = game, config
+
+    def fill_buffer(self, most: int = 20) -> None:
+        """Play until a mixed batch gets all of its hard samples.
+
+        Raises:
+            RuntimeError: the buffer stays too small, so no step would cost what a step costs.
+        """
+        assert self.game is not None
+        wanted = self.args.resolved_hard_batch_size
+        for _ in range(most):
+            self.step("unigame")
+            if len(self.game.buffer) >= wanted:
+                return
+        raise RuntimeError(f"{len(self.game.buffer)} of {wanted} hard samples, {most} steps")
 
     def measure(self, repetitions: int) -> dict[str, Any]:
         """Medians of alternating steps on one batch, after a warm-up of two each."""

@@ -84,16 +84,6 @@ def test_operations_follow_the_passes(step_cost):
         assert sum(found["gflops"].values()) == pytest.approx(found["gflops_in_all"], abs=0.01)
 
 
-def test_a_peak_is_that_of_the_tensors_alive_at_once(scripts):
-    def work():
-        first = torch.empty(1_000_000)  # 4 MB
-        second = torch.empty(2_000_000)  # 12 MB in all
-        del first, second
-        torch.empty(2_500_000)  # 10 MB, alone
-
-    assert scripts.meters.peak_bytes(work, CPU) == pytest.approx(12e6, rel=0.01)
-
-
 # ---- generation --------------------------------------------------------------------------------
 def test_generation_draws_the_codes_of_transformers(scripts, tmp_path):
     file = tmp_path / "generation.json"
