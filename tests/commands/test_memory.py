@@ -12,7 +12,7 @@ from transformers.models.janus.modeling_janus import JanusVisionModel, JanusVQVA
 from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
-from unigame.backbones import load_backbone
+from unigame.backbones import lean_decoder, load_backbone
 from unigame.commands import counting
 from unigame.commands.memory import (
     PAIRS,
@@ -110,8 +110,11 @@ def test_vision_activations(config, size):
 def test_what_draws_is_counted_without_memory_as_it_saves_in_truth(config, size):
     model = JanusVQVAE(config.vq_config).requires_grad_(False)
     latent_BChw = torch.randn(1, config.vq_config.embed_dim, 8, 8, requires_grad=True)
-    seen = saved_bytes(lambda: model.decoder(model.post_quant_conv(latent_BChw)), model)
-    assert seen == size.drawing["float32"].whole
+
+    def draw() -> torch.Tensor:
+        return lean_decoder.decode(model.decoder, model.post_quant_conv(latent_BChw))
+
+    assert saved_bytes(draw, model) == size.drawing["float32"].whole
 
 
 def test_under_autocast_the_count_is_that_of_autocast():

@@ -46,7 +46,7 @@ def test_fault_08_checkpointing_recomputes_every_layer_of_the_language_model() -
 
 def test_fault_08_checkpointing_recomputes_the_decoder_and_the_re_encoder() -> None:
     backbone = trainable(checkpointing=True)
-    decoder = calls(backbone.janus.model.vqmodel.decoder)
+    decoder = calls(backbone.janus.model.vqmodel.decoder.conv_in)
     tower = calls(backbone.janus.model.vision_model.encoder.layers[0].mlp)
     states = backbone.visual_states(random_images(2), QUESTIONS)
     z_BNH = states.states_BNH.clone().requires_grad_()

@@ -41,7 +41,8 @@ class AutoregressiveBackbone(ReadingBackbone):
 
     layout: ChatLayout
     lean_drawing = True
-    """Draw through ``CpuLlama`` where it applies: the same codes in less time. False: never."""
+    """Draw through ``CpuLlama`` and ``lean_decoder`` where they apply: the same pictures in less
+    time, but for rounding. False: through transformers' own forward passes."""
 
     def __init__(self, model: Any, processor: Any, layout: ChatLayout, pixels: PixelTwin) -> None:
         super().__init__(model, processor, layout, pixels)

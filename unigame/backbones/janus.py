@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from unigame.backbones import lean_decoder
 from unigame.backbones.autoregressive import full_precision
 from unigame.backbones.chat_layout import PaddedTokens
 from unigame.backbones.janus_core import JanusCore
@@ -115,5 +116,7 @@ class JanusBackbone(JanusCore):
         height, width = vq.quantize.quant_state_dims
         grid = vectors_MNE.transpose(1, 2).unflatten(2, (height, width)).contiguous()
         with self._precision():
-            pixels = vq.decoder(vq.post_quant_conv(grid))
+            latents = vq.post_quant_conv(grid)
+            lean = self.lean_drawing
+            pixels = lean_decoder.decode(vq.decoder, latents) if lean else vq.decoder(latents)
         return self.pixels.unnormalise(pixels)

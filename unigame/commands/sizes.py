@@ -56,6 +56,7 @@ def janus_size(name: str, config: JanusConfig) -> ModelSize:
     from transformers import JanusForConditionalGeneration
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
+    from unigame.backbones import lean_decoder
     from unigame.commands.counting import convolutions, count, count_lora, leaf, on_meta
 
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
@@ -63,7 +64,8 @@ def janus_size(name: str, config: JanusConfig) -> ModelSize:
     side = vision.image_size // vision.patch_size
 
     def draw(vqmodel: Any) -> Tensor:
-        return vqmodel.decoder(vqmodel.post_quant_conv(leaf(1, vq.embed_dim, side, side)))
+        latents = vqmodel.post_quant_conv(leaf(1, vq.embed_dim, side, side))
+        return lean_decoder.decode(vqmodel.decoder, latents)
 
     return ModelSize(
         name=name,
