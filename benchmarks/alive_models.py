@@ -202,7 +202,9 @@ def _chameleon(folder: Path) -> Backbone:
 UNET_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.5, label_weight=0.3, learning_rate=3e-4)
 # This model redraws closer to the picture, so C gets more room.
 DIT_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.25, label_weight=0.1, learning_rate=3e-4)
-EMU3_PLAY = Play()
+# The anchor keeps most codes, so that what changes is C's doing; with a label term of 0.2 or more C
+# did next to nothing.
+EMU3_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=5.0, label_weight=0.1, learning_rate=5e-4)
 # The anchor keeps G near the pictures while U's LoRA, which is G's too, learns only to read.
 CHAMELEON_PLAY = Play(
     eps_max=1.0, eps_init=0.5, anchor=3.0, perturber_learning_rate=3e-3, learning_rate=4e-4
