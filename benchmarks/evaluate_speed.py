@@ -31,70 +31,19 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from models import SHAPES, build
 from PIL import Image
-from transformers import (
-    GenerationConfig,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusVisionConfig,
-    JanusVQVAEConfig,
-    LlamaConfig,
-)
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that a clone can be measured without installing it
-
-from unigame.backbones import load_backbone  # noqa: E402
-from unigame.backbones.janus import JanusBackbone  # noqa: E402
-from unigame.backbones.janus_processor import BEGIN_IMAGE, build_processor  # noqa: E402
-from unigame.evaluation.asking import Drawing, to_pictures  # noqa: E402
-from unigame.evaluation.base import DataSource, Item  # noqa: E402
-from unigame.evaluation.record import model_entry  # noqa: E402
-from unigame.evaluation.registry import build_benchmark  # noqa: E402
-from unigame.evaluation.running import Job, Run, Silent  # noqa: E402
-from unigame.evaluation.stand_ins import ReaderColours, SyntheticDetector  # noqa: E402
-from unigame.synthetic.benchmarks import write_benchmarks  # noqa: E402
-from unigame.synthetic.questions import vocabulary  # noqa: E402
+from unigame.backbones.janus import JanusBackbone
+from unigame.evaluation.asking import Drawing, to_pictures
+from unigame.evaluation.base import DataSource, Item
+from unigame.evaluation.record import model_entry
+from unigame.evaluation.registry import build_benchmark
+from unigame.evaluation.running import Job, Run, Silent
+from unigame.evaluation.stand_ins import ReaderColours, SyntheticDetector
+from unigame.synthetic.benchmarks import write_benchmarks
 
 GUIDANCE = 5.0
-SHAPES: dict[str, dict[str, Any]] = {
-    "janus_pro_1b": {
-        "image_size": 384,
-        "patch": 16,
-        "text": {
-            "vocab_size": 102_400,
-            "hidden_size": 2048,
-            "intermediate_size": 5632,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-            "max_position_embeddings": 16_384,
-        },
-        "vision": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-        "vq": {"num_embeddings": 16_384, "channel_multiplier": [1, 1, 2, 2, 4]},
-    },
-    "tiny": {
-        "image_size": 16,
-        "patch": 4,
-        "text": {
-            "vocab_size": 256,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 512,
-        },
-        "vision": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
-        "vq": {
-            "num_embeddings": 64,
-            "channel_multiplier": [1, 1, 1],
-            "base_channels": 32,
-            "latent_channels": 32,
-            "num_res_blocks": 0,
-        },
-    },
-}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -104,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parse_arguments(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    backbone = build(options)
+    backbone = model(options)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(backbone, options, Path(folder))
     result |= describe(backbone, options)
@@ -137,53 +86,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # ---- the model -----------------------------------------------------------------------------------
 
 
-def build(options: argparse.Namespace) -> JanusBackbone:
+def model(options: argparse.Namespace) -> JanusBackbone:
     """The model that both sides use."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    if options.shape is None:
-        backbone = load_backbone(options.model, dtype=dtype, device=device)
-        assert isinstance(backbone, JanusBackbone), "the loop is written for Janus"
-        return backbone
-    return random_janus(SHAPES[options.shape], device, getattr(torch, dtype))
-
-
-def random_janus(shape: dict[str, Any], device: torch.device, dtype: torch.dtype) -> JanusBackbone:
-    """A Janus of this shape with random weights, made on the device, and a small vocabulary."""
-    side, patch = shape["image_size"], shape["patch"]
-    tokens, width = (side // patch) ** 2, shape["text"]["hidden_size"]
-    processor = build_processor(vocabulary(), side, tokens)
-    tokenizer = processor.tokenizer
-    ends = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    config = JanusConfig(
-        text_config=LlamaConfig(**shape["text"], **ends, tie_word_embeddings=False),
-        vision_config=JanusVisionConfig(
-            **shape["vision"],
-            image_size=side,
-            patch_size=patch,
-            projection_dim=width,
-            num_image_tokens=tokens,
-        ),
-        vq_config=JanusVQVAEConfig(
-            **shape["vq"],
-            embed_dim=8,
-            num_patches=side // patch,
-            projection_dim=width,
-            image_token_embed_dim=width,
-        ),
-        image_token_id=tokenizer.convert_tokens_to_ids(processor.image_token),
-        tie_word_embeddings=False,
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = JanusForConditionalGeneration(config).to(dtype)
-    boi = tokenizer.convert_tokens_to_ids(BEGIN_IMAGE)
-    model.generation_config = GenerationConfig(**ends, generation_kwargs={"boi_token_id": boi})
-    return JanusBackbone(model, processor)
+    return build(options.shape or options.model, device, getattr(torch, dtype))
 
 
 # ---- the loop ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -10,15 +10,14 @@ import pytest
 
 import unigame
 
-SCRIPT = Path(unigame.__file__).parents[1] / "benchmarks" / "evaluate_speed.py"
+SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        return importlib.import_module("evaluate_speed")
 
 
 def test_a_tiny_shape_is_measured_against_the_loop(script, tmp_path, capsys):
