@@ -22,7 +22,7 @@ from typing import Any
 import meters
 import record
 import torch
-from models import SHAPES, build
+from models import build
 from step_cost import Bench
 from step_cost import parse_arguments as step_arguments
 
@@ -59,8 +59,7 @@ def compare(name: str, batch_size: int, repetitions: int) -> dict[str, Any]:
         data = [{"type": "synthetic", "size": 64}]
         plan = Recipe(model=name, training=bench.args, data=data, dtype="float32")
         bench.batch = bench.trainer.data_collator(sample_rows(plan)[0])
-        sliced = sys.maxsize if name in SHAPES else 0
-        found = try_recipe(plan, config, sliced)
+        found = try_recipe(plan, config, backbone.facts.num_parameters)
         bench.fill_buffer()
         times = [meters.seconds(lambda: bench.step("unigame"), device) for _ in range(repetitions)]
         trainer = bench.trainer
