@@ -188,8 +188,12 @@ def _emu3(folder: Path) -> Backbone:
 
 
 def train_emu3(backbone: Backbone, world: World) -> None:
-    """See ``train_tokens``: one code stands for 8 px here, and must keep what lies around it."""
-    train_tokens(backbone, world, Training(margin=4))
+    """See ``train_tokens``: one code stands for 8 px here, and must keep what lies around it.
+
+    Torch's random state is left alone, so that the game goes the same way with weights from a file.
+    """
+    with torch.random.fork_rng(devices=[]):
+        train_tokens(backbone, world, Training(language_steps=1500, margin=4, shifted=True))
 
 
 def _chameleon(folder: Path) -> Backbone:
