@@ -41,8 +41,8 @@ class AutoregressiveBackbone(ReadingBackbone):
 
     layout: ChatLayout
     lean_drawing = True
-    """Draw through ``CpuLlama`` and ``lean_decoder`` where they apply: the same pictures in less
-    time, but for rounding. False: through transformers' own forward passes."""
+    """Draw through ``CpuLlama``, ``StaticLM`` and ``lean_decoder`` where they apply: the same
+    pictures in less time, but for rounding. False: through transformers' own forward passes."""
 
     def __init__(self, model: Any, processor: Any, layout: ChatLayout, pixels: PixelTwin) -> None:
         super().__init__(model, processor, layout, pixels)
@@ -69,6 +69,11 @@ class AutoregressiveBackbone(ReadingBackbone):
     @abstractmethod
     def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:
         """Embeddings (B, T, H) that go in after code number ``count``."""
+
+    @property
+    def drawing_room(self) -> int:
+        """Tokens that ``feed_codes`` makes of a picture's codes, at most."""
+        return self.layout.num_image_tokens
 
     @abstractmethod
     def codebook(self) -> Tensor:
@@ -189,6 +194,7 @@ class AutoregressiveBackbone(ReadingBackbone):
                 scores=self.code_scores,
                 feed=self.feed_codes,
                 sampling=sampling,
+                room=self.drawing_room,
                 lean=self.lean_drawing,
             )
 

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaModel
+from transformers import LlamaModel
 from transformers.activations import SiLUActivation
 
 from unigame.backbones import lora
 from unigame.backbones.chat_layout import PaddedTokens
+from unigame.backbones.prompt_cache import read_prompts
 
 WEIGHTS_AT_MOST = 4 << 30
 """Bytes of the language model up to which its weights are copied into columns' order."""
@@ -61,15 +62,8 @@ class CpuLlama:
         self.floor = _floor(model.norm)
 
     def start(self, embeds_BLH: Tensor) -> Tensor:
-        """The newest hidden states (B, H) behind the prompts, which go in as transformers does."""
-        cache = DynamicCache(config=self.model.config)
-        output = self.model(
-            inputs_embeds=embeds_BLH,
-            attention_mask=self.tokens.mask_BL,
-            position_ids=self.tokens.positions_BL,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        """The newest hidden states (B, H) behind the prompts."""
+        hidden_BH, cache = read_prompts(self.model, embeds_BLH, self.tokens)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
             block.remember(layer.keys, layer.values, self.room)
         ahead_R = torch.arange(self.room - self.filled)
@@ -84,7 +78,7 @@ class CpuLlama:
         bias = torch.zeros(len(embeds_BLH), 1, self.room)
         bias[..., : self.filled].masked_fill_(hidden_B1L, float("-inf"))
         self.bias_P1R = bias.repeat_interleave(heads, 0)
-        return output.last_hidden_state[:, -1]
+        return hidden_BH
 
     def step(self, embeds_B1H: Tensor) -> Tensor:
         """The newest hidden states (B, H) behind one further token of every row."""

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unigame.backbones import cpu_llama
+from unigame.backbones import cpu_llama, static_lm
 from unigame.backbones.chat_layout import PaddedTokens
 from unigame.backbones.cpu_llama import CpuLlama
+from unigame.backbones.static_lm import StaticLM
 
 
 @dataclass
@@ -183,6 +184,7 @@ def decode_codes(
     scores: Callable[[Tensor], Tensor],
     feed: Callable[[Tensor, int], Tensor],
     sampling: Sampling,
+    room: int,
     lean: bool = True,
 ) -> Tensor:
     """Image codes (B, N) that follow left-padded prompts.
@@ -196,11 +198,15 @@ def decode_codes(
         feed: codes (B, 1) and how many there are by now -> what goes in next (B, T, H): their
             embeddings, and what the family puts behind a row of codes.
         sampling: how a code is chosen.
-        lean: use ``CpuLlama`` where it applies; False is the class's own forward pass everywhere.
+        room: tokens that ``feed`` makes of all codes, at most.
+        lean: use ``CpuLlama`` or, on a GPU, ``StaticLM`` where they apply; False is the class's own
+            forward pass everywhere.
     """
-    model: _CachedLM | CpuLlama
+    model: _CachedLM | CpuLlama | StaticLM
     if lean and cpu_llama.supports(language_model):
-        model = CpuLlama(language_model, tokens, room=count)
+        model = CpuLlama(language_model, tokens, room=room)
+    elif lean and static_lm.supports(language_model, tokens):
+        model = StaticLM(language_model, tokens, room=room)
     else:
         model = _CachedLM(language_model, tokens)
     hidden_BH = model.start(embeds_BLH)

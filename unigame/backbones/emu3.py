@@ -104,6 +104,11 @@ class Emu3Backbone(Emu3Core):
             tokens_BT = F.pad(tokens_BT, (0, 1), value=self.layout.row_end_id)
         return self.emu3.get_input_embeddings()(tokens_BT)
 
+    @property
+    def drawing_room(self) -> int:
+        """A picture's codes and the ends of its rows."""
+        return self.layout.num_image_tokens + self.layout.grid
+
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
         """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable."""
         return self._in_parts(self._decode, vectors_MNE)
