@@ -37,6 +37,27 @@ def test_the_gradient_is_that_of_the_softmax_mixture() -> None:
     torch.testing.assert_close(gradients[0], expected)
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_candidates": 3}, {"temperature": 0.7}])
+def test_without_a_gradient_the_same_is_drawn_and_no_score_touched(settings: dict) -> None:
+    scores, own = logits(), torch.zeros(2, 5)
+    learned = draw_codes(
+        scores.clone().requires_grad_(),
+        own,
+        BOOK,
+        sample=True,
+        generator=torch.Generator().manual_seed(2),
+        **settings,
+    )
+    before = scores.clone()
+    drawn = draw_codes(
+        scores, own, BOOK, sample=True, generator=torch.Generator().manual_seed(2), **settings
+    )
+    assert torch.equal(scores, before)
+    assert torch.equal(drawn.codes_MN, learned.codes_MN)
+    assert torch.equal(drawn.vectors_MNE, learned.vectors_MNE)
+    assert learned.vectors_MNE.requires_grad and not drawn.vectors_MNE.requires_grad
+
+
 def test_anchor_adds_to_the_logit_of_the_own_code() -> None:
     scores, own = logits(), torch.arange(10).view(2, 5) % 6
     drawn = draw_codes(scores, own, BOOK, anchor=1.5)

@@ -49,7 +49,7 @@ def gumbel_noise(like_BNV: Tensor, count: int, generator: torch.Generator | None
         uniform = torch.rand(
             like_BNV.shape, generator=generator, device=device, dtype=like_BNV.dtype
         )
-        draws.append(-(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log())
+        draws.append(uniform.clamp_(min=tiny).log_().neg_().clamp_(min=tiny).log_().neg_())
     return torch.stack(draws, dim=1).flatten(0, 1).to(like_BNV.device)
 
 
@@ -89,11 +89,16 @@ def draw_codes(
     if anchor:
         bias = torch.full_like(index_BN1, 1, dtype=logits_BNV.dtype) * anchor
         logits_BNV = logits_BNV.scatter_add(-1, index_BN1, bias)
-    scores_MNV = (logits_BNV / temperature).repeat_interleave(num_candidates, dim=0)
+    # A score for every code at every position: each copy of them that is saved shows in the clock.
+    scores_MNV = logits_BNV if temperature == 1 else logits_BNV / temperature
+    if num_candidates > 1:
+        scores_MNV = scores_MNV.repeat_interleave(num_candidates, dim=0)
     if sample or num_candidates > 1:
-        scores_MNV = scores_MNV + gumbel_noise(logits_BNV, num_candidates, generator)
+        scores_MNV = gumbel_noise(logits_BNV, num_candidates, generator).add_(scores_MNV)
     chosen_MN = scores_MNV.argmax(-1)
     table_VE = codebook_VE.to(scores_MNV.dtype)
+    if hard and not scores_MNV.requires_grad:  # the mixture would only carry a gradient
+        return DrawnCodes(chosen_MN, table_VE[chosen_MN])
     soft_MNE = scores_MNV.softmax(-1) @ table_VE
     vectors = _StraightThrough.apply(table_VE[chosen_MN], soft_MNE) if hard else soft_MNE
     return DrawnCodes(chosen_MN, vectors)

@@ -122,10 +122,9 @@ def challenge(
             label_floor=config.label_floor,
         )
         reading = learned.detach()
-        if config.learned_candidates < config.num_candidates:
-            with torch.no_grad():
-                others = read(config.num_candidates - config.learned_candidates)
-            reading = reading.beside(others)
+        for _ in range(config.num_candidates - config.learned_candidates):
+            with torch.no_grad():  # one by one: K adds time, but no memory for scores of all codes
+                reading = reading.beside(read(1))
     ce_BK, similarity_BK = reading.ce_BK.float(), reading.similarity_BK.float()
     result = ChallengeResult(
         objective=objective_B.mean(),
