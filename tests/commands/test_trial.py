@@ -45,7 +45,7 @@ def test_a_small_model_is_tried_whole_and_leaves_nothing_behind(tmp_path: Path) 
 
 
 def test_epochs_become_steps_and_accumulation_is_paid_for(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(trial, "_steps", lambda *_: trial._Step(2.0, 100.0))
+    monkeypatch.setattr(trial, "_steps", lambda *_: trial._Step(2.0, 100.0, 90.0))
     settings = {"max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 2}
     found = try_recipe(recipe(shared_tiny_janus(), tmp_path, **settings))
     assert found.steps == round(3 * 10 / (2 * 2))
@@ -62,6 +62,38 @@ def test_slices_give_the_memory_of_the_whole(tmp_path: Path, monkeypatch) -> Non
     assert sliced.memory == pytest.approx(whole.memory, rel=0.25)
     short = try_recipe(plan, _with_layers(model, 2))
     assert short.memory < 0.9 * sliced.memory
+
+
+def test_the_larger_of_two_peaks_is_that_of_the_whole(tmp_path, monkeypatch) -> None:
+    model = make_tiny_janus(tmp_path / "model", layers=7)
+    # The challenge starts higher; understanding grows faster with each of the 7 blocks.
+    peaks = {(1, 1): (100.0, 50.0), (3, 1): (110.0, 90.0), (1, 3): (100.0, 50.0)}
+    asked: list[tuple[int, int]] = []
+
+    def slices(config, *blocks_and_more):
+        asked.append(blocks_and_more[:2])
+
+    monkeypatch.setattr(trial, "WHOLE", 0)
+    monkeypatch.setattr(trial, "_slice", slices)
+    monkeypatch.setattr(trial, "_steps", lambda *_: trial._Step(1.0, *peaks[asked[-1]]))
+    found = try_recipe(recipe(model, tmp_path))
+    assert set(asked) == set(peaks)
+    assert found.memory == 50.0 + 6 * 20.0 and found.seconds == 1.0
+
+
+def test_steps_without_a_challenge_count(tmp_path: Path, monkeypatch) -> None:
+    due = []
+
+    def timed(trainer, batch) -> float:
+        due.append(trainer._challenge_is_due())
+        return 5.0 if due[-1] else 1.0
+
+    monkeypatch.setattr(trial, "_timed", timed)
+    assert try_recipe(recipe(shared_tiny_janus(), tmp_path)).seconds == 5.0
+    assert try_recipe(recipe(shared_tiny_janus(), tmp_path, challenge_every=4)).seconds == 2.0
+    plain = recipe(shared_tiny_janus(), tmp_path, challenge_every=0)
+    monkeypatch.setattr(trial, "_timed", lambda *_: 3.0)
+    assert try_recipe(plain).seconds == 3.0
 
 
 def _with_layers(model: Path, layers: int) -> JanusConfig:

@@ -3,7 +3,9 @@
 The steps are the trainer's, with the recipe's batch, game, precision and, where it is here, data.
 A small model is tried whole. Of a large one three slices are, with random weights of its widths:
 one block of the language model and one of the vision encoder, ``BLOCKS`` of the former, ``BLOCKS``
-of the latter. Each block adds the same time and memory, so the three give the whole.
+of the latter. Each block adds the same time and memory, so the three give the whole. The peak is
+that of the challenge or that of understanding, whichever the blocks make larger in the end, so both
+are put together by themselves.
 """
 
 from __future__ import annotations
@@ -62,8 +64,11 @@ class Trial:
 
 
 class _Step(NamedTuple):
+    """Seconds on average, and bytes at the peak of a step with and without a challenge."""
+
     seconds: float
-    memory: float
+    challenging: float
+    understanding: float
 
 
 def try_recipe(
@@ -97,11 +102,12 @@ def try_recipe(
     else:
         dtype = "bfloat16" if half else "float32"
         found = _steps(plan, load_backbone(plan.model, dtype=dtype, device=args.device), rows)
+    memory = max(found.challenging, found.understanding)
     accumulated, steps = args.gradient_accumulation_steps, args.max_steps
     if steps < 0:
         at_once = args.per_device_train_batch_size * accumulated * args.world_size
         steps = round(args.num_train_epochs * (size or 0) / at_once)
-    return Trial(found.seconds * accumulated, found.memory, steps, sliced, size is not None)
+    return Trial(found.seconds * accumulated, memory, steps, sliced, size is not None)
 
 
 def _janus_config(name: str) -> JanusConfig:
@@ -182,7 +188,7 @@ def _slice(
 
 
 def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Step:
-    """Median seconds and peak memory of the trainer's step on one batch, hard samples included."""
+    """What the trainer's steps take on one batch, hard samples included."""
     import torch
     from transformers.trainer_utils import IntervalStrategy
 
@@ -203,13 +209,25 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
         trainer.create_optimizer_and_scheduler(num_training_steps=100)
         batch = trainer.data_collator(rows)
         try:
-            times = [_timed(trainer, batch) for _ in range(WARM_UP + TIMED)][WARM_UP:]
-            above = peak_bytes(lambda: _step(trainer, batch), args.device)
+            seconds = _seconds(trainer, batch)
+            challenging = understanding = peak_bytes(lambda: _step(trainer, batch), args.device)
+            if args.plays:
+                every, args.challenge_every = args.challenge_every, 2
+                trainer.state.global_step = 1  # of a step on which no challenge is due
+                understanding = peak_bytes(lambda: _step(trainer, batch), args.device)
+                if every > 1:
+                    seconds = (seconds + (every - 1) * _seconds(trainer, batch)) / every
         except torch.OutOfMemoryError as error:
             raise UserError("a step does not fit into the memory of this GPU") from error
     own = trainer.game.optimizer if trainer.game is not None else None
     optimizers = [one for one in (trainer.optimizer, own) if one is not None]
-    return _Step(statistics.median(times), above + tensor_bytes(backbone, *optimizers))
+    alive = tensor_bytes(backbone, *optimizers)
+    return _Step(seconds, challenging + alive, understanding + alive)
+
+
+def _seconds(trainer: UniGameTrainer, batch: dict[str, Any]) -> float:
+    """The median of some steps."""
+    return statistics.median([_timed(trainer, batch) for _ in range(WARM_UP + TIMED)][WARM_UP:])
 
 
 def _timed(trainer: UniGameTrainer, batch: dict[str, Any]) -> float:
