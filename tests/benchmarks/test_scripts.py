@@ -21,11 +21,10 @@ CPU = torch.device("cpu")
 def scripts():
     """The scripts by name; they import each other as when one of them is run."""
     names = ("gpu", "kernels", "meters", "models", "scaling", "scaling_picture", "step_cost")
+    more = ("decoder", "generation", "seeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
-        yield SimpleNamespace(
-            **{name: importlib.import_module(name) for name in (*names, "generation")}
-        )
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in (*names, *more)})
 
 
 def read(file: Path) -> dict:
@@ -82,6 +81,56 @@ def test_operations_follow_the_passes(step_cost):
     assert full["challenge"] == pytest.approx(2 * game["challenge"], rel=0.05)
     for found in counted.values():
         assert sum(found["gflops"].values()) == pytest.approx(found["gflops_in_all"], abs=0.01)
+
+
+# ---- decoder -----------------------------------------------------------------------------------
+def test_all_ways_of_the_decoder_give_one_gradient(scripts, tmp_path):
+    file = tmp_path / "decoder.json"
+    words = ["--model", "tiny", "--batch-size", "2", "--rounds", "1", "--json", str(file)]
+    scripts.decoder.main(words)
+    found = read(file)
+    assert set(found["ratio"]) == {"transformers", "lean", "channels_last"}
+    assert found["ratio"]["transformers"] == 1.0 and all(r > 0 for r in found["ratio"].values())
+    assert found["difference"]["transformers"] == 0.0
+    assert 0 < found["difference"]["lean"] < 1e-4 and found["difference"]["channels_last"] < 1e-4
+
+
+# ---- seeds -------------------------------------------------------------------------------------
+def demo_folder(folder, seed: int, gain: float, **config) -> str:
+    folder.mkdir()
+    info = {"label": "VQAv2", "unit": "share"}, {"label": "WISE", "unit": "score"}
+    gaps = {"vqav2": {"value": gain / 100}, "wise": {"value": -gain / 10}}
+    results = {
+        "seed": seed,
+        "config": {"seed": seed, "quick": False, **config},
+        "metric_info": dict(zip(gaps, info, strict=True)),
+        "differences": {"base": {name: {"value": 0.0} for name in gaps}, "unigame": gaps},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return str(folder)
+
+
+def test_seeds_gives_mean_and_spread(scripts, tmp_path, capsys):
+    folders = [demo_folder(tmp_path / str(n), n, gain) for n, gain in enumerate([1.0, 2.0, -0.6])]
+    file = tmp_path / "seeds.json"
+    scripts.seeds.main([*folders, "--json", str(file)])
+    found = read(file)["differences"]
+    assert found["vqav2"]["unigame"]["values"] == [1.0, 2.0, -0.6]
+    assert found["vqav2"]["unigame"]["mean"] == 0.8 and found["vqav2"]["unigame"]["above_zero"] == 2
+    assert found["vqav2"]["unigame"]["sd"] == pytest.approx(1.3115, abs=1e-4)
+    assert "| VQAv2, points | +0.0 ± 0.0 (0) | +0.8 ± 1.3 (2) |" in capsys.readouterr().out
+    assert found["wise"]["unigame"]["mean"] == -0.08
+
+
+def test_seeds_takes_only_what_compares(scripts, tmp_path, capsys):
+    one, same = (demo_folder(tmp_path / name, 0, 1.0) for name in ("one", "same"))
+    other = demo_folder(tmp_path / "other", 1, 1.0, quick=True)
+    for folders, word in (([one, same], "two different seeds"), ([one, other], "more than the")):
+        with pytest.raises(SystemExit):
+            scripts.seeds.main(folders)
+        assert word in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="is no finished demo"):
+        scripts.seeds.main([one, str(tmp_path / "absent")])
 
 
 # ---- generation --------------------------------------------------------------------------------
