@@ -17,11 +17,13 @@ from torch import Tensor
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from tests.tiny import random_images, stir_lora
+from tests.tiny_chameleon import tiny_chameleon
 from tests.tiny_emu3 import CHAT_TEMPLATE, shared_tiny_emu3, tiny_emu3
 from unigame.backbones import load_backbone
 from unigame.backbones.emu3 import Emu3Backbone
 from unigame.backbones.emu3_layout import SYSTEM_PROMPT
 from unigame.backbones.lora import ADAPTER_CONFIG
+from unigame.backbones.reading import nearest_codes
 from unigame.errors import UserError
 
 QUESTIONS = ["what colour is the circle", "how many objects are there in this picture"]
@@ -303,6 +305,20 @@ def test_bfloat16_reads_and_draws_with_a_float32_tokenizer(backbone: Emu3Backbon
     loss_B = half.answer_loss(drawing.images, QUESTIONS[:1], ANSWERS[:1])
     (gradient,) = torch.autograd.grad(loss_B.sum(), [perturbed])
     assert gradient.abs().sum() > 0 and loss_B.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", [tiny_emu3, tiny_chameleon])
+def test_autocast_changes_no_code(family: Any) -> None:
+    """Latents between two near codes: a bfloat16 product would take the other one."""
+    half = family("bfloat16")
+    images = random_images(2, half.facts.image_size)
+    expected = half.encode_images(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(half.encode_images(images), expected)
+    book_VE = torch.tensor([[0.0, 64.0], [0.25, 64.0]])
+    latents_1NE = torch.tensor([[[0.05, 64.0], [0.2, 64.0]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nearest_codes(latents_1NE, book_VE).tolist() == [[0, 1]]
 
 
 # ---- what cannot be used -----------------------------------------------------------------------

@@ -181,3 +181,20 @@ def test_an_error_inside_brings_the_own_weights_back() -> None:
         assert layer.base_layer.weight is not own
         raise RuntimeError("stop")
     assert layer.base_layer.weight is own and not layer.disable_adapters
+
+
+def test_no_memory_for_the_sums_brings_the_own_weights_back(monkeypatch) -> None:
+    backbone = tiny_backbone().add_lora()
+    layers = [backbone.language_model.layers[i].mlp.down_proj for i in range(2)]
+    own, one_sum = [layer.base_layer.weight for layer in layers], lora._sum
+
+    def full(layer: torch.nn.Module) -> torch.Tensor:
+        if layer is layers[1]:
+            raise torch.OutOfMemoryError("no memory")
+        return one_sum(layer)
+
+    monkeypatch.setattr(lora, "_sum", full)
+    with pytest.raises(torch.OutOfMemoryError), lora.merged(backbone):
+        pass
+    for layer, weight in zip(layers, own, strict=True):
+        assert layer.base_layer.weight is weight and not layer.disable_adapters

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
+from tests.tiny import tiny_backbone
 from tests.training.helpers import logs, lora_weights, make_trainer
 from unigame.game import ChallengeConfig, challenge
-from unigame.training.batches import MixedRows, split_batch
+from unigame.training.batches import MixedRows, split_batch, understanding_inputs
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -117,3 +118,47 @@ def test_candidates_without_a_graph_are_the_same_candidates():
     assert torch.allclose(one.objective, every.ce_BK[:, 0].mean(), atol=1e-6)
     assert torch.allclose(every.objective, every.ce_BK.mean(), atol=1e-6)
     assert every.ce_BK.std(dim=1).min() > 0  # three different pictures of each sample
+
+
+def test_candidates_drawn_a_few_at_a_time_are_the_same_candidates(monkeypatch):
+    backbone, perturber, batch = tiny_janus(), strong_perturber(), batch_of(2)
+    drawn: list[int] = []
+    draw = backbone.draw
+
+    def noting(*args, num_candidates, **options):
+        drawn.append(num_candidates)
+        return draw(*args, num_candidates=num_candidates, **options)
+
+    monkeypatch.setattr(backbone, "draw", noting)
+    results = []
+    for at_once, passes in ((None, [1, 4]), (4, [1, 2, 2]), (7, [1, 3, 1]), (1, [1] * 5)):
+        drawn.clear()
+        generator = torch.Generator().manual_seed(7)
+        config = ChallengeConfig(num_candidates=5)
+        results.append(
+            challenge(
+                backbone, perturber, batch, config, generator=generator, pictures_at_once=at_once
+            )
+        )
+        assert drawn == passes
+    for result in results[1:]:
+        assert torch.equal(result.drawing.compact, results[0].drawing.compact)
+        assert torch.allclose(result.ce_BK, results[0].ce_BK, atol=1e-6)
+        assert torch.allclose(result.tokens_ENH, results[0].tokens_ENH, atol=1e-6)
+    assert results[0].ce_BK.std(dim=1).min() > 0
+
+
+def test_hard_tokens_keep_their_digits_beside_a_bfloat16_model():
+    backbone = tiny_backbone("bfloat16")
+    clean_BNH = backbone.embed_images(torch.rand(1, 3, 16, 16)).bfloat16()
+    hard_HNH = clean_BNH.float() + 1e-4  # a delta that bfloat16 would round away
+    inputs = {
+        "has_answer_B": torch.tensor([True]),
+        "questions": ["what colour is it"],
+        "answers": ["red"],
+        "tokens": clean_BNH,
+        "hard": {"questions": ["is it big"], "answers": ["no"], "tokens": hard_HNH},
+    }
+    embeds_MNH = understanding_inputs(backbone, inputs, MixedRows.all_of(inputs))["embeds"]
+    assert torch.equal(embeds_MNH[0], clean_BNH[0].float())
+    assert torch.equal(embeds_MNH[1], hard_HNH[0])

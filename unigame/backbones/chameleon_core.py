@@ -57,7 +57,7 @@ class ChameleonCore(AutoregressiveBackbone):
         pixels = ChameleonPixels(processor.image_processor, int(vq.resolution))
         super().__init__(model, processor, ChameleonLayout(processor), pixels)
         mapping_V = model.model.vocabulary_mapping.img2bpe_mapping_tensor.long()
-        self.register_buffer("token_V", mapping_V, persistent=False)
+        self.register_buffer("token_V", mapping_V.to(self.device), persistent=False)
         self.facts = self._facts()
         self.eval()
 

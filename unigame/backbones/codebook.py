@@ -99,6 +99,7 @@ def draw_codes(
     table_VE = codebook_VE.to(scores_MNV.dtype)
     if hard and not scores_MNV.requires_grad:  # the mixture would only carry a gradient
         return DrawnCodes(chosen_MN, table_VE[chosen_MN])
-    soft_MNE = scores_MNV.softmax(-1) @ table_VE
+    with torch.autocast(scores_MNV.device.type, enabled=False):
+        soft_MNE = scores_MNV.softmax(-1) @ table_VE
     vectors = _StraightThrough.apply(table_VE[chosen_MN], soft_MNE) if hard else soft_MNE
     return DrawnCodes(chosen_MN, vectors)

@@ -53,7 +53,7 @@ class Emu3Core(AutoregressiveBackbone):
         for layer in self.language_model.layers:
             layer.dropout.p = 0.0  # set from attention_dropout, which HubModel has switched off
         tokens_V = _image_tokens(model.config, len(self.codebook()))
-        self.register_buffer("token_V", tokens_V, persistent=False)
+        self.register_buffer("token_V", tokens_V.to(self.device), persistent=False)
         first, last = int(tokens_V[0]), int(tokens_V[-1])
         in_order = torch.equal(tokens_V, torch.arange(first, first + len(tokens_V)))
         self._visual = slice(first, last + 1) if in_order else None

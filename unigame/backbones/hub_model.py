@@ -47,7 +47,7 @@ class HubModel(Backbone):
         super().__init__()
         self.model = model
         self.processor = processor
-        self.pixels = pixels
+        self.pixels = pixels.to(model.get_input_embeddings().weight.device)
         self.checkpointing = False
         self.requires_grad_(False)
         self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype

@@ -111,11 +111,11 @@ def merged(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if _can_merge(module)]
     own = [layer.base_layer.weight for layer in layers]
-    with torch.no_grad():
-        for layer in layers:
-            layer.base_layer.weight = nn.Parameter(_sum(layer), requires_grad=False)
-            layer._disable_adapters = True
-    try:
+    try:  # memory may end while the sums are made
+        with torch.no_grad():
+            for layer in layers:
+                layer.base_layer.weight = nn.Parameter(_sum(layer), requires_grad=False)
+                layer._disable_adapters = True
         yield
     finally:
         for layer, weight in zip(layers, own, strict=True):

@@ -85,9 +85,13 @@ class _ReadCodes(torch.autograd.Function):
 
 
 def _distances(latents_PE: Tensor, codebook_VE: Tensor) -> Tensor:
-    """Squared distance of every latent to every code, (..., V), by the class's own formula."""
-    both = latents_PE.square().sum(-1, keepdim=True) + codebook_VE.square().sum(-1)
-    return both - 2 * latents_PE @ codebook_VE.T
+    """Squared distance of every latent to every code, (..., V), by the class's own formula.
+
+    Outside autocast: neighbouring codes may lie nearer than a bfloat16 product is wrong by.
+    """
+    with torch.autocast(latents_PE.device.type, enabled=False):
+        both = latents_PE.square().sum(-1, keepdim=True) + codebook_VE.square().sum(-1)
+        return both - 2 * latents_PE @ codebook_VE.T
 
 
 def _split(latents_PE: Tensor, codebook_VE: Tensor) -> list[Tensor]:

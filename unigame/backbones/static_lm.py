@@ -12,6 +12,7 @@ H width.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,9 @@ from unigame.backbones.prompt_cache import read_prompts
 
 Work = Callable[[], Tensor]
 
+# Models whose recording has failed: each failure costs time, and leaves some memory behind.
+_refused: weakref.WeakSet[Any] = weakref.WeakSet()
+
 # Of their tables transformers asks how long the sequence is by now, which a graph cannot answer.
 GROWING_ROPE = ("dynamic", "longrope")
 ALIGNMENT = 8  # attention pads a copy of a mask whose rows are no multiple of this long
@@ -34,7 +38,8 @@ def supports(model: Any, tokens: PaddedTokens) -> bool:
     config = getattr(model, "config", None)
     devices = {p.device for p in model.parameters()}
     return (
-        len(devices) == 1
+        model not in _refused
+        and len(devices) == 1
         and next(iter(devices)).type == "cuda"
         and tokens.axes_ABL is None
         and has_fixed_shapes(config)
@@ -60,11 +65,13 @@ def cuda_graph(work: Work, device: torch.device) -> Work:
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
+        # Around everything, so that this thread leaves the side stream also where recording fails.
         with torch.cuda.stream(side):
             work()  # libraries choose kernels and take their work space at the first call
+            # Other threads may use the GPU meanwhile: a data loader that pins memory does.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                result = work()
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            result = work()
 
     def replay() -> Tensor:
         with torch.cuda.device(device):
@@ -72,6 +79,21 @@ def cuda_graph(work: Work, device: torch.device) -> Work:
         return result
 
     return replay
+
+
+class _Cache(StaticCache):
+    """Keys and values in one type, the one that attention computes in.
+
+    Under autocast a norm or a rotation can leave keys in float32 beside bfloat16 values, while
+    ``StaticCache`` gives both the keys' type and cannot take the other.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Cast, then as the class does."""
+        kind = key_states.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else key_states.dtype
+        return super().update(key_states.to(dtype), value_states.to(dtype), *args, **kwargs)
 
 
 class StaticLM:
@@ -82,7 +104,8 @@ class StaticLM:
         tokens: the left-padded prompts' mask and positions.
         room: tokens that will be fed after the prompts, at most.
         record: makes a function that repeats another in the same memory. Where it fails, a warning
-            says so and the function itself is called, with the same numbers.
+            says so, the function itself is called, with the same numbers, and ``supports`` is False
+            from then on.
     """
 
     def __init__(
@@ -95,7 +118,7 @@ class StaticLM:
         self.model, self.tokens, self.record = model, tokens, record
         self.begun = tokens.mask_BL.shape[1]
         self.room = -(-(self.begun + room) // ALIGNMENT) * ALIGNMENT
-        self.cache = StaticCache(config=model.config, max_cache_len=self.room)
+        self.cache = _Cache(config=model.config, max_cache_len=self.room)
 
     def start(self, embeds_BLH: Tensor) -> Tensor:
         """The newest hidden states (B, H) behind the prompts."""
@@ -107,7 +130,7 @@ class StaticLM:
         self.position_B1 = torch.zeros(rows, 1, device=device, dtype=torch.long)
         self.place_1 = torch.zeros(1, device=device, dtype=torch.long)
         self._begin(prompts)
-        self.repeat = self._recorded()
+        self.replay = self._recorded()
         self.cache.reset()  # recording went on from the prompts
         self._begin(prompts)
         return hidden_BH
@@ -116,7 +139,7 @@ class StaticLM:
         """The newest hidden states (B, H) behind T further tokens of every row."""
         for embeds_B1H in embeds_BTH.split(1, dim=1):
             self.embeds_B1H.copy_(embeds_B1H)
-            hidden_BH = self.repeat()
+            hidden_BH = self.replay() if self.replay is not None else self._pass()
         return hidden_BH.clone()  # the next replay writes into it
 
     def _begin(self, prompts: Any) -> None:
@@ -128,15 +151,18 @@ class StaticLM:
         self.position_B1.copy_(self.tokens.next_position_B1)
         self.place_1.fill_(self.begun)
 
-    def _recorded(self) -> Work:
+    def _recorded(self) -> Work | None:
+        """A replay of ``_pass``; None where it cannot be recorded."""
         try:
             return self.record(self._pass, self.embeds_B1H.device)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            _refused.add(self.model)
+            # Ending a failed recording fails, too; what it failed of is the error before.
+            reason = str(error.__context__ or error).strip().splitlines()[0]
             warnings.warn(f"drawing goes on without a CUDA graph: {reason}", stacklevel=2)
-            return self._pass
+            return None
 
     def _pass(self) -> Tensor:
         """One token of every row. Reads and writes fixed tensors; Python decides nothing."""

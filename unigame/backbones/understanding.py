@@ -173,8 +173,10 @@ class ReadingBackbone(HubModel):
         """
         text_BLH = self.base.get_input_embeddings()(tokens.ids_BL.clamp(min=0))
         dtype = torch.promote_types(text_BLH.dtype, embeds_BPH.dtype)  # keeps a float32 delta
-        place_BL1 = (tokens.ids_BL == mark).unsqueeze(-1)
-        return text_BLH.to(dtype).masked_scatter(place_BL1, embeds_BPH.to(dtype))
+        # By places: over all of (B, L, H) a mask would cost a GPU a number for every element.
+        places = (tokens.ids_BL == mark).nonzero(as_tuple=True)
+        filling = embeds_BPH.to(dtype).flatten(0, 1)[: len(places[0])]
+        return text_BLH.to(dtype).index_put(places, filling)
 
     def language_states(self, embeds_BLH: Tensor, tokens: PaddedTokens) -> Tensor:
         """Hidden states (B, L, H) after the final norm."""
