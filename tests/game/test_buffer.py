@@ -41,6 +41,12 @@ def test_cap_per_source():
     assert [(s.source, s.hardness) for s in buffer.samples] == [("a", 9.0), ("a", 3.0), ("b", 0.1)]
 
 
+def test_samples_of_nobody_are_not_capped():
+    buffer = HardSampleBuffer(capacity=10, per_source=1)
+    buffer.push([sample(h, source="") for h in (1.0, 2.0, 3.0)])
+    assert len(buffer) == 3
+
+
 def test_sample_is_without_replacement_and_never_drains():
     buffer = HardSampleBuffer(capacity=10, seed=1)
     buffer.push([sample(float(h)) for h in range(10)])

@@ -12,6 +12,15 @@ from tests.training.helpers import Records, lora_weights, make_trainer
 from unigame.training.trainer import UniGameTrainer
 
 
+class Epochs(Records):
+    """Records that note which epoch they were told of."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
 def sft_settings(batch: int) -> dict[str, Any]:
     return {
         "data": Records(8),
@@ -32,12 +41,13 @@ def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
 
 def main(model: Path, folder: Path) -> None:
     """Run both and write what this rank ended with."""
+    data = Epochs(12)
     game = make_trainer(
         model,
         folder / "game",
-        Records(12),
+        data,
         per_device_train_batch_size=2,
-        max_steps=3,
+        max_steps=4,  # the fourth is the second epoch's
         generation_weight=0.0,
         buffer_min_size=1,
     )
@@ -47,7 +57,7 @@ def main(model: Path, folder: Path) -> None:
     sft = make_trainer(model, folder / "sft", **sft_settings(batch=2))
     sft.train()
     record = {
-        "game": {**weights_of(game), "hard": {"read": read}},
+        "game": {**weights_of(game), "hard": {"read": read}, "epoch": data.epoch},
         "sft": weights_of(sft),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")

@@ -46,3 +46,11 @@ def test_records_that_cannot_train_are_named(change: dict[str, Any], message: st
 def test_a_batch_without_pictures_is_an_error() -> None:
     with pytest.raises(UserError, match="no picture"):
         GameCollator(pixels)([SkippedRow("9", "missing", "gone.png")])
+
+
+def test_a_missing_id_is_no_id() -> None:
+    records = [dict(item) for item in Records(3).items]
+    del records[0]["id"]
+    records[1]["id"] = None
+    batch = GameCollator(lambda images: torch.zeros(len(images), 3, 4, 4))(records)
+    assert batch["ids"] == ["", "", "2"]

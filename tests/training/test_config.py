@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from tests.training.helpers import make_config
 from unigame.errors import UserError
 from unigame.game.challenge import ChallengeConfig
-from unigame.training.config import CHOICES, RANGES, UniGameConfig
+from unigame.training.config import CHOICES, RANGES, SCHEDULES, UniGameConfig
 from unigame.training.game_state import challenge_config
 
 
@@ -55,7 +57,11 @@ def test_every_own_setting_is_checked_and_explained() -> None:
         ({"num_candidates": 0}, "at least 1"),
         ({"perturb_space": "tokens", "num_candidates": 2}, "num_candidates=1"),
         ({"buffer_capacity": 2, "buffer_min_size": 3}, "raise the capacity"),
+        ({"similarity": "clip", "similarity_model": "x", "perturb_space": "tokens"}, "cosine"),
         ({"perturber_lr_scheduler_type": "zigzag"}, "zigzag"),
+        ({"perturber_lr_scheduler_type": "reduce_lr_on_plateau"}, "cosine_with_restarts"),
+        ({"fp16": True}, "use bf16"),
+        ({"fsdp": "full_shard"}, "use DDP"),
         ({"remove_unused_columns": True}, "leave it False"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0"),
         ({"max_steps": 0}, "max_steps=0"),
@@ -78,3 +84,28 @@ def test_gradient_checkpointing_under_either_name(tmp_path: Path) -> None:
     args = make_config(tmp_path, gradient_checkpointing=True)
     assert args.gradient_checkpointing
     assert getattr(args, "activation_checkpointing", True)
+
+
+def test_every_schedule_of_c_runs(tmp_path: Path) -> None:
+    for name in SCHEDULES:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        args = make_config(tmp_path, perturber_lr_scheduler_type=name, perturber_warmup_steps=2)
+        schedule = get_scheduler(
+            args.perturber_lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=args.perturber_warmup_steps,
+            num_training_steps=5,
+        )
+        optimizer.step()
+        schedule.step()
+
+
+def test_megabytes_may_have_a_fraction(tmp_path: Path) -> None:
+    """Recipes and the command line hand every float over as one, 256 as 256.0."""
+    assert make_config(tmp_path, keep_tokens_mb=256.0).keep_tokens_mb == 256.0
+    assert make_config(tmp_path, keep_tokens_mb=0.5).keep_tokens_mb == 0.5
+
+
+def test_a_mac_trains_on_its_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert make_config(tmp_path, use_cpu=False).device.type == "cpu"

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests.training.helpers import Records, lora_weights, make_trainer
+from unigame.data.mixture import Mixture
 from unigame.errors import UserError
+from unigame.training.epochs import require_map_style
 from unigame.training.trainer import UniGameTrainer
 
 TIMES = ("seconds", "runtime", "per_second", "epoch", "flos", "train_loss")
@@ -131,3 +133,31 @@ def test_the_best_adapter_is_loaded_at_the_end(tiny_path: Path, tmp_path: Path) 
     scores = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(scores), abs=1e-6)
     assert scores[0] != pytest.approx(scores[1], abs=1e-3)
+
+
+def test_a_mixture_goes_on_within_its_second_epoch(tiny_path: Path, tmp_path: Path) -> None:
+    def run() -> UniGameTrainer:
+        # 7 places an epoch, 2 a batch: step 5 is inside the second epoch. Its 5 places of the
+        # larger source are other rows than the first epoch's.
+        data = Mixture([Records(9), Records(3)], weights=[3, 1], seed=1, size=7)
+        settings = {"max_steps": 7, "per_device_train_batch_size": 2, "challenge_every": 0}
+        saving = {"save_strategy": "steps", "save_steps": 5}
+        return make_trainer(tiny_path, tmp_path / "run", data, **settings, **saving)
+
+    straight = run()
+    straight.train()
+    resumed = run()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
+    assert resumed.train_dataset.epoch == straight.train_dataset.epoch == 1
+    assert history(resumed, 5) == history(straight, 5) and len(history(straight, 5)) == 2
+
+
+def test_a_stream_is_for_one_process() -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(Records(2).items)
+
+    require_map_style(Stream(), 1)
+    require_map_style(Records(2), 2)
+    with pytest.raises(UserError, match="Stream.*2 processes"):
+        require_map_style(Stream(), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,38 @@ def test_evaluation_is_the_clean_loss(tiny_path: Path, tmp_path: Path) -> None:
             [item["answer"] for item in data.items],
         ).mean()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_evaluation_counts_answers_and_captions_not_batches(
+    tiny_path: Path, tmp_path: Path, weight: float
+) -> None:
+    data = Records(5, captions=True, long_answers=True)
+    data.items[0]["question"] = data.items[0]["answer"] = None
+    data.items[3]["caption"] = None
+    settings = {"per_device_eval_batch_size": 2, "generation_weight": weight}
+    trainer = make_trainer(tiny_path, tmp_path, data, eval_dataset=data, **settings)
+    backbone = trainer.backbone.eval()
+
+    def loss(verb: str, rows: list[dict[str, Any]], *fields: str) -> float:
+        images = backbone.preprocess([row["image"] for row in rows])
+        texts = [[row[field] for row in rows] for field in fields]
+        with torch.no_grad():
+            return float(getattr(backbone, verb)(images, *texts).mean())
+
+    answered = [row for row in data.items if row["answer"]]
+    captioned = [row for row in data.items if row["caption"]]
+    expected = loss("answer_loss", answered, "question", "answer")
+    expected += weight * loss("generation_loss", captioned, "caption")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_evaluation_with_nothing_to_judge_says_so(tiny_path: Path, tmp_path: Path) -> None:
+    data = Records(2, captions=True)
+    for row in data.items:
+        row["question"] = row["answer"] = None
+    trainer = make_trainer(tiny_path, tmp_path, eval_dataset=data)
+    assert math.isnan(trainer.evaluate()["eval_loss"])
 
 
 class Kinds(Records):

@@ -45,6 +45,10 @@ def test_hard_samples_were_read_on_both_ranks(ranks) -> None:
     assert all(rank["game"]["hard"]["read"] > 0 for rank in ranks)
 
 
+def test_the_data_hear_of_each_epoch_on_both_ranks(ranks) -> None:
+    assert [rank["game"]["epoch"] for rank in ranks] == [1, 1]
+
+
 def test_sft_on_two_ranks_is_sft_on_one_with_both_batches(ranks, tiny_path, tmp_path) -> None:
     single = make_trainer(tiny_path, tmp_path, **sft_settings(batch=4))
     before = weights_of(single)["u"]

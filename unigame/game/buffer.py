@@ -26,12 +26,12 @@ class HardSample:
 
     Attributes:
         compact: what ``render`` takes, without batch dimension: codes (N,) or a latent; in token
-            space the perturbed tokens z_til (N, H) in float16.
+            space the perturbed tokens z_til (N, H).
         question: as asked of the original image.
         answer: the original's true answer; accepted as still true of the candidate.
         hardness: H when mined.
         similarity: of the candidate to the original, when mined.
-        source: identifies the original sample, for the cap per source.
+        source: identifies the original sample, for the cap per source; "" is nobody's, and free.
         step: training step of the mining.
         tokens: z (N, H), what U reads of the picture, where it is worth keeping: it spares drawing
             and encoding the picture again. Never part of a checkpoint.
@@ -121,7 +121,7 @@ class HardSampleBuffer:
         kept = []
         for sample in ranked:
             count[sample.source] = count.get(sample.source, 0) + 1
-            if count[sample.source] <= self.per_source:
+            if sample.source == "" or count[sample.source] <= self.per_source:
                 kept.append(sample)
         return kept[: self.capacity]
 

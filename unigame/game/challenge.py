@@ -67,6 +67,7 @@ def challenge(
     label_scorer: SimilarityScorer | None = None,
     with_grad: bool = True,
     visual: VisualStates | None = None,
+    pictures_at_once: int | None = None,
 ) -> ChallengeResult:
     """Perturb, draw, re-read and score one batch: L_C of Eq. 7 and everything mining needs.
 
@@ -84,6 +85,7 @@ def challenge(
         label_scorer: similarity for the label-preservation term; None: ``scorer``.
         with_grad: False when C will not be updated from this result.
         visual: the batch's visual states, where U has not changed since they were computed.
+        pictures_at_once: of the candidates that C does not learn from, in one pass; None: all.
 
     Raises:
         UserError: ``label_weight`` > 0 without a scorer, or a scorer that cannot judge tokens.
@@ -122,9 +124,13 @@ def challenge(
             label_floor=config.label_floor,
         )
         reading = learned.detach()
-        for _ in range(config.num_candidates - config.learned_candidates):
-            with torch.no_grad():  # one by one: K adds time, but no memory for scores of all codes
-                reading = reading.beside(read(1))
+        left = config.num_candidates - config.learned_candidates
+        at_once = max(1, (pictures_at_once or left * len(states_BNH)) // len(states_BNH))
+        while left:
+            count = min(left, at_once)
+            with torch.no_grad():
+                reading = reading.beside(read(count))
+            left -= count
     ce_BK, similarity_BK = reading.ce_BK.float(), reading.similarity_BK.float()
     result = ChallengeResult(
         objective=objective_B.mean(),
@@ -247,7 +253,7 @@ def mine(
     if result.drawing is not None:
         compact = result.drawing.compact.detach()[rows].cpu()
     else:
-        compact = result.tokens_ENH[rows].to(torch.float16).cpu()
+        compact = result.tokens_ENH[rows].float().cpu()  # float16 would round a small delta away
     keep_tokens = keep_tokens and result.drawing is not None
     tokens_ENH = result.tokens_ENH[rows].cpu() if keep_tokens else None
     num_candidates = result.ce_BK.shape[1]

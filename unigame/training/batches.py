@@ -6,6 +6,7 @@ they wait for it for ever. So nothing is skipped: such a rank runs its first row
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -218,7 +219,10 @@ def understanding_inputs(backbone: Backbone, inputs: Batch, rows: MixedRows) -> 
             parts.insert(0, inputs["tokens"][clean])
         elif clean:
             parts.insert(0, backbone.embed_images(inputs["images"][clean]))
-        return {"images": None, "embeds": torch.cat([part.to(parts[0]) for part in parts]), **texts}
+        # Hard tokens are float32 beside a bfloat16 model's clean ones: the larger type keeps delta.
+        dtype = functools.reduce(torch.promote_types, [part.dtype for part in parts])
+        embeds = torch.cat([part.to(parts[0].device, dtype) for part in parts])
+        return {"images": None, "embeds": embeds, **texts}
     images = inputs["images"][clean]
     if picked:
         images = torch.cat([images, hard["pixels"][picked].to(images)])

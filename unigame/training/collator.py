@@ -49,7 +49,7 @@ class GameCollator:
             "questions": [record.get("question") or "" for record in records],
             "answers": [record.get("answer") or "" for record in records],
             "captions": [record.get("caption") or "" for record in records],
-            "ids": [str(record.get("id", "")) for record in records],
+            "ids": ["" if (id := record.get("id")) is None else str(id) for record in records],
             "has_answer_B": torch.tensor([bool(record.get("answer")) for record in records]),
             "has_caption_B": torch.tensor([bool(record.get("caption")) for record in records]),
             "num_skipped": len(skipped),

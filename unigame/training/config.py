@@ -6,8 +6,9 @@ so batch size, schedules, logging, checkpoints, precision and the Hub are set as
 
 Players and pace: U (LoRA weights of the language model) moves once per optimizer step; C (the
 perturber) moves ``perturber_steps`` times in every micro-batch of each ``challenge_every``-th
-step. The C:U update ratio is therefore ``perturber_steps : challenge_every``; ``challenge_every=0``
-turns the game off and leaves plain supervised fine-tuning (SFT).
+step. The C:U update ratio is therefore ``perturber_steps * gradient_accumulation_steps :
+challenge_every``; ``challenge_every=0`` turns the game off and leaves plain supervised fine-tuning
+(SFT).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import SchedulerType, TrainingArguments
+import torch
+from transformers import TrainingArguments
 
 from unigame.errors import UserError
 
@@ -51,7 +53,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "gradient_candidates": (1, float("inf"), True),
     "challenge_micro_batch": (1, float("inf"), True),
     "understanding_micro_batch": (1, float("inf"), True),
-    "keep_tokens_mb": (0, float("inf"), True),
+    "keep_tokens_mb": (0.0, float("inf"), True),
     "eps_max": (0.0, float("inf"), False),
     "eps_init": (0.0, float("inf"), False),
     "anchor": (0.0, float("inf"), True),
@@ -71,10 +73,22 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "label_weight": (0.0, float("inf"), True),
     "label_floor": (-1.0, 1.0, True),
 }
+# C's schedules: those of transformers that need no more than steps.
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
 # Trainer features that would be wrong or silently without effect here.
 UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": "losses are computed per sample inside the backbone; set it to 0",
     "deepspeed": "use DDP (torchrun) instead",
+    "fsdp": "its checkpoints cannot be resumed exactly; use DDP (torchrun) instead",
+    "fp16": "C's gradient has no loss scaling; use bf16",
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
     "neftune_noise_alpha": "it perturbs embeddings behind the game's back; unset it",
 }
@@ -106,7 +120,9 @@ class UniGameConfig(TrainingArguments):
         "hard samples, at half the cost of the challenge.",
     )
     perturber_steps: int = _setting(
-        1, "Updates of C per challenge. C:U ratio = perturber_steps : challenge_every."
+        1,
+        "Updates of C per challenge. C:U ratio = perturber_steps x gradient_accumulation_steps : "
+        "challenge_every.",
     )
     mine_every: int = _setting(1, "Offer the candidates of every n-th challenge to the buffer.")
     beta: float = _setting(0.5, "Weight of the hard samples in Eq. 6.")
@@ -252,6 +268,10 @@ class UniGameConfig(TrainingArguments):
         if self.data_seed is None:
             self.data_seed = self.seed  # the order of the data then hangs on this alone
         self._use_current_checkpointing_names()
+        if torch.backends.mps.is_available() and not torch.cuda.is_available():
+            self.use_cpu = (
+                True  # Apple's GPUs have no float64, in which rows and losses are counted
+            )
         try:
             super().__post_init__()
         except ValueError as error:
@@ -259,6 +279,7 @@ class UniGameConfig(TrainingArguments):
 
     def _check_together(self) -> None:
         """Settings that only make sense in company."""
+        self._check_similarity()
         if self.eps_init >= self.eps_max:
             raise UserError(
                 f"eps_init={self.eps_init} must be below eps_max={self.eps_max}: the gate starts "
@@ -276,14 +297,6 @@ class UniGameConfig(TrainingArguments):
                 "train_parts=['connector'] with generation_weight=0: the connector learns from "
                 "captions alone; set generation_weight=1"
             )
-        needs_clip = self.similarity == "clip" or (
-            self.label_weight > 0 and self.label_similarity == "clip"
-        )
-        if self.plays and needs_clip and not self.similarity_model:
-            raise UserError(
-                "similarity 'clip' needs similarity_model, a CLIP or SigLIP checkpoint (folder or "
-                "Hub id); give one, or set similarity=cosine"
-            )
         if self.perturb_space == "tokens" and self.num_candidates > 1:
             raise UserError(
                 f"num_candidates={self.num_candidates} with perturb_space=tokens: nothing is drawn "
@@ -294,15 +307,29 @@ class UniGameConfig(TrainingArguments):
                 f"buffer_min_size={self.resolved_min_size} is above buffer_capacity="
                 f"{self.buffer_capacity}: replay would never start; raise the capacity"
             )
-        if self.perturber_lr_scheduler_type not in {item.value for item in SchedulerType}:
-            known = ", ".join(item.value for item in SchedulerType)
+        if self.perturber_lr_scheduler_type not in SCHEDULES:
             raise UserError(
-                f"perturber_lr_scheduler_type={self.perturber_lr_scheduler_type!r} is unknown; "
-                f"pick one of {known}"
+                f"perturber_lr_scheduler_type={self.perturber_lr_scheduler_type!r} is not one of "
+                f"{', '.join(SCHEDULES)}; pick one"
             )
         if self.remove_unused_columns:
             raise UserError(
                 "remove_unused_columns=True would drop images and questions; leave it False"
+            )
+
+    def _check_similarity(self) -> None:
+        needs_clip = self.similarity == "clip" or (
+            self.label_weight > 0 and self.label_similarity == "clip"
+        )
+        if self.plays and needs_clip and not self.similarity_model:
+            raise UserError(
+                "similarity 'clip' needs similarity_model, a CLIP or SigLIP checkpoint (folder or "
+                "Hub id); give one, or set similarity=cosine"
+            )
+        if self.plays and needs_clip and self.perturb_space == "tokens":
+            raise UserError(
+                "similarity 'clip' with perturb_space=tokens: no picture is drawn that CLIP could "
+                "look at; set similarity=cosine"
             )
 
     def _use_current_checkpointing_names(self) -> None:

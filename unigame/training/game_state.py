@@ -6,6 +6,7 @@ the drawing generator and the noise of a random perturber belong to one rank eac
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -42,6 +43,7 @@ from unigame.training.checkpoint import (
 )
 from unigame.training.config import UniGameConfig
 
+logger = logging.getLogger(__name__)
 RANK_STRIDE = 100_003  # seeds of different ranks and of neighbouring runs never meet
 
 
@@ -120,6 +122,9 @@ class GameState:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.buffer = self._new_buffer(seed)
         self.scorer, self.label_scorer = self._scorers()
+        own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
+        text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
+        logger.info(text, args.perturbation, own, 100 * own / whole, whole)
 
     def _new_buffer(self, seed: int) -> HardSampleBuffer:
         # Without a lasting buffer the same object holds one micro-batch's candidates only.
@@ -203,6 +208,8 @@ class GameState:
             self.label_scorer,
             with_grad=self.optimizer is not None,
             visual=visual,
+            # Scores of all codes are large: K is to add time, but hardly any memory.
+            pictures_at_once=self.args.per_device_train_batch_size,
         )
 
     def _parts(self) -> int:

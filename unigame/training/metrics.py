@@ -6,6 +6,7 @@ reduction over ranks and one transfer per logging step, not one per figure and s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,33 @@ class Meter:
             for name, (total, count) in zip(ALL_NAMES, rows, strict=True)
             if count > 0
         }
+
+
+class EvaluationLoss:
+    """The loss of an evaluation: of answers and of captions, each a mean over all of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pairs = {name: torch.zeros(2, device=device) for name in ("answers", "captions")}
+
+    def add(self, name: str, mean: Tensor, count: float) -> None:
+        """A batch's mean over ``count`` answers or captions."""
+        self._pairs[name] += torch.stack([mean.detach().float() * count, mean.new_tensor(count)])
+
+    def mean(self, generation_weight: float, reduce: Callable[[Tensor], Tensor]) -> float:
+        """Answers' mean plus the weight times captions'; NaN where there is nothing to judge.
+
+        Args:
+            generation_weight: of the captions.
+            reduce: sums a tensor over ranks.
+        """
+        rows = reduce(torch.stack(list(self._pairs.values()))).tolist()
+        parts = [
+            weight * total / count
+            for weight, (total, count) in zip((1.0, generation_weight), rows, strict=True)
+            if count > 0
+        ]
+        return sum(parts) if parts else math.nan
 
 
 class PhaseTimer:

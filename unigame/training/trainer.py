@@ -24,10 +24,10 @@ the run is plain supervised fine-tuning. Choices that the paper leaves open:
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,13 @@ from unigame.training.batches import (
 )
 from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
+from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
-from unigame.training.metrics import Meter, PhaseTimer
+from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
+from unigame.training.ranks import average_over_ranks, sum_over_ranks
 from unigame.training.resumable import ResumableTrainer
 
-logger = logging.getLogger(__name__)
 RIGHT_BELOW = math.log(2)
 
 
@@ -70,7 +71,8 @@ class UniGameTrainer(ResumableTrainer):
             ``JanusForConditionalGeneration`` (then give its processor as ``processing_class``).
         args: ``UniGameConfig``; its defaults if left out.
         train_dataset: records ``{"image", "question", "answer", "caption", "id"}``.
-        eval_dataset: likewise; its loss is the clean loss.
+        eval_dataset: likewise; its loss is Eq. 6 on clean answers, and with ``generation_weight``
+            Eq. 3 on captions, each as the mean over all that there are. NaN where there are none.
         processing_class: the processor, where the model does not bring it.
         peft_config: LoRA settings; the backbone's default if left out. Ignored where the model
             already carries an adapter.
@@ -96,6 +98,7 @@ class UniGameTrainer(ResumableTrainer):
         args = args or UniGameConfig(output_dir="runs/unigame")
         if not isinstance(args, UniGameConfig):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
+        require_map_style(train_dataset, args.world_size)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -111,6 +114,7 @@ class UniGameTrainer(ResumableTrainer):
             processing_class=processing_class or getattr(backbone, "processor", None),
             **kwargs,
         )
+        self.add_callback(EpochOfData(train_dataset))
         # transformers before loss_is_scaled_for_ga decides by this alone.
         self.model_accepts_loss_kwargs = True
         self.backbone = backbone
@@ -126,9 +130,8 @@ class UniGameTrainer(ResumableTrainer):
                 backbone,
                 device=args.device,
                 rank=args.process_index,
-                reduce=self._average_over_ranks,
+                reduce=partial(average_over_ranks, self.accelerator),
             )
-            self._report_size(self.game)
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
     def training_step(
@@ -333,8 +336,23 @@ class UniGameTrainer(ResumableTrainer):
     ) -> tuple[Tensor, None, None]:
         """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            inputs = self._prepare_inputs(inputs)
+            answers = self._understanding_loss(model, inputs, None)
+            self._evaluated.add("answers", answers, self._count_answers(inputs))
+            loss = answers
+            if self.args.generation_weight > 0:
+                captions = self._generation_loss(model, inputs, None)
+                self._evaluated.add("captions", captions, float(inputs["has_caption_B"].sum()))
+                loss = loss + self.args.generation_weight * captions
         return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As the base class, with a loss that counts every answer, and not every batch, alike."""
+        self._evaluated = EvaluationLoss(self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss = self._evaluated.mean(self.args.generation_weight, self._sum_over_ranks)
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        return output
 
     # ---- what is logged ------------------------------------------------------------------------
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -369,12 +387,6 @@ class UniGameTrainer(ResumableTrainer):
         if len(loss_B) > len(rows.index):
             self.meter.add_mean("hard_ce", loss_B[is_hard_B])
 
-    def _report_size(self, game: GameState) -> None:
-        own = sum(parameter.numel() for parameter in game.perturber.parameters())
-        whole = self.backbone.facts.num_parameters
-        text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
-        logger.info(text, self.args.perturbation, own, 100 * own / whole, whole)
-
     # ---- ranks, schedules ----------------------------------------------------------------------
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """U's schedule and, beside it, C's: both run over the same optimizer steps."""
@@ -383,16 +395,4 @@ class UniGameTrainer(ResumableTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return values
-        return self.accelerator.reduce(values, reduction="sum")
-
-    def _average_over_ranks(self, gradients: list[Tensor]) -> None:
-        """One collective for all of C's gradients, in place."""
-        if self.accelerator.num_processes == 1:
-            return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        flat = self._sum_over_ranks(flat) / self.accelerator.num_processes
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        return sum_over_ranks(self.accelerator, values)
