@@ -8,11 +8,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 
 from tests.data.files import png, write
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame import cli
 from unigame.backbones.janus import JanusBackbone
+from unigame.commands.evaluate_console import Bars
 from unigame.evaluation.record import folder_sha256
 
 SUBSETS = ("adversarial", "popular", "random")
@@ -194,3 +196,24 @@ def test_the_bundled_model_is_asked_about_its_own_world(tmp_path, capsys):
     assert all(entry["counts"]["scored"] >= 4 for entry in entries.values())
     assert entries["naturalbench"]["metrics"]["acc"]["value"] > 50
     assert "this small world only" in capsys.readouterr().out
+
+
+def test_answers_that_are_judged_elsewhere_end_without_a_figure(capsys):
+    with Bars({"vqav2": "VQAv2"}) as bars:
+        bars.begin("vqav2", 2, 0)
+        bars.end("vqav2", {"metrics": {}})
+    assert "VQAv2: nothing scored here" in capsys.readouterr().err
+
+
+def test_an_attack_that_does_not_fit_names_the_batch_size(pope, tmp_path, monkeypatch, capsys):
+    asked: list[int] = []
+
+    def full(backbone, benchmark, loaded, config, **options):
+        asked.append(config.batch_size)
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("unigame.evaluation.robustness_record.robustness_entry", full)
+    words = ["--data-root", pope, "--limit", 1, "--robustness", "pgd", "--batch-size", 3]
+    assert evaluate(*words, "--output", tmp_path / "out") == 2
+    assert asked == [3]
+    assert "3 pictures at once" in capsys.readouterr().err

@@ -202,6 +202,15 @@ def test_other_settings_are_refused_before_anything_is_asked(tmp_path, options, 
     assert not backbone.rows
 
 
+def test_other_pictures_under_the_old_names_are_other_items(tmp_path):
+    old, new = (
+        [Item(id="1", prompt="describe", reference={"sha256": digest})] for digest in ("aa", "bb")
+    )
+    run(FakeBackbone(), tmp_path, Easel(old))
+    with pytest.raises(UserError, match="another item '1': the data have changed"):
+        run(FakeBackbone(), tmp_path, Easel(new))
+
+
 def test_another_parser_scores_again_without_asking(tmp_path):
     run(FakeBackbone(), tmp_path, Quiz(questions(3)))
     record = run(FakeBackbone(stop_after=0), tmp_path, Quiz(questions(3), parser="strict"))

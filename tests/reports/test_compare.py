@@ -90,6 +90,15 @@ def test_different_judges_are_named(compared):
     assert comparison.notes[0] == "No difference for POPE, other: scorer judge: openai:b and hf:a."
 
 
+def test_one_judge_at_two_addresses_is_one_judge(compared):
+    at = [
+        {"judge": "openai:m", "judge_settings": {"base_url": f"http://localhost:{port}"}}
+        for port in (8000, 8001)
+    ]
+    comparison, _ = compared(base=pope(0.4, scorer=at[0]), other=pope(0.7, scorer=at[1]))
+    assert only_cells(comparison)[1].gap is not None
+
+
 def test_local_and_hub_data_with_the_same_content_are_the_same_data(compared):
     local = {"id": "pope", "split": "test", "fingerprint": "f00d"}
     comparison, _ = compared(base=pope(0.4), other=pope(0.7, dataset=local))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             does not load, an output of other settings; or a benchmark that could not be scored.
     """
     from unigame.evaluation.asking import Drawing
+    from unigame.evaluation.batching import is_out_of_memory
     from unigame.evaluation.harness import RESULTS, load_jobs, run_jobs
     from unigame.evaluation.miniature import DRAWING
     from unigame.evaluation.record import write_json
@@ -69,13 +71,21 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if attacked is not None:
         items = len(attacked.loaded.items)
         with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
-            entry = robustness_entry(
-                backbone,
-                attacked.benchmark,
-                attacked.loaded,
-                attacks,
-                report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
-            )
+            try:
+                entry = robustness_entry(
+                    backbone,
+                    attacked.benchmark,
+                    attacked.loaded,
+                    attacks,
+                    report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"an attack on {attacks.batch_size} pictures at once does not fit into memory; "
+                    "give a smaller --batch-size"
+                ) from error
         record["benchmarks"][ROBUSTNESS] = entry
         write_json(output / RESULTS, record)
         names = [*names, ROBUSTNESS]
@@ -252,6 +262,8 @@ def _attacks(args: argparse.Namespace) -> Any:
     kinds = [kind.strip() for kind in args.robustness.split(",") if kind.strip()]
     recipe = args.attack_recipe or ("janus_nano" if args.model == BUNDLED else None)
     config = RobustnessConfig(adversary=adversary_of(recipe)) if recipe else RobustnessConfig()
+    if args.batch_size is not None:
+        config = replace(config, batch_size=args.batch_size)
     return config.only(kinds)
 
 

@@ -86,7 +86,9 @@ class Bars:
 
 
 def _headline(entry: Mapping[str, Any]) -> str:
-    metric = next(iter(entry["metrics"].values()))
+    metric = next(iter(entry["metrics"].values()), None)
+    if metric is None:  # answers for a server to judge, or a judge that never answered
+        return "nothing scored here"
     return f"{metric['label']} {_figure(metric)}"
 
 

@@ -113,5 +113,6 @@ def automatic_size(backbone: Backbone, task: Task, pictures: int = 1) -> int:
 
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch's own reserve is free, too
     return int(psutil.virtual_memory().available)

@@ -230,5 +230,7 @@ class Run:
 
 def asked(item: Item) -> str:
     """A short digest of what an item asks, kept with its prediction."""
-    content = f"{item.prompt}\0{len(item.pictures)}\0{item.samples}"
+    # A picture that is its own question (UnifiedBench) has its digest among the references.
+    picture = item.reference.get("sha256", "")
+    content = f"{item.prompt}\0{len(item.pictures)}\0{item.samples}\0{picture}"
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -235,12 +235,17 @@ def what_differs(ours: BenchmarkRecord, base: BenchmarkRecord) -> list[str]:
         reasons.append(f"the data differ{limited}")
     for what, mine, theirs in (
         ("variant", ours.variant, base.variant),
-        ("scorer", ours.scorer, base.scorer),
+        ("scorer", _without_address(ours.scorer), _without_address(base.scorer)),
     ):
         reasons += [
             f"{what} {key}: {one} and {two}" for key, one, two in _differences(mine, theirs)
         ]
     return reasons
+
+
+def _without_address(scorer: Mapping[str, Any]) -> dict[str, Any]:
+    """A judge is its name and rubric; where it answers, and how it is asked, may change."""
+    return {name: value for name, value in scorer.items() if name != "judge_settings"}
 
 
 def _data(record: BenchmarkRecord) -> Any:
