@@ -31,6 +31,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from generation import GUIDANCE, theirs
 from models import SHAPES, build
 from PIL import Image
 
@@ -42,8 +43,6 @@ from unigame.evaluation.registry import build_benchmark
 from unigame.evaluation.running import Job, Run, Silent
 from unigame.evaluation.stand_ins import ReaderColours, SyntheticDetector
 from unigame.synthetic.benchmarks import write_benchmarks
-
-GUIDANCE = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -110,26 +109,9 @@ def naive_answer(backbone: JanusBackbone, item: Item, max_new_tokens: int) -> st
     return str(processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
-def naive_codes(backbone: JanusBackbone, prompt: str, *, do_sample: bool) -> torch.Tensor:
-    """Image codes (1, N) of one prompt as a user of transformers draws it."""
-    processor = backbone.processor
-    content = [{"type": "text", "text": prompt}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    inputs = processor(text=[text], generation_mode="image", return_tensors="pt")
-    return backbone.janus.generate(
-        **inputs.to(backbone.device),
-        generation_mode="image",
-        guidance_scale=GUIDANCE,
-        do_sample=do_sample,
-        use_cache=True,
-    )
-
-
 def naive_drawing(backbone: JanusBackbone, prompt: str) -> Image.Image:
     """One picture."""
-    codes = naive_codes(backbone, prompt, do_sample=True)
+    codes = theirs(backbone, [prompt], do_sample=True)
     pixels_1SS3 = backbone.janus.decode_image_tokens(codes.to(backbone.device))
     return to_pictures(pixels_1SS3.permute(0, 3, 1, 2).float() / 2 + 0.5)[0]
 
@@ -176,7 +158,7 @@ def measure(backbone: JanusBackbone, options: argparse.Namespace, folder: Path) 
     answers = compare(loop_answers, harness(asked), options.rounds, folder / "answers")
     images = compare(loop_drawings, harness(drawn), options.rounds, folder / "images")
     few = [item.prompt for item in drawn.loaded.items[:4]]
-    greedy_BN = torch.cat([naive_codes(backbone, prompt, do_sample=False) for prompt in few])
+    greedy_BN = torch.cat([theirs(backbone, [prompt], do_sample=False) for prompt in few])
     same_BN = greedy_BN.to(backbone.device) == backbone.generate_codes(
         few, do_sample=False, guidance_scale=GUIDANCE
     )

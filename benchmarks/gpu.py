@@ -1,26 +1,27 @@
 """Janus-Pro-7B and 1B on one GPU: what a step costs, how near it is to the card's limit, drawing.
 
-Self-contained: random weights of the exact shapes are made on the device. Training is that of the
+Self-contained: random weights of the exact shapes are made on the device. Training is as in the
 recipe ``janus_pro_7b``: bfloat16 weights, float32 LoRA of rank 16 and perturber, gradient
-checkpointing (and without, where that fits), on a batch of 8 at 384 px, mining at every step. Not
-in it: captions (the recipe's Eq. 3 on a fifth of the samples) and CLIP.
+checkpointing (and without, where that fits), on a batch of 8 at 384 px, mining at every step. The
+recipe challenges the whole batch: that is ``full_share``; ``unigame`` and ``k4`` challenge half of
+it. Not in it: captions (the recipe's Eq. 3 on a fifth of the samples) and CLIP.
 
 Parts, in this order; each is kept as soon as it is there, and none starts that the budget leaves
 no time for:
 
     matmul                             the card's own rate: large matrix products in bfloat16
     SHAPE                              training with gradient checkpointing
-    SHAPE_without_checkpointing        the same without
     generation_SHAPE_batch_B           ``generation.py`` at batch 1 and 16, on the smallest shape
+    SHAPE_without_checkpointing        training without
 
-Keys of training: ``seconds`` a step, ``ratio`` and ``ratio_k4`` as in ``step_cost.py``; ``phases``
-and ``phase_shares`` of a UniGame step; ``gigabytes`` at the worst moment, the model included;
-``lm_tokens_per_second`` (forward, so that passes with and without a backward pass count alike);
-``utilization``: operations that the mathematics needs (counted without checkpointing) in a second,
-over the matmul rate, of whole steps, of each phase of a UniGame step, and under ``understand`` of
-the understanding step; ``utilization_executed`` also counts what checkpointing computes twice;
-``gpu_hours`` for 5,000 steps; ``profile``: where the device's time goes. A part that does not fit
-is ``"stopped": "out of memory"``.
+Keys of training: ``seconds`` a step, ``ratio``, ``ratio_full_share`` and ``ratio_k4`` as in
+``step_cost.py``; ``phases`` and ``phase_shares`` of a UniGame step; ``gigabytes`` at the worst
+moment, the model included; ``lm_tokens_per_second`` (forward, so that passes with and without a
+backward pass count alike); ``utilization``: operations that the mathematics needs (counted without
+checkpointing) in a second, over the matmul rate, of whole steps, of each phase of a UniGame step,
+and under ``understand`` of the understanding step; ``utilization_executed`` also counts what
+checkpointing computes twice; ``gpu_hours`` for 5,000 steps; ``profile``: where the device's time
+goes. A part that does not fit is ``"stopped": "out of memory"``.
 
 Usage:
     python benchmarks/gpu.py --json FILE [--budget-s 450]
@@ -45,7 +46,7 @@ import meters
 import record
 import torch
 import transformers
-from kernels import summarise
+from kernel_times import summarise
 from models import SHAPES, build
 from step_cost import KINDS, Bench
 from step_cost import parse_arguments as step_arguments
@@ -69,10 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run = Run(device, options, begun)
     run.part("matmul", 0, lambda note: note(matmul_rates(device)))
     for shape in options.shape:
-        for checkpointing in (True, False):
-            name = shape if checkpointing else f"{shape}_without_checkpointing"
-            training = Training(run, shape, checkpointing)
-            run.part(name, NEEDS.get(shape, 0), training.measure)
+        run.part(shape, NEEDS.get(shape, 0), Training(run, shape, True).measure)
     shape = options.shape[-1]
     for batch in options.generation_batches:
         needed = NEEDS["generation"] if shape in NEEDS else 0
@@ -81,6 +79,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             needed,
             lambda note, batch=batch: note(draw(shape, batch, device)),  # type: ignore[misc]
         )
+    for shape in options.shape:
+        name = f"{shape}_without_checkpointing"
+        run.part(name, NEEDS.get(shape, 0), Training(run, shape, False).measure)
     found = record.write(run.figures, run.settings, options.json)
     print(summary(found))
     if run.failed:
@@ -102,7 +103,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=450, help="seconds for everything")
     parser.add_argument("--batch-size", type=int, default=8, help="clean samples; even")
     parser.add_argument("--repetitions", type=int, default=8, help="of each kind of step, at most")
-    parser.add_argument("--kinds", nargs="+", default=["sft", "unigame", "k4"], choices=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--generation-batches", nargs="*", type=int, default=[1, 16])
     parser.add_argument("--float32", action="store_true", help="weights; the default on a CPU")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")

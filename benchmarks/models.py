@@ -149,4 +149,4 @@ def random_janus(shape: Shape, device: torch.device, dtype: torch.dtype) -> Janu
         torch.set_default_dtype(before)
     boi = tokenizer.convert_tokens_to_ids(BEGIN_IMAGE)
     model.generation_config = GenerationConfig(**ends, generation_kwargs={"boi_token_id": boi})
-    return JanusBackbone(model, processor)
+    return JanusBackbone(model, processor).to(device)

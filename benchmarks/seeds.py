@@ -63,7 +63,10 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         factor = 100.0 if info["unit"] == "share" else 1.0
         figures[name] = {"label": info["label"] + (", points" if factor > 1 else "")}
         for arm in first["differences"]:
-            values = [factor * run["differences"][arm][name]["value"] for run in runs]
+            gaps = [run["differences"][arm].get(name) for run in runs]
+            values = [factor * gap["value"] for gap in gaps if gap is not None]
+            if len(values) < 2:  # no picture of an attack may have kept its content
+                continue
             figures[name][arm] = {
                 "mean": round(statistics.mean(values), 4),
                 "sd": round(statistics.stdev(values), 4),
@@ -75,7 +78,7 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def table(figures: dict[str, dict[str, Any]], seeds: int) -> list[str]:
     """Markdown: mean ± standard deviation (in how many seeds above zero)."""
-    arms = [name for name in next(iter(figures.values())) if name != "label"]
+    arms = list(dict.fromkeys(name for row in figures.values() for name in row if name != "label"))
     lines = [
         f"| less SFT, {seeds} seeds | " + " | ".join(arms) + " |",
         "|---|" + "---:|" * len(arms),
@@ -84,7 +87,9 @@ def table(figures: dict[str, dict[str, Any]], seeds: int) -> list[str]:
         digits = 1 if "points" in row["label"] else 3
         cells = [
             f"{row[arm]['mean']:+.{digits}f} ± {row[arm]['sd']:.{digits}f} "
-            f"({row[arm]['above_zero']})"
+            f"({row[arm]['above_zero']} of {len(row[arm]['values'])})"
+            if arm in row
+            else ""
             for arm in arms
         ]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")

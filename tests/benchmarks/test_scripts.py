@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
     """The scripts by name; they import each other as when one of them is run."""
-    names = ("gpu", "kernels", "meters", "models", "scaling", "scaling_picture", "step_cost")
+    names = ("gpu", "kernel_times", "meters", "models", "scaling", "scaling_picture", "step_cost")
     more = ("decoder", "generation", "seeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
@@ -118,7 +118,9 @@ def test_seeds_gives_mean_and_spread(scripts, tmp_path, capsys):
     assert found["vqav2"]["unigame"]["values"] == [1.0, 2.0, -0.6]
     assert found["vqav2"]["unigame"]["mean"] == 0.8 and found["vqav2"]["unigame"]["above_zero"] == 2
     assert found["vqav2"]["unigame"]["sd"] == pytest.approx(1.3115, abs=1e-4)
-    assert "| VQAv2, points | +0.0 ± 0.0 (0) | +0.8 ± 1.3 (2) |" in capsys.readouterr().out
+    assert (
+        "| VQAv2, points | +0.0 ± 0.0 (0 of 3) | +0.8 ± 1.3 (2 of 3) |" in capsys.readouterr().out
+    )
     assert found["wise"]["unigame"]["mean"] == -0.08
 
 
@@ -333,7 +335,7 @@ def test_gpu_draws_through_the_script_of_drawing(gpu):
     ],
 )
 def test_kernels_are_told_apart_by_name(scripts, kernel, kind):
-    assert scripts.kernels.kernel_kind(kernel) == kind
+    assert scripts.kernel_times.kernel_kind(kernel) == kind
 
 
 def test_a_part_that_does_not_fit_keeps_what_it_had(scripts, tmp_path):
