@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_merged_lora_plays_the_same_game(tiny_path: Path, tmp_path: Path):
     merged = trained(tiny_path, tmp_path / "b", merge_lora=True, perturber_steps=2)
     assert any(weight.abs().max() > 1e-3 for weight in lora_weights(merged).values())
     assert_same_players(plain, merged)
+
+
+def test_lora_is_not_copied_where_memory_is_short(tiny_path: Path, tmp_path: Path, monkeypatch):
+    merged: list[bool] = []
+
+    @contextmanager
+    def noting(model: torch.nn.Module):
+        merged.append(True)
+        yield
+
+    monkeypatch.setattr("unigame.backbones.lora.merged", noting)
+    trained(tiny_path, tmp_path / "a", gradient_checkpointing=True)
+    assert not merged
+    trained(tiny_path, tmp_path / "b")
+    assert merged
 
 
 @pytest.mark.parametrize("rows", [1, 2, None])

@@ -227,7 +227,8 @@ class UniGameConfig(TrainingArguments):
     merge_lora: bool = _setting(
         True,
         "Challenge with LoRA merged into copies of float32 weights, which spares two small matrix "
-        "products a layer. Without effect on bfloat16 weights, whose sums would be rounded.",
+        "products a layer and takes memory for the copies. Without effect on bfloat16 weights, "
+        "whose sums would be rounded, and under gradient checkpointing: memory is short there.",
     )
     understanding_micro_batch: int | None = _setting(
         None,

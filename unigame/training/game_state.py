@@ -167,8 +167,10 @@ class GameState:
         parts = split_batch(batch, self._parts())
         visual: list[VisualStates | None] = [None] * len(parts)
         norm = 0.0
-        merged = lora.merged(self.backbone) if self.args.merge_lora else nullcontext()
-        with merged:  # U stands still meanwhile
+        # Merged copies cost the language model's memory again: not where activations are recomputed
+        # for want of memory.
+        merges = self.args.merge_lora and not self.args.gradient_checkpointing
+        with lora.merged(self.backbone) if merges else nullcontext():  # U stands still meanwhile
             for _ in range(self.args.perturber_steps):
                 results, norm = self._ascend(parts, visual, counts)
         return ChallengeResult.joined(results), norm
