@@ -8,7 +8,7 @@ Usage:
     python benchmarks/seeds.py runs/seed-0 runs/seed-1 runs/seed-2 --json FILE
 
 For each figure and arm: the mean over seeds of the difference to SFT, its standard deviation, and
-in how many seeds it was above zero. Shares are in percentage points.
+in how many seeds it was above zero. Of percentages they are in points.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     first = runs[0]
     figures: dict[str, dict[str, Any]] = {}
     for name, info in first["metric_info"].items():
-        factor = 100.0 if info["unit"] == "share" else 1.0
-        figures[name] = {"label": info["label"] + (", points" if factor > 1 else "")}
+        label = info["label"] + (", points" if info["unit"] == "%" else "")
+        figures[name] = {"label": label, "digits": info["digits"]}
         for arm in first["differences"]:
             gaps = [run["differences"][arm].get(name) for run in runs]
-            values = [factor * gap["value"] for gap in gaps if gap is not None]
+            values = [gap["value"] for gap in gaps if gap is not None]
             if len(values) < 2:  # no picture of an attack may have kept its content
                 continue
             figures[name][arm] = {
@@ -78,13 +78,16 @@ def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def table(figures: dict[str, dict[str, Any]], seeds: int) -> list[str]:
     """Markdown: mean ± standard deviation (in how many seeds above zero)."""
-    arms = list(dict.fromkeys(name for row in figures.values() for name in row if name != "label"))
+    of_a_row = ("label", "digits")
+    arms = list(
+        dict.fromkeys(name for row in figures.values() for name in row if name not in of_a_row)
+    )
     lines = [
         f"| less SFT, {seeds} seeds | " + " | ".join(arms) + " |",
         "|---|" + "---:|" * len(arms),
     ]
     for row in figures.values():
-        digits = 1 if "points" in row["label"] else 3
+        digits = row["digits"]
         cells = [
             f"{row[arm]['mean']:+.{digits}f} ± {row[arm]['sd']:.{digits}f} "
             f"({row[arm]['above_zero']} of {len(row[arm]['values'])})"

@@ -98,8 +98,11 @@ def test_all_ways_of_the_decoder_give_one_gradient(scripts, tmp_path):
 # ---- seeds -------------------------------------------------------------------------------------
 def demo_folder(folder, seed: int, gain: float, **config) -> str:
     folder.mkdir()
-    info = {"label": "VQAv2", "unit": "share"}, {"label": "WISE", "unit": "score"}
-    gaps = {"vqav2": {"value": gain / 100}, "wise": {"value": -gain / 10}}
+    info = (
+        {"label": "VQAv2", "unit": "%", "digits": 1},
+        {"label": "WISE", "unit": "", "digits": 3},
+    )
+    gaps = {"vqav2": {"value": gain}, "wise": {"value": -gain / 10}}
     results = {
         "seed": seed,
         "config": {"seed": seed, "quick": False, **config},
