@@ -56,7 +56,10 @@ def alike(run: dict[str, Any]) -> str:
 
 
 def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """``{figure: {"label", arm: {"mean", "sd", "above_zero", "values"}}}``."""
+    """``{figure: {"label", "digits", arm: {"mean", "sd", "above_zero", "values"}}}``.
+
+    An arm that has a figure in fewer than two seeds is left out there.
+    """
     first = runs[0]
     figures: dict[str, dict[str, Any]] = {}
     for name, info in first["metric_info"].items():

@@ -90,13 +90,16 @@ def test_different_judges_are_named(compared):
     assert comparison.notes[0] == "No difference for POPE, other: scorer judge: openai:b and hf:a."
 
 
-def test_one_judge_at_two_addresses_is_one_judge(compared):
-    at = [
-        {"judge": "openai:m", "judge_settings": {"base_url": f"http://localhost:{port}"}}
-        for port in (8000, 8001)
-    ]
-    comparison, _ = compared(base=pope(0.4, scorer=at[0]), other=pope(0.7, scorer=at[1]))
-    assert only_cells(comparison)[1].gap is not None
+@pytest.mark.parametrize("moved", [{}, {"temperature": 1}])
+def test_a_judge_at_another_address_is_the_same_judge_if_asked_alike(compared, moved):
+    here, there = (
+        {"judge": "openai:m", "judge_settings": {"base_url": f"http://localhost:{port}", **other}}
+        for port, other in ((8000, {}), (8001, moved))
+    )
+    comparison, _ = compared(base=pope(0.4, scorer=here), other=pope(0.7, scorer=there))
+    assert (only_cells(comparison)[1].gap is None) == bool(moved)
+    named = [note for note in comparison.notes if "judge_settings.temperature" in note]
+    assert len(named) == len(moved)
 
 
 def test_local_and_hub_data_with_the_same_content_are_the_same_data(compared):

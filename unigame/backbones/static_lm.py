@@ -161,7 +161,11 @@ class StaticLM:
             _refused.add(self.model)
             # Ending a failed recording fails, too; what it failed of is the error before.
             reason = str(error.__context__ or error).strip().splitlines()[0]
-            warnings.warn(f"drawing goes on without a CUDA graph: {reason}", stacklevel=2)
+            warnings.warn(
+                f"drawing goes on without a CUDA graph: {reason}. The pictures are the same, and "
+                "slower; backbone.lean_drawing = False does not try",
+                stacklevel=2,
+            )
             return None
 
     def _pass(self) -> Tensor:

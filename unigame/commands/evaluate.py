@@ -79,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                     attacks,
                     report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
                 )
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise UserError(

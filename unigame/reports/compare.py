@@ -244,8 +244,12 @@ def what_differs(ours: BenchmarkRecord, base: BenchmarkRecord) -> list[str]:
 
 
 def _without_address(scorer: Mapping[str, Any]) -> dict[str, Any]:
-    """A judge is its name and rubric; where it answers, and how it is asked, may change."""
-    return {name: value for name, value in scorer.items() if name != "judge_settings"}
+    """A judge whose server has moved is the same judge; asked in another way it is not."""
+    settings = scorer.get("judge_settings")
+    if not isinstance(settings, Mapping):
+        return dict(scorer)
+    asked = {name: value for name, value in settings.items() if name != "base_url"}
+    return {**scorer, "judge_settings": asked}
 
 
 def _data(record: BenchmarkRecord) -> Any:

@@ -270,9 +270,8 @@ class UniGameConfig(TrainingArguments):
             self.data_seed = self.seed  # the order of the data then hangs on this alone
         self._use_current_checkpointing_names()
         if torch.backends.mps.is_available() and not torch.cuda.is_available():
-            self.use_cpu = (
-                True  # Apple's GPUs have no float64, in which rows and losses are counted
-            )
+            # Apple's GPUs have no float64, in which rows and losses are counted.
+            self.use_cpu = True
         try:
             super().__post_init__()
         except ValueError as error:

@@ -246,7 +246,7 @@ class UniGameTrainer(ResumableTrainer):
     ) -> Any:
         """Eq. 6, plus ``generation_weight`` times Eq. 3; a scalar.
 
-        Without ``num_items_in_batch`` (evaluation) it is the mean over this batch alone.
+        Without ``num_items_in_batch`` it is the mean over this batch alone.
         """
         loss = self._understanding_loss(model, inputs, num_items_in_batch)
         if self.args.generation_weight > 0 and inputs.get("generates", True):
