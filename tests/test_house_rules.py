@@ -1,4 +1,4 @@
-"""Rules beside the import directions: short files, guarded options, no detours around the rules."""
+"""Rules beside the import directions: guarded options, and no detours around the rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import unigame
 
 PACKAGE = Path(unigame.__file__).parent
-MAX_LINES = 400
 OPTIONAL = ("torchvision", "open_clip")
 LOW = ("game", "backbones", "data", "synthetic", "reports")
 HIGH = tuple(f"unigame.{part}" for part in ("training", "evaluation", "commands", "cli", "demo"))
@@ -78,15 +77,6 @@ def package_files() -> list[Path]:
 
 def package_of(file: Path) -> str:
     return ".".join(file.parent.relative_to(PACKAGE.parent).parts)
-
-
-def test_files_are_short():
-    lengths = {
-        str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines())
-        for file in package_files()
-    }
-    long = {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
-    assert not long, f"more than {MAX_LINES} lines, split: {long}"
 
 
 def test_optional_packages_are_imported_under_a_guard():
