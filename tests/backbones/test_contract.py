@@ -11,6 +11,7 @@ from PIL import Image
 from tests.tiny import random_images, stir_lora
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
+from unigame.errors import UserError
 
 QUESTIONS = ["what colour is the circle", "how many objects are there in this picture", "is it red"]
 ANSWERS = ["red", "two red squares and a circle", "no"]
@@ -64,6 +65,43 @@ def test_pictures_lie_between_zero_and_one(backbone: Backbone) -> None:
     for pixels in (images, drawn, backbone.generate(["a red circle"])):
         assert pixels.dtype == torch.float32
         assert 0 <= pixels.min() and pixels.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "CMYK", "EXIF"])
+def test_preprocess_shows_what_the_data_readers_would_show(backbone: Backbone, mode: str) -> None:
+    """Pillow's convert("RGB") shows hidden colours, clips 16 bits and forgets the orientation."""
+    shown = Image.new("RGB", (24, 36), (255, 255, 255))
+    if mode == "EXIF":
+        shown.paste((0, 0, 200), (0, 0, 12, 12))
+        given = shown.transpose(Image.Transpose.ROTATE_90)
+        given.info["exif"] = exif_bytes(6)
+    elif mode == "P":
+        given = Image.new("P", shown.size, 1)
+        given.putpalette([0, 0, 0, 220, 20, 20])
+        given.info["transparency"] = 1
+    elif mode == "CMYK":
+        given = Image.new("CMYK", shown.size, (0, 0, 0, 0))
+    elif mode == "I;16":
+        given = Image.new(mode, shown.size, 257 * 200)
+        shown = Image.new("RGB", shown.size, (200, 200, 200))
+    else:
+        given = Image.new(mode, shown.size)  # black, and wholly transparent
+    assert torch.equal(backbone.preprocess([given]), backbone.preprocess([shown]))
+
+
+def exif_bytes(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("wrong", ["a.png", None, torch.zeros(3, 8, 8), Image.new("F", (8, 8))])
+def test_preprocess_refuses_what_is_no_picture(backbone: Backbone, wrong: object) -> None:
+    kind = "F, 8 x 8" if isinstance(wrong, Image.Image) else type(wrong).__name__
+    with pytest.raises(UserError, match=f"picture 1 .*{kind}"):
+        backbone.preprocess([Image.new("RGB", (8, 8)), wrong])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="list of PIL images"):
+        backbone.preprocess(Image.new("RGB", (8, 8)))  # type: ignore[arg-type]
 
 
 def test_a_fresh_backbone_is_frozen_and_evaluating(backbone: Backbone) -> None:

@@ -1,14 +1,17 @@
 """Decoding: upright RGB, or a clear reason why not."""
 
+import ast
 import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import unigame
 from tests.data.files import BLUE, GREEN, RED, color_of, jpeg, png
-from unigame.data.images import CORRUPT, MISSING, CorruptImage, decode_image, read_file
+from unigame.data.images import CORRUPT, MISSING, CorruptImage, decode_image, read_file, upright_rgb
 
 
 def saved(image, kind="PNG", **options):
@@ -127,3 +130,72 @@ def test_corrupt_image_survives_pickling_out_of_a_worker():
     error = pickle.loads(pickle.dumps(CorruptImage("row7", CORRUPT, "cut")))
     assert (error.id, error.reason, error.detail) == ("row7", CORRUPT, "cut")
     assert str(error) == "corrupt image in row 'row7': cut"
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+FORMATS = {
+    "JPEG": {"quality": 95},
+    "WEBP": {"lossless": True},
+    "TIFF": {},
+    "TIFF lzw": {"compression": "tiff_lzw"},
+    "PNG": {},
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_a_picture_is_turned_exactly_once_in_every_format(kind, orientation):
+    """Also where it is made upright again: what is decoded carries no EXIF any more."""
+    image = Image.new("RGB", (64, 32), RED)
+    image.paste(BLUE, (0, 0, 16, 16))
+    data = saved(image, kind.split()[0], exif=exif_of(orientation), **FORMATS[kind])
+    decoded = decode_image(data)
+    turned = {3: (60, 28), 6: (28, 4), 8: (4, 60)}[orientation]
+    assert color_of(decoded, turned) == "blue"
+    again = upright_rgb(decoded)
+    assert again is decoded  # nothing to do
+    lazily = upright_rgb(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(lazily), np.asarray(decoded))
+
+
+def test_pictures_of_every_mode_become_rgb():
+    for mode in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"):
+        got = upright_rgb(Image.new(mode, (5, 4)))
+        assert (got.mode, got.size, got.info) == ("RGB", (5, 4), {}), mode
+    for mode in ("I", "I;16", "I;16L", "I;16B"):
+        grey = Image.new(mode, (5, 4), 257 * 90)
+        assert upright_rgb(grey).getpixel((0, 0)) == (90, 90, 90), mode
+
+
+def test_a_transparent_grey_of_sixteen_bits_is_white():
+    values = np.array([[1000, 257 * 100]], dtype=np.uint16)
+    decoded = decode_image(saved(Image.fromarray(values), transparency=1000))
+    assert [decoded.getpixel((x, 0)) for x in range(2)] == [(255,) * 3, (100,) * 3]
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (8, 8), color) for color in (GREEN, RED, BLUE)]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert color_of(decode_image(data)) == "green"
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="0 x 5"):
+        upright_rgb(Image.new("RGB", (0, 5)))
+
+
+def test_no_other_module_opens_pictures():
+    """One decoder: whoever calls Image.open forgets EXIF, transparency or 16 bits."""
+    package = Path(unigame.__file__).parent
+    opening = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "PIL.Image.open")
+    }
+    assert opening == {"data/images.py"}

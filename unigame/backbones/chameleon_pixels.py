@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import ChameleonProcessor
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
-from unigame.backbones.pixels import PixelTwin
+from unigame.backbones.pixels import PixelTwin, rgb_pictures
 from unigame.errors import UserError
 
 _LOBES = 3  # PIL's Lanczos
@@ -64,7 +64,7 @@ class ChameleonPixels(PixelTwin):
     def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
         """PIL images of any size -> (B, 3, S, S) in [0, 1] on the CPU, by the processor's code."""
         pixels = self.image_processor(
-            images=[image.convert("RGB") for image in images],
+            images=rgb_pictures(images),
             do_normalize=False,
             rescale_factor=1 / 255,
             return_tensors="pt",

@@ -15,7 +15,40 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unigame.data.images import DECODE_ERRORS, upright_rgb
 from unigame.errors import UserError
+
+
+def rgb_pictures(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """What ``preprocess`` takes, as the data readers give it: upright RGB, no transparency.
+
+    Pillow's own ``convert("RGB")`` shows the hidden colour of transparent pixels, clips 16-bit grey
+    to white and leaves rotated photos lying.
+
+    Raises:
+        UserError: no list, something that is no Pillow image, or an image without a way to RGB.
+    """
+    if isinstance(images, Image.Image | str | bytes) or not isinstance(images, Sequence):
+        raise UserError(
+            f"preprocess takes a list of PIL images, got {type(images).__name__}; put a single "
+            "picture in a list"
+        )
+    return [_rgb(image, number) for number, image in enumerate(images)]
+
+
+def _rgb(image: object, number: int) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        raise UserError(
+            f"picture {number} is {type(image).__name__}, but preprocess takes PIL images; open "
+            "files with unigame.data.load_image, and arrays with PIL.Image.fromarray"
+        )
+    try:
+        return upright_rgb(image)
+    except DECODE_ERRORS as error:
+        raise UserError(
+            f"picture {number} ({image.mode}, {image.width} x {image.height} px) has no way to "
+            f"8-bit RGB: {error}"
+        ) from error
 
 
 class PixelTwin(nn.Module):
@@ -56,7 +89,7 @@ class PixelTwin(nn.Module):
         On the CPU wherever the model is, because forked loader workers must not touch a GPU.
         """
         pixels = self.image_processor(
-            images=[image.convert("RGB") for image in images],
+            images=rgb_pictures(images),
             do_normalize=False,
             return_tensors="pt",
         )["pixel_values"]

@@ -7,9 +7,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from unigame.commands.console import make_console, next_step
+from unigame.data.images import MISSING, CorruptImage, load_image
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,20 +101,22 @@ def answer(
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture file as RGB, wholly, so that a damaged file is found now.
+    """Read a picture as the data readers do, wholly, so that a damaged file is found now.
 
     Raises:
         UserError: no such file, or not a readable picture.
     """
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise UserError(f"no picture at {path}; check the path") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture that Pillow can read; try PNG or JPEG") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}; the file may be damaged") from None
+        return load_image(path)
+    except CorruptImage as error:
+        if error.reason == MISSING:
+            raise UserError(f"no picture at {path}; check the path") from None
+        raise UserError(
+            f"{path} is not a picture that can be read ({error.detail}); try PNG or JPEG, it may "
+            "be damaged"
+        ) from None
+    except (OSError, ValueError) as error:  # no permission, or a name that no file can have
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def to_pil(image_3SS: Tensor) -> Image.Image:

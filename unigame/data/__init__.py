@@ -5,7 +5,7 @@ See ``docs/data.md``. Nothing here knows of models or training.
 
 from unigame.data.build import build_dataset
 from unigame.data.hf import HFData
-from unigame.data.images import CorruptImage
+from unigame.data.images import CorruptImage, load_image
 from unigame.data.local import VQA, Captions
 from unigame.data.mixture import Mixture
 from unigame.data.records import (
@@ -30,6 +30,7 @@ __all__ = [
     "SkippedRow",
     "WebDataset",
     "build_dataset",
+    "load_image",
     "load_record_or_skip",
     "load_rows",
     "most_common_answer",

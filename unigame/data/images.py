@@ -19,7 +19,7 @@ MAX_PIXELS = 89_478_485
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # Everything that Pillow's decoders are known to raise on damaged input.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,  # also UnidentifiedImageError and truncated files
     SyntaxError,
     ValueError,
@@ -87,17 +87,44 @@ def decode_image(data: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-            image.load()
-            # Not ImageOps.exif_transpose: it rewrites the EXIF block, and fails on odd ones.
-            orientation = image.getexif().get(_EXIF_ORIENTATION)
-            rgb = to_rgb(image)
-    except _DECODE_ERRORS as error:
+            return upright_rgb(image)
+    except DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
         raise CorruptImage("", CORRUPT, detail) from error
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """:func:`decode_image` of a file: what every picture that a user names goes through.
+
+    Raises:
+        CorruptImage: There is no such file, or it cannot be decoded.
+        OSError: The file may not be read.
+    """
+    return decode_image(read_file(path))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image: upright by its EXIF, transparency on white, RGB, without metadata.
+
+    Raises:
+        ValueError: More than :data:`MAX_PIXELS`, no pixel at all, or pixels that have no defined
+            way to 8-bit RGB.
+        OSError: A file that Pillow opened and cannot decode; it may raise others, too.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+    if not image.width * image.height:
+        raise ValueError(f"{image.width} x {image.height} pixels, none to look at")
+    image.load()
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+        return image  # what decode_image gave: nothing to turn, nothing to convert
+    # Not ImageOps.exif_transpose: it rewrites the EXIF block, and fails on odd ones.
+    orientation = image.getexif().get(_EXIF_ORIENTATION)
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return rgb if turn is None else rgb.transpose(turn)
+    rgb = to_rgb(image)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    upright.info = {}  # with its EXIF, someone would turn it once more
+    return upright
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -109,14 +136,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels; convert the file to 8-bit RGB")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would clip everything above 255 to white.
-        grey_HW = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) // 257
-        return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+        return _from_16_bits(image)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if not has_alpha:
         # A new object without the file's metadata, also where the mode is RGB already.
         rgb = image.convert("RGB")
         return rgb if rgb is not image else image.copy()
-    rgba = image.convert("RGBA")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits; Pillow would clip everything above 255 to white."""
+    grey_HW = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
+    # One grey value may stand for "transparent"; a file can also claim bytes, which grey has not.
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        grey_HW = np.where(grey_HW == hidden, 65_535, grey_HW)
+    return Image.fromarray((grey_HW // 257).astype(np.uint8)).convert("RGB")

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from unigame.data.images import decode_image
 from unigame.errors import UserError
 
 Pixels = NDArray[np.uint8]
@@ -57,7 +58,7 @@ def jpeg(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Compression at low quality."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="JPEG", quality=JPEG_QUALITY[severity - 1])
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(decode_image(file.getvalue()))
 
 
 def occlusion(pixels: Pixels, severity: int, rng: np.random.Generator) -> Pixels:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from unigame.data.images import CorruptImage, load_image
 from unigame.errors import UserError
 from unigame.evaluation.judges import Judge, JudgeRequest, JudgeUnavailable, Rubric
 from unigame.evaluation.pretrained import clear_errors, load_config, locate
@@ -120,8 +119,14 @@ class HFJudge(Judge):
 
 
 def _content(request: JudgeRequest, rubric: Rubric) -> list[dict[str, Any]]:
-    """The parts of the message: text, then the picture, as the references send them."""
-    with Image.open(request.picture) as picture:
-        image = picture.convert("RGB")
+    """The parts of the message: text, then the picture, as the references send them.
+
+    Raises:
+        JudgeUnavailable: the picture cannot be read.
+    """
+    try:
+        image = load_image(request.picture)
+    except (CorruptImage, OSError):
+        raise JudgeUnavailable("unreadable picture", retryable=False) from None
     text = rubric.fill(request.prompt, request.explanation)
     return [{"type": "text", "text": text}, {"type": "image", "image": image}]

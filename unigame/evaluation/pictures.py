@@ -12,7 +12,15 @@ from typing import Any
 
 from PIL import Image
 
-from unigame.data.images import CORRUPT, MISSING, CorruptImage, decode_image, read_file, to_rgb
+from unigame.data.images import (
+    CORRUPT,
+    DECODE_ERRORS,
+    MISSING,
+    CorruptImage,
+    decode_image,
+    read_file,
+    upright_rgb,
+)
 
 _LONGEST_PATH = 1024
 
@@ -41,8 +49,8 @@ class StoredPicture:
         if isinstance(content, bytes):
             return decode_image(content)
         try:
-            return to_rgb(content)
-        except (OSError, ValueError) as error:
+            return upright_rgb(content)
+        except DECODE_ERRORS as error:
             raise CorruptImage("", CORRUPT, str(error)) from error
 
     def key(self) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unigame.backbones.base import Backbone
+from unigame.data.images import CorruptImage, load_image, upright_rgb
 from unigame.errors import UserError
 from unigame.evaluation.encoders import Encoder
 from unigame.evaluation.geneval_rules import Detection
@@ -50,7 +51,7 @@ def pixels(image: Image.Image) -> FloatImage:
             f"the {READER} takes pictures of {SIDE} x {SIDE} px, not {image.width} x "
             f"{image.height}; for other models choose a real detector, judge and encoders"
         )
-    return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+    return np.asarray(upright_rgb(image), np.float32) / np.float32(255)
 
 
 # ---- GenEval -----------------------------------------------------------------------------------
@@ -122,9 +123,8 @@ class SyntheticJudge(Judge):
         if not wanted:
             raise JudgeUnavailable("explanation names no object", retryable=False)
         try:
-            with Image.open(picture) as file:
-                image = pixels(file)
-        except OSError:
+            image = pixels(load_image(picture))
+        except (CorruptImage, OSError):
             raise JudgeUnavailable("unreadable picture", retryable=False) from None
         seen = look(image)
         return (
