@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from unigame.data.images import IMAGE_SUFFIXES, MISSING
-from unigame.data.reader import NO_TEXT, Reader, Row, check_options, texts_of
+from unigame.data.reader import (
+    NO_TEXT,
+    SECOND_PICTURE,
+    TWO_CAPTIONS,
+    Reader,
+    Row,
+    check_options,
+    texts_of,
+)
 from unigame.data.records import SkippedRow
 from unigame.data.tables import existing_path, read_json, read_table, resolve_columns
+from unigame.data.tars import is_mac_file
+from unigame.data.text import decode_text, printable
 from unigame.errors import UserError
 
 
@@ -148,17 +158,32 @@ def _image_path(root: Path, value: object, place: str) -> str:
 
 
 def _folder_rows(folder: Path) -> Iterator[Row | SkippedRow]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    pictures = {path.with_suffix(""): path for path in files if _is_image(path)}
-    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in found if not is_mac_file(path.relative_to(folder).as_posix())]
+    pictures = _by_stem(path for path in files if _is_image(path))
+    texts = _by_stem(path for path in files if path.suffix.lower() == ".txt")
     for stem in sorted(pictures.keys() | texts.keys()):
-        id = stem.relative_to(folder).as_posix()
-        if stem not in pictures:
-            yield SkippedRow(id, MISSING, f"no image beside {texts[stem]}")
-        elif stem not in texts or not (caption := _caption_of(texts[stem])):
-            yield SkippedRow(id, NO_TEXT, f"no caption beside {pictures[stem]}")
+        id = printable(stem.relative_to(folder).as_posix())
+        shown, captions = pictures.get(stem, []), texts.get(stem, [])
+        for other in shown[1:]:
+            name = printable(other.relative_to(folder).as_posix())
+            yield SkippedRow(name, SECOND_PICTURE, f"{shown[0]} has the same name")
+        if not shown:
+            yield SkippedRow(id, MISSING, f"no image beside {captions[0]}")
+        elif len(captions) > 1:
+            yield SkippedRow(id, TWO_CAPTIONS, " and ".join(map(str, captions)))
+        elif not captions or not (caption := _caption_of(captions[0])):
+            yield SkippedRow(id, NO_TEXT, f"no caption beside {shown[0]}")
         else:
-            yield Row(id=id, image=str(pictures[stem]), caption=caption)
+            yield Row(id=id, image=str(shown[0]), caption=caption)
+
+
+def _by_stem(files: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Files by their name without the suffix: ``a.jpg`` and ``a.PNG`` are one ``a``."""
+    found: dict[Path, list[Path]] = {}
+    for path in files:
+        found.setdefault(path.with_suffix(""), []).append(path)
+    return found
 
 
 def _is_image(path: Path) -> bool:
@@ -167,8 +192,8 @@ def _is_image(path: Path) -> bool:
 
 def _caption_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
+        return decode_text(path.read_bytes()).strip()
+    except ValueError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); convert it") from None
 
 

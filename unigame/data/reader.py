@@ -10,13 +10,15 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from unigame.data.images import CorruptImage, decode_image, read_file
+from unigame.data.images import CORRUPT, MISSING, CorruptImage, decode_image, read_file
 from unigame.data.records import Record, SkippedRow, load_rows, most_common_answer
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 
 VERIFY = ("none", "exists", "decode")
 NO_TEXT = "no text"
+SECOND_PICTURE = "second picture of one name"
+TWO_CAPTIONS = "two captions of one name"
 
 
 @dataclass(slots=True)
@@ -117,7 +119,9 @@ class Reader(Dataset[Record]):
     def check_image(self, row: Row) -> None:
         """The cheap check of ``verify="exists"``: raise :class:`CorruptImage` if it fails."""
         if not os.path.isfile(row.image):
-            raise CorruptImage(row.id, "missing image", f"no file {row.image}")
+            raise CorruptImage(row.id, MISSING, f"no file {row.image}")
+        if not os.path.getsize(row.image):
+            raise CorruptImage(row.id, CORRUPT, f"empty file {row.image}")
 
     def read_image(self, row: Row) -> bytes:
         """The encoded picture of a row.
