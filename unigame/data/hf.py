@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from unigame.data.hf_text import load_split
 from unigame.data.images import MISSING, CorruptImage, read_file
 from unigame.data.reader import NO_TEXT, Reader, Row, check_options, texts_of
 from unigame.data.records import SkippedRow
@@ -41,7 +42,8 @@ class HFData(Reader):
         images: Where relative image paths start, if the image column holds paths; by default the
             folder of the file.
         require_answers: Whether a question needs an answer to be kept.
-        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache.
+        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache. A csv has
+            none: it is read as all tables here are, so that its text stays text.
         verify: See :class:`Reader`.
         limit: See :class:`Reader`.
 
@@ -79,12 +81,17 @@ class HFData(Reader):
         self._root = Path(images).expanduser() if images else _folder_of(path)
         self._image = fields["image"]
         self._pictures = _undecoded(table, self._image, where)
-        self._absent = (
-            _absent(self._pictures, self._image, self._root) if verify != "none" else set()
-        )
         texts = {field: fields[field] for field in _TEXT_FIELDS if field in fields}
         rows = _rows(table, texts, where, require_answers)
-        super().__init__(rows, where=where, verify=verify, limit=limit)
+        try:
+            self._absent = (
+                _absent(self._pictures, self._image, self._root) if verify != "none" else set()
+            )
+            super().__init__(rows, where=where, verify=verify, limit=limit)
+        except UnicodeDecodeError as error:  # Arrow takes any bytes for text until they are read
+            raise UserError(
+                f"{where} holds text that is not UTF-8 ({error}); write the data set again"
+            ) from None
 
     def check_image(self, row: Row) -> None:
         """Raise :class:`CorruptImage` for an empty image cell or a path without a file."""
@@ -132,12 +139,12 @@ def _load(path: str | Path, split: str, hub: bool, options: dict[str, str]) -> A
     Raises:
         UserError: It cannot be had, with what ``datasets`` said.
     """
-    import datasets  # takes a second; only who reads HF data pays it
+    # Takes a second; only who reads HF data pays it.
     from datasets.exceptions import DatasetsError
 
     try:
         if hub:
-            return datasets.load_dataset(str(path), split=split, **options)
+            return load_split(str(path), split, **options)
         return _load_local(path, split, options)
     except UserError:
         raise
@@ -152,15 +159,13 @@ def _load(path: str | Path, split: str, hub: bool, options: dict[str, str]) -> A
 
 
 def _load_local(path: str | Path, split: str, options: dict[str, str]) -> Any:
-    import datasets
-
     local = Path(path).expanduser()
     if local.is_dir():
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
             return _saved(local, split)
         if any(local.glob("*.tar")):
             raise UserError(f"{local} holds webdataset tars; read it with type: webdataset")
-        return datasets.load_dataset(str(local), split=split, **options)
+        return load_split(str(local), split, **options)
     files = [str(local)] if local.is_file() else sorted(glob.glob(str(local), recursive=True))
     if not files:
         raise UserError(
@@ -173,7 +178,7 @@ def _load_local(path: str | Path, split: str, options: dict[str, str]) -> Any:
         kinds = ", ".join(sorted(suffixes))
         raise UserError(f"path: {path} is of kind {kinds!r}; use one of {', '.join(BUILDERS)}")
     base = split.split("[")[0]
-    return datasets.load_dataset(builder, data_files={base: files}, split=split, **options)
+    return load_split(builder, split, data_files={base: files}, **options)
 
 
 def _saved(folder: Path, split: str) -> Any:

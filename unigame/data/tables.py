@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unigame.data.text import decode_text, parse_json
 from unigame.errors import UserError
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -55,25 +56,59 @@ def read_json(path: Path) -> Any:
         UserError: It is not valid json, or not UTF-8.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise UserError(
             f"{path} is not valid json ({error}); was its download cut short?"
         ) from None
 
 
-def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """Stands for a row that could not be read.
+
+    Attributes:
+        kind: the same for all rows with this fault, for counting.
+        reason: what is wrong with this one.
+        advice: what to do about it.
+    """
+
+    kind: str
+    reason: str
+    advice: str
+
+
+def read_table(
+    path: Path, headerless: Sequence[str] = (), kind: str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) of a json list, jsonl, csv or tsv; place reads like ``data/pets.csv:3``.
 
     Args:
-        path: The file; its suffix tells the format.
+        path: The file.
         headerless: Column names for a csv or tsv whose first row names none of the known columns
             (CC3M's tsv has no header); without them a header is needed.
+        kind: One of :data:`TABLE_SUFFIXES`; by default the file's own suffix tells the format.
 
     Raises:
         UserError: Unknown suffix, or a malformed row.
     """
-    suffix = path.suffix.lower()
+    for place, row in scan_table(path, headerless, kind):
+        if isinstance(row, BadLine):
+            raise UserError(f"{place} {row.reason}; {row.advice}")
+        yield place, row
+
+
+def scan_table(
+    path: Path, headerless: Sequence[str] = (), kind: str | None = None
+) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
+    """As :func:`read_table`, but a row that cannot be read is a :class:`BadLine` in its place.
+
+    The one reader of tables: training, evaluation and the ``hf`` reader's csv all come here.
+
+    Raises:
+        UserError: Unknown suffix, or a file that is malformed as a whole.
+    """
+    suffix = kind or path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise UserError(f"{path}: unknown kind of file {suffix!r}; use {', '.join(TABLE_SUFFIXES)}")
     if suffix == ".json":
@@ -83,7 +118,7 @@ def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[tuple[str
     return _csv_rows(path, "\t" if suffix == ".tsv" else ",", headerless)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(
@@ -91,58 +126,121 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             "json give questions:, annotations: and images: instead of path:"
         )
     for number, row in enumerate(rows):
-        place = f"{path}[{number}]"
-        yield place, _as_row(row, place)
+        yield f"{path}[{number}]", _as_row(row)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            place = f"{path}:{number}"
             try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:  # also JSONDecodeError and UnicodeDecodeError
-                raise UserError(f"{place} is not valid json ({error}); fix that line") from None
-            yield place, _as_row(row, place)
+                row = _as_row(parse_json(line))
+            except ValueError as error:
+                row = BadLine("not valid json", f"is not valid json ({error})", "fix that line")
+            yield f"{path}:{number}", row
 
 
-def _as_row(row: object, place: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{place} is {row!r:.60}, but every row must be an object with named fields"
-        )
-    return row
+def _as_row(row: object) -> dict[str, Any] | BadLine:
+    if isinstance(row, dict):
+        return row
+    return BadLine(
+        "row is not an object", f"is {row!r:.60}", "every row must be an object with named fields"
+    )
 
 
 def _csv_rows(
     path: Path, delimiter: str, headerless: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    # tsv files of captions do not quote: a lone quotation mark there is part of the caption.
+) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
     names: Sequence[str] | None = None
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if delimiter == "\t":
-            reader = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    for number, cells in split_cells(_table_text(path), delimiter):
+        place = f"{path}:{number}"
+        if names is None:
+            has_header = not headerless or _is_header(cells, headerless)
+            names = _header(cells, place) if has_header else headerless
+            if has_header:
+                continue
+        if len(cells) == len(names):
+            yield place, dict(zip(names, cells, strict=True))
         else:
-            reader = csv.reader(file, delimiter=delimiter)
-        try:
-            for cells in reader:
-                if not cells:
-                    continue
-                if names is None:
-                    has_header = not headerless or _is_header(cells, headerless)
-                    names = [cell.strip() for cell in cells] if has_header else headerless
-                    if has_header:
-                        continue
-                if len(cells) != len(names):
-                    raise UserError(
-                        f"{path}:{reader.line_num} has {len(cells)} cells where {len(names)} are "
-                        f"needed ({', '.join(names)}); fix that line (quote commas in csv)"
-                    )
-                yield f"{path}:{reader.line_num}", dict(zip(names, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}:{reader.line_num} is malformed ({error}); fix it") from None
+            yield (
+                place,
+                BadLine(
+                    "wrong number of cells",
+                    f"has {len(cells)} cells where {len(names)} are needed ({', '.join(names)})",
+                    "fix that line (quote commas in csv)",
+                ),
+            )
+
+
+def _table_text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return decode_text(data)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}:{line} is malformed ({error}); save it as UTF-8, or was its download cut "
+            "short?"
+        ) from None
+
+
+def _header(cells: Sequence[str], place: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise UserError(f"{place} names the column {name!r} twice; rename one of them")
+    return names
+
+
+def split_cells(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its first line, cells) of the rows of a csv or tsv, without empty lines.
+
+    A cell that is wholly in quotes is written as spreadsheets and pandas write it: it may hold
+    delimiters and line breaks, and quotes written twice. Any other cell stands letter by letter,
+    also one that has quotes somewhere (``"red" is a 5" thing``), as CC3M's tsv has them. Python's
+    ``csv`` knows either the one or the other, and drops the quotes of such a cell.
+    """
+    # A cell that is not in quotes ends at the next delimiter or line end.
+    mark = re.escape(delimiter)
+    quoted = re.compile(rf'"([^"]*+(?:""[^"]*+)*+)"(?={mark}|[\r\n]|\Z)')
+    bare = re.compile(rf"[^{mark}\r\n]*+")
+    line_end = re.compile(r"\r\n?|\n" if "\r" in text else r"\n")
+    position, line = 0, 1
+    while position < len(text):
+        end = line_end.search(text, position)
+        stop = len(text) if end is None else end.start()
+        lines = 1
+        if text.find('"', position, stop) < 0:
+            cells = text[position:stop].split(delimiter)
+        else:
+            cells, stop = _cells_with_quotes(text, position, delimiter, (quoted, bare))
+            end = line_end.match(text, stop)
+            lines += len(line_end.findall(text, position, stop))
+        if cells != [""]:
+            yield line, cells
+        position = len(text) if end is None else end.end()
+        line += lines
+
+
+def _cells_with_quotes(
+    text: str, position: int, delimiter: str, kinds: Sequence[re.Pattern[str]]
+) -> tuple[list[str], int]:
+    """The cells of the row that starts at ``position``, and where it ends."""
+    quoted, bare = kinds
+    cells: list[str] = []
+    while True:
+        whole = quoted.match(text, position)
+        if whole is not None:
+            cells.append(whole[1].replace('""', '"'))
+        else:
+            whole = bare.match(text, position)
+            assert whole is not None, "an empty cell is a cell"
+            cells.append(whole[0])
+        position = whole.end()
+        if not text.startswith(delimiter, position):
+            return cells, position
+        position += len(delimiter)
 
 
 def _is_header(cells: Sequence[str], headerless: Sequence[str]) -> bool:

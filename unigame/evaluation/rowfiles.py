@@ -1,16 +1,14 @@
-"""Rows of a local folder: parquet, ``save_to_disk``, tsv, jsonl or a json list."""
+"""Rows of a local folder: parquet, ``save_to_disk``, tsv, csv, jsonl or a json list."""
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unigame.data import tables
+from unigame.data.tars import is_mac_file
 from unigame.errors import UserError
 from unigame.evaluation.rowtables import TableRows, open_table
 
@@ -41,7 +39,7 @@ def local_rows(root: Path, config: str | None, split: str) -> Sequence[dict[str,
             return rows
     names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     raise UserError(
-        f"{root} holds no parquet, save_to_disk folder, tsv, jsonl or json; it holds "
+        f"{root} holds no parquet, save_to_disk folder, tsv, csv, jsonl or json; it holds "
         f"{', '.join(names[:12]) or 'nothing'}"
     )
 
@@ -50,7 +48,7 @@ def _folder_rows(folder: Path, split: str) -> Sequence[dict[str, Any]] | None:
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _saved(folder, split)
     for suffix, read in _READERS.items():
-        files = sorted(folder.glob(f"*{suffix}"))
+        files = [file for file in sorted(folder.glob(f"*{suffix}")) if not is_mac_file(file.name)]
         if files:
             return read(_of_split(files, split, folder), split)
     return None
@@ -104,64 +102,19 @@ def _saved(folder: Path, split: str) -> Sequence[dict[str, Any]]:
     return TableRows(saved)
 
 
-def _tsv(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
-    """Tab-separated with a header, quoted where needed, as pandas writes it."""
-    limit = csv.field_size_limit(sys.maxsize)  # cells hold whole pictures in base64
-    try:
-        return [row for file in files for row in _tsv_rows(file)]
-    finally:
-        csv.field_size_limit(limit)
+def _table(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
+    """Rows of a tsv, csv, jsonl or json list, by the one reader that training has, too."""
+    return [
+        MalformedRow(row.kind) if isinstance(row, tables.BadLine) else row
+        for file in files
+        for _, row in tables.scan_table(file)
+    ]
 
 
-def _tsv_rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t")
-        try:
-            names = next(reader, [])
-            for cells in reader:
-                if len(cells) == len(names):
-                    rows.append(dict(zip(names, cells, strict=True)))
-                elif cells:
-                    rows.append(MalformedRow("wrong number of cells"))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}:{reader.line_num} is malformed ({error}); was its download cut short?"
-            ) from None
-    return rows
-
-
-def _jsonl(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        for line in file.read_bytes().splitlines():
-            if line.strip():
-                rows.append(_json_row(line))
-    return rows
-
-
-def _json_row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except ValueError:  # also JSONDecodeError and UnicodeDecodeError
-        return MalformedRow("not valid json")
-    return _row(row)
-
-
-def _row(row: Any) -> dict[str, Any]:
-    return row if isinstance(row, dict) else MalformedRow("row is not an object")
-
-
-def _json(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        content = tables.read_json(file)
-        if not isinstance(content, list):
-            raise UserError(
-                f"{file} holds a {type(content).__name__}, but a list of rows is needed"
-            )
-        rows += map(_row, content)
-    return rows
-
-
-_READERS = {".parquet": _parquet, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _json}
+_READERS = {
+    ".parquet": _parquet,
+    ".tsv": _table,
+    ".csv": _table,
+    ".jsonl": _table,
+    ".json": _table,
+}

@@ -72,7 +72,7 @@ class TableRows(Sequence[dict[str, Any]]):
             yield from self._batch(start, min(start + _BATCH, self._length))
 
     def _batch(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        texts = self._texts[start:stop] if self._texts.column_names else {}
+        texts = self._text_cells(start, stop) if self._texts.column_names else {}
         here = {name: _filled(table, start, stop) for name, table in self._pictures.items()}
         for offset in range(stop - start):
             cells: dict[str, Any] = {}
@@ -84,6 +84,15 @@ class TableRows(Sequence[dict[str, Any]]):
                 else:
                     cells[name] = None
             yield cells
+
+    def _text_cells(self, start: int, stop: int) -> Any:
+        try:
+            return self._texts[start:stop]
+        except UnicodeDecodeError as error:  # Arrow takes any bytes for text until they are read
+            raise UserError(
+                f"rows {start} to {stop} of column {', '.join(self._texts.column_names)} hold text "
+                f"that is not UTF-8 ({error}); download the data again"
+            ) from None
 
 
 def _cell(table: Any, row: int) -> Any:
