@@ -17,9 +17,9 @@ from typing import Any
 from unigame.data import SkipReport
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource
+from unigame.evaluation.coco_pictures import CocoPictures
 from unigame.evaluation.rowfiles import MalformedRow
 from unigame.evaluation.source import BadRow, Rows, field, read_rows
-from unigame.evaluation.vqa_files import CocoPictures
 
 SUBSETS = ("adversarial", "popular", "random")
 

@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, TypeVar, overload
 
 from unigame.data import tables
+from unigame.data.tars import is_mac_file
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource, Item
 from unigame.evaluation.pictures import picture
@@ -225,7 +226,9 @@ def find_file(root: Path, patterns: Sequence[str], what: str) -> Path:
     if not root.is_dir():
         raise UserError(f"no folder {root}; download the data, or check --data-root")
     for pattern in patterns:
-        found = sorted(path for path in root.glob(pattern) if path.is_file())
+        found = sorted(
+            path for path in root.glob(pattern) if path.is_file() and not is_mac_file(path.name)
+        )
         if len(found) > 1:
             names = ", ".join(str(path.relative_to(root)) for path in found[:5])
             raise UserError(f"{root} holds several files that may be {what}: {names}; keep one")

@@ -11,62 +11,18 @@ be named ``000000000042.jpg``, as COCO names them since 2017.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unigame.data.images import IMAGE_SUFFIXES, MISSING
+from unigame.data.images import MISSING
+from unigame.data.tars import is_mac_file
 from unigame.errors import UserError
+from unigame.evaluation.coco_pictures import CocoPictures
 from unigame.evaluation.rowfiles import MalformedRow
 from unigame.evaluation.source import read_json
 
-_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?0*(\d+)")
-
 # Split -> how file names spell it, without hyphens.
 _IN_NAMES = {"validation": "val", "test": "test(?!dev)"}
-
-
-class CocoPictures:
-    """The pictures of a folder by file name or by COCO's image id.
-
-    Raises:
-        UserError: there are none.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._by_name: dict[str, Path] = {}
-        self._by_id: dict[int, Path] = {}
-        for folder in _folders(root, depth=2):
-            for path in sorted(folder.iterdir()):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
-                    self._by_name.setdefault(path.name, path)
-                    if named := _COCO_NAME.fullmatch(path.stem):
-                        self._by_id.setdefault(int(named.group(1)), path)
-        if not self._by_name:
-            raise UserError(
-                f"{root} holds no pictures; put COCO's there, such as "
-                "val2014/COCO_val2014_000000000042.jpg (a link to the folder will do)"
-            )
-
-    def by_id(self, image_id: Any) -> Path | None:
-        """The picture with this id, in whatever COCO split it is."""
-        return self._by_id.get(image_id) if isinstance(image_id, int) else None
-
-    def by_name(self, name: Any) -> Path | None:
-        """The picture with this file name, or with the COCO id in it, in whatever folder it is."""
-        if not isinstance(name, str):
-            return None
-        named = _COCO_NAME.fullmatch(Path(name).stem)
-        return self._by_name.get(Path(name).name) or (self.by_id(int(named[1])) if named else None)
-
-
-def _folders(root: Path, depth: int) -> Iterator[Path]:
-    """The folder, and those within it; links to folders are followed, but never in a circle."""
-    yield root
-    if depth:
-        for path in sorted(root.iterdir()):
-            if path.is_dir():
-                yield from _folders(path, depth - 1)
 
 
 def has_vqa_files(root: Path) -> bool:
@@ -96,7 +52,7 @@ def read_vqa_files(root: Path, split: str) -> list[dict[str, Any]]:
             )
     else:
         answered = None
-    pictures = CocoPictures(root)
+    pictures = CocoPictures(root, _subset_of(questions))
     return [_joined(question, answered, pictures) for question in asked]
 
 
@@ -141,7 +97,14 @@ def _list_in(path: Path, key: str) -> list[Any]:
 
 def _files(root: Path, what: str) -> list[Path]:
     found = [path for pattern in ("", "*/") for path in root.glob(f"{pattern}*{what}*.json")]
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in found if path.is_file() and not is_mac_file(path.name))
+
+
+def _subset_of(questions: Path) -> str | None:
+    """COCO's split that a file of questions names, such as ``val2014``: whose pictures it means."""
+    # The test-dev questions are asked about the pictures of the test split.
+    found = re.search(r"(train|val|test)(?:-?dev)?(\d{4})", questions.name)
+    return "".join(found.groups()) if found else None
 
 
 def _is_of(path: Path, split: str) -> bool:
