@@ -166,9 +166,7 @@ def test_a_generated_picture_depends_on_its_seed_alone(backbone: ComposedBackbon
     torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-4)
     assert torch.equal(together, backbone.generate(PROMPTS, seeds=[5, 9]))
     by_row = backbone.generate(PROMPTS, seed=4)
-    torch.testing.assert_close(
-        by_row[1:], backbone.generate(PROMPTS[1:], seed=5), atol=1e-4, rtol=0
-    )
+    assert not torch.allclose(by_row[1:], backbone.generate(PROMPTS[1:], seed=5), atol=1e-3)
     assert not torch.allclose(together, by_row, atol=1e-3)
     with pytest.raises(ValueError, match="2 prompts but 1 seeds"):
         backbone.generate(PROMPTS, seeds=[1])

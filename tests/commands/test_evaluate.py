@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.data.files import png, write
+from tests.evaluation.judge_server import Answer, judge_server
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame import cli
 from unigame.backbones.janus import JanusBackbone
@@ -217,3 +218,22 @@ def test_an_attack_that_does_not_fit_names_the_batch_size(pope, tmp_path, monkey
     assert evaluate(*words, "--output", tmp_path / "out") == 2
     assert asked == [3]
     assert "3 pictures at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(307, headers={"Location": "http://127.0.0.1:9/v1/chat/completions"}),
+        Answer(content="I would rather not say."),
+        Answer(400, body=b"no"),
+    ],
+)
+def test_a_judge_that_scores_nothing_is_not_a_success(answer, tmp_path, monkeypatch, capsys):
+    """Here WISE on the bundled model's own world; its figures would all be missing."""
+    monkeypatch.setattr("unigame.evaluation.judging.Retry.wait", lambda *_: 0.0)
+    words = ["evaluate", "--benchmarks", "wise", "--limit", "2", "--output", str(tmp_path / "out")]
+    with judge_server(answer) as server:
+        assert cli.main([*words, "--judge", f"openai:m@{server.url}"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "wise: nothing was scored (2 judge" in line
+    assert record(tmp_path / "out")["benchmarks"]["wise"]["metrics"] == {}

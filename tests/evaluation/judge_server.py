@@ -23,6 +23,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False  # says nothing until the server is stopped
     drop: bool = False  # closes the connection without a word
+    pause: float = 0.0  # between chunks
+    chunks: Callable[[], Iterator[bytes]] | None = None  # sent instead, without an announced length
 
 
 @dataclass
@@ -33,6 +35,8 @@ class JudgeServer:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+    sent: int = 0  # bytes of chunks
+    got: int = 0  # GET requests
     stopping: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -69,6 +73,11 @@ def judge_server(
 
 def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            server.got += 1  # what a followed redirect makes of a POST
+            self.send_response(200)
+            self.end_headers()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             answer = server.take({**body, "path": self.path}, dict(self.headers.items()))
@@ -76,6 +85,10 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
                 server.stopping.wait()
             if answer.hang or answer.drop:
                 self.close_connection = True
+                return
+            if answer.chunks is not None:
+                self.close_connection = True
+                _send(self.wfile, server, answer.chunks(), answer.pause)
                 return
             message = {"role": "assistant", "content": answer.content}
             completion = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
@@ -91,3 +104,16 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _send(file: Any, server: JudgeServer, chunks: Iterator[bytes], pause: float) -> None:
+    """Send chunks until the client or the server has had enough."""
+    try:
+        for chunk in chunks:
+            file.write(chunk)
+            file.flush()
+            server.sent += len(chunk)
+            if server.stopping.wait(pause):
+                return
+    except OSError:
+        pass

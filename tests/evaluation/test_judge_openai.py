@@ -7,14 +7,16 @@ import json
 import threading
 import time
 from email.utils import formatdate
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
 
 from tests.evaluation.judge_server import GOOD, Answer, judge_server, text_of
 from unigame.errors import UserError
+from unigame.evaluation.endpoint import LARGEST_REPLY
 from unigame.evaluation.judge_openai import KEY_VARIABLE, OpenAIJudge
-from unigame.evaluation.judges import JudgeRequest, JudgeUnavailable, Rubric, parse_judge
+from unigame.evaluation.judges import JudgeRequest, Rubric, parse_judge
 from unigame.evaluation.judging import GAVE_UP, UNREADABLE, Retry, collect
 from unigame.evaluation.store import JsonlStore
 from unigame.evaluation.wise_rules import read_official, usable
@@ -294,14 +296,155 @@ def test_content_in_parts(bench):
         assert bench.run(server)["0"].scores
 
 
-def test_the_key_is_not_sent_where_a_redirect_leads(bench):
+# ---- what comes back is a stranger's text --------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_never_followed_and_never_counts_as_a_judgement(bench, status):
     with judge_server(Answer()) as elsewhere:
-        there = {"Location": f"{elsewhere.url}/chat/completions"}
-        with judge_server(Answer(302, headers=there)) as server:
-            judge = OpenAIJudge("m", server.url)
-            with pytest.raises(JudgeUnavailable):
-                judge.reply("p", "e", bench.requests[0].picture, Rubric())
-    assert all("Authorization" not in headers for headers in elsewhere.headers)
+        there = {"Location": f"{elsewhere.url}/chat/completions?key={KEY}"}
+        with judge_server(Answer(status, headers=there)) as server:
+            found = bench.run(server)
+    assert elsewhere.requests == [] and elsewhere.got == 0
+    assert all(j.scores is None and str(status) in j.reason for j in found.values())
+    assert elsewhere.url.removesuffix("/v1") in found["0"].reason
+    assert KEY not in bench.store.read_text()
+
+
+@pytest.mark.parametrize("location", ["", "/elsewhere", "http://[odd", "file:///etc/passwd"])
+def test_a_redirect_to_nowhere_is_a_failed_request(bench, location):
+    with judge_server(Answer(302, headers={"Location": location})) as server:
+        found = bench.run(server)
+    assert {j.scores for j in found.values()} == {None}
+    assert len(server.requests) == 3
+
+
+def flood():
+    yield b"HTTP/1.1 200 OK\r\n\r\n"
+    while True:
+        yield b"x" * 65_536
+
+
+def chunked_flood():
+    yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    while True:
+        yield b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+
+
+def announced_flood():
+    yield b"HTTP/1.1 200 OK\r\nContent-Length: 3000000000\r\n\r\n"
+    while True:
+        yield b"x" * 65_536
+
+
+def error_flood():
+    yield b"HTTP/1.1 400 no\r\n\r\n"
+    while True:
+        yield b"x" * 65_536
+
+
+@pytest.mark.parametrize("chunks", [flood, chunked_flood, announced_flood, error_flood])
+def test_a_reply_without_end_is_not_read_to_its_end(bench, chunks):
+    bench.requests = bench.requests[:1]
+    with judge_server(Answer(chunks=chunks)) as server:
+        found = bench.run(server, timeout=60)
+    assert found["0"].scores is None and len(server.requests) == 1
+    # What lies in the sockets' buffers comes on top.
+    assert server.sent < LARGEST_REPLY + (16 << 20)
+
+
+def slow_body():
+    yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+    while True:
+        yield b" "
+
+
+def slow_header():
+    yield b"HTTP/1.1 200 OK\r\nX-Slow: "
+    while True:
+        yield b"x"
+
+
+@pytest.mark.parametrize("chunks", [slow_body, slow_header])
+def test_a_server_that_trickles_is_left_after_the_whole_time(bench, chunks):
+    bench.requests = bench.requests[:1]
+    with judge_server(Answer(chunks=chunks, pause=0.01)) as server:
+        found = bench.run(server, timeout=0.2, attempts=1)
+    assert found["0"].reason == "judge: no reply within 0.2 s"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b"\xff\xfe\x00",
+        b'{"choices": 1e999}',
+        b'{"choices": {"0": 1}}',
+        b"null",
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_json_that_no_one_means_is_a_failed_request(bench, body, status):
+    with judge_server(Answer(status, body=body)) as server:
+        found = bench.run(server, attempts=1)
+    assert all(j.scores is None and j.reason.startswith("judge: ") for j in found.values())
+
+
+def test_half_a_character_in_a_reply_is_stored_and_read_again(bench):
+    broken = json.dumps({"choices": [{"message": {"content": f"\ud800 {GOOD} \udfff"}}]})
+    with judge_server(Answer(body=broken.encode())) as server:
+        found = bench.run(server)
+        again = bench.run(server)
+    assert all(j.scores for j in found.values()) and found == again
+    assert len(server.requests) == 3
+    bench.store.read_bytes().decode("utf-8")
+
+
+@pytest.mark.parametrize("form", ["{key}", "Bearer {key}", '"{key}"', "https://h/?k={quoted}"])
+@pytest.mark.parametrize("secret", [KEY, "sk/with+odd=signs"])
+def test_the_key_is_neither_stored_nor_shown_where_a_server_repeats_it(
+    bench, monkeypatch, form, secret
+):
+    monkeypatch.setenv(KEY_VARIABLE, secret)
+    echoed = form.format(key=secret, quoted=quote(secret, safe=""))
+
+    def answer(number, body):
+        said = json.dumps({"error": {"message": echoed}}).encode()
+        other = json.dumps({"detail": echoed}).replace("/", "\\/").encode()
+        return [
+            Answer(content=f"{echoed} {GOOD}"),
+            Answer(400, body=said),
+            Answer(400, body=other),
+        ][number]
+
+    with judge_server(answer) as server:
+        found = bench.run(server)
+    assert found["0"].scores
+    shown = bench.store.read_text() + "".join(j.reason for j in found.values())
+    assert secret not in shown and quote(secret, safe="") not in shown and "***" in shown
+
+
+@pytest.mark.parametrize("secret", ["sk-two\nlines", "sk-\u201cquoted\u201d", "sk with blanks"])
+def test_a_key_that_no_header_takes_is_named_by_its_variable_alone(monkeypatch, secret):
+    monkeypatch.setenv(KEY_VARIABLE, secret)
+    with pytest.raises(UserError, match=KEY_VARIABLE) as caught:
+        OpenAIJudge("m", "http://localhost/v1")
+    assert secret not in str(caught.value) and "sk" not in str(caught.value)
+
+
+def test_a_key_in_the_address_or_the_model_is_refused_without_showing_it():
+    for model, address in (("m", f"http://host/{KEY}/v1"), (KEY, "http://host/v1")):
+        with pytest.raises(UserError, match=KEY_VARIABLE) as caught:
+            OpenAIJudge(model, address)
+        assert KEY not in str(caught.value)
+
+
+def test_a_line_break_behind_the_key_is_no_part_of_it(bench, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, f"{KEY}\n")
+    with judge_server(Answer()) as server:
+        assert bench.run(server)["0"].scores
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
 def test_progress_counts_what_was_there_already(bench):
@@ -344,6 +487,12 @@ def test_an_endpoint_is_spelled_model_at_url():
         ("openai:m@http://", "http://localhost:8000/v1"),
         ("openai:m@http://me:pw@host/v1", KEY_VARIABLE),
         ("openai:m@http://host/v1?key=1", KEY_VARIABLE),
+        ("openai:m@http://host/v1#pw", KEY_VARIABLE),
+        ("openai:a@b@http://me:pw@host/v1", "a model and an address"),
+        ("openai:m@http://[::1", "malformed"),
+        ("openai:m@http://host:port/v1", "malformed"),
+        ("openai:m@http://ho st/v1", "http://localhost:8000/v1"),
+        ("openai:m@http://h\u00f6st/v1", "http://localhost:8000/v1"),
         ("hf:not-a-folder-or-hub-id", "no such folder"),
     ],
 )

@@ -27,6 +27,7 @@ from unigame.backbones.codebook import draw_codes
 from unigame.backbones.decoding import Sampling, decode_codes, uniform_numbers
 from unigame.backbones.pixels import PixelTwin
 from unigame.backbones.understanding import ReadingBackbone, full_precision
+from unigame.seeds import seeds_of_rows
 
 
 class AutoregressiveBackbone(ReadingBackbone):
@@ -177,13 +178,11 @@ class AutoregressiveBackbone(ReadingBackbone):
         """The codes (B, N) that ``generate`` renders. Guidance 1 means none."""
         if do_sample and temperature <= 0:
             raise ValueError(f"temperature={temperature}: give a value above 0, or do_sample=False")
-        if seeds is not None and len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        seeds = seeds_of_rows(len(prompts), seed, seeds)
         uniform_BN = None
-        if seeds is not None and do_sample:
+        if do_sample:
             uniform_BN = uniform_numbers(seeds, self.layout.num_image_tokens).to(self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        sampling = Sampling(guidance_scale, temperature, do_sample, generator, uniform_BN)
+        sampling = Sampling(guidance_scale, temperature, uniform_BN)
         tokens = self.drawing_rows(prompts, sampling.guided)
         with self._evaluating(), self._precision():
             return decode_codes(

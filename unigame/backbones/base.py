@@ -225,8 +225,9 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor:
         """Free-running text -> image, (B, 3, S, S). Seeded by its own generator. No gradient.
 
-        ``seeds`` gives each prompt its own in place of ``seed``: its picture is then the same in
-        any batch and any order. Evaluation needs it, so that a run can be stopped and resumed.
+        Each row has a seed of its own (``seeds_of_rows``), so that the number of rows changes no
+        picture. ``seeds`` gives each prompt its own instead: its picture is then the same in any
+        batch and any order. Evaluation needs it, so that a run can be stopped and resumed.
         """
 
     # ---- the model as an object ----------------------------------------------------------------

@@ -27,6 +27,7 @@ from unigame.backbones.composed_core import ComposedCore
 from unigame.backbones.composed_diffusion import fixed_noise
 from unigame.backbones.composed_layout import QUERY
 from unigame.backbones.understanding import full_precision
+from unigame.seeds import seeds_of_rows
 
 # Noise levels at which an evaluating model's generation loss is taken: the same every time.
 EVALUATION_LEVELS = (0.125, 0.375, 0.625, 0.875)
@@ -158,13 +159,11 @@ class ComposedBackbone(ComposedCore):
     ) -> Tensor:
         """Text -> image, (B, 3, S, S) in [0, 1], by the pipeline's scheduler.
 
-        Row ``b`` starts from noise of seed ``seeds[b]`` (by default ``seed + b``), whatever its
+        Row ``b`` starts from noise of its own seed (see ``Backbone.generate``), whatever its
         neighbours; without ``do_sample`` every row starts from the same noise. Guidance 1 means
         none.
         """
-        if seeds is not None and len(seeds) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-        seeds = [seed + b for b in range(len(prompts))] if seeds is None else seeds
+        seeds = seeds_of_rows(len(prompts), seed, seeds)
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         guided = guidance_scale != 1.0

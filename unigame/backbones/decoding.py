@@ -46,17 +46,13 @@ class Sampling:
     Attributes:
         guidance_scale: of ``plain + guidance_scale * (conditional - plain)``; 1 means none.
         temperature: of the draws.
-        do_sample: False takes the highest score.
-        generator: source of the draws.
-        uniform_BN: numbers (see ``uniform_numbers``) that choose the codes of each row in place
-            of ``generator``.
+        uniform_BN: numbers (see ``uniform_numbers``) that choose the codes of each row; None takes
+            the highest scores.
     """
 
     guidance_scale: float
     temperature: float
-    do_sample: bool
-    generator: torch.Generator
-    uniform_BN: Tensor | None = None
+    uniform_BN: Tensor | None
 
     @property
     def guided(self) -> bool:
@@ -68,12 +64,10 @@ class Sampling:
         if self.guided:
             conditional_BV, plain_BV = logits_BV.chunk(2)
             logits_BV = plain_BV + self.guidance_scale * (conditional_BV - plain_BV)
-        if not self.do_sample:
+        if self.uniform_BN is None:
             return logits_BV.argmax(-1)
         probs_BV = (logits_BV / self.temperature).softmax(-1)
-        if self.uniform_BN is not None:
-            return _inverse_cdf(probs_BV, self.uniform_BN[:, index])
-        return torch.multinomial(probs_BV, 1, generator=self.generator).squeeze(-1)
+        return _inverse_cdf(probs_BV, self.uniform_BN[:, index])
 
 
 class _CachedLM:

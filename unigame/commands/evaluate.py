@@ -14,6 +14,8 @@ from unigame.commands.evaluate_arguments import SYNTHETIC
 from unigame.errors import UserError
 
 BUNDLED = "janus-nano"
+SUBMISSION = "submission"
+"""The parser variant that writes answers for a challenge server and gives no figure."""
 SYNTHETIC_SIZE = 200
 """Questions of each synthetic benchmark; ``--limit`` asks fewer of them."""
 
@@ -23,7 +25,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UserError: unknown benchmarks or variants, data or scorers that cannot be had, a model that
-            does not load, an output of other settings; or a benchmark that could not be scored.
+            does not load, an output of other settings; or a benchmark that could not be scored or
+            of which nothing was scored, after the others are recorded and shown.
     """
     from unigame.evaluation.asking import Drawing
     from unigame.evaluation.batching import is_out_of_memory
@@ -95,8 +98,30 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         make_console().print(
             "Synthetic data: these figures compare models of this small world only."
         )
+    _check_scored(record, names)
     next_step(f"compare with another model:  unigame compare OTHER {shlex.quote(str(output))}")
     return record
+
+
+def _check_scored(record: Mapping[str, Any], names: Sequence[str]) -> None:
+    """A benchmark without a figure is a failure, unless a server elsewhere is to score it.
+
+    Raises:
+        UserError: it names those without a figure, and why they have none.
+    """
+    empty = []
+    for name in names:
+        entry = record["benchmarks"][name]
+        if entry["metrics"] or entry["variant"].get("parser") == SUBMISSION:
+            continue
+        reasons = {**entry["counts"]["skipped"], **entry["counts"]["unscored"]}
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        empty.append(f"{name}: nothing was scored ({listed or 'no item has a score'})")
+    if empty:
+        raise UserError(
+            f"{'; '.join(empty)}; replies and drawings are kept: mend that, and run the same "
+            "command again"
+        )
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -12,6 +12,7 @@ from PIL import Image
 from unigame.commands.console import make_console, next_step
 from unigame.data.images import MISSING, CorruptImage, load_image
 from unigame.errors import UserError
+from unigame.seeds import seeds_of_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,14 +49,17 @@ def generate(
     paths = _picture_paths(output, num_images)
     backbone = _load(model, adapter, dtype)
     _warn_of_unknown_words(prompt, model)
+    from unigame.backbones.drawing import draw_seeded
+
+    seeds = seeds_of_rows(num_images, seed)
     for start in range(0, num_images, _BATCH):
         batch_paths = paths[start : start + _BATCH]
-        images_B3SS = backbone.generate(
+        images_B3SS = draw_seeded(
+            backbone,
             [prompt] * len(batch_paths),
-            seed=seed + start,
+            seeds[start : start + _BATCH],
             guidance_scale=guidance_scale,
-            temperature=temperature or 1.0,
-            do_sample=temperature > 0,
+            temperature=temperature,
         )
         for path, image_3SS in zip(batch_paths, images_B3SS, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)

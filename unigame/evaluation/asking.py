@@ -6,7 +6,6 @@ Shape suffixes: U different pictures of a batch, B rows, S side of a picture.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,10 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
+from unigame.backbones.drawing import draw_seeded
 from unigame.data.images import MISSING, CorruptImage
 from unigame.evaluation.base import Item, Picture, Prediction
 from unigame.evaluation.batching import BatchSize, in_batches, in_order
 from unigame.evaluation.pictures import StoredPicture
+from unigame.seeds import derive_seed
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -76,7 +77,6 @@ class Asker:
 
     def __init__(self, backbone: Backbone, size: BatchSize, max_images: int = 1) -> None:
         self.backbone, self.size, self.max_images = backbone, size, max_images
-        self._seeded = "seeds" in inspect.signature(backbone.generate).parameters
 
     # ---- answers -------------------------------------------------------------------------------
     def answers(
@@ -187,29 +187,20 @@ class Asker:
         """Files of the pictures of (item, prompt, sample) rows, in their order."""
 
         def draw(part: Sequence[tuple[Item, str, int]]) -> list[Path]:
-            seeds = [row_seed(how.seed, salt, item.id, sample) for item, _, sample in part]
-            images_B3SS = self._generate([prompt for _, prompt, _ in part], seeds, how)
+            seeds = [derive_seed(how.seed, salt, item.id, sample) for item, _, sample in part]
+            images_B3SS = draw_seeded(
+                self.backbone,
+                [prompt for _, prompt, _ in part],
+                seeds,
+                guidance_scale=how.guidance_scale,
+                temperature=how.temperature,
+            )
             paths = [folder / picture_name(item, sample) for item, _, sample in part]
             for path, picture in zip(paths, to_pictures(images_B3SS), strict=True):
                 _save(picture, path)
             return paths
 
         return self.size.each(rows, draw)
-
-    def _generate(self, prompts: list[str], seeds: list[int], how: Drawing) -> Tensor:
-        options = {
-            "guidance_scale": how.guidance_scale,
-            "temperature": how.temperature or 1.0,
-            "do_sample": how.temperature > 0,
-        }
-        if self._seeded:
-            return self.backbone.generate(prompts, seeds=seeds, **options)  # type: ignore[arg-type]
-        # A backbone that takes one seed for all: one by one, or pictures would hang on the batch.
-        drawn = [
-            self.backbone.generate([prompt], seed=seed, **options)  # type: ignore[arg-type]
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        return torch.cat(drawn)
 
 
 def ahead(work: Callable[[A], B], inputs: Iterable[A]) -> Iterator[B]:
@@ -233,17 +224,12 @@ def cut(reply: str, stop: Sequence[str]) -> str:
     return reply[: min(places)].strip() if places else reply
 
 
-def row_seed(seed: int, salt: str, id: str, sample: int) -> int:
-    """The seed of one picture: it hangs on what is drawn, not on when or beside what."""
-    digest = hashlib.sha256(f"{seed}\0{salt}\0{id}\0{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def picture_name(item: Item, sample: int) -> str:
     """``7.png``, or ``7/samples/0002.png`` where an item has several, as GenEval's tools read."""
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in item.id).strip(".") or "_"
     if safe != item.id or len(safe) > 100:  # two ids must not become one name
-        safe = f"{safe[:100]}-{hashlib.sha256(item.id.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).hexdigest()
+        safe = f"{safe[:100]}-{digest[:8]}"
     return f"{safe}.png" if item.samples == 1 else f"{safe}/samples/{sample:04d}.png"
 
 

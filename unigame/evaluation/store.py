@@ -37,7 +37,7 @@ class JsonlStore(Mapping[str, dict[str, Any]]):
             try:
                 row = json.loads(line)
                 self._rows[row["id"]] = row
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"line {number} of {self.path} is damaged; delete the file to start this "
                     "benchmark again, or mend the line"
@@ -52,7 +52,8 @@ class JsonlStore(Mapping[str, dict[str, Any]]):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with self.path.open("a", encoding="utf-8") as file:
+        # Half a character, as broken software writes it, becomes the escape that JSON has for it.
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())

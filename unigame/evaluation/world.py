@@ -19,6 +19,7 @@ from unigame.game.perturber import EpsMode
 from unigame.game.semantics import FeatureSimilarity
 from unigame.game.setting import ChallengeConfig, GameBatch
 from unigame.reports.metrics import Metric, Unit, to_json
+from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset, caption
 from unigame.synthetic.reader import read, truth
 from unigame.synthetic.world import Scene
@@ -97,7 +98,9 @@ def attacked_accuracy(backbone: Backbone, attack: AttackSettings, seed: int) -> 
     adversary changed the content and the true answer with it. Those are counted in ``skipped``.
     """
     bounds = {"eps_max": attack.eps_max, "eps_init": attack.eps_init, "eps_mode": attack.eps_mode}
-    practice = SyntheticDataset("validation", 4 * attack.batch, seed + 500)
+    practice = SyntheticDataset(
+        "validation", 4 * attack.batch, derive_seed(seed, "attack", "practice")
+    )
     adversary = frozen_attack(
         backbone,
         [
@@ -107,11 +110,11 @@ def attacked_accuracy(backbone: Backbone, attack: AttackSettings, seed: int) -> 
         steps=attack.steps,
         lr=attack.lr,
         config=attack.config,
-        seed=seed + 501,
+        seed=derive_seed(seed, "attack", "adversary"),
         scorer=FeatureSimilarity(backbone.image_features),
         **bounds,  # type: ignore[arg-type]
     )
-    data, scores = SyntheticDataset("test", attack.questions, seed + 502), Scores()
+    data, scores = SyntheticDataset("test", attack.questions, derive_seed(seed, "attack")), Scores()
     for start in range(0, len(data), 60):
         batch = batch_of(backbone, data, start, 60)
         images = attacked_images(backbone, adversary, batch, attack.config)

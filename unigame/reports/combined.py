@@ -22,6 +22,7 @@ from unigame.reports.metrics import (
     resampled_figures,
     value_of,
 )
+from unigame.seeds import derive_seed
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def combine(
     if not parts:
         raise UserError("a combined score needs at least one benchmark")
     figures_PR = [
-        part.factor * resampled_figures(part.metric, resamples, seed + i)
+        part.factor * resampled_figures(part.metric, resamples, derive_seed(seed, "part", i))
         for i, part in enumerate(parts)
     ]
     low, high = percentile_interval(np.sum(figures_PR, axis=0), level)
@@ -74,7 +75,7 @@ def combined_difference(
     if not parts or ours != theirs:
         raise UserError(f"a score made of {ours} cannot be compared with one made of {theirs}")
     paired = [
-        paired_figures(part.metric, other.metric, resamples, seed + i)
+        paired_figures(part.metric, other.metric, resamples, derive_seed(seed, "part", i))
         for i, (part, other) in enumerate(zip(parts, baseline, strict=True))
     ]
     factors = [part.factor for part in parts]

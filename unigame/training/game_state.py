@@ -32,6 +32,7 @@ from unigame.game.challenge import (
 )
 from unigame.game.perturber import RandomPerturber, build_perturber
 from unigame.game.semantics import SimilarityScorer, build_scorer
+from unigame.seeds import derive_seed
 from unigame.training.batches import split_batch
 from unigame.training.checkpoint import (
     PERTURBER_FILE,
@@ -44,7 +45,6 @@ from unigame.training.checkpoint import (
 from unigame.training.config import UniGameConfig
 
 logger = logging.getLogger(__name__)
-RANK_STRIDE = 100_003  # seeds of different ranks and of neighbouring runs never meet
 
 
 def challenge_config(args: UniGameConfig) -> ChallengeConfig:
@@ -96,7 +96,7 @@ class GameState:
         self.backbone = backbone
         self.config = challenge_config(args)
         self.reduce = reduce
-        seed = args.seed + RANK_STRIDE * rank
+        seed = args.seed if rank == 0 else derive_seed(args.seed, "rank", rank)
         # C's weights must be equal on all ranks; only noise without weights may differ.
         self.perturber = build_perturber(
             args.perturbation,  # type: ignore[arg-type]
