@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unigame.backbones.lora_settings import check_lora_config
 from unigame.errors import UserError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,10 +37,12 @@ def language_model_lora(
         prefix: module name of the language model.
 
     Raises:
-        UserError: a name in ``target_modules`` is not one of ``targets``.
+        UserError: a name in ``target_modules`` is not one of ``targets``, or a number is
+            impossible.
     """
     if config is None:
         config = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05)
+    check_lora_config(config)
     config = copy.deepcopy(config)
     wanted = config.target_modules
     if wanted is None or wanted == "all-linear":

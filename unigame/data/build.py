@@ -9,7 +9,7 @@ from typing import Any
 
 from unigame.data.hf import HFData
 from unigame.data.local import VQA, Captions
-from unigame.data.mixture import Mixture
+from unigame.data.mixture import Mixture, checked_weights
 from unigame.data.reader import check_options
 from unigame.data.records import RecordSource
 from unigame.data.webdataset import WebDataset
@@ -26,6 +26,8 @@ def _synthetic(
 
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise UserError(f"size must be a whole number of samples above 0, got {size!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"seed must be a whole number from 0, got {seed!r}")
     return SyntheticDataset(split=split, size=min(size, limit or size), seed=seed)
 
 
@@ -61,11 +63,7 @@ def build_dataset(
         raise UserError(
             f"data must be a list of sources such as [{{type: vqa, ...}}], got {sources!r}"
         )
-    weights = [_check_source(source, number) for number, source in enumerate(sources)]
-    given = [weight for weight in weights if weight is not None]
-    if given and len(given) < len(weights):
-        bare = weights.index(None)
-        raise UserError(f"source {bare} ({sources[bare]['type']}) has no weight, but others do")
+    given = check_sources(sources)
     if len(sources) == 1:
         return _open(sources[0], 0, seed, limit)
     datasets = [_open(source, number, seed) for number, source in enumerate(sources)]
@@ -73,25 +71,44 @@ def build_dataset(
     return Mixture(datasets, given or None, seed, size if limit is None else min(size, limit))
 
 
-def _check_source(source: Any, number: int) -> float | None:
+def check_sources(sources: Sequence[Any], place: str = "source ") -> list[float]:
+    """Check types, keys and weights of sources without touching their data; returns the weights.
+
+    Args:
+        sources: of a recipe.
+        place: what stands before the number of a source in messages.
+
+    Raises:
+        UserError: an unknown type or key, a key that is missing, impossible weights.
+    """
+    weights = [_check_source(source, f"{place}{number}") for number, source in enumerate(sources)]
+    given = [weight for weight in weights if weight is not None]
+    if given and len(given) < len(weights):
+        bare = weights.index(None)
+        raise UserError(f"{place}{bare} ({sources[bare]['type']}) has no weight, but others do")
+    return checked_weights(given, given)
+
+
+def _check_source(source: Any, place: str) -> float | None:
     """Check type and keys of one source without touching its data; returns its weight."""
     if not isinstance(source, Mapping) or "type" not in source:
-        raise UserError(f"source {number} needs a type ({', '.join(TYPES)}), got {source!r:.80}")
+        raise UserError(f"{place} needs a type ({', '.join(TYPES)}), got {source!r:.80}")
     kind = source["type"]
-    if kind not in TYPES:
-        raise UserError(f"source {number}: unknown type {kind!r}; choose from {', '.join(TYPES)}")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise UserError(f"{place}: unknown type {kind!r:.80}; choose from {', '.join(TYPES)}")
     allowed = [*COMMON_KEYS, *inspect.signature(TYPES[kind]).parameters]
     for key in source:
         if key not in allowed:
             close = difflib.get_close_matches(str(key), allowed, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
+            others = [name for name in TYPES if key in inspect.signature(TYPES[name]).parameters]
+            if others:
+                hint = f"{', '.join(others)} have it: is the type right? "
             choices = ", ".join(dict.fromkeys(allowed))
-            raise UserError(
-                f"source {number} ({kind}): unknown key {key!r}; {hint}known: {choices}"
-            )
+            raise UserError(f"{place} ({kind}): unknown key {key!r}; {hint}known: {choices}")
     for key, parameter in inspect.signature(TYPES[kind]).parameters.items():
         if parameter.default is parameter.empty and key not in source:
-            raise UserError(f"source {number} ({kind}) needs {key}:")
+            raise UserError(f"{place} ({kind}) needs {key}:")
     return source.get("weight")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,9 +50,7 @@ class Mixture(Dataset[Record]):
         self._lengths = [len(dataset) for dataset in self.datasets]
         if not self.datasets or min(self._lengths) == 0:
             raise UserError(f"a mixture needs sources with rows, got lengths {self._lengths}")
-        self.weights = _checked_weights(
-            self._lengths if weights is None else weights, self._lengths
-        )
+        self.weights = checked_weights(self._lengths if weights is None else weights, self._lengths)
         size = sum(self._lengths) if size is None else size
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise UserError(f"size must be a whole number of rows above 0, got {size!r}")
@@ -116,7 +115,12 @@ class Mixture(Dataset[Record]):
         )
 
 
-def _checked_weights(weights: Sequence[float], lengths: Sequence[int]) -> list[float]:
+def checked_weights(weights: Sequence[float], lengths: Sequence[Any]) -> list[float]:
+    """The weights as numbers.
+
+    Raises:
+        UserError: one is not above 0 and finite, or they are not as many as the sources.
+    """
     if len(weights) != len(lengths):
         raise UserError(f"{len(weights)} weights for {len(lengths)} sources; give one for each")
     for weight in weights:

@@ -14,75 +14,17 @@ challenge_every``; ``challenge_every=0`` turns the game off and leaves plain sup
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
+from transformers.utils import is_torch_bf16_gpu_available
 
 from unigame.errors import UserError
+from unigame.rules import Rule, rule_of
+from unigame.training.settings import RULES
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "perturb_space": ("decoder", "tokens"),
-    "perturbation": ("learned", "random", "none"),
-    "eps_mode": ("absolute", "relative"),
-    "similarity": ("clip", "cosine", "none"),
-    "similarity_mode": ("image-image", "image-text"),
-    "label_similarity": ("clip", "cosine"),
-    "loss_reduction": ("sample", "token"),
-}
-# name -> (lowest, highest, lowest itself allowed)
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "per_device_train_batch_size": (1, float("inf"), True),
-    "per_device_eval_batch_size": (1, float("inf"), True),
-    "gradient_accumulation_steps": (1, float("inf"), True),
-    "num_train_epochs": (0.0, float("inf"), False),
-    "max_grad_norm": (0.0, float("inf"), True),
-    "weight_decay": (0.0, float("inf"), True),
-    "challenge_every": (0, float("inf"), True),
-    "perturber_steps": (1, float("inf"), True),
-    "challenge_share": (0.0, 1.0, False),
-    "mine_every": (1, float("inf"), True),
-    "beta": (0.0, float("inf"), True),
-    "generation_weight": (0.0, float("inf"), True),
-    "learning_rate": (0.0, float("inf"), True),
-    "perturber_learning_rate": (0.0, float("inf"), True),
-    "perturber_weight_decay": (0.0, float("inf"), True),
-    "perturber_warmup_steps": (0, float("inf"), True),
-    "perturber_max_grad_norm": (0.0, float("inf"), False),
-    "num_candidates": (1, float("inf"), True),
-    "gradient_candidates": (1, float("inf"), True),
-    "challenge_micro_batch": (1, float("inf"), True),
-    "understanding_micro_batch": (1, float("inf"), True),
-    "keep_tokens_mb": (0.0, float("inf"), True),
-    "eps_max": (0.0, float("inf"), False),
-    "eps_init": (0.0, float("inf"), False),
-    "anchor": (0.0, float("inf"), True),
-    "temperature": (0.0, float("inf"), False),
-    "perturber_width": (1, float("inf"), True),
-    "perturber_depth": (1, float("inf"), True),
-    "clip_weight": (0.0, float("inf"), True),
-    "clip_floor": (-1.0, 1.0, True),
-    "hard_quantile": (0.0, 1.0, True),
-    "buffer_capacity": (1, float("inf"), True),
-    "buffer_min_size": (1, float("inf"), True),
-    "buffer_per_source": (1, float("inf"), True),
-    "hard_batch_size": (1, float("inf"), True),
-    "lambda_norm": (0.0, float("inf"), True),
-    "l2": (0.0, float("inf"), True),
-    "tv": (0.0, float("inf"), True),
-    "label_weight": (0.0, float("inf"), True),
-    "label_floor": (-1.0, 1.0, True),
-}
-# C's schedules: those of transformers that need no more than steps.
-SCHEDULES = (
-    "constant",
-    "constant_with_warmup",
-    "cosine",
-    "cosine_with_restarts",
-    "inverse_sqrt",
-    "linear",
-    "polynomial",
-)
 # Trainer features that would be wrong or silently without effect here.
 UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": "losses are computed per sample inside the backbone; set it to 0",
@@ -92,6 +34,13 @@ UNSUPPORTED: dict[str, str] = {
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
     "neftune_noise_alpha": "it perturbs embeddings behind the game's back; unset it",
 }
+# What transformers raises for settings that it refuses.
+_REFUSALS: tuple[type[Exception], ...] = (ValueError, TypeError, KeyError, AttributeError)
+_REFUSALS += (OSError, ImportError, NotImplementedError)
+
+
+class MissingHardware(UserError):
+    """The settings are sound, but this machine cannot run them."""
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -253,15 +202,8 @@ class UniGameConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check every value, then let ``TrainingArguments`` set itself up."""
-        for name, options in CHOICES.items():
-            if getattr(self, name) not in options:
-                raise UserError(
-                    f"{name}={getattr(self, name)!r} is not one of {', '.join(options)}; pick one"
-                )
-        for name in RANGES:
-            _check_range(name, getattr(self, name))
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise UserError(f"max_steps={self.max_steps} is impossible; give 1 or more, or -1")
+        for name, rule in rules_of(type(self)).items():  # type: ignore[arg-type]
+            setattr(self, name, rule.check(name, getattr(self, name)))
         for name, advice in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)!r} is not supported: {advice}")
@@ -272,21 +214,24 @@ class UniGameConfig(TrainingArguments):
         if torch.backends.mps.is_available() and not torch.cuda.is_available():
             # Apple's GPUs have no float64, in which rows and losses are counted.
             self.use_cpu = True
+        self._check_hardware()
         try:
             super().__post_init__()
-        except ValueError as error:
-            raise UserError(f"training settings: {' '.join(str(error).split())}") from error
+        except _REFUSALS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"training settings: {reason}") from error
 
     def _check_together(self) -> None:
         """Settings that only make sense in company."""
         self._check_similarity()
+        self._check_schedule()
+        self._check_loading()
+        self._check_trackers()
         if self.eps_init >= self.eps_max:
             raise UserError(
                 f"eps_init={self.eps_init} must be below eps_max={self.eps_max}: the gate starts "
                 "inside its bound; lower eps_init or raise eps_max"
             )
-        if isinstance(self.train_parts, str):
-            self.train_parts = self.train_parts.split(",")
         if self.train_parts and self.plays:
             raise UserError(
                 f"train_parts={self.train_parts} with challenge_every={self.challenge_every}: the "
@@ -307,11 +252,6 @@ class UniGameConfig(TrainingArguments):
                 f"buffer_min_size={self.resolved_min_size} is above buffer_capacity="
                 f"{self.buffer_capacity}: replay would never start; raise the capacity"
             )
-        if self.perturber_lr_scheduler_type not in SCHEDULES:
-            raise UserError(
-                f"perturber_lr_scheduler_type={self.perturber_lr_scheduler_type!r} is not one of "
-                f"{', '.join(SCHEDULES)}; pick one"
-            )
         if self.remove_unused_columns:
             raise UserError(
                 "remove_unused_columns=True would drop images and questions; leave it False"
@@ -330,6 +270,53 @@ class UniGameConfig(TrainingArguments):
             raise UserError(
                 "similarity 'clip' with perturb_space=tokens: no picture is drawn that CLIP could "
                 "look at; set similarity=cosine"
+            )
+
+    def _check_schedule(self) -> None:
+        """Make U's schedule once: some need settings of their own, which would be missed late."""
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        try:
+            get_scheduler(
+                self.lr_scheduler_type, optimizer, 0, 10, dict(self.lr_scheduler_kwargs or {})
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"lr_scheduler_type={self.lr_scheduler_type!r} with lr_scheduler_kwargs="
+                f"{self.lr_scheduler_kwargs!r} does not work ({' '.join(str(error).split())}); "
+                "name what it needs in lr_scheduler_kwargs, or take another schedule"
+            ) from error
+
+    def _check_loading(self) -> None:
+        """Settings of worker processes, where there are none; an order that records do not have."""
+        for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context"):
+            if getattr(self, name, None) and self.dataloader_num_workers == 0:
+                raise UserError(
+                    f"{name}={getattr(self, name)!r} with dataloader_num_workers=0: there are no "
+                    "worker processes; set dataloader_num_workers, or leave it out"
+                )
+        if getattr(self, "train_sampling_strategy", None) == "group_by_length":
+            raise UserError(
+                "train_sampling_strategy='group_by_length': records have no length to group by; "
+                "set random or sequential"
+            )
+
+    def _check_trackers(self) -> None:
+        """``none`` and ``all`` stand alone; they are texts to transformers, not lists."""
+        trackers = self.report_to or ["none"]
+        for word in ("none", "all"):
+            if word in trackers and len(trackers) > 1:
+                raise UserError(f"report_to={trackers}: {word!r} stands alone; drop one of them")
+            if trackers == [word]:
+                self.report_to = word
+
+    def _check_hardware(self) -> None:
+        """What the settings need of this machine."""
+        wanted = [name for name in ("bf16", "bf16_full_eval", "tf32") if getattr(self, name)]
+        if wanted and not self.use_cpu and not is_torch_bf16_gpu_available():
+            raise MissingHardware(
+                f"{wanted[0]}=True needs a GPU that computes in bfloat16 (Ampere or newer), and "
+                "this machine has none that torch can use; train on another, or add --use_cpu "
+                "(slow), or set it to false"
             )
 
     def _use_current_checkpointing_names(self) -> None:
@@ -356,15 +343,15 @@ class UniGameConfig(TrainingArguments):
         return self.buffer_min_size or self.resolved_hard_batch_size
 
 
-def _check_range(name: str, value: Any) -> None:
-    low, high, inclusive = RANGES[name]
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name}={value!r} is not a number; give one")
-    if isinstance(low, int) and not isinstance(value, int):
-        raise UserError(f"{name}={value!r} is not a whole number; give one")
-    if not (low <= value <= high) or (value == low and not inclusive):
-        bound = f"{'at least' if inclusive else 'above'} {low:g}"
-        upper = "" if high == float("inf") else f" and at most {high:g}"
-        raise UserError(f"{name}={value!r} is impossible: it must be {bound}{upper}")
+@cache
+def rules_of(config: Any) -> dict[str, Rule]:
+    """The rule of every setting of ``UniGameConfig`` or a subclass.
+
+    It is the table's, or by the declared type where the table does not list the setting yet.
+    """
+    hints = get_type_hints(config)
+    return {
+        item.name: RULES.get(item.name) or rule_of(hints[item.name])
+        for item in fields(config)
+        if item.init
+    }

@@ -12,34 +12,50 @@ A recipe has these blocks::
     training: {...}              # UniGameConfig, which extends transformers.TrainingArguments
 
 ``--learning_rate 1e-4`` sets a field of ``training``; a dotted path (``--data.0.path X``,
-``--lora.r 8``) or the name of a block (``--model X``) sets anything else. Nothing is loaded here:
-a wrong key or value ends in one line of :class:`UserError` before any weight is read.
+``--lora.r 8``) or the name of a block (``--model X``) sets anything else. A word stays the word it
+is until the rule of its setting reads it: ``--output_dir 007`` is the folder ``007``. Nothing is
+loaded here: a wrong key or value ends in one line of :class:`UserError` before any weight is read.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import peft
-import yaml
 
+from unigame.backbones import lora_settings
+from unigame.data.build import check_sources
+from unigame.data.settings import SOURCES, change_source, check_values
 from unigame.errors import UserError
-from unigame.training.coerce import coerce
-from unigame.training.config import UniGameConfig
+from unigame.rules import Many, Rule, Text, reject_unknown, shown
+from unigame.training.config import MissingHardware, UniGameConfig, rules_of
+from unigame.yaml_words import Word, is_text, parse_yaml, plain, read_yaml_file
 
-BLOCKS = ("model", "dtype", "adapter", "data", "eval_data", "lora", "training")
-DTYPES = ("auto", "float32", "bfloat16")
+BLOCKS: dict[str, Rule] = {
+    "model": Text(optional=True, help="Bundled name, local folder or Hub id."),
+    "dtype": Text(
+        choices=("auto", "float32", "bfloat16"), optional=True, help="Of the frozen weights."
+    ),
+    "adapter": Text(optional=True, help="Folder of a LoRA adapter to start from."),
+    "data": Many(optional=True, help="Sources: --data.0.type, --data.0.path, ..."),
+    "eval_data": Many(optional=True, help="Sources of held-out data, likewise."),
+    "lora": Rule(optional=True),
+    "training": Rule(optional=True),
+}
+TREES = ("data", "eval_data", "lora", "training")
 
 
 @dataclass
 class Recipe:
-    """A checked recipe; the fields are the blocks that the module docstring describes."""
+    """A checked recipe; the fields are the blocks that the module docstring describes.
+
+    Attributes:
+        lacks: why this machine could not train it; only where it was read for another machine.
+    """
 
     model: str
     training: UniGameConfig
@@ -48,115 +64,147 @@ class Recipe:
     dtype: str = "auto"
     adapter: str | None = None
     lora: dict[str, Any] = field(default_factory=dict)
+    lacks: str | None = None
 
     def lora_config(self) -> peft.LoraConfig | None:
         """The LoRA settings, or None to leave them to the backbone's default."""
         return peft.LoraConfig(**self.lora) if self.lora else None
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, here: bool = True) -> Recipe:
     """Read a recipe, apply ``--key value`` overrides and check every key and value.
 
     Args:
         path: a YAML file, or the name of a recipe that ships with the package (``janus_nano``).
         overrides: the words after the recipe on the command line.
+        here: whether it is to be trained on this machine; False to look at a recipe for another.
 
     Raises:
         UserError: no such recipe, malformed YAML, unknown key (with the nearest known one), a
-            value of the wrong type or out of its range.
+            value of the wrong type or out of its range, or a machine that cannot run it.
     """
     path = find_recipe(path)
     tree = read_yaml(path)
-    tree.setdefault("training", {})
-    if isinstance(tree["training"], dict):
-        tree["training"].setdefault("output_dir", f"runs/{path.stem}")
-    for key, value in parse_overrides(overrides):
-        set_key(tree, key, value)
-    return build_recipe(tree)
+    if tree.get("training") is None:
+        tree["training"] = {}
+    apply_overrides(tree, overrides)
+    if isinstance(tree["training"], dict) and tree["training"].get("output_dir") is None:
+        tree["training"]["output_dir"] = f"runs/{path.stem}"
+    return build_recipe(tree, here=here)
 
 
-def build_recipe(tree: dict[str, Any]) -> Recipe:
+def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
     """Check a recipe given as nested dictionaries. See :func:`load_recipe` for what it raises."""
     reject_unknown(tree, BLOCKS, "recipe block")
-    if not isinstance(tree.get("model"), str) or not tree["model"]:
-        raise UserError(
-            f"model={tree.get('model')!r} names no checkpoint; give a folder, Hub id or janus-nano"
-        )
-    dtype = tree.get("dtype") or "auto"
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}; pick one")
-    adapter = tree.get("adapter")
-    if adapter is not None and not isinstance(adapter, str):
-        raise UserError(f"adapter={adapter!r} is not a folder or Hub id; give one, or null")
+    simple = {
+        name: BLOCKS[name].check(name, tree.get(name)) for name in ("model", "dtype", "adapter")
+    }
+    if simple["model"] is None:
+        raise UserError("model=None names no checkpoint; give a folder, Hub id or janus-nano")
     data = _sources(tree, "data")
     if not data:
         raise UserError("data is empty; list at least one source, e.g. {type: synthetic}")
-    return Recipe(
-        model=tree["model"],
-        training=build_training(_mapping(tree, "training")),
+    eval_data = _sources(tree, "eval_data")
+    settings = _mapping(tree, "training")
+    lora = lora_settings.check_lora(_mapping(tree, "lora"))
+    training, lacks = _training(settings, here)
+    recipe = Recipe(
+        model=simple["model"],
+        training=training,
         data=data,
-        eval_data=_sources(tree, "eval_data"),
-        dtype=dtype,
-        adapter=adapter,
-        lora=_lora(_mapping(tree, "lora")),
+        eval_data=eval_data,
+        dtype=simple["dtype"] or "auto",
+        adapter=simple["adapter"],
+        lora=lora,
+        lacks=lacks,
     )
+    return _with_evaluation(recipe, said="eval_strategy" in settings)
 
 
 def build_training(settings: dict[str, Any]) -> UniGameConfig:
-    """``UniGameConfig`` from plain values, after checking names and types."""
-    hints = _training_hints()
-    reject_unknown(settings, hints, "training setting")
-    return UniGameConfig(
-        **{name: coerce(name, value, hints[name]) for name, value in settings.items()}
-    )
+    """``UniGameConfig`` from plain values or words; it checks them, after their names here."""
+    reject_unknown(settings, rules_of(UniGameConfig), "training setting")
+    return UniGameConfig(**settings)
 
 
 def find_recipe(path: str | Path) -> Path:
     """The file itself, or the shipped recipe of that name."""
-    if Path(path).is_file():
-        return Path(path)
+    try:
+        if Path(path).is_file():
+            return Path(path)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"no recipe at {shown(str(path))}: {error.strerror}") from error
     shipped = Path(str(files("unigame") / "recipes"))
     named = shipped / f"{Path(path).name.removesuffix('.yaml')}.yaml"
     if named.is_file() and len(Path(path).parts) == 1:
         return named
     known = ", ".join(sorted(item.stem for item in shipped.glob("*.yaml")))
-    raise UserError(f"no recipe at {str(path)!r}; give a YAML file or a shipped one: {known}")
+    raise UserError(f"no recipe at {shown(str(path))}; give a YAML file or a shipped one: {known}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The top-level mapping of a YAML file."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    """The top-level mapping of a YAML file, its unquoted values as words."""
+    tree = read_yaml_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds {type(tree).__name__}, not settings; see recipes/ for one")
     return tree
 
 
-def parse_overrides(words: Sequence[str]) -> list[tuple[str, Any]]:
-    """``["--a", "1", "--b=2", "--flag"]`` -> ``[("a", 1), ("b", 2), ("flag", True)]``."""
-    pairs: list[tuple[str, Any]] = []
+# ---- overrides -----------------------------------------------------------------------------------
+
+
+def parse_overrides(words: Sequence[str]) -> list[tuple[str, Word | None]]:
+    """``["--a", "1", "--b=2", "--flag"]`` -> ``[("a", "1"), ("b", "2"), ("flag", None)]``."""
+    pairs: list[tuple[str, Word | None]] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
+        if not is_text(word):
+            raise UserError(f"{shown(word)} is not valid text (UTF-8); type it anew")
         if not word.startswith("--") or len(word) == 2:
             raise UserError(
-                f"{word!r} is no override; write --key value, e.g. --learning_rate 1e-4"
+                f"{shown(word)} is no override; write --key value, e.g. --learning_rate 1e-4"
             )
         key, given, value = word[2:].partition("=")
-        if not given:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        pairs.append((key.replace("-", "_"), _parse_value(value)))
+        found: Word | None = Word(value) if given else None
+        if not given and rest and not rest[0].startswith("--"):
+            found = Word(rest.pop(0))
+        pairs.append((key.replace("-", "_"), found))
     return pairs
+
+
+def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> None:
+    """Put ``--key value`` overrides into a recipe's tree.
+
+    What is set of one source counts together, in whatever order: a new ``type`` or ``path`` takes
+    out what it makes void (:func:`unigame.data.settings.change_source`).
+    """
+    deep: list[tuple[str, Any]] = []
+    changes: dict[tuple[str, str], dict[str, Any]] = {}
+    for key, word in parse_overrides(words):
+        block, *inner = key.split(".")
+        value = _valued(key, word)
+        if block in ("data", "eval_data") and len(inner) == 2:
+            changes.setdefault((block, inner[0]), {})[inner[1]] = value
+        elif block in ("data", "eval_data") and len(inner) > 2:
+            deep.append((key, value))
+        else:
+            set_key(tree, key, value)
+    for (block, place), changed in changes.items():
+        source = _child(tree, block, block)
+        source = _child(source, place, f"{block}.{place}")
+        if not isinstance(source, dict):
+            raise UserError(f"--{block}.{place}: there is nothing to set inside {shown(source)}")
+        tree[block][int(place)] = change_source(source, changed)
+    for key, value in deep:
+        set_key(tree, key, value)
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a training field by name, or any place of the recipe by its dotted path."""
     if "." not in key and key not in BLOCKS:
-        reject_unknown([key], [*_training_hints(), *BLOCKS], "setting")
-        tree["training"][key] = value
-        return
+        reject_unknown([key], [*rules_of(UniGameConfig), *BLOCKS], "setting")
+        key = f"training.{key}"
     first, *inner = key.split(".")
     reject_unknown([first], BLOCKS, "recipe block")
     node: Any = tree
@@ -168,17 +216,31 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise UserError(f"--{key}: there is nothing to set inside {node!r}; check the path")
+        raise UserError(f"--{key}: there is nothing to set inside {shown(node)}; check the path")
 
 
-def reject_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raise for the first unknown name, with the nearest known one."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:12])}"
-            raise UserError(f"unknown {what} {name!r}; {advice}")
+def _valued(key: str, word: Word | None) -> Any:
+    """The word of an override; of a whole block or source what it stands for, as YAML."""
+    if word is None:
+        if not _stands_alone(key):
+            raise UserError(f"--{key} has no value; write --{key} VALUE")
+        return Word("true")
+    block, *inner = key.split(".")
+    whole_source = len(inner) == 1 and inner[0].isdecimal()
+    return parse_yaml(word, f"--{key}") if block in TREES and (not inner or whole_source) else word
+
+
+def _stands_alone(key: str) -> bool:
+    """Whether ``--key`` without a value means true; so it is of a name that is unknown anyway."""
+    block, *inner = key.split(".")
+    name = (inner or [block])[-1]
+    tables: list[Mapping[str, Rule]] = list(SOURCES.values())
+    if block == "lora":
+        tables = [lora_settings.RULES]
+    elif block == "training" or not inner:
+        tables = [rules_of(UniGameConfig), BLOCKS]
+    found = [table[name] for table in tables if name in table]
+    return any(rule.stands_alone for rule in found) or not found
 
 
 def _child(node: Any, part: str, key: str) -> Any:
@@ -188,52 +250,61 @@ def _child(node: Any, part: str, key: str) -> Any:
         if node.get(part) is None:
             node[part] = {}
         return node[part]
-    raise UserError(f"--{key}: there is nothing to set inside {node!r}; check the path")
+    raise UserError(f"--{key}: there is nothing to set inside {shown(node)}; check the path")
 
 
 def _index(node: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not part.isdecimal() or int(part) >= len(node):
         raise UserError(f"--{key}: {part!r} is not a place in a list of {len(node)} (from 0)")
     return int(part)
 
 
-def _parse_value(text: str) -> Any:
+# ---- blocks --------------------------------------------------------------------------------------
+
+
+def _training(settings: dict[str, Any], here: bool) -> tuple[UniGameConfig, str | None]:
+    """The settings, and what this machine lacks for them where that is no error."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text  # a path or a sentence that only looks like YAML
+        return build_training(settings), None
+    except MissingHardware as error:
+        if here:
+            raise
+        return build_training({**settings, "use_cpu": True, "tf32": None}), str(error)
+
+
+def _with_evaluation(recipe: Recipe, said: bool) -> Recipe:
+    """The recipe with its held-out data, or without where the recipe says that it is not used.
+
+    Args:
+        recipe: to complete.
+        said: whether it names ``eval_strategy``; by default there is one evaluation, at the end.
+    """
+    training = recipe.training
+    wanted = training.eval_strategy != "no" or training.eval_on_start
+    if wanted and not recipe.eval_data:
+        raise UserError(
+            f"eval_strategy={str(training.eval_strategy.value)!r} with eval_on_start="
+            f"{training.eval_on_start} but no eval_data: there is nothing to evaluate on; give "
+            "eval_data, or set eval_strategy=no"
+        )
+    return recipe if wanted or not said else replace(recipe, eval_data=[])
 
 
 def _mapping(tree: dict[str, Any], block: str) -> dict[str, Any]:
     value = tree.get(block) or {}
     if not isinstance(value, dict):
-        raise UserError(f"{block}={value!r} is not a block of key: value lines; write one")
+        raise UserError(
+            f"{block}={shown(plain(value))} is not a block of key: value lines; write one"
+        )
     return value
 
 
 def _sources(tree: dict[str, Any], block: str) -> list[dict[str, Any]]:
     value = tree.get(block) or []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{block}={value!r} is not a list of sources; write '- type: ...' items")
-    return value
-
-
-def _lora(settings: dict[str, Any]) -> dict[str, Any]:
-    known = {item.name for item in fields(peft.LoraConfig) if item.init}
-    reject_unknown(settings, sorted(known), "LoRA setting")
-    r = settings.get("r", 8)
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise UserError(f"lora.r={r!r} is impossible: the rank is a whole number from 1")
-    for name, high in (("lora_alpha", float("inf")), ("lora_dropout", 1.0)):
-        value = settings.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
-            raise UserError(
-                f"lora.{name}={value!r} is impossible; give a number from 0 to {high:g}"
-            )
-    return settings
-
-
-@cache
-def _training_hints() -> dict[str, Any]:
-    hints = get_type_hints(UniGameConfig)
-    return {item.name: hints[item.name] for item in fields(UniGameConfig) if item.init}
+        raise UserError(
+            f"{block}={shown(plain(value))} is not a list of sources; write '- type: ...' items"
+        )
+    sources = [check_values(source, f"{block}.{place}") for place, source in enumerate(value)]
+    check_sources(sources, f"{block}.")
+    return sources
