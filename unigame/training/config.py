@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "similarity_mode": ("image-image", "image-text"),
     "label_similarity": ("clip", "cosine"),
     "loss_reduction": ("sample", "token"),
+    "missing_captions": ("model", "question", "error"),
 }
 # name -> (lowest, highest, lowest itself allowed)
 RANGES: dict[str, tuple[float, float, bool]] = {
@@ -54,6 +55,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "challenge_micro_batch": (1, float("inf"), True),
     "understanding_micro_batch": (1, float("inf"), True),
     "keep_tokens_mb": (0.0, float("inf"), True),
+    "max_length": (1, float("inf"), True),
     "eps_max": (0.0, float("inf"), False),
     "eps_init": (0.0, float("inf"), False),
     "anchor": (0.0, float("inf"), True),
@@ -133,6 +135,19 @@ class UniGameConfig(TrainingArguments):
         "sample",
         "'sample': every answer counts the same; 'token': every answer token does, which is the "
         "plain Trainer's rule. Equal when all answers have equally many tokens.",
+    )
+
+    # ---- texts ---------------------------------------------------------------------------------
+    max_length: int | None = _setting(
+        None,
+        "Longest row in tokens: picture, question and answer, or prompt and picture. Longer rows "
+        "are left out, counted and said before training. Default: the model's positions.",
+    )
+    missing_captions: str = _setting(
+        "model",
+        "What a sample without a caption is redrawn by. 'model': the model's own description of "
+        "its picture, made once and kept in output_dir; 'question': the question, by which "
+        "redrawings lose content; 'error': such samples are left out, or refused.",
     )
 
     # ---- player U (LoRA) -----------------------------------------------------------------------

@@ -57,6 +57,7 @@ from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
+from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.ranks import average_over_ranks, sum_over_ranks
 from unigame.training.resumable import ResumableTrainer
 
@@ -105,10 +106,12 @@ class UniGameTrainer(ResumableTrainer):
             backbone.unfreeze(args.train_parts)
         elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
             backbone.add_lora(peft_config)
+        check = record_check(backbone, args)
+        collator = kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess, check)
         super().__init__(
             model=backbone,
             args=args,
-            data_collator=kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess),
+            data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class or getattr(backbone, "processor", None),
@@ -118,6 +121,7 @@ class UniGameTrainer(ResumableTrainer):
         # transformers before loss_is_scaled_for_ga decides by this alone.
         self.model_accepts_loss_kwargs = True
         self.backbone = backbone
+        self.data_check = DataCheck(check, speaks=args.process_index == 0)
         self.meter = Meter(args.device)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
@@ -132,6 +136,12 @@ class UniGameTrainer(ResumableTrainer):
                 rank=args.process_index,
                 reduce=partial(average_over_ranks, self.accelerator),
             )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """See ``ResumableTrainer.train``; the texts of the data are checked first."""
+        self.data_check.look_at(self.train_dataset, "train_dataset")
+        self.data_check.look_at(self.eval_dataset, "eval_dataset")
+        return super().train(resume_from_checkpoint, **kwargs)
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
     def training_step(
@@ -164,6 +174,8 @@ class UniGameTrainer(ResumableTrainer):
     def _encode(self, inputs: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
+        self.meter.add("skipped_records", len(inputs.get("left_out", ())))
+        self.data_check.found(inputs.get("left_out", ()))
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         if self.args.generation_weight > 0:
@@ -337,6 +349,7 @@ class UniGameTrainer(ResumableTrainer):
         """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
+            self.data_check.found(inputs.get("left_out", ()))
             answers = self._understanding_loss(model, inputs, None)
             self._evaluated.add("answers", answers, self._count_answers(inputs))
             loss = answers
