@@ -361,6 +361,11 @@ class UniGameConfig(TrainingArguments):
         return self.challenge_every > 0
 
     @property
+    def draws(self) -> bool:
+        """True when the game redraws pictures, which takes a prompt for each."""
+        return self.plays and self.perturb_space == "decoder"
+
+    @property
     def resolved_hard_batch_size(self) -> int:
         """Hard samples per mixed batch: as set, or one for two clean samples."""
         return self.hard_batch_size or (self.per_device_train_batch_size + 1) // 2

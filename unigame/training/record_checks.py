@@ -147,8 +147,7 @@ def record_check(backbone: Backbone, args: UniGameConfig) -> RecordCheck:
             f"max_length={args.max_length}: backbone family {backbone.facts.family!r} does not "
             "count tokens; leave it out"
         )
-    draws = args.plays and args.perturb_space == "decoder"
-    return RecordCheck(rules, args.max_length, draws and args.missing_captions == "error")
+    return RecordCheck(rules, args.max_length, args.draws and args.missing_captions == "error")
 
 
 class DataCheck:
@@ -198,6 +197,17 @@ class DataCheck:
                 self._said.add(reason)
                 text = "record %r is left out: %s; more like it are only counted"
                 logger.warning(text, id, reason)
+
+    def warn_of_questions(self) -> None:
+        """Say how many samples will be redrawn by their question."""
+        if self.speaks and self.without_caption:
+            logger.warning(
+                "%d of %d samples that were looked at have no caption and are redrawn by their "
+                "question (missing_captions=question): redrawings lose content that it does not "
+                "name; missing_captions=model has the model describe them",
+                self.without_caption,
+                self.with_answer,
+            )
 
     def _look_at_all(self, rows: Iterable[Any], name: str, whole: bool) -> None:
         report, first = SkipReport(), None

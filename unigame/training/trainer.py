@@ -51,6 +51,7 @@ from unigame.training.batches import (
     read_images,
     understanding_inputs,
 )
+from unigame.training.captions import MadeCaptions
 from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
@@ -125,6 +126,7 @@ class UniGameTrainer(ResumableTrainer):
         self.meter = Meter(args.device)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
+        self.captions: MadeCaptions | None = None
         self.game: GameState | None = None
         self._adversarial_ce_BK: Tensor | None = None
         self._losses: list[Tensor] = []  # of the passes of one micro-batch
@@ -136,12 +138,21 @@ class UniGameTrainer(ResumableTrainer):
                 rank=args.process_index,
                 reduce=partial(average_over_ranks, self.accelerator),
             )
+        if args.draws and args.missing_captions == "model":
+            self.captions = MadeCaptions(backbone, args.output_dir, args.process_index)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """See ``ResumableTrainer.train``; the texts of the data are checked first."""
         self.data_check.look_at(self.train_dataset, "train_dataset")
         self.data_check.look_at(self.eval_dataset, "eval_dataset")
+        if self.args.draws and self.args.missing_captions == "question":
+            self.data_check.warn_of_questions()
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.captions is not None:  # a run that goes on elsewhere draws by the same captions
+            self.captions.read(Path(resume_from_checkpoint).parent)
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
     def training_step(
@@ -192,7 +203,7 @@ class UniGameTrainer(ResumableTrainer):
     def _challenge(self, inputs: Batch) -> tuple[GameBatch, ChallengeResult, bool]:
         """C ascends. The flag is False where this rank had no answers and only kept step."""
         assert self.game is not None
-        batch, counts = game_batch(inputs, self.args.challenge_share)
+        batch, counts = game_batch(inputs, self.args.challenge_share, self.captions)
         if batch.codes is None and self.args.perturb_space == "decoder":
             batch.codes = self._codes(batch.images, [str(name) for name in batch.sources or ()])
         with self.timer.phase("challenge"), self.accelerator.autocast():
