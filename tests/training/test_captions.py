@@ -75,9 +75,7 @@ def test_given_captions_are_used_and_nothing_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"challenge_every": 0}, {"perturb_space": "tokens"}])
-def test_without_a_redrawing_nothing_is_described(
-    settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_without_a_redrawing_nothing_is_described(settings: dict[str, Any], tmp_path: Path) -> None:
     trainer = watched(tmp_path, **settings)
     trainer.train()
     assert trainer.described == 0 and not (tmp_path / "captions.jsonl").exists()
@@ -143,7 +141,7 @@ def test_a_description_that_cannot_be_a_prompt_gives_way_to_the_question(
     trainer.train()
     assert trainer.prompts == ["what colour is it", "what colour is it", "red", "blue"]
     assert trainer.captions is not None and trainer.captions.unusable == 2
-    assert "nothing usable" in caplog.text
+    assert "no usable description" in caplog.text
 
 
 def test_a_resumed_run_draws_by_the_same_captions(tmp_path: Path) -> None:

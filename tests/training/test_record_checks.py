@@ -189,7 +189,8 @@ def test_no_text_may_hold_a_mark_of_its_family(make: Any) -> None:
             texts = {"question": "what", "answer": "red", "caption": "a", field: f"x {mark} y"}
             found = rules.problem(texts)
             assert found is not None and repr(mark) in found[0] and field in found[0]
-    assert rules.problem({"question": "a < b <image 1> [x]?", "answer": "<b>", "caption": ""}) is None
+    plain = {"question": "a < b <image 1> [x]?", "answer": "<b>", "caption": ""}
+    assert rules.problem(plain) is None
 
 
 @pytest.mark.parametrize("make", [tiny_backbone, tiny_emu3, tiny_chameleon, composed])
@@ -198,9 +199,7 @@ def test_a_row_is_as_long_as_what_the_model_reads(make: Any) -> None:
     rules, layout = backbone.text_rules, backbone.layout
     answer = "red green " * 20
     texts = {"question": "what colour", "answer": answer, "caption": ""}
-    length = len(layout.question_ids("what colour")) + len(
-        layout.answer_ids("what colour", answer)
-    )
+    length = len(layout.question_ids("what colour")) + len(layout.answer_ids("what colour", answer))
     assert rules.problem(texts, max_length=length) is None
     found = rules.problem(texts, max_length=length - 1)
     assert found is not None and f"max_length: {length - 1}" in found[0]

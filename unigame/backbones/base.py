@@ -92,6 +92,8 @@ class Backbone(nn.Module, ABC):
     """
 
     facts: BackboneFacts
+    source: str = ""
+    """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     max_images: ClassVar[int] = 1
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
 

@@ -99,7 +99,7 @@ class MadeCaptions:
 
     def _count_unusable(self, id: str) -> None:
         if not self.unusable and self._rank == 0:
-            logger.warning("the model said nothing usable of picture %r: redrawn by its question", id)
+            logger.warning("no usable description of picture %r: redrawn by its question", id)
         self.unusable += 1
 
     def _append(self, entries: Sequence[dict[str, str]]) -> None:

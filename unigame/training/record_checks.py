@@ -2,7 +2,7 @@
 
 A record that cannot be used must not end a run at its step. All rows whose texts can be had without
 their pictures are looked at before the first step; of other datasets a few rows are, and the rest
-as it comes. What is found is left out and counted; where it is most of the data, the run is refused.
+as it comes. What is found is left out and counted; a run with many such rows is refused.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
-from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.ranks import average_over_ranks, sum_over_ranks
+from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 
 RIGHT_BELOW = math.log(2)
