@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from unigame.backbones.prompts import CAPTION_QUESTION
+from unigame.backbones.text_rules import TextRules
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Backbone(nn.Module, ABC):
     """
 
     facts: BackboneFacts
+    source: str = ""
+    """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     max_images: ClassVar[int] = 1
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
 
@@ -158,6 +162,15 @@ class Backbone(nn.Module, ABC):
         Marks ``<image k>`` in a question of several pictures say where each stands. Only backbones
         with ``max_images`` above 1 are given it.
         """
+
+    def caption(self, images: Tensor, *, max_new_tokens: int = 48) -> list[str]:
+        """One description per image: the answer to ``CAPTION_QUESTION``."""
+        return self.answer(images, [CAPTION_QUESTION] * len(images), max_new_tokens=max_new_tokens)
+
+    @property
+    def text_rules(self) -> TextRules | None:
+        """What texts of the data must not hold, and how long a row may be; None: not known."""
+        return None
 
     # ---- generation ----------------------------------------------------------------------------
     @abstractmethod

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from unigame.backbones.text_rules import marks_of, processor_marks
 from unigame.errors import UserError
 
 _IMAGE_MARK = re.compile(r"<image (\d+)>")
@@ -146,6 +147,18 @@ class ChatLayout(ABC):
         row = list(rows[0])
         length = row.index(self.image_token_id) + self.image_span
         return length if all(list(other[:length]) == row[:length] for other in rows) else 0
+
+    def reading_length(self, question: str, answer: str) -> int:
+        """Tokens of picture, question and answer, all marks included."""
+        return len(self.question_ids(question)) + len(self.answer_ids(question, answer))
+
+    def drawing_length(self, prompt: str) -> int:
+        """Tokens of a prompt and the picture that is drawn of it."""
+        return len(self.prompt_ids(prompt)) + self.image_span
+
+    def marks(self) -> set[str]:
+        """Strings that no text may hold: the tokenizer reads them as tokens of its own."""
+        return marks_of(self.tokenizer, *processor_marks(self.processor))
 
     # ---- batches -------------------------------------------------------------------------------
     def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:

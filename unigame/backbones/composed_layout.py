@@ -18,6 +18,7 @@ import torch
 
 from unigame.backbones.chat_layout import PaddedTokens
 from unigame.backbones.composed_vision import Reader
+from unigame.backbones.text_rules import marks_of
 from unigame.errors import UserError
 
 IMAGE, QUERY = -1, -2
@@ -113,6 +114,18 @@ class ComposedLayout:
         """
         text = self._render(self._user(prompt, with_image=False), add_generation_prompt=True)
         return [*self._tokenize(text), *[QUERY] * self.num_queries]
+
+    def reading_length(self, question: str, answer: str) -> int:
+        """Tokens of picture, question and answer, all marks included."""
+        return len(self.question_ids(question)) + len(self.answer_ids(question, answer))
+
+    def drawing_length(self, prompt: str) -> int:
+        """Tokens of a prompt and the queries behind it; the picture is no part of the row."""
+        return len(self.prompt_ids(prompt))
+
+    def marks(self) -> set[str]:
+        """Strings that no text may hold: the tokenizer, or this layout, reads them as marks."""
+        return marks_of(self.tokenizer, self.image_mark, _ANSWER_MARK, _IMAGE_MARK)
 
     # ---- batches -------------------------------------------------------------------------------
     def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:

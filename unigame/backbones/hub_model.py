@@ -7,6 +7,7 @@ between a perturbed state and the pixels are float32.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from unigame.backbones import lora
+from unigame.backbones import base_of_adapter, lora
 from unigame.backbones.base import Backbone
+from unigame.backbones.identity import weights_digest
 from unigame.backbones.pixels import PixelTwin
 from unigame.errors import UserError
 
@@ -45,6 +47,7 @@ class HubModel(Backbone):
 
     def __init__(self, model: Any, processor: Any, pixels: PixelTwin) -> None:
         super().__init__()
+        _name_absolutely(model)
         self.model = model
         self.processor = processor
         self.pixels = pixels.to(model.get_input_embeddings().weight.device)
@@ -95,12 +98,15 @@ class HubModel(Backbone):
         """Write the LoRA adapter in PEFT's format, or model and processor where there is none."""
         if isinstance(self.model, peft.PeftModel):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            base_of_adapter.write_base(folder, self._base())
             return
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def load_adapter(self, folder: str | Path) -> None:
         """Load a PEFT adapter, adding LoRA first where there is none.
+
+        A warning is logged where it says that it was made for another base model than this.
 
         Raises:
             UserError: the adapter is missing, empty, or made for another model; the backbone is
@@ -117,6 +123,11 @@ class HubModel(Backbone):
             if added:
                 self.model = wrapped.unload()
             raise
+        base_of_adapter.warn_if_other(folder, self._base())
+
+    def _base(self) -> base_of_adapter.Base:
+        name = self.source or str(getattr(self.base, "name_or_path", ""))
+        return base_of_adapter.Base(name, weights_digest(self))
 
     # ---- modes and precision -------------------------------------------------------------------
     def gradient_checkpointing_enable(
@@ -186,6 +197,13 @@ class HubModel(Backbone):
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def _name_absolutely(model: Any) -> None:
+    """A folder's name that holds from any other folder too: PEFT writes it into adapters."""
+    name = str(getattr(model, "name_or_path", None) or "")
+    if name and Path(name).is_dir():
+        model.name_or_path = model.config._name_or_path = os.path.abspath(name)
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -67,6 +68,8 @@ def load_backbone(
         read_adapter(adapter)
     with _quiet_if(name_or_path == BUNDLED):
         backbone = _loader(model_type, families[model_type])(checkpoint, dtype=dtype, device=place)
+    local = isinstance(checkpoint, Path) and str(name_or_path) != BUNDLED
+    backbone.source = os.path.abspath(checkpoint) if local else str(name_or_path)
     if adapter is not None:
         backbone.load_adapter(adapter)
     return backbone.eval()

@@ -12,6 +12,7 @@ pictures of a batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -22,7 +23,7 @@ from unigame.backbones.chat_layout import PaddedTokens, picture_order
 from unigame.backbones.decoding import SharedPrefix, decode_text
 from unigame.backbones.hub_model import HubModel
 from unigame.backbones.pixels import PixelTwin
-from unigame.backbones.prompts import CAPTION_QUESTION
+from unigame.backbones.text_rules import TextRules
 
 
 class ReadingLayout(Protocol):
@@ -47,6 +48,18 @@ class ReadingLayout(Protocol):
 
     def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:
         """Rows of ids -> a padded batch."""
+        ...
+
+    def reading_length(self, question: str, answer: str) -> int:
+        """Tokens of picture, question and answer, all marks included."""
+        ...
+
+    def drawing_length(self, prompt: str) -> int:
+        """Tokens of a prompt and the picture that is drawn of it."""
+        ...
+
+    def marks(self) -> set[str]:
+        """Strings that no text may hold."""
         ...
 
 
@@ -157,9 +170,12 @@ class ReadingBackbone(HubModel):
         decode = self.layout.tokenizer.decode
         return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
 
-    def caption(self, images: Tensor, *, max_new_tokens: int = 48) -> list[str]:
-        """One description per image: the answer to ``CAPTION_QUESTION``."""
-        return self.answer(images, [CAPTION_QUESTION] * len(images), max_new_tokens=max_new_tokens)
+    @cached_property
+    def text_rules(self) -> TextRules:
+        """What no text may hold, and how long a row may be."""
+        config = self.base.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        return TextRules(self.layout.marks(), self.layout, positions)
 
     # ---- inside --------------------------------------------------------------------------------
     def embed_rows(self, tokens: PaddedTokens, embeds_BNH: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unigame.data.images import CorruptImage
+from unigame.data.peek import peek_texts
 from unigame.data.records import Record, RecordSource, SkippedRow, load_rows
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
@@ -103,6 +104,16 @@ class Mixture(Dataset[Record]):
     def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
         return load_rows(self, indices)
+
+    def iter_texts(self) -> Iterator[Any]:
+        """The texts of every row of every source, with the id that it has here; no picture is read.
+
+        Sources that cannot say their texts without their pictures are left out.
+        """
+        for number, source in enumerate(self.datasets):
+            for row in peek_texts(source) or ():
+                known = isinstance(row, Mapping)
+                yield {**row, "id": f"{number}:{row.get('id')}"} if known else row
 
     @property
     def skips(self) -> SkipReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +115,16 @@ class Reader(Dataset[Record]):
     def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
         return load_rows(self, indices)
+
+    def iter_texts(self) -> Iterator[dict[str, str | None]]:
+        """The texts and the id of every row, in order; no picture is read."""
+        for row in self._rows:
+            yield {
+                "question": row.question,
+                "answer": row.answer,
+                "caption": row.caption,
+                "id": row.id,
+            }
 
     def check_image(self, row: Row) -> None:
         """The cheap check of ``verify="exists"``: raise :class:`CorruptImage` if it fails."""

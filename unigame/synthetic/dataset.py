@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -78,15 +79,24 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        scene_index, question, answer, kind, condition = self.rows[index]
-        scene = self.scenes[scene_index]
+    def iter_texts(self) -> Iterator[dict[str, str]]:
+        """The texts and the id of every row, in order; nothing is rendered."""
+        return (self._texts(index) for index in range(self.size))
+
+    def _texts(self, index: int) -> dict[str, str]:
+        scene_index, question, answer, _, _ = self.rows[index]
         return {
-            "image": to_pil(scene),
             "question": question,
             "answer": answer,
-            "caption": caption(scene),
+            "caption": caption(self.scenes[scene_index]),
             "id": f"{self.split}-{scene_index}-{index}",
+        }
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        scene_index, _, _, kind, condition = self.rows[index]
+        return {
+            "image": to_pil(self.scenes[scene_index]),
+            **self._texts(index),
             "kind": kind,
             "condition": condition,
             "scene": scene_index,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,16 +63,30 @@ class StepCounts:
     world_size: int
 
 
-def game_batch(inputs: Batch, share: float = 1.0) -> tuple[GameBatch, bool]:
+def game_batch(
+    inputs: Batch,
+    share: float = 1.0,
+    describe: Callable[[Tensor, Sequence[str]], list[str]] | None = None,
+) -> tuple[GameBatch, bool]:
     """The rows with an answer, as the challenge wants them; False if they are a stand-in.
 
-    With a ``share`` below 1 only the first ones: the batch is shuffled, so they are random.
+    Args:
+        inputs: what the collator made.
+        share: below 1, only the first ones: the batch is shuffled, so they are random.
+        describe: captions of pictures, given with their ids, for rows that have none. Without it,
+            or where it says nothing, the question is the prompt.
     """
     rows = Rows.where(inputs["has_answer_B"])
     index = rows.index[: math.ceil(share * len(rows.index))]
     rows = Rows(index, min(rows.count, len(index)))
     questions = rows.pick(inputs["questions"])
-    captions = [inputs["captions"][row] for row in rows.index]
+    captions = [inputs["captions"][row].strip() for row in rows.index]
+    bare = [place for place, caption in enumerate(captions) if not caption]
+    if describe is not None and bare and rows.count:
+        picked = [rows.index[place] for place in bare]
+        made = describe(inputs["images"][picked], [inputs["ids"][row] for row in picked])
+        for place, caption in zip(bare, made, strict=True):
+            captions[place] = caption
     codes = inputs.get("codes")
     batch = GameBatch(
         images=inputs["images"][rows.index],

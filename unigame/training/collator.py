@@ -7,14 +7,16 @@ inside the backbone, which owns the prompt layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unigame.data.records import Record, SkippedRow, split_rows
 from unigame.errors import UserError
+from unigame.training.record_checks import RecordCheck, record_id
 
 Batch = dict[str, Any]
 
@@ -24,46 +26,71 @@ class GameCollator:
 
     Args:
         preprocess: a backbone's ``preprocess``: PIL images -> (B, 3, S, S), float in [0, 1].
+        check: leave records out that it finds fault with, in place of raising an error.
     """
 
-    def __init__(self, preprocess: Callable[[Sequence[Any]], Tensor]) -> None:
+    def __init__(
+        self,
+        preprocess: Callable[[Sequence[Any]], Tensor],
+        check: RecordCheck | None = None,
+    ) -> None:
         self.preprocess = preprocess
+        self.check = check
 
     def __call__(self, rows: Sequence[Record | SkippedRow | dict[str, Any]]) -> Batch:
         """Batch of ``images`` (B, 3, S, S), texts, ids and masks (see the module docstring).
 
-        Rows whose picture could not be read are left out and counted in ``num_skipped``.
+        Rows whose picture could not be read are left out and counted in ``num_skipped``. With a
+        ``check``, ``left_out`` says of which records it found fault with what. If no record is
+        left, a stand-in without texts keeps the batch alive: other ranks wait for its passes.
 
         Raises:
-            UserError: for a record without an image, with half a question-answer pair, or with
-                neither an answer nor a caption; for a batch without any readable picture.
+            UserError: without ``check``, for a record that cannot be used; for a batch without any
+                readable picture.
         """
         records, skipped = split_rows(rows)
         if not records:
             raise UserError(f"no picture of this batch could be read, for example {skipped[:1]}")
-        for record in records:
-            _check_record(record)
+        records, left_out = self._usable(records)
         images = [record["image"] for record in records]
         return {
             "images": self.preprocess(images).detach().to("cpu", torch.float32),
             "questions": [record.get("question") or "" for record in records],
             "answers": [record.get("answer") or "" for record in records],
             "captions": [record.get("caption") or "" for record in records],
-            "ids": ["" if (id := record.get("id")) is None else str(id) for record in records],
-            "has_answer_B": torch.tensor([bool(record.get("answer")) for record in records]),
-            "has_caption_B": torch.tensor([bool(record.get("caption")) for record in records]),
+            "ids": [record_id(record) for record in records],
+            "has_answer_B": torch.tensor([_has(record, "answer") for record in records]),
+            "has_caption_B": torch.tensor([_has(record, "caption") for record in records]),
             "num_skipped": len(skipped),
+            "left_out": left_out,
         }
 
+    def _usable(self, records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+        """Records without a fault, and a line ``id <tab> reason`` for each of the others."""
+        check = self.check or RecordCheck()
+        usable: list[Record] = []
+        left_out: list[str] = []
+        for record in records:
+            problem = check(record)
+            if problem is None:
+                usable.append(record)
+            elif self.check is None:
+                raise UserError(problem.of(record_id(record)))
+            else:
+                left_out.append(f"{record_id(record)}\t{problem.reason}")
+        return usable or [_stand_in()], left_out
 
-def _check_record(record: Mapping[str, Any]) -> None:
-    name = f"record {record.get('id', '(no id)')!r}"
-    if record.get("image") is None:
-        raise UserError(f"{name} has no image; every record needs one (keys: {sorted(record)})")
-    if bool(record.get("question")) != bool(record.get("answer")):
-        raise UserError(
-            f"{name} has question={record.get('question')!r} but answer={record.get('answer')!r}; "
-            "give both, or neither for a caption-only record"
-        )
-    if not record.get("answer") and not record.get("caption"):
-        raise UserError(f"{name} has neither an answer nor a caption, so nothing can be learnt")
+
+def _has(record: Record, field: Literal["answer", "caption"]) -> bool:
+    return bool((record.get(field) or "").strip())
+
+
+def _stand_in() -> Record:
+    """A record that no loss counts."""
+    return {
+        "image": Image.new("RGB", (32, 32), "white"),
+        "question": None,
+        "answer": None,
+        "caption": None,
+        "id": "",
+    }

@@ -84,6 +84,19 @@ class UniGameConfig(TrainingArguments):
         "plain Trainer's rule. Equal when all answers have equally many tokens.",
     )
 
+    # ---- texts ---------------------------------------------------------------------------------
+    max_length: int | None = _setting(
+        None,
+        "Longest row in tokens: picture, question and answer, or prompt and picture. Longer rows "
+        "are left out, counted and said before training. Default: the model's positions.",
+    )
+    missing_captions: str = _setting(
+        "model",
+        "What a sample without a caption is redrawn by. 'model': the model's own description of "
+        "its picture, made once and kept in output_dir; 'question': the question, by which "
+        "redrawings lose content; 'error': such samples are left out, or refused.",
+    )
+
     # ---- player U (LoRA) -----------------------------------------------------------------------
     learning_rate: float = _setting(2e-5, "AdamW learning rate of U, the LoRA weights (und_lr).")
 
@@ -331,6 +344,11 @@ class UniGameConfig(TrainingArguments):
     def plays(self) -> bool:
         """True when C plays; False for plain SFT."""
         return self.challenge_every > 0
+
+    @property
+    def draws(self) -> bool:
+        """True when the game redraws pictures, which takes a prompt for each."""
+        return self.plays and self.perturb_space == "decoder"
 
     @property
     def resolved_hard_batch_size(self) -> int:

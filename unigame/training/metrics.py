@@ -37,7 +37,7 @@ NAMES = (
     "hardness_q75",
     *(f"seconds_{phase}" for phase in PHASES),
 )
-SUMS = ("skipped_images",)  # totals over ranks and steps, not means
+SUMS = ("skipped_images", "skipped_records")  # totals over ranks and steps, not means
 ALL_NAMES = NAMES + SUMS
 
 

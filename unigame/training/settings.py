@@ -127,6 +127,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "anchor": _WEIGHT,
         "temperature": _POSITIVE,
         "sample_candidates": Switch(),
+        "missing_captions": Text(choices=("model", "question", "error")),
     },
     "Mining and the buffer": {
         "similarity": Text(choices=("clip", "cosine", "none")),
@@ -238,6 +239,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         ),
         "dataloader_in_order": Switch(),
         "remove_unused_columns": Switch(),
+        "max_length": _COUNT_OR_NONE,
         "train_sampling_strategy": Text(choices=("random", "sequential", "group_by_length")),
         "length_column_name": Text(),
         "average_tokens_across_devices": Switch(),

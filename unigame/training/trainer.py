@@ -51,6 +51,7 @@ from unigame.training.batches import (
     read_images,
     understanding_inputs,
 )
+from unigame.training.captions import MadeCaptions
 from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
@@ -58,6 +59,7 @@ from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
 from unigame.training.ranks import average_over_ranks, sum_over_ranks
+from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 
 RIGHT_BELOW = math.log(2)
@@ -105,10 +107,12 @@ class UniGameTrainer(ResumableTrainer):
             backbone.unfreeze(args.train_parts)
         elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
             backbone.add_lora(peft_config)
+        check = record_check(backbone, args)
+        collator = kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess, check)
         super().__init__(
             model=backbone,
             args=args,
-            data_collator=kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess),
+            data_collator=collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class or getattr(backbone, "processor", None),
@@ -118,9 +122,11 @@ class UniGameTrainer(ResumableTrainer):
         # transformers before loss_is_scaled_for_ga decides by this alone.
         self.model_accepts_loss_kwargs = True
         self.backbone = backbone
+        self.data_check = DataCheck(check, speaks=args.process_index == 0)
         self.meter = Meter(args.device)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
+        self.captions: MadeCaptions | None = None
         self.game: GameState | None = None
         self._adversarial_ce_BK: Tensor | None = None
         self._losses: list[Tensor] = []  # of the passes of one micro-batch
@@ -132,6 +138,21 @@ class UniGameTrainer(ResumableTrainer):
                 rank=args.process_index,
                 reduce=partial(average_over_ranks, self.accelerator),
             )
+        if args.draws and args.missing_captions == "model":
+            self.captions = MadeCaptions(backbone, args.output_dir, args.process_index)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """See ``ResumableTrainer.train``; the texts of the data are checked first."""
+        self.data_check.look_at(self.train_dataset, "train_dataset")
+        self.data_check.look_at(self.eval_dataset, "eval_dataset")
+        if self.args.draws and self.args.missing_captions == "question":
+            self.data_check.warn_of_questions()
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.captions is not None:  # a run that goes on elsewhere draws by the same captions
+            self.captions.read(Path(resume_from_checkpoint).parent)
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
     def training_step(
@@ -164,6 +185,8 @@ class UniGameTrainer(ResumableTrainer):
     def _encode(self, inputs: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
+        self.meter.add("skipped_records", len(inputs.get("left_out", ())))
+        self.data_check.found(inputs.get("left_out", ()))
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         if self.args.generation_weight > 0:
@@ -180,7 +203,7 @@ class UniGameTrainer(ResumableTrainer):
     def _challenge(self, inputs: Batch) -> tuple[GameBatch, ChallengeResult, bool]:
         """C ascends. The flag is False where this rank had no answers and only kept step."""
         assert self.game is not None
-        batch, counts = game_batch(inputs, self.args.challenge_share)
+        batch, counts = game_batch(inputs, self.args.challenge_share, self.captions)
         if batch.codes is None and self.args.perturb_space == "decoder":
             batch.codes = self._codes(batch.images, [str(name) for name in batch.sources or ()])
         with self.timer.phase("challenge"), self.accelerator.autocast():
@@ -337,6 +360,7 @@ class UniGameTrainer(ResumableTrainer):
         """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
+            self.data_check.found(inputs.get("left_out", ()))
             answers = self._understanding_loss(model, inputs, None)
             self._evaluated.add("answers", answers, self._count_answers(inputs))
             loss = answers

@@ -1,0 +1,280 @@
+"""What a record must be to train on, and which records of a dataset are not.
+
+A record that cannot be used must not end a run at its step. All rows whose texts can be had without
+their pictures are looked at before the first step; of other datasets a few rows are, and the rest
+as it comes. What is found is left out and counted; a run with many such rows is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unigame.backbones.base import Backbone
+from unigame.backbones.text_rules import TextRules
+from unigame.data.images import CorruptImage
+from unigame.data.peek import peek_texts
+from unigame.data.skips import SkipReport
+from unigame.errors import UserError
+from unigame.training.config import UniGameConfig
+
+logger = logging.getLogger(__name__)
+TEXTS = ("question", "answer", "caption")
+MOST = 0.1  # a larger share of unusable rows is a mistake in the data, not a few bad rows
+PROBES = 8  # rows of a dataset that are looked at in advance where each costs its picture
+
+
+class Problem(NamedTuple):
+    """Why a record cannot be used.
+
+    Attributes:
+        reason: without values, so that records with the same fault are counted together.
+        advice: the value that came in, and what to do.
+    """
+
+    reason: str
+    advice: str
+
+    def of(self, id: str) -> str:
+        """The whole sentence about one record."""
+        article = "an " if self.reason[0] in "aeio" else "a "
+        if self.reason.startswith(("no ", "neither", "too", "'")):
+            article = ""
+        return f"record {id!r} has {article}{self.reason}; {self.advice}"
+
+
+@dataclass(frozen=True)
+class RecordCheck:
+    """Whether records can be trained on.
+
+    Attributes:
+        rules: of the model's texts; None checks types alone.
+        max_length: longest row in tokens; None is what the model can hold.
+        needs_caption: whether an answer without a caption counts as unusable.
+    """
+
+    rules: TextRules | None = None
+    max_length: int | None = None
+    needs_caption: bool = False
+
+    def __call__(self, record: Any, *, decode: bool = True) -> Problem | None:
+        """What is wrong with a whole record; with ``decode``, an opened picture is read too."""
+        if isinstance(record, Mapping):
+            problem = _picture_problem(record.get("image"), decode)
+            if problem is not None:
+                return problem
+        return self.texts(record)
+
+    def texts(self, record: Any) -> Problem | None:
+        """What is wrong with the texts of a record."""
+        if not isinstance(record, Mapping):
+            return Problem(
+                f"type {type(record).__name__}, which is no record",
+                "give dictionaries with the keys image, question, answer, caption and id",
+            )
+        for field in TEXTS:
+            value = record.get(field)
+            if value is not None and not isinstance(value, str):
+                return Problem(
+                    f"{field} of type {type(value).__name__}",
+                    f"{field}={value!r:.60} is no text; turn it into one, or leave it out",
+                )
+        texts = {field: (record.get(field) or "").strip() for field in TEXTS}
+        return _half_problem(texts, self.needs_caption) or self._layout_problem(texts)
+
+    def _layout_problem(self, texts: dict[str, str]) -> Problem | None:
+        found = self.rules.problem(texts, max_length=self.max_length) if self.rules else None
+        return None if found is None else Problem(*found)
+
+
+def _half_problem(texts: Mapping[str, str], needs_caption: bool) -> Problem | None:
+    question, answer, caption = (texts[field] for field in TEXTS)
+    if bool(question) != bool(answer):
+        return Problem(
+            "question without an answer" if question else "answer without a question",
+            f"question={question!r:.60}, answer={answer!r:.60}; give both, or neither for a "
+            "caption-only record",
+        )
+    if not answer and not caption:
+        return Problem("neither an answer nor a caption", "nothing can be learnt from it")
+    if needs_caption and not caption:
+        return Problem(
+            "no caption, with missing_captions=error",
+            "give one, or let the model make it: missing_captions=model",
+        )
+    return None
+
+
+def _picture_problem(image: Any, decode: bool) -> Problem | None:
+    if image is None:
+        return Problem("no image", "every record needs one")
+    if not isinstance(image, Image.Image):
+        return Problem(
+            f"image of type {type(image).__name__}",
+            f"image={image!r:.60} is no PIL picture; open it with PIL.Image.open",
+        )
+    try:
+        if decode:
+            image.load()  # a file that was only opened is read now
+    except (OSError, SyntaxError, ValueError) as error:
+        return Problem("corrupt image", str(error) or type(error).__name__)
+    return None
+
+
+def record_check(backbone: Backbone, args: UniGameConfig) -> RecordCheck:
+    """The check for one model and its settings.
+
+    Raises:
+        UserError: ``max_length`` is more than the model's positions.
+    """
+    rules = backbone.text_rules
+    positions = rules.max_positions if rules else None
+    if args.max_length and positions and args.max_length > positions:
+        raise UserError(
+            f"max_length={args.max_length} is more than the model's {positions} positions; lower "
+            "it, or leave it out"
+        )
+    if args.max_length and rules is None:
+        raise UserError(
+            f"max_length={args.max_length}: backbone family {backbone.facts.family!r} does not "
+            "count tokens; leave it out"
+        )
+    return RecordCheck(rules, args.max_length, args.draws and args.missing_captions == "error")
+
+
+class DataCheck:
+    """Looks at datasets before the first step, and counts what is left out during training.
+
+    Args:
+        check: of a record.
+        speaks: whether this process says what it found; the others stay silent.
+
+    Attributes:
+        report: what was left out, by id of the row.
+        without_caption: of the rows seen in advance, those with an answer and no caption.
+        with_answer: of the rows seen in advance, those with an answer.
+    """
+
+    def __init__(self, check: RecordCheck, speaks: bool = True) -> None:
+        self.check = check
+        self.speaks = speaks
+        self.report = SkipReport()
+        self.without_caption = self.with_answer = 0
+        self._said: set[str] = set()
+
+    def look_at(self, dataset: Any, name: str) -> None:
+        """Check all rows of a dataset, or some where that is costly, and say what is left out.
+
+        Raises:
+            UserError: more than a tenth of the rows cannot be used, or none can.
+        """
+        if isinstance(dataset, Mapping):  # the Trainer takes several evaluation sets by name
+            for key, part in dataset.items():
+                self.look_at(part, f"{name}[{key!r}]")
+            return
+        if dataset is None:
+            return
+        rows = peek_texts(dataset)
+        if rows is not None:
+            self._look_at_all(rows, name, whole=isinstance(dataset, list | tuple))
+        elif isinstance(dataset, Sized):
+            self._probe(dataset, name)
+
+    def found(self, left_out: Sequence[str]) -> None:
+        """Count rows that the collator left out; each new kind of fault is said once."""
+        for line in left_out:
+            id, _, reason = line.partition("\t")
+            self.report.add(id, reason)
+            if self.speaks and reason not in self._said:
+                self._said.add(reason)
+                text = "record %r is left out: %s; more like it are only counted"
+                logger.warning(text, id, reason)
+
+    def warn_of_questions(self) -> None:
+        """Say how many samples will be redrawn by their question."""
+        if self.speaks and self.without_caption:
+            logger.warning(
+                "%d of %d samples that were looked at have no caption and are redrawn by their "
+                "question (missing_captions=question): redrawings lose content that it does not "
+                "name; missing_captions=model has the model describe them",
+                self.without_caption,
+                self.with_answer,
+            )
+
+    def _look_at_all(self, rows: Iterable[Any], name: str, whole: bool) -> None:
+        report, first = SkipReport(), None
+        for position, row in enumerate(rows):
+            whole_row = whole or (isinstance(row, Mapping) and "image" in row)
+            problem = self.check(row, decode=False) if whole_row else self.check.texts(row)
+            if problem is None:
+                report.kept += 1
+                self._count_captions(row)
+                continue
+            id = record_id(row) or str(position)
+            first = first or problem.of(id)
+            report.add(id if id not in report.skipped else f"{id}#{position}", problem.reason)
+        if first is None:
+            return
+        share = len(report.skipped) / (report.kept + len(report.skipped))
+        wanted = self.check.max_length is not None and all(
+            "max_length" in reason for reason in report.skipped.values()
+        )
+        if not report.kept or (share > MOST and not wanted):
+            raise UserError(f"{name}: {report.summary()}. The first is {first}")
+        self._said.update(report.skipped.values())
+        if self.speaks:
+            logger.warning("%s: %s. The first is %s", name, report.summary(), first)
+
+    def _count_captions(self, row: Mapping[str, Any]) -> None:
+        if row.get("answer"):
+            self.with_answer += 1
+            self.without_caption += not row.get("caption")
+
+    def _probe(self, dataset: Any, name: str) -> None:
+        """A mistake that every row has is found here; single bad rows are found as they come."""
+        size = len(dataset)
+        places = sorted({size * i // PROBES for i in range(PROBES)}) if size else []
+        problems, good = [], 0
+        with _random_state_kept():
+            for place in places:
+                try:
+                    record = dataset[place]
+                except CorruptImage:
+                    continue
+                problem = self.check(record)
+                if problem is None:
+                    good += 1
+                    self._count_captions(record)
+                else:
+                    problems.append(problem.of(record_id(record) or str(place)))
+        if len(problems) > good:
+            raise UserError(
+                f"{name}: {len(problems)} of the {len(problems) + good} rows looked at cannot be "
+                f"used. The first is {problems[0]}"
+            )
+
+
+def record_id(record: Any) -> str:
+    """The id of a record as text; empty where it has none (a table's empty cell is NaN)."""
+    id = record.get("id") if isinstance(record, Mapping) else None
+    return "" if id is None or id != id else str(id)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Within: what a dataset draws at random does not count."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
