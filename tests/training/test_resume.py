@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.training.helpers import Records, lora_weights, make_trainer
 from unigame.data.mixture import Mixture
 from unigame.errors import UserError
+from unigame.training.checkpoint import PERTURBER_FILE
 from unigame.training.epochs import require_map_style
 from unigame.training.trainer import UniGameTrainer
 
@@ -133,6 +135,31 @@ def test_the_best_adapter_is_loaded_at_the_end(tiny_path: Path, tmp_path: Path) 
     scores = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(scores), abs=1e-6)
     assert scores[0] != pytest.approx(scores[1], abs=1e-3)
+
+
+def test_the_best_adapter_comes_with_the_perturber_it_was_trained_against(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        tiny_path,
+        tmp_path,
+        eval_dataset=Records(4),
+        max_steps=2,
+        learning_rate=5.0,  # the second step makes it worse
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    assert trainer.game is not None
+    best, other = (load_file(tmp_path / f"checkpoint-{n}" / PERTURBER_FILE) for n in (1, 2))
+    assert Path(str(trainer.state.best_model_checkpoint)).name == "checkpoint-1"
+    found = trainer.game.perturber.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in best.items())
+    assert any(not torch.equal(best[name], other[name]) for name in best)
 
 
 def test_a_mixture_goes_on_within_its_second_epoch(tiny_path: Path, tmp_path: Path) -> None:

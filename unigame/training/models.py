@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration, enable_full_determinism, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
@@ -38,3 +38,8 @@ def as_backbone(
         f"model is {type(model).__name__}; give a checkpoint folder or Hub id, a Backbone, or a "
         "JanusForConditionalGeneration"
     )
+
+
+def seed_everything(args: UniGameConfig) -> None:
+    """Set every global generator to ``seed``, whatever the process drew before."""
+    (enable_full_determinism if args.full_determinism else set_seed)(args.seed)

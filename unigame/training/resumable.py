@@ -104,5 +104,8 @@ class ResumableTrainer(Trainer):
             self.game.load(checkpoint, self.args.process_index, self.args.world_size)
 
     def _load_best_model(self) -> None:
+        """Both players as they were then: an adapter and the C that it was trained against."""
         assert self.state.best_model_checkpoint is not None
         self.backbone.load_adapter(self.state.best_model_checkpoint)
+        if self.game is not None:
+            checkpoint.load_perturber(self.state.best_model_checkpoint, self.game.perturber)

@@ -57,7 +57,7 @@ from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
-from unigame.training.models import as_backbone
+from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import average_over_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
@@ -106,6 +106,7 @@ class UniGameTrainer(ResumableTrainer):
         if args.train_parts:
             backbone.unfreeze(args.train_parts)
         elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
+            seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
         check = record_check(backbone, args)
         collator = kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess, check)
