@@ -14,6 +14,9 @@ from tests.training.helpers import Losses, Records, logs, lora_weights, make_con
 from unigame.backbones import load_backbone
 from unigame.backbones.janus_processor import load_processor
 from unigame.errors import UserError
+from unigame.game import stack_compact
+from unigame.game.answers import ReadAnswers, own_loss
+from unigame.training.batches import Rows
 from unigame.training.trainer import UniGameTrainer
 
 GAME_FIGURES = {
@@ -131,13 +134,40 @@ def test_hard_weight_is_beta_of_the_mean(tiny_path: Path, tmp_path: Path) -> Non
 
 def test_attack_success_counts_flips_from_right_to_wrong(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=1)
-    trainer._adversarial_ce_BK = torch.tensor([[0.1, 5.0], [5.0, 5.0], [5.0, 5.0], [0.1, 0.1]])
-    clean = torch.tensor([0.1, 0.2, 4.0, 0.3])  # samples 0, 1 and 3 are read right
-    from unigame.training.batches import Rows
-
+    game = trainer.game
+    assert game is not None
+    wrong = torch.tensor([[False, True], [True, True], [True, True], [False, False]])
+    game._wrong_BK = {"attack_success_rate": wrong}
+    own = torch.tensor([0.1, 0.2, 4.0, 0.3])
+    clean = ReadAnswers(own, own, own < 1)  # samples 0, 1 and 3 are read right
     trainer._record_understanding(clean, torch.zeros(4, dtype=torch.bool), Rows([0, 1, 2, 3], 4))
     figures = trainer.meter.flush(lambda pairs: pairs)
     assert figures["attack_success_rate"] == pytest.approx(3 / 6)
+
+
+def test_the_game_judges_without_the_end_mark_that_u_learns(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=1, learning_rate=0.0)
+    data = Records()
+    trainer.train()
+    assert trainer.game is not None
+    backbone, entry = trainer.backbone.eval().requires_grad_(False), logs(trainer)[0]
+    played = {sample.source for sample in trainer.game.buffer.samples}
+    rows = [item for item in data.items if item["id"] in played]
+    losses = backbone.answer_token_losses(
+        backbone.preprocess([row["image"] for row in rows]),
+        [row["question"] for row in rows],
+        [row["answer"] for row in rows],
+    )
+    whole, own = losses.mean().mean().item(), own_loss(losses).mean().item()
+    assert entry["clean_ce"] == pytest.approx(whole, abs=1e-5)
+    assert entry["clean_answer_ce"] == pytest.approx(own, abs=1e-5)
+    assert own != pytest.approx(whole, abs=1e-3)
+    for sample in trainer.game.buffer.samples:
+        picture = backbone.render(stack_compact([sample]))
+        losses = backbone.answer_token_losses(picture, [sample.question], [sample.answer])
+        assert sample.hardness == pytest.approx(own_loss(losses).item(), abs=1e-4)
 
 
 def test_evaluation_is_the_clean_loss(tiny_path: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ places where it leaves a choice:
    floor's bonus in its H; the bonus of the rejected ones raises the quantile the others must reach.
 7. ``space="tokens"`` (Table 4's upper half) perturbs z = Proj(Enc(x)) and draws nothing. Its
    "cosine" compares z with z_til; its candidates are stored as tokens.
+8. CE here is that of the answer's own tokens, without the end mark: see ``answers.py``.
 
 Dropout is off, so hardness is a fact about the candidate and the model, not about a mask.
 """
@@ -135,6 +136,7 @@ def challenge(
     result = ChallengeResult(
         objective=objective_B.mean(),
         ce_BK=ce_BK,
+        right_BK=reading.right_BK,
         hardness_BK=hardness(ce_BK, similarity_BK, config.clip_weight, config.clip_floor),
         similarity_BK=similarity_BK,
         delta_BNH=delta_BNH.detach(),
@@ -322,7 +324,7 @@ def _metrics(
     values = {
         "objective": result.objective,
         "adversarial_ce": result.ce_BK.mean(),
-        "attack_success": (result.ce_BK > math.log(2)).float().mean(),
+        "attack_success": (~result.right_BK).float().mean(),
         "hardness": result.hardness_BK.mean(),
         "similarity": result.similarity_BK.mean(),
         "below_floor": (result.similarity_BK < config.clip_floor).float().mean(),

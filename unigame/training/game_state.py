@@ -19,6 +19,7 @@ from transformers import get_scheduler
 
 from unigame.backbones import lora
 from unigame.backbones.base import Backbone, VisualStates
+from unigame.game.answers import ReadAnswers
 from unigame.game.buffer import HardSampleBuffer, shrink
 from unigame.game.challenge import (
     ChallengeConfig,
@@ -122,6 +123,7 @@ class GameState:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.buffer = self._new_buffer(seed)
         self.scorer, self.label_scorer = self._scorers()
+        self._wrong_BK: dict[str, Tensor] = {}  # of this micro-batch's candidates, by figure
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, args.perturbation, own, 100 * own / whole, whole)
@@ -173,7 +175,10 @@ class GameState:
         with lora.merged(self.backbone) if merges else nullcontext():  # U stands still meanwhile
             for _ in range(self.args.perturber_steps):
                 results, norm = self._ascend(parts, visual, counts)
-        return ChallengeResult.joined(results), norm
+        result = ChallengeResult.joined(results)
+        if counts:
+            self._wrong_BK = {"attack_success_rate": ~result.right_BK}
+        return result, norm
 
     def _ascend(
         self,
@@ -231,11 +236,28 @@ class GameState:
         return self.backbone.reads_frozen and size <= self.args.keep_tokens_mb * 2**20
 
     def forget_candidates(self) -> None:
-        """Without a lasting buffer: drop what the last micro-batch mined."""
+        """Drop what the last micro-batch drew and, without a lasting buffer, what it mined."""
+        self._wrong_BK = {}
         if not self.args.buffer:
             generator = self.buffer.generator
             self.buffer = self._new_buffer(0)
             self.buffer.generator = generator
+
+    def judge(self, clean: ReadAnswers) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the candidates did to answers that U gives on the clean pictures.
+
+        Args:
+            clean: U's readings of this micro-batch's clean rows, in their order.
+
+        Returns:
+            (how many were lost, how many there were to lose) by figure; empty where nothing was
+            drawn.
+        """
+        figures = {}
+        for name, wrong_BK in self._wrong_BK.items():
+            right_B1 = clean.right_B[: len(wrong_BK), None]
+            figures[name] = (right_B1 & wrong_BK).sum(), right_B1.sum() * wrong_BK.shape[1]
+        return figures
 
     @property
     def ready(self) -> bool:

@@ -19,6 +19,8 @@ PHASES = ("read", "encode", "challenge", "mine", "mix", "understand")
 NAMES = (
     "clean_ce",
     "hard_ce",
+    "clean_answer_ce",
+    "hard_answer_ce",
     "adversarial_ce",
     "generation_loss",
     "perturber_objective",
