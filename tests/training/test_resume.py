@@ -40,6 +40,7 @@ def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
             other.step,
         )
     assert torch.equal(left.game.generator.get_state(), right.game.generator.get_state())
+    assert torch.equal(left.game.buffer.recent.values, right.game.buffer.recent.values)
 
 
 @pytest.mark.parametrize(

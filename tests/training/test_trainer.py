@@ -89,6 +89,16 @@ def test_without_a_buffer_only_fresh_candidates_are_used(tiny_path: Path, tmp_pa
     assert ["hard_ce" in entry for entry in logs(trainer)] == [True, False, True, False]
 
 
+def test_the_quantile_looks_back_also_without_a_buffer(tiny_path: Path, tmp_path: Path) -> None:
+    for lasting in (True, False):
+        settings = {"buffer": lasting, "per_device_train_batch_size": 1, "hard_quantile": 0.9}
+        trainer = make_trainer(tiny_path, tmp_path, Records(8), max_steps=8, **settings)
+        trainer.train()
+        assert trainer.game is not None and len(trainer.game.buffer.recent) == 8
+        rates = [entry["acceptance_rate"] for entry in logs(trainer)]
+        assert rates[0] == 1.0 and sum(rates) < 7  # of one candidate alone, all would pass
+
+
 @pytest.mark.parametrize("kind", ["random", "none"])
 def test_controls_have_no_weights_to_move(tiny_path: Path, tmp_path: Path, kind: str) -> None:
     trainer = make_trainer(tiny_path, tmp_path, perturbation=kind, save_strategy="steps")

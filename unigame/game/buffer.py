@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from unigame.errors import UserError
+from unigame.game.recent import RecentHardness
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1: hardness with the end mark, no window of recent candidates
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,22 @@ class HardSampleBuffer:
         seed: of the buffer's own generator.
         per_source: at most this many from one original sample (None: no cap). The authors' later
             configuration has 2; without a cap one difficult image can fill the buffer.
+        window: candidates among which a new one must be hard to enter; see ``recent``.
+
+    Attributes:
+        recent: how hard the latest candidates were, also those that were refused.
 
     Raises:
-        UserError: a capacity or cap below 1.
+        UserError: a capacity, cap or window below 1.
     """
 
-    def __init__(self, capacity: int = 50, seed: int = 0, per_source: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 50,
+        seed: int = 0,
+        per_source: int | None = None,
+        window: int = 256,
+    ) -> None:
         if capacity < 1:
             raise UserError(
                 f"buffer capacity={capacity!r}: must be at least 1; to play without a buffer, "
@@ -91,6 +102,7 @@ class HardSampleBuffer:
         self.capacity = capacity
         self.per_source = per_source
         self.generator = torch.Generator().manual_seed(seed)
+        self.recent = RecentHardness(window)
         self._samples: list[HardSample] = []  # hardest first; among equals the newest first
 
     def __len__(self) -> int:
@@ -166,10 +178,11 @@ class HardSampleBuffer:
             "capacity": self.capacity,
             "samples": [_fields(sample) for sample in self._samples],
             "generator": self.generator.get_state(),
+            "recent": self.recent.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``'s content. This buffer's own capacity and cap stay in force.
+        """Restore ``state_dict``'s content. This buffer's own sizes and cap stay in force.
 
         Raises:
             UserError: the state is empty, of another version, or not of a buffer.
@@ -186,6 +199,7 @@ class HardSampleBuffer:
             )
         self._samples = self._trim([HardSample(**fields) for fields in state["samples"]])
         self.generator.set_state(state["generator"].cpu())
+        self.recent.load_state_dict(state["recent"])
 
 
 def _fields(sample: HardSample) -> dict[str, Any]:

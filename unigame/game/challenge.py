@@ -236,20 +236,28 @@ def mine(
     config: ChallengeConfig,
     step: int = 0,
     keep_tokens: bool = False,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> MiningReport:
     """Push the challenge's hard and still faithful candidates to the buffer. Draws nothing again.
 
     Args:
         result: of ``challenge`` on the same ``batch``.
         batch: gives each candidate its own question, true answer and source.
-        buffer: keeps the hardest.
+        buffer: keeps the hardest; its ``recent`` candidates set the hardness to reach.
         config: of the challenge; ``quantile`` and ``clip_floor`` filter.
         step: training step, stored with the samples.
         keep_tokens: store what U read of each picture too, in the memory of the CPU, so that
             replaying it needs neither the decoder nor the vision encoder.
+        gather: joins the hardness of all ranks' candidates, so that all have one quantile.
     """
+    judged_E = candidate_hardness(result)
+    buffer.recent.add(gather(judged_E) if gather is not None else judged_E)
     accepted_E = accept(
-        result.hardness_BK, result.similarity_BK, config.quantile, config.clip_floor
+        result.hardness_BK,
+        result.similarity_BK,
+        config.quantile,
+        config.clip_floor,
+        buffer.recent.values,
     ).flatten()
     rows = accepted_E.nonzero().flatten()
     if result.drawing is not None:
@@ -279,6 +287,12 @@ def mine(
         )
     kept = buffer.push(samples)
     return MiningReport(candidates=accepted_E.numel(), accepted=len(samples), kept=kept)
+
+
+def candidate_hardness(result: ChallengeResult) -> Tensor:
+    """H of each candidate, (B*K,); NaN where it or the similarity cannot be judged."""
+    hardness_E, similarity_E = result.hardness_BK.flatten(), result.similarity_BK.flatten()
+    return hardness_E.float().masked_fill(~similarity_E.isfinite(), math.nan)
 
 
 @torch.no_grad()

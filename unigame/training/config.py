@@ -63,6 +63,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "clip_weight": (0.0, float("inf"), True),
     "clip_floor": (-1.0, 1.0, True),
     "hard_quantile": (0.0, 1.0, True),
+    "hardness_window": (1, float("inf"), True),
     "buffer_capacity": (1, float("inf"), True),
     "buffer_min_size": (1, float("inf"), True),
     "buffer_per_source": (1, float("inf"), True),
@@ -205,7 +206,17 @@ class UniGameConfig(TrainingArguments):
     )
     clip_weight: float = _setting(0.2, "Weight of the similarity shortfall in the hardness.")
     clip_floor: float = _setting(0.3, "Candidates less similar than this are never kept.")
-    hard_quantile: float = _setting(0.6, "tau: keep candidates from this hardness quantile up.")
+    hard_quantile: float = _setting(
+        0.6,
+        "tau: keep candidates from this quantile of hardness up, taken over hardness_window of "
+        "them.",
+    )
+    hardness_window: int = _setting(
+        256,
+        "Recent candidates, of all processes together, that hard_quantile is taken over. At 256 "
+        "the share that passes is within 3 points of the one asked for; more follows U and C "
+        "later. Until so many were drawn, the quantile is that of all so far.",
+    )
     buffer: bool = _setting(True, "Keep hard samples over steps; False uses only fresh ones.")
     buffer_capacity: int = _setting(50, "Hard samples kept (per process), the hardest first.")
     buffer_min_size: int | None = _setting(

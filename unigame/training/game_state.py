@@ -26,6 +26,7 @@ from unigame.game.challenge import (
     ChallengeResult,
     GameBatch,
     MiningReport,
+    candidate_hardness,
     challenge,
     mine,
     perturber_gradients,
@@ -77,6 +78,7 @@ class GameState:
         device: where C lives.
         rank: this process's number; seeds what belongs to one rank.
         reduce: averages a list of gradients over ranks, in place.
+        gather: joins values of all ranks.
 
     Raises:
         UserError: the game draws and the model cannot, or a scorer cannot be had.
@@ -90,6 +92,7 @@ class GameState:
         device: torch.device,
         rank: int = 0,
         reduce: Callable[[list[Tensor]], None] | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if args.perturb_space == "decoder":
             backbone.require_drawing()
@@ -97,6 +100,7 @@ class GameState:
         self.backbone = backbone
         self.config = challenge_config(args)
         self.reduce = reduce
+        self.gather = gather
         seed = args.seed + RANK_STRIDE * rank
         # C's weights must be equal on all ranks; only noise without weights may differ.
         self.perturber = build_perturber(
@@ -132,7 +136,8 @@ class GameState:
         # Without a lasting buffer the same object holds one micro-batch's candidates only.
         lasting = self.args.buffer
         capacity = self.args.buffer_capacity if lasting else self.args.resolved_hard_batch_size
-        return HardSampleBuffer(capacity, seed, self.args.buffer_per_source)
+        window = self.args.hardness_window
+        return HardSampleBuffer(capacity, seed, self.args.buffer_per_source, window)
 
     def _scorers(self) -> tuple[SimilarityScorer, SimilarityScorer | None]:
         def build(kind: str) -> SimilarityScorer:
@@ -225,10 +230,22 @@ class GameState:
         at_once = self.args.challenge_micro_batch or math.ceil(batch / 4)
         return math.ceil(math.ceil(self.args.challenge_share * batch) / at_once)
 
-    def mine(self, result: ChallengeResult, batch: GameBatch, step: int) -> MiningReport:
-        """Offer the challenge's candidates to the buffer. They are not drawn again."""
+    def mine(
+        self, result: ChallengeResult, batch: GameBatch, step: int, counts: bool = True
+    ) -> MiningReport:
+        """Offer the challenge's candidates to the buffer. They are not drawn again.
+
+        With ``counts=False`` they are those of a stand-in: nothing is offered, but the rank hears
+        how hard the others' candidates were.
+        """
+        if not counts:
+            own_E = candidate_hardness(result)[:0]
+            self.buffer.recent.add(own_E if self.gather is None else self.gather(own_E))
+            return MiningReport(candidates=0, accepted=0, kept=0)
         keep = self._keeps_tokens(result.tokens_ENH[0])
-        return mine(result, batch, self.buffer, self.config, step, keep_tokens=keep)
+        return mine(
+            result, batch, self.buffer, self.config, step, keep_tokens=keep, gather=self.gather
+        )
 
     def _keeps_tokens(self, tokens_NH: Tensor) -> bool:
         """Whether a full buffer of such tokens may be kept, and they stay true as U learns."""
@@ -239,9 +256,9 @@ class GameState:
         """Drop what the last micro-batch drew and, without a lasting buffer, what it mined."""
         self._wrong_BK = {}
         if not self.args.buffer:
-            generator = self.buffer.generator
+            generator, recent = self.buffer.generator, self.buffer.recent
             self.buffer = self._new_buffer(0)
-            self.buffer.generator = generator
+            self.buffer.generator, self.buffer.recent = generator, recent
 
     def judge(self, clean: ReadAnswers) -> dict[str, tuple[Tensor, Tensor]]:
         """What the candidates did to answers that U gives on the clean pictures.

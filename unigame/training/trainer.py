@@ -58,7 +58,7 @@ from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
-from unigame.training.ranks import average_over_ranks, sum_over_ranks
+from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.resumable import ResumableTrainer
 
 
@@ -129,6 +129,7 @@ class UniGameTrainer(ResumableTrainer):
                 device=args.device,
                 rank=args.process_index,
                 reduce=partial(average_over_ranks, self.accelerator),
+                gather=partial(gather_from_ranks, self.accelerator),
             )
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
@@ -146,8 +147,7 @@ class UniGameTrainer(ResumableTrainer):
             self.game.forget_candidates()
             if self._challenge_is_due():
                 batch, result, counts = self._challenge(inputs)
-                if counts:
-                    self._mine(batch, result)
+                self._mine(batch, result, counts)
             inputs = self._mix(inputs)
         with self.timer.phase("understand"):
             loss = self._descend(model, inputs, num_items_in_batch)
@@ -186,13 +186,13 @@ class UniGameTrainer(ResumableTrainer):
             self._record_challenge(result, norm)
         return batch, result, counts
 
-    def _mine(self, batch: GameBatch, result: ChallengeResult) -> None:
+    def _mine(self, batch: GameBatch, result: ChallengeResult, counts: bool) -> None:
         """The candidates enter the buffer; they are neither drawn nor read again."""
         assert self.game is not None
         if (self.state.global_step // self.args.challenge_every) % self.args.mine_every:
             return
         with self.timer.phase("mine"):
-            report = self.game.mine(result, batch, self.state.global_step)
+            report = self.game.mine(result, batch, self.state.global_step, counts)
         self.meter.add("acceptance_rate", report.accepted, report.candidates)
 
     def _mix(self, inputs: Batch) -> Batch:
