@@ -99,6 +99,42 @@ def test_the_quantile_looks_back_also_without_a_buffer(tiny_path: Path, tmp_path
         assert rates[0] == 1.0 and sum(rates) < 7  # of one candidate alone, all would pass
 
 
+def test_replays_refresh_the_hardness_in_the_buffer(tiny_path: Path, tmp_path: Path) -> None:
+    settings = {"challenge_every": 100, "hard_batch_size": 4, "drop_learned": False}
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=3, **settings)
+    trainer.train()
+    assert trainer.game is not None
+    samples = trainer.game.buffer.samples
+    assert [sample.step for sample in samples] == [0] * 4
+    assert [sample.seen for sample in samples] == [2] * 4
+    mean = sum(sample.hardness for sample in samples) / 4
+    assert mean == pytest.approx(logs(trainer)[-1]["hard_answer_ce"], abs=1e-6)
+    assert mean != pytest.approx(logs(trainer)[0]["hard_answer_ce"], abs=1e-3)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_sample_that_u_has_learned_leaves(tiny_path: Path, tmp_path: Path, drop: bool) -> None:
+    settings = {"challenge_every": 100, "per_device_train_batch_size": 1, "drop_learned": drop}
+    trainer = make_trainer(
+        tiny_path, tmp_path, Records(1), max_steps=12, lr_scheduler_type="constant", **settings
+    )
+    trainer.train()
+    assert trainer.game is not None and len(trainer.game.buffer) == (0 if drop else 1)
+    replays = [entry for entry in logs(trainer) if "hard_answer_ce" in entry]
+    assert len(replays) < 12 if drop else len(replays) == 12
+    right = [entry["hard_answer_ce"] < math.log(2) for entry in replays]
+    assert right == [False] * (len(right) - 1) + [True] if drop else right[-1]
+    assert [entry["learned_rate"] for entry in replays] == [float(r and drop) for r in right]
+
+
+def test_fresh_candidates_are_not_written_back(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=2, buffer=False)
+    trainer.train()
+    assert trainer.game is not None and trainer.game.buffer.samples
+    assert all(sample.seen is None for sample in trainer.game.buffer.samples)
+    assert all("learned_rate" not in entry for entry in logs(trainer))
+
+
 @pytest.mark.parametrize("kind", ["random", "none"])
 def test_controls_have_no_weights_to_move(tiny_path: Path, tmp_path: Path, kind: str) -> None:
     trainer = make_trainer(tiny_path, tmp_path, perturbation=kind, save_strategy="steps")

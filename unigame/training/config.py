@@ -220,10 +220,16 @@ class UniGameConfig(TrainingArguments):
     buffer: bool = _setting(True, "Keep hard samples over steps; False uses only fresh ones.")
     buffer_capacity: int = _setting(50, "Hard samples kept (per process), the hardest first.")
     buffer_min_size: int | None = _setting(
-        None, "Replay starts at this many samples. Default: hard_batch_size."
+        None,
+        "Replay needs this many samples in the buffer, and pauses below. Default: hard_batch_size.",
     )
     buffer_per_source: int | None = _setting(
         None, "At most this many hard samples from one training sample. Default: no limit."
+    )
+    drop_learned: bool = _setting(
+        True,
+        "A hard sample that U reads right when it is replayed leaves the buffer. False keeps it "
+        "until harder ones push it out, as Algorithm 1 reads.",
     )
     hard_batch_size: int | None = _setting(
         None, "Hard samples in each mixed batch. Default: one for two clean samples."

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from unigame.backbones import lora
 from unigame.backbones.base import Backbone, VisualStates
 from unigame.game.answers import ReadAnswers
-from unigame.game.buffer import HardSampleBuffer, shrink
+from unigame.game.buffer import HardSample, HardSampleBuffer, shrink
 from unigame.game.challenge import (
     ChallengeConfig,
     ChallengeResult,
@@ -127,7 +127,9 @@ class GameState:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.buffer = self._new_buffer(seed)
         self.scorer, self.label_scorer = self._scorers()
-        self._wrong_BK: dict[str, Tensor] = {}  # of this micro-batch's candidates, by figure
+        # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
+        self._wrong_BK: dict[str, Tensor] = {}
+        self._replayed: list[HardSample] = []
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, args.perturbation, own, 100 * own / whole, whole)
@@ -254,7 +256,7 @@ class GameState:
 
     def forget_candidates(self) -> None:
         """Drop what the last micro-batch drew and, without a lasting buffer, what it mined."""
-        self._wrong_BK = {}
+        self._wrong_BK, self._replayed = {}, []
         if not self.args.buffer:
             generator, recent = self.buffer.generator, self.buffer.recent
             self.buffer = self._new_buffer(0)
@@ -275,6 +277,28 @@ class GameState:
             right_B1 = clean.right_B[: len(wrong_BK), None]
             figures[name] = (right_B1 & wrong_BK).sum(), right_B1.sum() * wrong_BK.shape[1]
         return figures
+
+    def replay(self) -> list[HardSample]:
+        """Hard samples for this micro-batch; none before the buffer is full enough."""
+        if self.ready:
+            self._replayed = self.buffer.sample(self.args.resolved_hard_batch_size)
+        return self._replayed
+
+    def write_back(self, hard: ReadAnswers, step: int) -> int:
+        """The losses of the replayed samples become their hardness; returns how many left.
+
+        The losses are those that U learns from, so LoRA's dropout is on in them: they cost no pass.
+        At the usual rate of .05 that is a small noise beside the differences between samples.
+
+        Args:
+            hard: U's readings of what ``replay`` gave, in its order.
+            step: training step.
+        """
+        if not self.args.buffer:
+            return 0  # nothing is kept
+        own_right_2B = torch.stack([hard.own_B, hard.right_B.to(hard.own_B)]).tolist()
+        learned = [bool(right) and self.args.drop_learned for right in own_right_2B[1]]
+        return self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
 
     @property
     def ready(self) -> bool:

@@ -34,6 +34,8 @@ NAMES = (
     "acceptance_rate",
     "attack_success_rate",
     "buffer_size",
+    "replayed",
+    "learned_rate",
     "hardness_q25",
     "hardness_q50",
     "hardness_q75",

@@ -201,9 +201,10 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("buffer_size", len(self.game.buffer))
         for name, value in self.game.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
             self.meter.add(f"hardness_{name}", value)
-        if not self.game.ready:
+        samples = self.game.replay()
+        self.meter.add("replayed", len(samples))
+        if not samples:
             return inputs
-        samples = self.game.buffer.sample(self.args.resolved_hard_batch_size)
         with self.timer.phase("mix"), self.accelerator.autocast():
             return {**inputs, "hard": hard_batch(self.backbone, samples, self.args.perturb_space)}
 
@@ -382,8 +383,13 @@ class UniGameTrainer(ResumableTrainer):
             for name, (lost, right) in figures.items():
                 self.meter.add(name, lost, right)
         if len(read) > len(rows.index):
-            self.meter.add_mean("hard_ce", read.loss_B[is_hard_B])
-            self.meter.add_mean("hard_answer_ce", read.own_B[is_hard_B])
+            hard = read[is_hard_B]
+            self.meter.add_mean("hard_ce", hard.loss_B)
+            self.meter.add_mean("hard_answer_ce", hard.own_B)
+            assert self.game is not None
+            learned = self.game.write_back(hard, self.state.global_step)
+            if self.args.buffer:
+                self.meter.add("learned_rate", learned, len(hard))
 
     # ---- ranks, schedules ----------------------------------------------------------------------
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
