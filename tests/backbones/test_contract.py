@@ -111,6 +111,25 @@ def test_a_fresh_backbone_is_frozen_and_evaluating(backbone: Backbone) -> None:
 
 
 # ---- gradients ---------------------------------------------------------------------------------
+def test_answers_are_also_judged_without_their_end_mark(backbone: Backbone) -> None:
+    images = images_for(backbone)
+    loss_B = backbone.answer_loss(images, QUESTIONS, ANSWERS)
+    losses = backbone.answer_token_losses(images, QUESTIONS, ANSWERS)
+    assert torch.equal(losses.mean(), loss_B)
+    length_B = backbone.answer_lengths(QUESTIONS, ANSWERS)
+    assert losses.length_M.tolist() == length_B.tolist() and int(length_B.min()) > 1
+    for row, length in enumerate(length_B.tolist()):
+        assert (losses.loss_MA[row, length:] == 0).all()
+        own, number = losses.own()
+        assert int(number[row]) == length - 1
+        assert torch.equal(own[row, : length - 1], losses.loss_MA[row, : length - 1])
+        assert (own[row, length - 1 :] == 0).all()
+    routed = backbone(
+        loss="answer", by_token=True, images=images, questions=QUESTIONS, answers=ANSWERS
+    )
+    assert torch.equal(routed.loss_MA, losses.loss_MA)
+
+
 def test_answer_loss_moves_lora_and_images_and_nothing_else(backbone: Backbone) -> None:
     with_lora(backbone)
     images = images_for(backbone).requires_grad_()

@@ -12,6 +12,7 @@ from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from tests.tiny import make_tiny_janus
 from unigame.backbones import load_backbone
 from unigame.game import ChallengeConfig, HardSampleBuffer, challenge, mine, perturber_step
+from unigame.game.answers import own_loss
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_each_candidate_has_the_hardness_it_would_have_alone():
     for sample in buffer.samples:
         b = batch.sources.index(sample.source)
         image = result.drawing.images[b : b + 1].detach()
-        alone = backbone.answer_loss(image, [sample.question], [sample.answer])
+        alone = own_loss(backbone.answer_token_losses(image, [sample.question], [sample.answer]))
         assert alone.item() == pytest.approx(sample.hardness, abs=1e-4)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tracemalloc
 
 import pytest
@@ -45,6 +46,35 @@ def test_samples_of_nobody_are_not_capped():
     buffer = HardSampleBuffer(capacity=10, per_source=1)
     buffer.push([sample(h, source="") for h in (1.0, 2.0, 3.0)])
     assert len(buffer) == 3
+
+
+def test_a_replay_writes_back_what_it_found_and_when():
+    buffer = HardSampleBuffer(capacity=3)
+    buffer.push([sample(h) for h in (5.0, 4.0, 3.0)])
+    five, four, three = buffer.samples
+    assert buffer.refresh([five, three], [1.0, math.nan], [False, True], step=7) == 0
+    assert [(s.hardness, s.seen) for s in buffer.samples] == [(4.0, None), (3.0, None), (1.0, 7)]
+    buffer.push([sample(2.0)])  # what used to be the hardest is the first to go
+    assert hardnesses(buffer) == [4.0, 3.0, 2.0]
+    assert buffer.samples[0] is four and buffer.samples[1] is three
+
+
+def test_what_u_has_learned_leaves():
+    buffer = HardSampleBuffer(capacity=3)
+    buffer.push([sample(h) for h in (5.0, 4.0, 3.0)])
+    five, four, three = buffer.samples
+    assert buffer.refresh([three, five], [0.1, 4.5], [True, False], step=7) == 1
+    assert hardnesses(buffer) == [4.5, 4.0]
+    assert buffer.refresh([three], [9.0], [False], step=8) == 0  # it does not come back
+    assert hardnesses(buffer) == [4.5, 4.0]
+
+
+def test_when_it_was_last_seen_is_saved():
+    buffer, other = HardSampleBuffer(), HardSampleBuffer()
+    buffer.push([sample(5.0), sample(4.0)])
+    buffer.refresh(buffer.samples[:1], [1.0], [False], step=7)
+    other.load_state_dict(buffer.state_dict())
+    assert [(s.hardness, s.seen) for s in other.samples] == [(4.0, None), (1.0, 7)]
 
 
 def test_sample_is_without_replacement_and_never_drains():

@@ -55,7 +55,9 @@ def test_kept_tokens_are_those_of_the_stored_picture(tiny_path: Path, tmp_path: 
 def test_a_challenge_in_parts_is_the_whole_challenge(
     tiny_path: Path, tmp_path: Path, rows: int | None
 ):
-    settings = {"label_weight": 0.5, "perturber_steps": 2, "hard_quantile": 0.5}
+    # Adam makes a step of the learning rate out of a gradient that is all rounding.
+    settings = {"label_weight": 0.5, "perturber_steps": 2, "learning_rate": 1e-3}
+    settings["hard_quantile"] = 0.5
     whole = trained(tiny_path, tmp_path / "a", challenge_micro_batch=100, **settings)
     parts = trained(tiny_path, tmp_path / "b", challenge_micro_batch=rows, **settings)
     assert_same_players(whole, parts)

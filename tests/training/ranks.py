@@ -31,6 +31,10 @@ def sft_settings(batch: int) -> dict[str, Any]:
     }
 
 
+def game_settings(batch: int) -> dict[str, Any]:
+    return {"per_device_train_batch_size": batch, "generation_weight": 0.0}
+
+
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
     found = {"u": lora_weights(trainer)}
     if trainer.game is not None:
@@ -45,19 +49,19 @@ def main(model: Path, folder: Path) -> None:
     game = make_trainer(
         model,
         folder / "game",
-        data,
-        per_device_train_batch_size=2,
+        **game_settings(batch=2),
+        data=data,
         max_steps=4,  # the fourth is the second epoch's
-        generation_weight=0.0,
         buffer_min_size=1,
     )
     game.train()
     assert game.game is not None
     read = torch.tensor(len(game.game.buffer))
+    recent = game.game.buffer.recent.state_dict()["minings"]
     sft = make_trainer(model, folder / "sft", **sft_settings(batch=2))
     sft.train()
     record = {
-        "game": {**weights_of(game), "hard": {"read": read}, "epoch": data.epoch},
+        "game": {**weights_of(game), "hard": {"read": read}, "recent": recent, "epoch": data.epoch},
         "sft": weights_of(sft),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")

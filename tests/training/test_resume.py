@@ -35,13 +35,15 @@ def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
     assert len(left.game.buffer) == len(right.game.buffer) > 0
     for one, other in zip(left.game.buffer.samples, right.game.buffer.samples, strict=True):
         assert torch.equal(one.compact, other.compact)
-        assert (one.answer, one.hardness, one.source, one.step) == (
+        assert (one.answer, one.hardness, one.source, one.step, one.seen) == (
             other.answer,
             other.hardness,
             other.source,
             other.step,
+            other.seen,
         )
     assert torch.equal(left.game.generator.get_state(), right.game.generator.get_state())
+    assert torch.equal(left.game.buffer.recent.values, right.game.buffer.recent.values)
 
 
 @pytest.mark.parametrize(

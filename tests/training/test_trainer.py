@@ -14,6 +14,9 @@ from tests.training.helpers import Losses, Records, logs, lora_weights, make_con
 from unigame.backbones import load_backbone
 from unigame.backbones.janus_processor import load_processor
 from unigame.errors import UserError
+from unigame.game import stack_compact
+from unigame.game.answers import ReadAnswers, own_loss
+from unigame.training.batches import Rows
 from unigame.training.trainer import UniGameTrainer
 
 GAME_FIGURES = {
@@ -86,6 +89,52 @@ def test_without_a_buffer_only_fresh_candidates_are_used(tiny_path: Path, tmp_pa
     assert ["hard_ce" in entry for entry in logs(trainer)] == [True, False, True, False]
 
 
+def test_the_quantile_looks_back_also_without_a_buffer(tiny_path: Path, tmp_path: Path) -> None:
+    for lasting in (True, False):
+        settings = {"buffer": lasting, "per_device_train_batch_size": 1, "hard_quantile": 0.9}
+        trainer = make_trainer(tiny_path, tmp_path, Records(8), max_steps=8, **settings)
+        trainer.train()
+        assert trainer.game is not None and len(trainer.game.buffer.recent) == 8
+        rates = [entry["acceptance_rate"] for entry in logs(trainer)]
+        assert rates[0] == 1.0 and sum(rates) < 7  # of one candidate alone, all would pass
+
+
+def test_replays_refresh_the_hardness_in_the_buffer(tiny_path: Path, tmp_path: Path) -> None:
+    settings = {"challenge_every": 100, "hard_batch_size": 4, "drop_learned": False}
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=3, **settings)
+    trainer.train()
+    assert trainer.game is not None
+    samples = trainer.game.buffer.samples
+    assert [sample.step for sample in samples] == [0] * 4
+    assert [sample.seen for sample in samples] == [2] * 4
+    mean = sum(sample.hardness for sample in samples) / 4
+    assert mean == pytest.approx(logs(trainer)[-1]["hard_answer_ce"], abs=1e-6)
+    assert mean != pytest.approx(logs(trainer)[0]["hard_answer_ce"], abs=1e-3)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_sample_that_u_has_learned_leaves(tiny_path: Path, tmp_path: Path, drop: bool) -> None:
+    settings = {"challenge_every": 100, "per_device_train_batch_size": 1, "drop_learned": drop}
+    trainer = make_trainer(
+        tiny_path, tmp_path, Records(1), max_steps=12, lr_scheduler_type="constant", **settings
+    )
+    trainer.train()
+    assert trainer.game is not None and len(trainer.game.buffer) == (0 if drop else 1)
+    replays = [entry for entry in logs(trainer) if "hard_answer_ce" in entry]
+    assert len(replays) < 12 if drop else len(replays) == 12
+    right = [entry["hard_answer_ce"] < math.log(2) for entry in replays]
+    assert right == [False] * (len(right) - 1) + [True] if drop else right[-1]
+    assert [entry["learned_rate"] for entry in replays] == [float(r and drop) for r in right]
+
+
+def test_fresh_candidates_are_not_written_back(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=2, buffer=False)
+    trainer.train()
+    assert trainer.game is not None and trainer.game.buffer.samples
+    assert all(sample.seen is None for sample in trainer.game.buffer.samples)
+    assert all("learned_rate" not in entry for entry in logs(trainer))
+
+
 @pytest.mark.parametrize("kind", ["random", "none"])
 def test_controls_have_no_weights_to_move(tiny_path: Path, tmp_path: Path, kind: str) -> None:
     trainer = make_trainer(tiny_path, tmp_path, perturbation=kind, save_strategy="steps")
@@ -131,13 +180,40 @@ def test_hard_weight_is_beta_of_the_mean(tiny_path: Path, tmp_path: Path) -> Non
 
 def test_attack_success_counts_flips_from_right_to_wrong(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=1)
-    trainer._adversarial_ce_BK = torch.tensor([[0.1, 5.0], [5.0, 5.0], [5.0, 5.0], [0.1, 0.1]])
-    clean = torch.tensor([0.1, 0.2, 4.0, 0.3])  # samples 0, 1 and 3 are read right
-    from unigame.training.batches import Rows
-
+    game = trainer.game
+    assert game is not None
+    wrong = torch.tensor([[False, True], [True, True], [True, True], [False, False]])
+    game._wrong_BK = {"attack_success_rate": wrong}
+    own = torch.tensor([0.1, 0.2, 4.0, 0.3])
+    clean = ReadAnswers(own, own, own < 1)  # samples 0, 1 and 3 are read right
     trainer._record_understanding(clean, torch.zeros(4, dtype=torch.bool), Rows([0, 1, 2, 3], 4))
     figures = trainer.meter.flush(lambda pairs: pairs)
     assert figures["attack_success_rate"] == pytest.approx(3 / 6)
+
+
+def test_the_game_judges_without_the_end_mark_that_u_learns(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=1, learning_rate=0.0)
+    data = Records()
+    trainer.train()
+    assert trainer.game is not None
+    backbone, entry = trainer.backbone.eval().requires_grad_(False), logs(trainer)[0]
+    played = {sample.source for sample in trainer.game.buffer.samples}
+    rows = [item for item in data.items if item["id"] in played]
+    losses = backbone.answer_token_losses(
+        backbone.preprocess([row["image"] for row in rows]),
+        [row["question"] for row in rows],
+        [row["answer"] for row in rows],
+    )
+    whole, own = losses.mean().mean().item(), own_loss(losses).mean().item()
+    assert entry["clean_ce"] == pytest.approx(whole, abs=1e-5)
+    assert entry["clean_answer_ce"] == pytest.approx(own, abs=1e-5)
+    assert own != pytest.approx(whole, abs=1e-3)
+    for sample in trainer.game.buffer.samples:
+        picture = backbone.render(stack_compact([sample]))
+        losses = backbone.answer_token_losses(picture, [sample.question], [sample.answer])
+        assert sample.hardness == pytest.approx(own_loss(losses).item(), abs=1e-4)
 
 
 def test_evaluation_is_the_clean_loss(tiny_path: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.helpers import make_trainer
-from tests.training.ranks import sft_settings, weights_of
+from tests.training.helpers import Records, make_trainer
+from tests.training.ranks import game_settings, sft_settings, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +43,17 @@ def test_both_ranks_end_with_the_same_players(ranks, player: str) -> None:
 
 def test_hard_samples_were_read_on_both_ranks(ranks) -> None:
     assert all(rank["game"]["hard"]["read"] > 0 for rank in ranks)
+
+
+def test_the_quantile_is_that_of_one_process_with_both_batches(ranks, tiny_path, tmp_path) -> None:
+    single = make_trainer(tiny_path, tmp_path, Records(12), **game_settings(batch=4), max_steps=1)
+    single.train()
+    assert single.game is not None
+    expected = single.game.buffer.recent.values
+    first, second = (rank["game"]["recent"] for rank in ranks)
+    assert len(first) == 4 and len(expected) == 4
+    assert torch.allclose(first[0], expected, atol=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_the_data_hear_of_each_epoch_on_both_ranks(ranks) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,28 @@ class Drawing:
 
     images: Tensor
     compact: Tensor
+
+
+class AnswerLosses(NamedTuple):
+    """The cross-entropy of every token of each true answer: M rows, A tokens of the longest answer.
+
+    Attributes:
+        loss_MA: 0 behind the end of a shorter answer.
+        length_M: tokens of each answer. The last one is the end mark, if there is more than one.
+    """
+
+    loss_MA: Tensor
+    length_M: Tensor
+
+    def mean(self) -> Tensor:
+        """The mean over all tokens of an answer, end mark included, (M,): what U learns."""
+        return self.loss_MA.sum(-1) / self.length_M
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        """The answer without its end mark: losses (M, A), 0 elsewhere, and their number, (M,)."""
+        number_M = (self.length_M - 1).clamp(min=1)  # an empty answer is nothing but its end mark
+        slots_A = torch.arange(self.loss_MA.shape[-1], device=self.loss_MA.device)
+        return self.loss_MA.masked_fill(slots_A >= number_M[:, None], 0.0), number_M
 
 
 @dataclass(frozen=True)
@@ -134,6 +156,22 @@ class Backbone(nn.Module, ABC):
         ``embeds`` (B, N, H), already projected tokens (token-space perturbation). ``images`` may
         have K * len(questions) rows: row ``b * K + k`` is then asked question ``b``.
         """
+
+    def answer_token_losses(
+        self,
+        images: Tensor | None,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        *,
+        embeds: Tensor | None = None,
+    ) -> AnswerLosses:
+        """What ``answer_loss`` averages, token by token, in one pass; ``mean`` gives its values.
+
+        The game judges an answer by its own tokens, without the end mark. A backbone that leaves
+        this out is judged by the mean: each of its answers is taken for one token.
+        """
+        loss_M = self.answer_loss(images, questions, answers, embeds=embeds)
+        return AnswerLosses(loss_M[:, None], torch.ones_like(loss_M, dtype=torch.long))
 
     def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Tokens that ``answer_loss`` averages over in each answer, (B,), int64, on the CPU.
@@ -306,8 +344,13 @@ class Backbone(nn.Module, ABC):
         """The name by which newer transformers calls ``gradient_checkpointing_enable``."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
-    def forward(self, loss: str, **inputs: Any) -> Tensor:
-        """Per-sample loss by name, ``"answer"`` or ``"generation"``: what DDP intercepts."""
+    def forward(self, loss: str, by_token: bool = False, **inputs: Any) -> Tensor | AnswerLosses:
+        """Per-sample loss by name, ``"answer"`` or ``"generation"``: what DDP intercepts.
+
+        ``by_token`` gives the answers' ``AnswerLosses`` in place of their means.
+        """
+        if loss == "answer" and by_token:
+            return self.answer_token_losses(**inputs)
         if loss == "answer":
             return self.answer_loss(**inputs)
         if loss == "generation":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unigame.backbones.base import AnswerLosses
 from unigame.backbones.chat_layout import PaddedTokens, picture_order
 from unigame.backbones.decoding import SharedPrefix, decode_text
 from unigame.backbones.hub_model import HubModel
@@ -96,7 +97,18 @@ class ReadingBackbone(HubModel):
         *,
         embeds: Tensor | None = None,
     ) -> Tensor:
-        """CE of each true answer, (M,): mean over its tokens and end mark. See the contract.
+        """CE of each true answer, (M,): mean over its tokens and end mark. See the contract."""
+        return self.answer_token_losses(images, questions, answers, embeds=embeds).mean()
+
+    def answer_token_losses(
+        self,
+        images: Tensor | None,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        *,
+        embeds: Tensor | None = None,
+    ) -> AnswerLosses:
+        """CE of each token of each true answer, (M, A), the end mark last. See the contract.
 
         Raises:
             ValueError: both or neither of ``images`` and ``embeds``; rows that are no multiple of
@@ -129,7 +141,7 @@ class ReadingBackbone(HubModel):
         slots_A = torch.arange(max(len(target) for target in targets), device=self.device)
         filled_MA = slots_A < lengths_M[:, None]
         loss_MA = torch.zeros(filled_MA.shape, dtype=loss_T.dtype, device=self.device)
-        return loss_MA.masked_scatter(filled_MA, loss_T).sum(-1) / lengths_M
+        return AnswerLosses(loss_MA.masked_scatter(filled_MA, loss_T), lengths_M)
 
     def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Tokens of each answer, its end mark included, (B,), int64."""

@@ -1,6 +1,7 @@
 """B, the hard-sample buffer (Eq. 4 and F.2): the drawn pictures that beat U, ready for replay.
 
-It keeps the hardest ``capacity`` of what it was given, and sampling takes nothing out. A picture is
+It keeps the hardest ``capacity`` of what it was given, and sampling takes nothing out: a sample
+leaves when a harder one needs its place, or when U has learned it (``refresh``). A picture is
 stored as its codes (about 1 kB), not as pixels (440 kB), in int16 or int32 on the CPU; the
 backbone's ``render`` turns them into pixels again. Random draws come from the buffer's own
 generator, so mining or replaying never moves the global random state.
@@ -8,6 +9,7 @@ generator, so mining or replaying never moves the global random state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor
 
 from unigame.errors import UserError
+from unigame.game.recent import RecentHardness
 
-STATE_VERSION = 1
+STATE_VERSION = 2  # 1: hardness with the end mark, no window of recent candidates
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class HardSample:
             space the perturbed tokens z_til (N, H).
         question: as asked of the original image.
         answer: the original's true answer; accepted as still true of the candidate.
-        hardness: H when mined.
+        hardness: H when mined; then the loss of the latest replay. An accepted candidate is above
+            the similarity floor, so the bonus of H is 0 and the two are the same quantity.
         similarity: of the candidate to the original, when mined.
         source: identifies the original sample, for the cap per source; "" is nobody's, and free.
         step: training step of the mining.
         tokens: z (N, H), what U reads of the picture, where it is worth keeping: it spares drawing
             and encoding the picture again. Never part of a checkpoint.
+        seen: training step of the latest replay, which gave ``hardness``; None: not replayed yet.
     """
 
     compact: Tensor
@@ -45,6 +50,7 @@ class HardSample:
     source: str | int
     step: int
     tokens: Tensor | None = field(default=None, compare=False, repr=False)
+    seen: int | None = None
 
 
 def shrink(compact: Tensor) -> Tensor:
@@ -75,12 +81,22 @@ class HardSampleBuffer:
         seed: of the buffer's own generator.
         per_source: at most this many from one original sample (None: no cap). The authors' later
             configuration has 2; without a cap one difficult image can fill the buffer.
+        window: candidates among which a new one must be hard to enter; see ``recent``.
+
+    Attributes:
+        recent: how hard the latest candidates were, also those that were refused.
 
     Raises:
-        UserError: a capacity or cap below 1.
+        UserError: a capacity, cap or window below 1.
     """
 
-    def __init__(self, capacity: int = 50, seed: int = 0, per_source: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int = 50,
+        seed: int = 0,
+        per_source: int | None = None,
+        window: int = 256,
+    ) -> None:
         if capacity < 1:
             raise UserError(
                 f"buffer capacity={capacity!r}: must be at least 1; to play without a buffer, "
@@ -91,6 +107,7 @@ class HardSampleBuffer:
         self.capacity = capacity
         self.per_source = per_source
         self.generator = torch.Generator().manual_seed(seed)
+        self.recent = RecentHardness(window)
         self._samples: list[HardSample] = []  # hardest first; among equals the newest first
 
     def __len__(self) -> int:
@@ -136,6 +153,35 @@ class HardSampleBuffer:
         order = torch.randperm(len(self._samples), generator=self.generator)[:n]
         return [self._samples[i] for i in order.tolist()]
 
+    def refresh(
+        self,
+        samples: Sequence[HardSample],
+        hardness: Sequence[float],
+        learned: Sequence[bool],
+        step: int,
+    ) -> int:
+        """Write back what a replay found; what U has learned leaves. Returns how many left.
+
+        Args:
+            samples: as ``sample`` gave them.
+            hardness: of each, now. One that is not finite changes nothing.
+            learned: which of them leave.
+            step: of the replay.
+        """
+        found = {
+            id(sample): (value, gone)
+            for sample, value, gone in zip(samples, hardness, learned, strict=True)
+            if math.isfinite(value)
+        }
+        kept = []
+        for sample in self._samples:
+            value, gone = found.get(id(sample), (None, False))
+            if not gone:
+                kept.append(sample if value is None else replace(sample, hardness=value, seen=step))
+        left = len(self._samples) - len(kept)
+        self._samples = sorted(kept, key=lambda sample: -sample.hardness)
+        return left
+
     def forget_tokens(self) -> None:
         """Drop all kept ``tokens``; who replays the samples draws and reads their pictures again.
 
@@ -166,10 +212,11 @@ class HardSampleBuffer:
             "capacity": self.capacity,
             "samples": [_fields(sample) for sample in self._samples],
             "generator": self.generator.get_state(),
+            "recent": self.recent.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore ``state_dict``'s content. This buffer's own capacity and cap stay in force.
+        """Restore ``state_dict``'s content. This buffer's own sizes and cap stay in force.
 
         Raises:
             UserError: the state is empty, of another version, or not of a buffer.
@@ -186,6 +233,7 @@ class HardSampleBuffer:
             )
         self._samples = self._trim([HardSample(**fields) for fields in state["samples"]])
         self.generator.set_state(state["generator"].cpu())
+        self.recent.load_state_dict(state["recent"])
 
 
 def _fields(sample: HardSample) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unigame.game.answers import own_loss, reads_right
 from unigame.game.semantics import SimilarityScorer
 from unigame.game.setting import ChallengeConfig, GameBatch
 
@@ -28,7 +29,8 @@ class ChallengeResult:
 
     Attributes:
         objective: L_C averaged over samples, a scalar that C maximises; carries C's graph.
-        ce_BK: cross-entropy of the true answers on the candidates, detached.
+        ce_BK: cross-entropy of the true answers' own tokens on the candidates, detached.
+        right_BK: whether U reads each candidate right; see ``answers``.
         hardness_BK: H of Eq. 4, detached.
         similarity_BK: of candidates to originals, detached.
         delta_BNH: the perturbation, detached float32.
@@ -42,6 +44,7 @@ class ChallengeResult:
 
     objective: Tensor
     ce_BK: Tensor
+    right_BK: Tensor
     hardness_BK: Tensor
     similarity_BK: Tensor
     delta_BNH: Tensor
@@ -74,6 +77,7 @@ class ChallengeResult:
             # Each part's objective was already scaled by its share of the batch.
             objective=torch.stack([part.objective.detach() for part in parts]).sum(),
             ce_BK=cat("ce_BK"),
+            right_BK=cat("right_BK"),
             hardness_BK=cat("hardness_BK"),
             similarity_BK=cat("similarity_BK"),
             delta_BNH=cat("delta_BNH"),
@@ -95,6 +99,7 @@ class Reading:
     """Some candidates of every sample, as U and the scorers see them; E rows, row ``b * k + j``."""
 
     ce_BK: Tensor
+    right_BK: Tensor
     similarity_BK: Tensor
     label_BK: Tensor | None
     tokens_ENH: Tensor
@@ -107,6 +112,7 @@ class Reading:
             drawing = replace(drawing, images=drawing.images.detach())
         return Reading(
             ce_BK=self.ce_BK.detach(),
+            right_BK=self.right_BK,
             similarity_BK=self.similarity_BK.detach(),
             label_BK=None if self.label_BK is None else self.label_BK.detach(),
             tokens_ENH=self.tokens_ENH.detach(),
@@ -133,6 +139,7 @@ class Reading:
             label = torch.cat([self.label_BK, other.label_BK], dim=1)
         return Reading(
             ce_BK=torch.cat([self.ce_BK, other.ce_BK], dim=1),
+            right_BK=torch.cat([self.right_BK, other.right_BK], dim=1),
             similarity_BK=torch.cat([self.similarity_BK, other.similarity_BK], dim=1),
             label_BK=label,
             tokens_ENH=rows(self.tokens_ENH, other.tokens_ENH),
@@ -167,9 +174,9 @@ def draw_and_read(
             generator=generator,
         )
         features, tokens_ENH = backbone.read_images(drawing.images)
-    ce_BK = backbone.answer_loss(None, batch.questions, batch.answers, embeds=tokens_ENH).unflatten(
-        0, (len(batch), -1)
-    )
+    losses = backbone.answer_token_losses(None, batch.questions, batch.answers, embeds=tokens_ENH)
+    ce_BK = own_loss(losses).unflatten(0, (len(batch), -1))
+    right_BK = reads_right(losses).unflatten(0, (len(batch), -1))
 
     def score(by: SimilarityScorer) -> Tensor:
         if drawing is None:
@@ -189,4 +196,4 @@ def draw_and_read(
     else:
         with torch.no_grad():  # only the label term needs a gradient through the scorer
             similarity_BK = score(scorer)
-    return Reading(ce_BK, similarity_BK, label_BK, tokens_ENH, drawing)
+    return Reading(ce_BK, right_BK, similarity_BK, label_BK, tokens_ENH, drawing)

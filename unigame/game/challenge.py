@@ -19,6 +19,7 @@ places where it leaves a choice:
    floor's bonus in its H; the bonus of the rejected ones raises the quantile the others must reach.
 7. ``space="tokens"`` (Table 4's upper half) perturbs z = Proj(Enc(x)) and draws nothing. Its
    "cosine" compares z with z_til; its candidates are stored as tokens.
+8. CE here is that of the answer's own tokens, without the end mark: see ``answers.py``.
 
 Dropout is off, so hardness is a fact about the candidate and the model, not about a mask.
 """
@@ -135,6 +136,7 @@ def challenge(
     result = ChallengeResult(
         objective=objective_B.mean(),
         ce_BK=ce_BK,
+        right_BK=reading.right_BK,
         hardness_BK=hardness(ce_BK, similarity_BK, config.clip_weight, config.clip_floor),
         similarity_BK=similarity_BK,
         delta_BNH=delta_BNH.detach(),
@@ -234,20 +236,28 @@ def mine(
     config: ChallengeConfig,
     step: int = 0,
     keep_tokens: bool = False,
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> MiningReport:
     """Push the challenge's hard and still faithful candidates to the buffer. Draws nothing again.
 
     Args:
         result: of ``challenge`` on the same ``batch``.
         batch: gives each candidate its own question, true answer and source.
-        buffer: keeps the hardest.
+        buffer: keeps the hardest; its ``recent`` candidates set the hardness to reach.
         config: of the challenge; ``quantile`` and ``clip_floor`` filter.
         step: training step, stored with the samples.
         keep_tokens: store what U read of each picture too, in the memory of the CPU, so that
             replaying it needs neither the decoder nor the vision encoder.
+        gather: joins the hardness of all ranks' candidates, so that all have one quantile.
     """
+    judged_E = candidate_hardness(result)
+    buffer.recent.add(gather(judged_E) if gather is not None else judged_E)
     accepted_E = accept(
-        result.hardness_BK, result.similarity_BK, config.quantile, config.clip_floor
+        result.hardness_BK,
+        result.similarity_BK,
+        config.quantile,
+        config.clip_floor,
+        buffer.recent.values,
     ).flatten()
     rows = accepted_E.nonzero().flatten()
     if result.drawing is not None:
@@ -277,6 +287,12 @@ def mine(
         )
     kept = buffer.push(samples)
     return MiningReport(candidates=accepted_E.numel(), accepted=len(samples), kept=kept)
+
+
+def candidate_hardness(result: ChallengeResult) -> Tensor:
+    """H of each candidate, (B*K,); NaN where it or the similarity cannot be judged."""
+    hardness_E, similarity_E = result.hardness_BK.flatten(), result.similarity_BK.flatten()
+    return hardness_E.float().masked_fill(~similarity_E.isfinite(), math.nan)
 
 
 @torch.no_grad()
@@ -322,7 +338,7 @@ def _metrics(
     values = {
         "objective": result.objective,
         "adversarial_ce": result.ce_BK.mean(),
-        "attack_success": (result.ce_BK > math.log(2)).float().mean(),
+        "attack_success": (~result.right_BK).float().mean(),
         "hardness": result.hardness_BK.mean(),
         "similarity": result.similarity_BK.mean(),
         "below_floor": (result.similarity_BK < config.clip_floor).float().mean(),

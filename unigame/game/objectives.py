@@ -134,14 +134,29 @@ def hardness(ce: Tensor, similarity: Tensor, clip_weight: float, clip_floor: flo
     return ce + clip_weight * (clip_floor - similarity).clamp(min=0.0)
 
 
-def accept(hardness: Tensor, similarity: Tensor, quantile: float, floor: float) -> Tensor:
+def accept(
+    hardness: Tensor,
+    similarity: Tensor,
+    quantile: float,
+    floor: float,
+    recent: Tensor | None = None,
+) -> Tensor:
     """Which candidates may enter the buffer: hard *and* still the same picture. Bool, same shape.
 
-    H at or above the ``quantile`` of this mining batch AND similarity at or above ``floor``. A
+    H at or above the ``quantile`` of recent candidates AND similarity at or above ``floor``. A
     candidate whose hardness or similarity is not finite is refused, and does not move the quantile.
+
+    Args:
+        hardness: H of this mining's candidates.
+        similarity: of each to its original.
+        quantile: tau.
+        floor: of the similarity.
+        recent: H of the candidates that the quantile is taken of, this mining's included. Default:
+            of this mining's alone, which says little of a small one.
     """
     finite = hardness.isfinite() & similarity.isfinite()
     if not finite.any():
         return finite
-    threshold = torch.quantile(hardness[finite].float(), quantile)
+    among = hardness[finite] if recent is None else recent
+    threshold = torch.quantile(among.float(), quantile).to(hardness.device)
     return finite & (hardness.float() >= threshold) & (similarity >= floor)

@@ -32,7 +32,7 @@ class ChallengeConfig:
         label_floor: similarity below which that term pulls; 1: always.
         clip_weight: weight of the similarity bonus in hardness.
         clip_floor: similarity that a candidate must reach to enter the buffer.
-        quantile: tau, the share of the mining batch that is not hard enough.
+        quantile: tau, the share of recent candidates that is not hard enough.
     """
 
     space: Literal["decoder", "tokens"] = "decoder"

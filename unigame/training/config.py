@@ -167,14 +167,30 @@ class UniGameConfig(TrainingArguments):
     )
     clip_weight: float = _setting(0.2, "Weight of the similarity shortfall in the hardness.")
     clip_floor: float = _setting(0.3, "Candidates less similar than this are never kept.")
-    hard_quantile: float = _setting(0.6, "tau: keep candidates from this hardness quantile up.")
+    hard_quantile: float = _setting(
+        0.6,
+        "tau: keep candidates from this quantile of hardness up, taken over hardness_window of "
+        "them.",
+    )
+    hardness_window: int = _setting(
+        256,
+        "Recent candidates, of all processes together, that hard_quantile is taken over. At 256 "
+        "the share that passes is within 3 points of the one asked for; more follows U and C "
+        "later. Until so many were drawn, the quantile is that of all so far.",
+    )
     buffer: bool = _setting(True, "Keep hard samples over steps; False uses only fresh ones.")
     buffer_capacity: int = _setting(50, "Hard samples kept (per process), the hardest first.")
     buffer_min_size: int | None = _setting(
-        None, "Replay starts at this many samples. Default: hard_batch_size."
+        None,
+        "Replay needs this many samples in the buffer, and pauses below. Default: hard_batch_size.",
     )
     buffer_per_source: int | None = _setting(
         None, "At most this many hard samples from one training sample. Default: no limit."
+    )
+    drop_learned: bool = _setting(
+        True,
+        "A hard sample that U reads right when it is replayed leaves the buffer. False keeps it "
+        "until harder ones push it out, as Algorithm 1 reads.",
     )
     hard_batch_size: int | None = _setting(
         None, "Hard samples in each mixed batch. Default: one for two clean samples."

@@ -19,12 +19,14 @@ from transformers import get_scheduler
 
 from unigame.backbones import lora
 from unigame.backbones.base import Backbone, VisualStates
-from unigame.game.buffer import HardSampleBuffer, shrink
+from unigame.game.answers import ReadAnswers
+from unigame.game.buffer import HardSample, HardSampleBuffer, shrink
 from unigame.game.challenge import (
     ChallengeConfig,
     ChallengeResult,
     GameBatch,
     MiningReport,
+    candidate_hardness,
     challenge,
     mine,
     perturber_gradients,
@@ -76,6 +78,7 @@ class GameState:
         device: where C lives.
         rank: this process's number; seeds what belongs to one rank.
         reduce: averages a list of gradients over ranks, in place.
+        gather: joins values of all ranks.
 
     Raises:
         UserError: the game draws and the model cannot, or a scorer cannot be had.
@@ -89,6 +92,7 @@ class GameState:
         device: torch.device,
         rank: int = 0,
         reduce: Callable[[list[Tensor]], None] | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if args.perturb_space == "decoder":
             backbone.require_drawing()
@@ -96,6 +100,7 @@ class GameState:
         self.backbone = backbone
         self.config = challenge_config(args)
         self.reduce = reduce
+        self.gather = gather
         seed = args.seed if rank == 0 else derive_seed(args.seed, "rank", rank)
         # C's weights must be equal on all ranks; only noise without weights may differ.
         self.perturber = build_perturber(
@@ -122,6 +127,9 @@ class GameState:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.buffer = self._new_buffer(seed)
         self.scorer, self.label_scorer = self._scorers()
+        # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
+        self._wrong_BK: dict[str, Tensor] = {}
+        self._replayed: list[HardSample] = []
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, args.perturbation, own, 100 * own / whole, whole)
@@ -130,7 +138,8 @@ class GameState:
         # Without a lasting buffer the same object holds one micro-batch's candidates only.
         lasting = self.args.buffer
         capacity = self.args.buffer_capacity if lasting else self.args.resolved_hard_batch_size
-        return HardSampleBuffer(capacity, seed, self.args.buffer_per_source)
+        window = self.args.hardness_window
+        return HardSampleBuffer(capacity, seed, self.args.buffer_per_source, window)
 
     def _scorers(self) -> tuple[SimilarityScorer, SimilarityScorer | None]:
         def build(kind: str) -> SimilarityScorer:
@@ -173,7 +182,10 @@ class GameState:
         with lora.merged(self.backbone) if merges else nullcontext():  # U stands still meanwhile
             for _ in range(self.args.perturber_steps):
                 results, norm = self._ascend(parts, visual, counts)
-        return ChallengeResult.joined(results), norm
+        result = ChallengeResult.joined(results)
+        if counts:
+            self._wrong_BK = {"attack_success_rate": ~result.right_BK}
+        return result, norm
 
     def _ascend(
         self,
@@ -220,10 +232,22 @@ class GameState:
         at_once = self.args.challenge_micro_batch or math.ceil(batch / 4)
         return math.ceil(math.ceil(self.args.challenge_share * batch) / at_once)
 
-    def mine(self, result: ChallengeResult, batch: GameBatch, step: int) -> MiningReport:
-        """Offer the challenge's candidates to the buffer. They are not drawn again."""
+    def mine(
+        self, result: ChallengeResult, batch: GameBatch, step: int, counts: bool = True
+    ) -> MiningReport:
+        """Offer the challenge's candidates to the buffer. They are not drawn again.
+
+        With ``counts=False`` they are those of a stand-in: nothing is offered, but the rank hears
+        how hard the others' candidates were.
+        """
+        if not counts:
+            own_E = candidate_hardness(result)[:0]
+            self.buffer.recent.add(own_E if self.gather is None else self.gather(own_E))
+            return MiningReport(candidates=0, accepted=0, kept=0)
         keep = self._keeps_tokens(result.tokens_ENH[0])
-        return mine(result, batch, self.buffer, self.config, step, keep_tokens=keep)
+        return mine(
+            result, batch, self.buffer, self.config, step, keep_tokens=keep, gather=self.gather
+        )
 
     def _keeps_tokens(self, tokens_NH: Tensor) -> bool:
         """Whether a full buffer of such tokens may be kept, and they stay true as U learns."""
@@ -231,11 +255,50 @@ class GameState:
         return self.backbone.reads_frozen and size <= self.args.keep_tokens_mb * 2**20
 
     def forget_candidates(self) -> None:
-        """Without a lasting buffer: drop what the last micro-batch mined."""
+        """Drop what the last micro-batch drew and, without a lasting buffer, what it mined."""
+        self._wrong_BK, self._replayed = {}, []
         if not self.args.buffer:
-            generator = self.buffer.generator
+            generator, recent = self.buffer.generator, self.buffer.recent
             self.buffer = self._new_buffer(0)
-            self.buffer.generator = generator
+            self.buffer.generator, self.buffer.recent = generator, recent
+
+    def judge(self, clean: ReadAnswers) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the candidates did to answers that U gives on the clean pictures.
+
+        Args:
+            clean: U's readings of this micro-batch's clean rows, in their order.
+
+        Returns:
+            (how many were lost, how many there were to lose) by figure; empty where nothing was
+            drawn.
+        """
+        figures = {}
+        for name, wrong_BK in self._wrong_BK.items():
+            right_B1 = clean.right_B[: len(wrong_BK), None]
+            figures[name] = (right_B1 & wrong_BK).sum(), right_B1.sum() * wrong_BK.shape[1]
+        return figures
+
+    def replay(self) -> list[HardSample]:
+        """Hard samples for this micro-batch; none before the buffer is full enough."""
+        if self.ready:
+            self._replayed = self.buffer.sample(self.args.resolved_hard_batch_size)
+        return self._replayed
+
+    def write_back(self, hard: ReadAnswers, step: int) -> int:
+        """The losses of the replayed samples become their hardness; returns how many left.
+
+        The losses are those that U learns from, so LoRA's dropout is on in them: they cost no pass.
+        At the usual rate of .05 that is a small noise beside the differences between samples.
+
+        Args:
+            hard: U's readings of what ``replay`` gave, in its order.
+            step: training step.
+        """
+        if not self.args.buffer:
+            return 0  # nothing is kept
+        own_right_2B = torch.stack([hard.own_B, hard.right_B.to(hard.own_B)]).tolist()
+        learned = [bool(right) and self.args.drop_learned for right in own_right_2B[1]]
+        return self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
 
     @property
     def ready(self) -> bool:

@@ -19,6 +19,8 @@ PHASES = ("read", "encode", "challenge", "mine", "mix", "understand")
 NAMES = (
     "clean_ce",
     "hard_ce",
+    "clean_answer_ce",
+    "hard_answer_ce",
     "adversarial_ce",
     "generation_loss",
     "perturber_objective",
@@ -32,6 +34,8 @@ NAMES = (
     "acceptance_rate",
     "attack_success_rate",
     "buffer_size",
+    "replayed",
+    "learned_rate",
     "hardness_q25",
     "hardness_q50",
     "hardness_q75",

@@ -23,3 +23,14 @@ def average_over_ranks(accelerator: Accelerator, gradients: list[Tensor]) -> Non
     sizes = [gradient.numel() for gradient in gradients]
     for gradient, mean in zip(gradients, flat.split(sizes), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def gather_from_ranks(accelerator: Accelerator, values_E: Tensor) -> Tensor:
+    """The values of all processes, one after another; each may hold another number of them.
+
+    They are padded with NaN, so who takes them must leave out what is not finite.
+    """
+    if accelerator.num_processes == 1:
+        return values_E
+    padded_E = accelerator.pad_across_processes(values_E, pad_index=float("nan"))
+    return accelerator.gather(padded_E)

@@ -136,10 +136,12 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "clip_weight": _WEIGHT,
         "clip_floor": Number(low=-1, high=1),
         "hard_quantile": Number(low=0, high=1),
+        "hardness_window": _COUNT,
         "buffer": Switch(),
         "buffer_capacity": _COUNT,
         "buffer_min_size": _COUNT_OR_NONE,
         "buffer_per_source": _COUNT_OR_NONE,
+        "drop_learned": Switch(),
         "hard_batch_size": Whole(low=1, high=2**20, optional=True),
     },
     "Memory and speed": {

@@ -16,10 +16,10 @@ the run is plain supervised fine-tuning. Choices that the paper leaves open:
 2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
 3. Losses are divided by what the whole optimizer step holds (all micro-batches, all ranks), so
    1 x 8, 8 x 1 and two ranks of 4 are the same step. The hard mean is taken per micro-batch.
-4. An answer counts as right when its mean cross-entropy is below log 2: the true tokens then have
-   a geometric mean probability above 1/2, and a one-token answer is the argmax. The attack success
-   rate is the share of candidates read wrong among samples read right, and costs no extra pass;
-   the clean side of it is U's own training pass, so LoRA dropout is on there.
+4. U learns an answer with its end mark; the game judges it without (``game/answers.py`` says why,
+   and when an answer is right). The attack success rate is the share of candidates read wrong
+   among samples read right, and costs no extra pass; the clean side of it is U's own training
+   pass, so LoRA dropout is on there.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
+from unigame.game.answers import ReadAnswers
 from unigame.game.challenge import ChallengeResult, GameBatch
 from unigame.game.objectives import understanding_weights
 from unigame.training.batches import (
@@ -58,11 +59,9 @@ from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
-from unigame.training.ranks import average_over_ranks, sum_over_ranks
+from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
-
-RIGHT_BELOW = math.log(2)
 
 
 class UniGameTrainer(ResumableTrainer):
@@ -129,8 +128,7 @@ class UniGameTrainer(ResumableTrainer):
         self.code_cache = CodeCache() if args.cache_codes else None
         self.captions: MadeCaptions | None = None
         self.game: GameState | None = None
-        self._adversarial_ce_BK: Tensor | None = None
-        self._losses: list[Tensor] = []  # of the passes of one micro-batch
+        self._read: list[ReadAnswers] = []  # by the passes of one micro-batch
         if args.plays:
             self.game = GameState(
                 args,
@@ -138,6 +136,7 @@ class UniGameTrainer(ResumableTrainer):
                 device=args.device,
                 rank=args.process_index,
                 reduce=partial(average_over_ranks, self.accelerator),
+                gather=partial(gather_from_ranks, self.accelerator),
             )
         if args.draws and args.missing_captions == "model":
             self.captions = MadeCaptions(backbone, args.output_dir, args.process_index)
@@ -168,11 +167,9 @@ class UniGameTrainer(ResumableTrainer):
         inputs = self._encode(self._prepare_inputs(inputs))
         if self.game is not None:
             self.game.forget_candidates()
-            self._adversarial_ce_BK = None
             if self._challenge_is_due():
                 batch, result, counts = self._challenge(inputs)
-                if counts:
-                    self._mine(batch, result)
+                self._mine(batch, result, counts)
             inputs = self._mix(inputs)
         with self.timer.phase("understand"):
             loss = self._descend(model, inputs, num_items_in_batch)
@@ -210,17 +207,16 @@ class UniGameTrainer(ResumableTrainer):
         with self.timer.phase("challenge"), self.accelerator.autocast():
             result, norm = self.game.play(batch, counts=counts)
         if counts:
-            self._adversarial_ce_BK = result.ce_BK
             self._record_challenge(result, norm)
         return batch, result, counts
 
-    def _mine(self, batch: GameBatch, result: ChallengeResult) -> None:
+    def _mine(self, batch: GameBatch, result: ChallengeResult, counts: bool) -> None:
         """The candidates enter the buffer; they are neither drawn nor read again."""
         assert self.game is not None
         if (self.state.global_step // self.args.challenge_every) % self.args.mine_every:
             return
         with self.timer.phase("mine"):
-            report = self.game.mine(result, batch, self.state.global_step)
+            report = self.game.mine(result, batch, self.state.global_step, counts)
         self.meter.add("acceptance_rate", report.accepted, report.candidates)
 
     def _mix(self, inputs: Batch) -> Batch:
@@ -229,9 +225,10 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("buffer_size", len(self.game.buffer))
         for name, value in self.game.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
             self.meter.add(f"hardness_{name}", value)
-        if not self.game.ready:
+        samples = self.game.replay()
+        self.meter.add("replayed", len(samples))
+        if not samples:
             return inputs
-        samples = self.game.buffer.sample(self.args.resolved_hard_batch_size)
         with self.timer.phase("mix"), self.accelerator.autocast():
             return {**inputs, "hard": hard_batch(self.backbone, samples, self.args.perturb_space)}
 
@@ -240,7 +237,7 @@ class UniGameTrainer(ResumableTrainer):
         """The base Trainer's step on the mixed batch, in one pass or several: one gradient."""
         mixed = MixedRows.all_of(inputs)
         passes = mixed.split(self._num_passes())
-        self._losses = []
+        self._read = []
         loss = torch.zeros((), device=self.args.device)
         for number, rows in enumerate(passes, start=1):
             last = number == len(passes)
@@ -248,9 +245,9 @@ class UniGameTrainer(ResumableTrainer):
             with nullcontext() if last else self.accelerator.no_sync(model):
                 part = {**inputs, "rows": rows, "generates": last}
                 loss = loss + super().training_step(model, part, counts)
-        kept = zip(self._losses, passes, strict=True)
-        loss_B = torch.cat([part_B[: rows.count] for part_B, rows in kept])
-        self._record_understanding(loss_B, mixed.is_hard_B.to(loss_B.device), mixed.clean)
+        kept = zip(self._read, passes, strict=True)
+        read = ReadAnswers.joined([part[: rows.count] for part, rows in kept])
+        self._record_understanding(read, mixed.is_hard_B.to(read.loss_B.device), mixed.clean)
         return loss
 
     def _num_passes(self) -> int:
@@ -284,9 +281,10 @@ class UniGameTrainer(ResumableTrainer):
         rows = inputs.get("rows") or MixedRows.all_of(inputs)
         with self.accelerator.autocast():
             mixed = understanding_inputs(self.backbone, inputs, rows)
-        loss_B = model(loss="answer", **mixed).float()
+        losses = model(loss="answer", by_token=True, **mixed)
+        loss_B = losses.mean().float()
         if model.training:
-            self._losses.append(loss_B.detach())
+            self._read.append(ReadAnswers.of(losses))
         items_B = self._items(mixed["questions"], mixed["answers"])
         if counts is None:
             num_clean, num_hard, scale = items_B[~rows.is_hard_B].sum(), None, 1
@@ -400,17 +398,23 @@ class UniGameTrainer(ResumableTrainer):
             self.meter.add("perturber_grad_norm", norm)
             self.meter.add("perturber_learning_rate", self.game.optimizer.param_groups[0]["lr"])
 
-    def _record_understanding(self, loss_B: Tensor, is_hard_B: Tensor, rows: Rows) -> None:
+    def _record_understanding(self, read: ReadAnswers, is_hard_B: Tensor, rows: Rows) -> None:
+        """Of the mixed batch: ``*_ce`` is what U learns, ``*_answer_ce`` is without end marks."""
         if rows.count:
-            clean_B = loss_B[~is_hard_B]
-            self.meter.add_mean("clean_ce", clean_B)
-            if self._adversarial_ce_BK is not None:
-                wrong_BK = self._adversarial_ce_BK >= RIGHT_BELOW
-                right_B1 = (clean_B[: len(wrong_BK)] < RIGHT_BELOW)[:, None]
-                beaten = (right_B1 & wrong_BK).sum()
-                self.meter.add("attack_success_rate", beaten, right_B1.sum() * wrong_BK.shape[1])
-        if len(loss_B) > len(rows.index):
-            self.meter.add_mean("hard_ce", loss_B[is_hard_B])
+            clean = read[~is_hard_B]
+            self.meter.add_mean("clean_ce", clean.loss_B)
+            self.meter.add_mean("clean_answer_ce", clean.own_B)
+            figures = self.game.judge(clean) if self.game is not None else {}
+            for name, (lost, right) in figures.items():
+                self.meter.add(name, lost, right)
+        if len(read) > len(rows.index):
+            hard = read[is_hard_B]
+            self.meter.add_mean("hard_ce", hard.loss_B)
+            self.meter.add_mean("hard_answer_ce", hard.own_B)
+            assert self.game is not None
+            learned = self.game.write_back(hard, self.state.global_step)
+            if self.args.buffer:
+                self.meter.add("learned_rate", learned, len(hard))
 
     # ---- ranks, schedules ----------------------------------------------------------------------
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
