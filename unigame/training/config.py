@@ -53,6 +53,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "gradient_candidates": (1, float("inf"), True),
     "challenge_micro_batch": (1, float("inf"), True),
     "understanding_micro_batch": (1, float("inf"), True),
+    "max_skipped_share": (0.0, 1.0, True),
     "keep_tokens_mb": (0.0, float("inf"), True),
     "eps_max": (0.0, float("inf"), False),
     "eps_init": (0.0, float("inf"), False),
@@ -242,6 +243,11 @@ class UniGameConfig(TrainingArguments):
     )
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."
+    )
+    max_skipped_share: float = _setting(
+        0.5,
+        "Share of a source's rows that may be left out (missing pictures, no text) before a run is "
+        "refused; pictures that turn out damaged in training are warned of above it.",
     )
     remove_unused_columns: bool = _setting(False, "Records keep all their fields; must be False.")
     data_seed: int | None = _setting(None, "Seed of the order of the data. Default: seed.")

@@ -59,6 +59,7 @@ from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
 from unigame.training.ranks import average_over_ranks, sum_over_ranks
 from unigame.training.resumable import ResumableTrainer
+from unigame.training.skip_report import UnreadablePictures
 
 RIGHT_BELOW = math.log(2)
 
@@ -118,6 +119,8 @@ class UniGameTrainer(ResumableTrainer):
         # transformers before loss_is_scaled_for_ga decides by this alone.
         self.model_accepts_loss_kwargs = True
         self.backbone = backbone
+        self.unreadable = UnreadablePictures(args.max_skipped_share, args.process_index == 0)
+        self.add_callback(self.unreadable)
         self.meter = Meter(args.device)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
@@ -164,6 +167,7 @@ class UniGameTrainer(ResumableTrainer):
     def _encode(self, inputs: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
+        self.unreadable.count("data", len(inputs["questions"]), inputs.get("num_skipped", 0))
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         if self.args.generation_weight > 0:
@@ -337,6 +341,9 @@ class UniGameTrainer(ResumableTrainer):
         """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
+            self.unreadable.count(
+                "eval_data", len(inputs["questions"]), inputs.get("num_skipped", 0)
+            )
             answers = self._understanding_loss(model, inputs, None)
             self._evaluated.add("answers", answers, self._count_answers(inputs))
             loss = answers
