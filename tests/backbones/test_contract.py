@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,21 @@ def test_preprocess_shows_what_the_data_readers_would_show(backbone: Backbone, m
     else:
         given = Image.new(mode, shown.size)  # black, and wholly transparent
     assert torch.equal(backbone.preprocess([given]), backbone.preprocess([shown]))
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000)])
+def test_a_line_of_pixels_does_not_fill_the_memory(
+    backbone: Backbone, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resize = Image.Image.resize
+
+    def small_only(image: Image.Image, new: tuple[int, int], *args: Any, **rest: Any) -> Any:
+        assert new[0] * new[1] < 10**6, f"resized to {new}"
+        return resize(image, new, *args, **rest)
+
+    monkeypatch.setattr(Image.Image, "resize", small_only)
+    side = backbone.facts.image_size
+    assert backbone.preprocess([Image.new("RGB", size)]).shape == (1, 3, side, side)
 
 
 def exif_bytes(orientation: int) -> bytes:

@@ -72,8 +72,6 @@ def test_a_picture_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_no_picture_and_a_folder_are_named(tmp_path):
-    for path in (tmp_path / "no.png", tmp_path):
+    for path in (tmp_path / "no.png", tmp_path, tmp_path / "a\0b.png", tmp_path / ("n" * 300)):
         with pytest.raises(UserError, match="no picture at .*"):
             read_picture(path)
-    with pytest.raises(UserError, match="cannot read"):
-        read_picture(tmp_path / "a\0b.png")

@@ -11,6 +11,7 @@ from tests.data.files import (
     color_of,
     jpeg,
     png,
+    ten,
     write,
     write_json,
     write_jsonl,
@@ -18,6 +19,7 @@ from tests.data.files import (
 )
 from unigame.data import VQA, Captions
 from unigame.errors import UserError
+from unigame.evaluation.vqa_files import read_vqa_files
 
 
 def test_vqav2_official_files(tmp_path):
@@ -75,6 +77,24 @@ def test_vqav2_files_of_different_splits_are_refused(tmp_path):
     write_json(files["annotations"], annotations)
     with pytest.raises(UserError, match="question_id 900[01] has image_id 9, but 25"):
         VQA(**files)
+
+
+def test_vqav2_two_annotations_of_one_question_are_refused(tmp_path):
+    """Also in evaluation; the last one used to win."""
+    files = write_vqav2(tmp_path)
+    content = json.loads(files["annotations"].read_text())
+    again = dict(content["annotations"][0])
+    content["annotations"].append(again)
+    write_json(files["annotations"], content)
+    assert len(VQA(**files)) == 3  # said twice, and the same
+    assert len(read_vqa_files(tmp_path, "train")) == 3
+    again["answers"] = ten(["no"] * 10)
+    write_json(files["annotations"], content)
+    number = again["question_id"]
+    with pytest.raises(UserError, match=rf"annotations\[3\]: question_id {number} has other"):
+        VQA(**files)
+    with pytest.raises(UserError, match=f"two annotations of question {number}"):
+        read_vqa_files(tmp_path, "train")
 
 
 def test_vqav2_swapped_and_damaged_files(tmp_path):

@@ -175,3 +175,13 @@ def test_text_in_parquet_that_is_not_utf8_is_one_line(tmp_path):
         HFData(tmp_path / "test-00000-of-00001.parquet")
     with pytest.raises(UserError, match="not UTF-8"):
         list(evaluation_rows(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "n" * 5_000 + ".png", "\u2028/../x.png"])
+@pytest.mark.parametrize("verify", ["exists", "decode"])
+def test_a_name_that_no_file_can_have_is_a_missing_picture(tmp_path, name, verify):
+    write(tmp_path / "a.png", png())
+    rows = [{"image": image, "question": "Q?", "answer": "a"} for image in (name, "a.png")]
+    for reader in (VQA, HFData):
+        data = reader(write_json(tmp_path / "t.json", rows), verify=verify)
+        assert (len(data), data.skips.counts()) == (1, {"missing image": 1})

@@ -25,6 +25,7 @@ from unigame.backbones.pixels import PixelTwin, rgb_pictures
 from unigame.errors import UserError
 
 _LOBES = 3  # PIL's Lanczos
+_LONGEST = 50  # sides above this ratio are cropped before the resize
 
 
 class ChameleonPixels(PixelTwin):
@@ -64,7 +65,7 @@ class ChameleonPixels(PixelTwin):
     def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
         """PIL images of any size -> (B, 3, S, S) in [0, 1] on the CPU, by the processor's code."""
         pixels = self.image_processor(
-            images=rgb_pictures(images),
+            images=[_middle(image) for image in rgb_pictures(images)],
             do_normalize=False,
             rescale_factor=1 / 255,
             return_tensors="pt",
@@ -97,6 +98,19 @@ class ChameleonPixels(PixelTwin):
         """Decoder output in [-1, 1] -> images clamped to [0, 1], in float32 at least."""
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         return ((pixels + 1) / 2).clamp(0, 1)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is longer than any: the rest is cropped anyway, once resized.
+
+    A line of 20,000 x 1 px would first become one of 10 million x 512 px.
+    """
+    width, height = image.size
+    longest = _LONGEST * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def lanczos(length: int, new_length: int) -> Tensor:

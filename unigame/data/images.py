@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zlib
@@ -67,13 +68,18 @@ def read_file(path: str | Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        CorruptImage: There is no such file. Other failures of the file system (permissions, too
-            many open files) are not the picture's fault and stay ``OSError``.
+        CorruptImage: There is no such file, or no file can have that name. Other failures of the
+            file system (permissions, too many open files) are not the picture's fault and stay
+            ``OSError``.
     """
     try:
         return Path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise CorruptImage("", MISSING, f"no file {path}") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise CorruptImage("", MISSING, f"no file {str(path)!r:.300}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise CorruptImage("", MISSING, f"no file {str(path)!r:.300}") from error
 
 
 def decode_image(data: bytes) -> Image.Image:

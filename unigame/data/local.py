@@ -263,11 +263,16 @@ def _coco_names(asked: Any, image_pattern: str | None) -> str:
 
 def _annotations_by_question(annotations: str | Path) -> dict[int, dict[str, Any]]:
     path = existing_path(annotations, "annotations", folder=False)
-    items = _list_of(read_json(path), "annotations", path)
-    return {
-        _whole(item, "question_id", f"{path} annotations[{number}]"): item
-        for number, item in enumerate(items)
-    }
+    found: dict[int, dict[str, Any]] = {}
+    for number, item in enumerate(_list_of(read_json(path), "annotations", path)):
+        place = f"{path} annotations[{number}]"
+        question_id = _whole(item, "question_id", place)
+        if found.setdefault(question_id, item) != item:
+            raise UserError(
+                f"{place}: question_id {question_id} has other answers than before in the same "
+                "file; keep one of the two"
+            )
+    return found
 
 
 def _list_of(content: Any, key: str, path: Path) -> list[Any]:

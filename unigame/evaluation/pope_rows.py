@@ -7,7 +7,6 @@ with COCO's val2014 pictures beside them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data import SkipReport
+from unigame.data.text import parse_json
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource
 from unigame.evaluation.coco_pictures import CocoPictures
@@ -95,7 +95,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 row = None
             yield row if isinstance(row, dict) else MalformedRow("not a json object")

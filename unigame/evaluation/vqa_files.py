@@ -81,8 +81,14 @@ def _id_of(entry: Any) -> Any:
 
 
 def _annotated(path: Path) -> dict[Any, dict[str, Any]]:
-    entries = _list_in(path, "annotations")
-    return {_id_of(entry): entry for entry in entries if _id_of(entry) is not None}
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in _list_in(path, "annotations"):
+        id = _id_of(entry)
+        if id is not None and found.setdefault(id, entry) != entry:
+            raise UserError(
+                f"{path} has two annotations of question {id} that differ; keep one of them"
+            )
+    return found
 
 
 def _list_in(path: Path, key: str) -> list[Any]:

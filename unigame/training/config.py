@@ -221,6 +221,11 @@ class UniGameConfig(TrainingArguments):
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."
     )
+    max_skipped_share: float = _setting(
+        0.5,
+        "Share of a source's rows that may be left out (missing pictures, no text) before a run is "
+        "refused; pictures that turn out damaged in training are warned of above it.",
+    )
     remove_unused_columns: bool = _setting(False, "Records keep all their fields; must be False.")
     data_seed: int | None = _setting(None, "Seed of the order of the data. Default: seed.")
     report_to: None | str | list[str] = _setting("none", "Reporting integrations, off by default.")

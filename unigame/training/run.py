@@ -64,6 +64,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     """
     from unigame.backbones import load_backbone
     from unigame.data import build_dataset
+    from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
     args = recipe.training
@@ -71,6 +72,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
     # Data first: a wrong path should cost seconds, not the loading of a model.
     train_data = build_dataset(recipe.data, seed=args.seed)
     eval_data = build_dataset(recipe.eval_data, seed=args.seed) if recipe.eval_data else None
+    for data, block in ((train_data, "data"), (eval_data, "eval_data")):
+        report_skips(data, block, args.max_skipped_share, speaks=args.process_index == 0)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
         recipe.model,

@@ -242,6 +242,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "dataloader_in_order": Switch(),
         "remove_unused_columns": Switch(),
         "max_length": _COUNT_OR_NONE,
+        "max_skipped_share": Number(low=0, high=1),
         "train_sampling_strategy": Text(choices=("random", "sequential", "group_by_length")),
         "length_column_name": Text(),
         "average_tokens_across_devices": Switch(),

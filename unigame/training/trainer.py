@@ -62,6 +62,7 @@ from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
+from unigame.training.skip_report import UnreadablePictures
 
 
 class UniGameTrainer(ResumableTrainer):
@@ -123,6 +124,8 @@ class UniGameTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         self.backbone = backbone
         self.data_check = DataCheck(check, speaks=args.process_index == 0)
+        self.unreadable = UnreadablePictures(args.max_skipped_share, args.process_index == 0)
+        self.add_callback(self.unreadable)
         self.meter = Meter(args.device)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
@@ -185,6 +188,7 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
         self.meter.add("skipped_records", len(inputs.get("left_out", ())))
         self.data_check.found(inputs.get("left_out", ()))
+        self.unreadable.count("data", len(inputs["questions"]), inputs.get("num_skipped", 0))
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         if self.args.generation_weight > 0:
@@ -360,6 +364,9 @@ class UniGameTrainer(ResumableTrainer):
         with torch.no_grad():
             inputs = self._prepare_inputs(inputs)
             self.data_check.found(inputs.get("left_out", ()))
+            self.unreadable.count(
+                "eval_data", len(inputs["questions"]), inputs.get("num_skipped", 0)
+            )
             answers = self._understanding_loss(model, inputs, None)
             self._evaluated.add("answers", answers, self._count_answers(inputs))
             loss = answers
