@@ -244,7 +244,10 @@ def listing(root: Path, most: int = 12) -> str:
 
 
 def fingerprint(items: Iterable[Item]) -> str:
-    """SHA-256 over what the items ask and how they are scored; pictures are not read for it."""
+    """SHA-256 over what the items ask and how they are scored; pictures are not read for it.
+
+    What they show has a digest of its own in the record (``running.pictures_digest``).
+    """
     digest = hashlib.sha256()
     for line in _item_lines(items):
         digest.update(line.encode())

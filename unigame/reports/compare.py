@@ -233,6 +233,8 @@ def what_differs(ours: BenchmarkRecord, base: BenchmarkRecord) -> list[str]:
         sizes = [record.counts.get("items") for record in (ours, base)]
         limited = f" ({sizes[0]} and {sizes[1]} items)" if sizes[0] != sizes[1] else ""
         reasons.append(f"the data differ{limited}")
+    elif ours.pictures and base.pictures and ours.pictures != base.pictures:
+        reasons.append("the questions are the same, but pictures differ")
     for what, mine, theirs in (
         ("variant", ours.variant, base.variant),
         ("scorer", _without_address(ours.scorer), _without_address(base.scorer)),

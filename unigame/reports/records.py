@@ -34,6 +34,7 @@ class BenchmarkRecord:
         metrics: by name, the headline first.
         figures: the metrics' values with intervals, as they were written.
         warnings: one line each.
+        pictures: digest of what the items show; empty where none is shown, or it was not noted.
     """
 
     name: str
@@ -46,6 +47,7 @@ class BenchmarkRecord:
     metrics: Mapping[str, Metric]
     figures: Mapping[str, Estimate]
     warnings: Sequence[str] = ()
+    pictures: str = ""
 
     @property
     def headline(self) -> str:
@@ -155,6 +157,7 @@ def _benchmark(name: str, entry: Any, path: Path) -> BenchmarkRecord:
         metrics={key: from_json(key, metric, where) for key, metric in ordered},
         figures={key: parse_estimate(metric, f"{where}.{key}") for key, metric in ordered},
         warnings=[str(line) for line in entry.get("warnings") or ()],
+        pictures=str(entry.get("pictures") or ""),
         **parts,
     )
 
