@@ -22,12 +22,15 @@ from tests.evaluation.fakes import (
     prompts,
     questions,
 )
+from tests.evaluation.tables import write_parquet
+from unigame.commands.evaluate_console import Bars, print_record
 from unigame.errors import UserError
 from unigame.evaluation.asking import Drawing, cut, picture_name
-from unigame.evaluation.base import Item, Scored
+from unigame.evaluation.base import DataSource, Item, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
 from unigame.evaluation.harness import evaluate
 from unigame.evaluation.pictures import LazyCell
+from unigame.evaluation.pope import POPE
 from unigame.evaluation.running import asked
 from unigame.evaluation.source import picture
 from unigame.evaluation.store import JsonlStore
@@ -434,7 +437,7 @@ def test_a_picture_that_only_a_function_knows_has_a_digest(tmp_path):
 
 
 def test_predictions_that_do_not_say_what_they_saw_are_refused(tmp_path):
-    """As version 0.2 wrote them: their digest was of the words alone."""
+    """As earlier versions wrote them: their digest was of the words alone."""
     items = questions(3)
     run(FakeBackbone(), tmp_path, Quiz(items))
     file = tmp_path / "quiz" / "predictions.jsonl"
@@ -464,3 +467,45 @@ def test_a_prediction_without_its_parts_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(UserError, match=r"no whole prediction for item 'q0'"):
         run(FakeBackbone(), tmp_path, Quiz(questions(2)))
+
+
+# ---- replies that no rule reads ------------------------------------------------------------------
+
+
+class Mumbling(Quiz):
+    """A quiz of which some replies cannot be read."""
+
+    unreadable = 0
+
+    def score(self, items, predictions, folder) -> Scored:
+        scored = super().score(items, predictions, folder)
+        scored.unparsed = [item.id for item in items[: self.unreadable]]
+        return scored
+
+
+@pytest.mark.parametrize(("unreadable", "warned"), [(0, False), (2, False), (3, True), (20, True)])
+def test_above_a_tenth_unparsed_is_a_warning_in_record_and_table(
+    tmp_path, monkeypatch, capsys, unreadable, warned
+):
+    monkeypatch.setattr(Mumbling, "unreadable", unreadable)
+    record = run(FakeBackbone(), tmp_path, Mumbling(questions(20)))
+    with Bars({"quiz": "Quiz"}) as bars:
+        bars.end("quiz", record["benchmarks"]["quiz"])
+    print_record(record, ["quiz"])
+    shown, warnings = capsys.readouterr(), record["benchmarks"]["quiz"]["warnings"]
+    for text in (shown.out, shown.err, "\n".join(warnings)):
+        assert (f"{unreadable} of 20" in text or f"{unreadable} (" in text) == warned
+    assert f"{unreadable} of 20 replies are unparsed" in shown.out or not warned
+    assert len(warnings) == warned
+
+
+def test_replies_that_pope_cannot_read_are_a_warning(tmp_path):
+    """The fake model answers with a colour."""
+    rows = [
+        {"question_id": i, "question": "Dog?", "answer": "no", "category": "popular",
+         "image": {"bytes": png((250, 0, 0)), "path": None}} for i in range(12)
+    ]  # fmt: skip
+    write_parquet(tmp_path / "test.parquet", rows)
+    source = {"pope": DataSource(root=tmp_path)}
+    record = evaluate(FakeBackbone(), [POPE()], sources=source, output=tmp_path / "out")
+    assert record["benchmarks"]["pope"]["warnings"][0].startswith("12 of 12 replies are unparsed")

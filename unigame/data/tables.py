@@ -60,6 +60,8 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid json ({error}); was its download cut short?"
         ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be data; is it the right file?") from None
 
 
 def read_table(path: Path, headerless: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:

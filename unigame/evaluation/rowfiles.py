@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -131,19 +132,22 @@ def _tsv_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _jsonl(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        for line in file.read_bytes().splitlines():
-            if line.strip():
-                rows.append(_json_row(line))
-    return rows
+def json_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a json list, or of one object a line: the file's content tells which, not its name.
+
+    Raises:
+        UserError: a list that is damaged or not UTF-8. A damaged line costs only itself.
+    """
+    raw = path.read_bytes()
+    if raw.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return [_row(row) for row in tables.read_json(path)]
+    return [_json_row(line) for line in raw.splitlines() if line.strip()]
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError:  # also JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError):  # also JSONDecodeError and UnicodeDecodeError
         return MalformedRow("not valid json")
     return _row(row)
 
@@ -152,15 +156,23 @@ def _row(row: Any) -> dict[str, Any]:
     return row if isinstance(row, dict) else MalformedRow("row is not an object")
 
 
+def _jsonl(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
+    return [row for file in files for row in json_rows(file)]
+
+
 def _json(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for file in files:
+    return [row for file in files for row in _listed(file)]
+
+
+def _listed(file: Path) -> list[dict[str, Any]]:
+    rows = json_rows(file)
+    # One object a line, each whole, is as good as a list; an object over many lines is not.
+    if not rows or isinstance(rows[0], MalformedRow) or len(rows) == 1:
         content = tables.read_json(file)
         if not isinstance(content, list):
             raise UserError(
                 f"{file} holds a {type(content).__name__}, but a list of rows is needed"
             )
-        rows += map(_row, content)
     return rows
 
 

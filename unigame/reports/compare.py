@@ -14,7 +14,7 @@ from typing import Any
 from unigame.errors import UserError
 from unigame.reports.combined import Part, combined_difference
 from unigame.reports.metrics import Difference, Metric, difference
-from unigame.reports.records import BenchmarkRecord, Record
+from unigame.reports.records import BenchmarkRecord, Record, unparsed_warning
 from unigame.reports.results import Estimate, MetricInfo, parse_estimate
 
 MIN_CLUSTERS = 10
@@ -364,5 +364,6 @@ def _counted(records: Sequence[Record], labels: Sequence[str]) -> Iterator[str]:
                 if counted:
                     reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
                     yield f"{benchmark.title}, {label}: {kind}: {reasons}."
-            for warning in benchmark.warnings:
+            unparsed = unparsed_warning(benchmark.counts)
+            for warning in dict.fromkeys([*filter(None, [unparsed]), *benchmark.warnings]):
                 yield f"{benchmark.title}, {label}: {warning}"
