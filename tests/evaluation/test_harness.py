@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.data.files import png
 from tests.evaluation.fakes import (
@@ -19,11 +22,16 @@ from tests.evaluation.fakes import (
     prompts,
     questions,
 )
+from tests.evaluation.tables import write_parquet
+from unigame.commands.evaluate_console import Bars, print_record
 from unigame.errors import UserError
 from unigame.evaluation.asking import Drawing, cut, picture_name
-from unigame.evaluation.base import Item, Scored
+from unigame.evaluation.base import DataSource, Item, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
 from unigame.evaluation.harness import evaluate
+from unigame.evaluation.pictures import LazyCell
+from unigame.evaluation.pope import POPE
+from unigame.evaluation.running import asked
 from unigame.evaluation.source import picture
 from unigame.evaluation.store import JsonlStore
 
@@ -365,3 +373,139 @@ def test_a_line_that_a_kill_cut_off_is_asked_again(tmp_path):
     backbone = FakeBackbone()
     run(backbone, tmp_path, Quiz(questions(4)))
     assert len(backbone.asked) == 1 and len(texts(tmp_path)) == 4
+
+
+# ---- an answer belongs to its picture ------------------------------------------------------------
+
+
+def shown_as(cell: Any, root: Path | None = None) -> list[Item]:
+    return [
+        Item("one", "what colour", pictures=(picture(cell, root),)),
+        Item("two", "what colour, too", pictures=(picture(png((0, 0, 250))),)),
+    ]
+
+
+def cells(folder: Path, colour: tuple[int, int, int]) -> dict[str, Any]:
+    """A picture of one colour in every form in which a cell may hold it."""
+    data = png(colour)
+    (folder / "1.png").write_bytes(data)
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    loaded = LazyCell(lambda: {"bytes": data, "path": None})
+    return {"path": "1.png", "bytes": data, "lazy": loaded, "image": image,
+            "base64": base64.b64encode(data).decode()}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "lazy", "image", "base64"])
+def test_a_picture_that_was_repaired_is_asked_about_again(tmp_path, form):
+    run(
+        FakeBackbone(),
+        tmp_path / "out",
+        Quiz(shown_as(cells(tmp_path, (250, 0, 0))[form], tmp_path)),
+    )
+    assert texts(tmp_path / "out")["one"] == "red what colour"
+    repaired = Quiz(shown_as(cells(tmp_path, (0, 250, 0))[form], tmp_path))
+    backbone = FakeBackbone()
+    record = run(backbone, tmp_path / "out", repaired)
+    assert texts(tmp_path / "out")["one"] == "green what colour"
+    assert backbone.asked == ["what colour"], "the other picture is the same"
+    entry = record["benchmarks"]["quiz"]
+    assert any("1 items had changed" in line for line in entry["warnings"])
+    again = run(FakeBackbone(stop_after=0), tmp_path / "out", repaired)["benchmarks"]["quiz"]
+    assert again["warnings"] == [] and again["pictures"] == entry["pictures"]
+
+
+def test_the_same_picture_in_another_place_is_not_asked_about_again(tmp_path):
+    first = cells(tmp_path, (250, 0, 0))
+    run(FakeBackbone(), tmp_path / "out", Quiz(shown_as(first["path"], tmp_path)))
+    run(FakeBackbone(stop_after=0), tmp_path / "out", Quiz(shown_as(first["bytes"])))
+
+
+def test_a_picture_that_is_lost_takes_its_answer_with_it(tmp_path):
+    item = shown_as(cells(tmp_path, (250, 0, 0))["path"], tmp_path)
+    run(FakeBackbone(), tmp_path / "out", Quiz(item))
+    (tmp_path / "1.png").unlink()
+    counts = run(FakeBackbone(), tmp_path / "out", Quiz(item))["benchmarks"]["quiz"]["counts"]
+    assert counts["scored"] == 1 and counts["skipped"]["missing image"] == 1
+
+
+def test_a_picture_that_only_a_function_knows_has_a_digest(tmp_path):
+    def item(colour: str) -> Item:
+        return Item("1", "describe", pictures=(lambda: Image.new("RGB", (4, 4), colour),))
+
+    assert asked(item("red")) == asked(item("red")) != asked(item("blue"))
+
+
+def test_predictions_that_do_not_say_what_they_saw_are_refused(tmp_path):
+    """As earlier versions wrote them: their digest was of the words alone."""
+    items = questions(3)
+    run(FakeBackbone(), tmp_path, Quiz(items))
+    file = tmp_path / "quiz" / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["asked"] = row.pop("request")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    backbone = FakeBackbone()
+    with pytest.raises(UserError, match=r"earlier version.*'q0'.*give another --output"):
+        run(backbone, tmp_path, Quiz(items))
+    assert not backbone.rows
+
+
+def test_old_drawings_from_words_alone_are_still_good(tmp_path):
+    run(FakeBackbone(), tmp_path, Easel(prompts(3)))
+    file = tmp_path / "easel" / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(row.pop("request") == row["asked"] for row in rows)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(FakeBackbone(stop_after=0), tmp_path, Easel(prompts(3)))
+
+
+@pytest.mark.parametrize("line", ['{"id": "q0"}', '{"id": "q0", "text": "x", "asked": "y"}'])
+def test_a_prediction_without_its_parts_is_named(tmp_path, line):
+    run(FakeBackbone(), tmp_path, Quiz(questions(2)))
+    with (tmp_path / "quiz" / "predictions.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"no whole prediction for item 'q0'"):
+        run(FakeBackbone(), tmp_path, Quiz(questions(2)))
+
+
+# ---- replies that no rule reads ------------------------------------------------------------------
+
+
+class Mumbling(Quiz):
+    """A quiz of which some replies cannot be read."""
+
+    unreadable = 0
+
+    def score(self, items, predictions, folder) -> Scored:
+        scored = super().score(items, predictions, folder)
+        scored.unparsed = [item.id for item in items[: self.unreadable]]
+        return scored
+
+
+@pytest.mark.parametrize(("unreadable", "warned"), [(0, False), (2, False), (3, True), (20, True)])
+def test_above_a_tenth_unparsed_is_a_warning_in_record_and_table(
+    tmp_path, monkeypatch, capsys, unreadable, warned
+):
+    monkeypatch.setattr(Mumbling, "unreadable", unreadable)
+    record = run(FakeBackbone(), tmp_path, Mumbling(questions(20)))
+    with Bars({"quiz": "Quiz"}) as bars:
+        bars.end("quiz", record["benchmarks"]["quiz"])
+    print_record(record, ["quiz"])
+    shown, warnings = capsys.readouterr(), record["benchmarks"]["quiz"]["warnings"]
+    for text in (shown.out, shown.err, "\n".join(warnings)):
+        assert (f"{unreadable} of 20" in text or f"{unreadable} (" in text) == warned
+    assert f"{unreadable} of 20 replies are unparsed" in shown.out or not warned
+    assert len(warnings) == warned
+
+
+def test_replies_that_pope_cannot_read_are_a_warning(tmp_path):
+    """The fake model answers with a colour."""
+    rows = [
+        {"question_id": i, "question": "Dog?", "answer": "no", "category": "popular",
+         "image": {"bytes": png((250, 0, 0)), "path": None}} for i in range(12)
+    ]  # fmt: skip
+    write_parquet(tmp_path / "test.parquet", rows)
+    source = {"pope": DataSource(root=tmp_path)}
+    record = evaluate(FakeBackbone(), [POPE()], sources=source, output=tmp_path / "out")
+    assert record["benchmarks"]["pope"]["warnings"][0].startswith("12 of 12 replies are unparsed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 
 import pytest
@@ -166,6 +167,32 @@ def test_original_files(tmp_path, place):
         loaded.items, say(loaded.items, lambda item: item.reference["answer"]), tmp_path
     )
     assert figures(scored)["f1"] == 100.0
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8, b"\n\n "])
+def test_original_files_may_be_lists(tmp_path, suffix, indent, start):
+    rows = [
+        {"question_id": i, "image": "COCO_val2014_000000000001.jpg", "text": "Dog?", "label": "no"}
+        for i in (1, 2)
+    ]
+    listed = json.dumps([*rows, 7], indent=indent).encode()
+    (tmp_path / f"coco_pope_popular.{suffix}").write_bytes(start + listed)
+    (tmp_path / "val2014").mkdir()
+    Image.new("RGB", (5, 4)).save(tmp_path / "val2014" / "COCO_val2014_000000000001.jpg")
+    loaded = POPE().load(DataSource(root=tmp_path))
+    assert [item.id for item in loaded.items] == ["popular/1", "popular/2"]
+    assert loaded.skips.counts() == {"not a json object": 1}
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, "[{}", '[{"text": "\\ud800"}'])
+def test_an_original_list_that_is_damaged_is_one_line(tmp_path, content):
+    (tmp_path / "coco_pope_popular.json").write_text(content)
+    Image.new("RGB", (5, 4)).save(tmp_path / "COCO_val2014_000000000001.jpg")
+    with pytest.raises(UserError, match="coco_pope_popular.json") as caught:
+        POPE().load(DataSource(root=tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_another_layout(tmp_path):

@@ -26,6 +26,7 @@ from unigame.evaluation.source import (
     read_json,
     read_rows,
 )
+from unigame.evaluation.vqav2 import VQAv2
 
 
 def table(count: int = 3) -> datasets.Dataset:
@@ -324,3 +325,41 @@ def test_the_fingerprint_sees_every_part_that_matters():
         [Item("2", "p"), Item("1", "p")]
     )
     assert json.dumps(first) and len(first) == 64 and module.__all__
+
+
+# ---- files that no one means ---------------------------------------------------------------------
+
+DEEP = "[" * 200_000
+ROW = {"question_id": 1, "question": "?", "answers": ["a"], "image": "1.jpg"}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_a_list_and_lines_are_read_under_either_name(tmp_path, name, form):
+    rows = [ROW, {**ROW, "question_id": 2}]
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(json.dumps(rows, indent=1) if form == "list" else lines)
+    assert [item.id for item in VQAv2().load(DataSource(root=tmp_path)).items] == ["1", "2"]
+
+
+def test_a_line_that_is_deep_or_no_text_costs_only_itself(tmp_path):
+    broken = [
+        DEEP.encode(),
+        b'{"question_id": 2, "question": "\xff"}',
+        json.dumps({**ROW, "question_id": 3, "question": "half \ud800"}).encode(),
+        json.dumps({**ROW, "question_id": 4, "answers": ["\udfff"]}).encode(),
+        json.dumps({**ROW, "question_id": "\ud800"}).encode(),
+    ]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([json.dumps(ROW).encode(), *broken]))
+    loaded = VQAv2().load(DataSource(root=tmp_path))
+    assert [item.id for item in loaded.items] == ["1"]
+    assert loaded.skips.counts() == {"not valid json": 5}
+
+
+@pytest.mark.parametrize("content", [DEEP, '{"questions": ' * 100_000, "\udcff", '[{"a": 1}'])
+@pytest.mark.parametrize("name", ["rows.json", "v2_OpenEnded_mscoco_val2014_questions.json"])
+def test_a_json_file_that_is_deep_or_no_text_is_one_line(tmp_path, content, name):
+    (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match=name) as caught:
+        VQAv2().load(DataSource(root=tmp_path))
+    assert "\n" not in str(caught.value)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.evaluation.fakes import FakeBackbone
 from tests.evaluation.tables import jpeg, write_parquet
 from unigame.data import CorruptImage
 from unigame.errors import UserError
 from unigame.evaluation.advqa import AdVQA
 from unigame.evaluation.base import DataSource, Prediction
+from unigame.evaluation.harness import evaluate
 from unigame.evaluation.vqav2 import VQAv2
 from unigame.reports.metrics import estimate, value_of
 
@@ -167,6 +169,58 @@ def test_splits_without_answers_are_for_the_server(tmp_path):
         {"question_id": 1, "answer": "two"},
         {"question_id": 2, "answer": "r\u00e4d"},
     ]
+
+
+def submitted(scored):
+    rows = json.loads(Path(scored.details["submission"]).read_text(encoding="utf-8"))
+    return {row["question_id"]: row["answer"] for row in rows}
+
+
+def test_a_submission_has_a_line_for_every_question(tmp_path):
+    """Also where the picture is missing or damaged, the question is none, or nothing was said."""
+    rows = [
+        row(1),
+        row(2, image=None),
+        row(3, image={"bytes": b"no picture", "path": None}),
+        row(4, question=None),
+        row(5),
+    ]
+    write_parquet(tmp_path / "testdev-00000-of-00001.parquet", rows)
+    benchmark = VQAv2(parser="submission")
+    loaded = benchmark.load(DataSource(root=tmp_path, split="testdev"))
+    record = evaluate(
+        FakeBackbone(),
+        [benchmark],
+        sources={"vqav2": DataSource(root=tmp_path, split="testdev")},
+        output=tmp_path / "out",
+    )
+    entry = record["benchmarks"]["vqav2"]
+    written = json.loads((tmp_path / "out" / "vqav2" / "submission.json").read_text())
+    answers_by_id = {line["question_id"]: line["answer"] for line in written}
+    assert list(answers_by_id) == [1, 2, 3, 4, 5]
+    assert [id for id, answer in answers_by_id.items() if answer] == [1, 5]
+    assert entry["counts"]["skipped"] == {"missing image": 2, "corrupt image": 1}
+    assert any("3 of 5 questions have an empty answer" in line for line in entry["warnings"])
+    scored = benchmark.score(loaded.items, {"1": Prediction("1", "two")}, tmp_path)
+    assert submitted(scored) == {1: "two", 2: "", 3: "", 4: "", 5: ""}
+
+
+def test_a_submission_keeps_an_id_that_is_no_number(tmp_path):
+    write_parquet(tmp_path / "testdev.parquet", [row(1, question_id="q-1")])
+    benchmark = VQAv2(parser="submission")
+    items = benchmark.load(DataSource(root=tmp_path, split="testdev")).items
+    assert submitted(benchmark.score(items, {"q-1": Prediction("q-1", "a")}, tmp_path)) == {
+        "q-1": "a"
+    }
+
+
+def test_a_submission_without_any_picture_or_reply_is_none(tmp_path):
+    write_parquet(tmp_path / "testdev.parquet", [row(1, image=None), row(2, image=None)])
+    benchmark = VQAv2(parser="submission")
+    with pytest.raises(UserError, match="no question has a picture"):
+        benchmark.load(DataSource(root=tmp_path, split="testdev"))
+    with pytest.raises(UserError, match="nothing to submit"):
+        benchmark.score([], {}, tmp_path)
 
 
 # ---- VQA's own json ------------------------------------------------------------------------------

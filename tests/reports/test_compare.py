@@ -108,6 +108,19 @@ def test_local_and_hub_data_with_the_same_content_are_the_same_data(compared):
     assert only_cells(comparison)[1].gap is not None
 
 
+def test_the_same_questions_about_other_pictures_get_no_difference(compared):
+    comparison, _ = compared(base=pope(0.4, pictures="aa"), other=pope(0.7, pictures="bb"))
+    assert only_cells(comparison)[1].gap is None and "pictures differ" in comparison.notes[0]
+    comparison, _ = compared(old=pope(0.4), new=pope(0.7, pictures="bb"))
+    assert only_cells(comparison)[1].gap is not None, "an earlier version noted none"
+
+
+def test_unparsed_replies_of_an_older_record_are_noted(compared):
+    counts = {"items": 60, "scored": 60, "unparsed": 36, "skipped": {}, "unscored": {}}
+    comparison, _ = compared(base=pope(0.4), other=pope(0.4, counts=counts))
+    assert any("POPE, other: 36 of 60 replies are unparsed" in note for note in comparison.notes)
+
+
 def test_a_handful_of_pictures_shows_no_difference(compared):
     few = [{"pope": benchmark("pope", mean_metric([v] * 18))} for v in (0, 1)]
     comparison, _ = compared(base=few[0], other=few[1])

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unigame.commands.console import make_console
+from unigame.reports.records import unparsed_warning
 
 _MOST_ROWS = 6
 _TEXT = ("benchmark", "metric")
@@ -86,10 +87,11 @@ class Bars:
 
 
 def _headline(entry: Mapping[str, Any]) -> str:
-    metric = next(iter(entry["metrics"].values()), None)
+    metric, counts = next(iter(entry["metrics"].values()), None), entry.get("counts", {})
     if metric is None:  # answers for a server to judge, or a judge that never answered
         return "nothing scored here"
-    return f"{metric['label']} {_figure(metric)}"
+    line = f"{metric['label']} {_figure(metric)}"
+    return f"{line}, {_unparsed(counts)} unparsed" if unparsed_warning(counts) else line
 
 
 def print_record(
@@ -101,8 +103,10 @@ def print_record(
     console.print(_figures(entries, record["summary"], console))
     console.print(_counts(entries, console))
     for entry in entries.values():
-        for line in _notes(entry):
+        for line in _left_out(entry):
             console.print(Text(f"{entry['title']}: {line}", style="dim"))
+        for line in entry["warnings"]:
+            console.print(Text(f"{entry['title']}: {line}", style="yellow"))
 
 
 def _table(console: Console, *headings: str) -> Table:
@@ -136,9 +140,17 @@ def _counts(entries: Mapping[str, Any], console: Console) -> Table:
     for entry in entries.values():
         counts = entry["counts"]
         sums = [sum(counts[kind].values()) for kind in ("skipped", "unscored")]
-        numbers = [counts["items"], counts["scored"], counts["unparsed"], *sums]
-        table.add_row(entry["title"], *map(str, numbers))
+        row = [str(number) for number in (counts["items"], counts["scored"], *sums)]
+        row.insert(2, _unparsed(counts))
+        table.add_row(entry["title"], *row)
     return table
+
+
+def _unparsed(counts: Mapping[str, Any]) -> str:
+    """The number, with its share and a mark where it spoils the figures."""
+    if not unparsed_warning(counts):
+        return str(counts["unparsed"])
+    return f"{counts['unparsed']} ({counts['unparsed'] / max(counts['scored'], 1):.0%}) !"
 
 
 def _digits(metric: Mapping[str, Any]) -> int:
@@ -154,8 +166,8 @@ def _interval(metric: Mapping[str, Any]) -> str:
     return f"{metric['low']:.{digits}f} to {metric['high']:.{digits}f}"
 
 
-def _notes(entry: Mapping[str, Any]) -> list[str]:
-    """Why items were left out, and what the scorer warns of."""
+def _left_out(entry: Mapping[str, Any]) -> list[str]:
+    """Why items and pictures were left out."""
     lines = [
         f"{kind}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         for kind, reasons in (
@@ -166,4 +178,4 @@ def _notes(entry: Mapping[str, Any]) -> list[str]:
     ]
     if dropped := entry["details"].get("images_dropped"):
         lines.append(f"{dropped} further pictures of questions were not shown (see --max-images)")
-    return [*lines, *entry["warnings"]]
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid json ({error}); was its download cut short?"
         ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be data; is it the right file?") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +114,24 @@ def scan_table(
     suffix = kind or path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
         raise UserError(f"{path}: unknown kind of file {suffix!r}; use {', '.join(TABLE_SUFFIXES)}")
-    if suffix == ".json":
-        return _json_rows(path)
-    if suffix == ".jsonl":
-        return _jsonl_rows(path)
+    if suffix in (".json", ".jsonl"):
+        return _json_rows(path) if _is_whole_json(path, suffix) else _jsonl_rows(path)
     return _csv_rows(path, "\t" if suffix == ".tsv" else ",", headerless)
+
+
+def _is_whole_json(path: Path, suffix: str) -> bool:
+    """One json value, rather than one object a line: the content says which, not the name."""
+    with path.open("rb") as file:
+        lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in file)
+        first = next((line for line in lines if line), b"")
+        if first.startswith(b"["):
+            return True
+        if suffix == ".jsonl":
+            return False
+        try:
+            return not isinstance(parse_json(first), dict) or next(filter(None, lines), b"") == b""
+        except (ValueError, RecursionError):
+            return True
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:

@@ -19,6 +19,7 @@ from unigame.data import CorruptImage
 from unigame.data.images import decode_image, read_file
 from unigame.evaluation.base import Item, Prediction
 from unigame.evaluation.encoders import Encoder
+from unigame.evaluation.pictures import content_key
 from unigame.evaluation.pretrained import Loadable
 from unigame.evaluation.store import JsonlStore
 from unigame.reports.metrics import Metric, Unit
@@ -152,7 +153,8 @@ def cosine(first_ND: NDArray[np.float64], second_ND: NDArray[np.float64]) -> NDA
 
 def _of(encoder: Encoder, pair: Pair) -> list[str]:
     """What a cosine depends on: weights, reference and drawn picture."""
-    return [encoder.name, str(pair.item.reference.get("sha256", "")), pair.digest]
+    reference = pair.item.reference.get("sha256") or content_key(pair.item.pictures[0])[:16]
+    return [encoder.name, str(reference), pair.digest]
 
 
 def _decoded(

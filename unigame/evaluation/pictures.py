@@ -62,7 +62,7 @@ class StoredPicture:
         content = self._content()
         if isinstance(content, bytes):
             return hashlib.sha256(content).hexdigest()
-        return f"object {id(content)}"
+        return _pixels_key(content)
 
     def _content(self) -> bytes | Image.Image:
         cell = self.cell.load() if isinstance(self.cell, LazyCell) else self.cell
@@ -76,6 +76,20 @@ class StoredPicture:
         if isinstance(cell, str) and cell.strip():
             return _bytes_of(cell.strip(), self.root)
         raise CorruptImage("", MISSING, "empty image cell")
+
+
+def content_key(shown: Callable[[], Image.Image]) -> str:
+    """A digest of what a picture shows; of one that cannot be read, why not."""
+    try:
+        return shown.key() if isinstance(shown, StoredPicture) else _pixels_key(shown())
+    except CorruptImage as error:
+        return error.reason
+
+
+def _pixels_key(image: Image.Image) -> str:
+    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def picture(cell: Any, root: Path | None = None) -> StoredPicture:

@@ -1,8 +1,8 @@
 """POPE's layouts, read into rows with the columns of ``lmms-lab/POPE``.
 
 On the Hub, or as local parquet: config ``default`` (one split ``test``, the subset in ``category``)
-or ``Full`` (a split per subset). Or the original ``coco_pope_{subset}.json``, one object a line,
-with COCO's val2014 pictures beside them.
+or ``Full`` (a split per subset). Or the original ``coco_pope_{subset}.json``, one object a line or
+a list of them, with COCO's val2014 pictures beside them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data import SkipReport
-from unigame.data.text import parse_json
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource
 from unigame.evaluation.coco_pictures import CocoPictures
-from unigame.evaluation.rowfiles import MalformedRow
+from unigame.evaluation.rowfiles import MalformedRow, table_rows
 from unigame.evaluation.source import BadRow, Rows, field, read_rows
 
 SUBSETS = ("adversarial", "popular", "random")
@@ -82,7 +81,7 @@ def _original(root: Path, files: Mapping[str, Path]) -> Rows:
     pictures = CocoPictures(root)
     rows: list[dict[str, Any]] = []
     for subset, path in files.items():
-        for row in _lines(path):
+        for row in _rows(path):
             name = row.get("image")
             columns = {"question": row.get("text"), "answer": row.get("label")}
             place = {"image": pictures.by_name(name), "image_source": name, "category": subset}
@@ -90,15 +89,10 @@ def _original(root: Path, files: Mapping[str, Path]) -> Rows:
     return Rows(rows, DatasetInfo(root.name, split="+".join(files)), root)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """One object a line, whatever the file is called."""
-    for line in path.read_bytes().splitlines():
-        if line.strip():
-            try:
-                row = parse_json(line)
-            except ValueError:
-                row = None
-            yield row if isinstance(row, dict) else MalformedRow("not a json object")
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """One object a line, or a list of them, whatever the file is called."""
+    for row in table_rows(path, ".jsonl"):
+        yield MalformedRow("not a json object") if isinstance(row, MalformedRow) else row
 
 
 def by_subset(

@@ -23,7 +23,7 @@ from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
 from unigame.reports.metrics import to_json
-from unigame.reports.records import FORMAT
+from unigame.reports.records import FORMAT, unparsed_warning
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _CHUNK = 1 << 22
@@ -112,6 +112,13 @@ def benchmark_entry(
     skipped = Counter(loaded.skips.counts()) + Counter(errors.values())
     # A scorer may list an item without its picture as unscored too: it counts once, as skipped.
     unscored = {id: why for id, why in scored.unscored.items() if id not in errors}
+    counts = {
+        "items": len(loaded.items),
+        "scored": len(loaded.items) - len(errors) - len(unscored),
+        "unparsed": len(scored.unparsed),
+        "skipped": dict(skipped.most_common()),
+        "unscored": dict(Counter(unscored.values()).most_common()),
+    }
     return {
         "title": benchmark.title,
         "group": benchmark.group,
@@ -120,14 +127,8 @@ def benchmark_entry(
         "variant": benchmark.variant(),
         "scorer": scored.scorer,
         "generation": dict(generation),
-        "counts": {
-            "items": len(loaded.items),
-            "scored": len(loaded.items) - len(errors) - len(unscored),
-            "unparsed": len(scored.unparsed),
-            "skipped": dict(skipped.most_common()),
-            "unscored": dict(Counter(unscored.values()).most_common()),
-        },
-        "warnings": list(scored.warnings),
+        "counts": counts,
+        "warnings": [*filter(None, [unparsed_warning(counts)]), *scored.warnings],
         "details": {**details, **scored.details},
         "seconds": round(seconds, 3),
         "metrics": {

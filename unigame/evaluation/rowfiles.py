@@ -102,13 +102,22 @@ def _saved(folder: Path, split: str) -> Sequence[dict[str, Any]]:
     return TableRows(saved)
 
 
-def _table(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
-    """Rows of a tsv, csv, jsonl or json list, by the one reader that training has, too."""
+def table_rows(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a tsv, csv, jsonl or json list, by the one reader that training has, too.
+
+    A damaged row is a ``MalformedRow`` in its place. ``kind`` is a suffix to read it by.
+
+    Raises:
+        UserError: a file that is malformed as a whole.
+    """
     return [
         MalformedRow(row.kind) if isinstance(row, tables.BadLine) else row
-        for file in files
-        for _, row in tables.scan_table(file)
+        for _, row in tables.scan_table(path, kind=kind)
     ]
+
+
+def _table(files: list[Path], split: str) -> Sequence[dict[str, Any]]:
+    return [row for file in files for row in table_rows(file)]
 
 
 _READERS = {

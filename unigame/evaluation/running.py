@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,12 @@ from unigame.evaluation import record as records
 from unigame.evaluation.asking import Asker, Drawing
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size
+from unigame.evaluation.pictures import content_key
 from unigame.evaluation.store import JsonlStore
 
 PREDICTIONS = "predictions.jsonl"
 PICTURES = "pictures"
+_ROW = {"text", "pictures", "error", "asked"}
 
 
 class Progress(Protocol):
@@ -85,6 +87,8 @@ class Run:
         self.drawing, self.max_images = drawing, max_images
         self.name = job.benchmark.name
         self.store = JsonlStore(folder / PREDICTIONS)
+        self.changed: set[str] = set()
+        """Items whose picture is another one than that which their prediction is about."""
 
     # ---- what was asked, and what is still to ask ----------------------------------------------
     def check(self) -> None:
@@ -96,11 +100,33 @@ class Run:
         hint = "give another --output, or delete that folder to start this benchmark again"
         records.check_run(self.folder, self.settings(), hint)
         for item in self.loaded.items:
-            if item.id in self.store and self.store[item.id].get("asked") != asked(item):
-                raise UserError(
-                    f"{self.folder} holds a prediction for another item {item.id!r}: the data have "
-                    f"changed since; {hint}"
-                )
+            if item.id in self.store:
+                self._check_row(item, self.store[item.id], hint)
+
+    def _check_row(self, item: Item, row: Mapping[str, Any], hint: str) -> None:
+        """A stored prediction is of this item; of one whose picture has changed since, ask again.
+
+        Reading the pictures costs seconds for thousands of them, and an old answer about a picture
+        that was repaired would be wrong for ever.
+        """
+        if not _ROW <= row.keys():
+            raise UserError(
+                f"{self.folder / PREDICTIONS} has no whole prediction for item {item.id!r}; {hint}"
+            )
+        if row.get("request", row["asked"]) != request(item):
+            raise UserError(
+                f"{self.folder} holds a prediction for another item {item.id!r}: the data have "
+                f"changed since; {hint}"
+            )
+        if row["error"] or not item.pictures:
+            return
+        if "request" not in row:
+            raise UserError(
+                f"{self.folder} holds predictions of an earlier version, which did not note what "
+                f"the pictures showed (item {item.id!r}), so they may have changed since; {hint}"
+            )
+        if row["asked"] != asked(item):
+            self.changed.add(item.id)
 
     def settings(self) -> dict[str, Any]:
         """All that changes what the model gives; scoring can be repeated, so it is not part."""
@@ -128,15 +154,16 @@ class Run:
         return settings
 
     def pending(self) -> list[Item]:
-        """Items without a prediction, with a lost drawing, or with a picture that was unreadable.
+        """Items without a prediction, with a lost drawing, or with a picture to look at again.
 
-        Looking for a picture again costs no question to the model: it may be there now.
+        One that was unreadable may be there now, and looking costs no question to the model; one
+        that has changed since needs a new answer.
         """
         return [item for item in self.loaded.items if not self._done(item)]
 
     def _done(self, item: Item) -> bool:
         row = self.store.get(item.id)
-        if row is None or row["error"]:
+        if row is None or row["error"] or item.id in self.changed:
             return False
         return all((self.folder / name).is_file() for name in row["pictures"])
 
@@ -154,6 +181,11 @@ class Run:
         progress.scoring(self.name)
         predictions = self.predictions()
         scored = self.benchmark.score(self.loaded.items, predictions, self.folder)
+        if self.changed:
+            scored.warnings.append(
+                f"the pictures of {len(self.changed)} items had changed since they were asked "
+                "about, and those items were asked again"
+            )
         entry = records.benchmark_entry(
             self.benchmark,
             self.loaded,
@@ -163,7 +195,13 @@ class Run:
             details=self._dropped(),
             seconds=time.monotonic() - start,
         )
+        if shown := pictures_digest(self.loaded.items, self._asked):
+            entry["pictures"] = shown
         return entry, scored
+
+    def _asked(self, item: Item) -> str:
+        """What was noted when the item was asked, which spares reading its pictures again."""
+        return str(self.store[item.id]["asked"]) if item.id in self.store else asked(item)
 
     def ask(self, backbone: Backbone, batch_size: int | None, progress: Progress) -> None:
         """Ask what is pending; every batch of predictions is on disk before the next is asked.
@@ -203,6 +241,7 @@ class Run:
             "text": prediction.text,
             "pictures": [path.relative_to(self.folder).as_posix() for path in prediction.pictures],
             "error": prediction.error,
+            "request": request(item),
             "asked": asked(item),
         }
 
@@ -229,8 +268,29 @@ class Run:
 
 
 def asked(item: Item) -> str:
-    """A short digest of what an item asks, kept with its prediction."""
+    """A short digest of what an item asks and shows, kept with its prediction."""
+    shown = [content_key(each) for each in item.pictures]
+    return _short_digest("\0".join([request(item), *shown])) if shown else request(item)
+
+
+def request(item: Item) -> str:
+    """A short digest of what an item asks, whatever its pictures show."""
     # A picture that is its own question (UnifiedBench) has its digest among the references.
     picture = item.reference.get("sha256", "")
-    content = f"{item.prompt}\0{len(item.pictures)}\0{item.samples}\0{picture}"
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    return _short_digest(f"{item.prompt}\0{len(item.pictures)}\0{item.samples}\0{picture}")
+
+
+def pictures_digest(items: Iterable[Item], asked_of: Callable[[Item], str] = asked) -> str:
+    """SHA-256 over what all items show, so that two records can be told apart; "" for no picture.
+
+    Args:
+        items: in the dataset's order.
+        asked_of: the digest of an item, where it is known.
+    """
+    lines = [f"{item.id} {asked_of(item)}\n" for item in items if item.pictures]
+    text = "".join(lines).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest() if lines else ""
+
+
+def _short_digest(content: str) -> str:
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -37,6 +37,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -171,7 +172,7 @@ def field(row: Mapping[str, Any], name: str, kind: Any) -> Any:
         kind: a type, or a union of types such as ``int | str``.
 
     Raises:
-        BadRow: the value is missing, empty (None) or of another type.
+        BadRow: the value is missing, empty (None), of another type, or no text that can be written.
     """
     value = row.get(name)
     if value is None:
@@ -184,7 +185,24 @@ def field(row: Mapping[str, Any], name: str, kind: Any) -> Any:
     stray_bool = isinstance(value, bool) and not _takes_bool(kind)
     if stray_bool or not isinstance(value, kind):
         raise BadRow(f"{name} is {type(value).__name__}, expected {_kind_name(kind)}")
+    if _has_half_characters(value):
+        raise BadRow(f"{name} holds half a character (a lone surrogate)")
     return value
+
+
+def _has_half_characters(value: Any) -> bool:
+    """Whether a text in it is one that neither a tokenizer nor a file takes."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            if _LONE_SURROGATE.search(each):
+                return True
+        elif isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each
+    return False
 
 
 def _takes_bool(kind: Any) -> bool:
@@ -247,7 +265,10 @@ def listing(root: Path, most: int = 12) -> str:
 
 
 def fingerprint(items: Iterable[Item]) -> str:
-    """SHA-256 over what the items ask and how they are scored; pictures are not read for it."""
+    """SHA-256 over what the items ask and how they are scored; pictures are not read for it.
+
+    What they show has a digest of its own in the record (``running.pictures_digest``).
+    """
     digest = hashlib.sha256()
     for line in _item_lines(items):
         digest.update(line.encode())

@@ -14,7 +14,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unigame.data.images import MISSING
 from unigame.data.tars import is_mac_file
 from unigame.errors import UserError
 from unigame.evaluation.coco_pictures import CocoPictures
@@ -33,8 +32,9 @@ def has_vqa_files(root: Path) -> bool:
 def read_vqa_files(root: Path, split: str) -> list[dict[str, Any]]:
     """The questions of a split, each with its answers and picture, as rows of the Hub's columns.
 
-    A question without a picture or annotation, or one that contradicts its annotation, becomes a
-    ``MalformedRow``. Where a split has no annotations (test splits), rows lack ``answers``.
+    A question without an annotation, or one that contradicts it, becomes a ``MalformedRow``; one
+    without a picture has None as its ``image``. Where a split has no annotations (test splits),
+    rows lack ``answers``.
 
     Raises:
         UserError: no file for the split, several, one without its list, or files that do not
@@ -70,8 +70,9 @@ def _joined(
         if annotation.get("image_id", image_id) != image_id:
             return MalformedRow("question and annotation have different image_id")
         row = {**annotation, **question}
+    # None where it is not there: a submission names such a question, too.
     row["image"] = pictures.by_id(row.get("image_id"))
-    return row if row["image"] is not None else MalformedRow(MISSING)
+    return row
 
 
 def _id_of(entry: Any) -> Any:

@@ -8,6 +8,7 @@ like one with it.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -82,6 +83,10 @@ class VQAv2(Benchmark):
         items, skips = collect(
             data.rows, partial(self._item, root=data.root), where=where, limit=limit
         )
+        if not any(item.pictures for item in items):
+            raise UserError(
+                f"{where} has no usable row: no question has a picture; is their folder there?"
+            )
         return Loaded(items, replace(data.info, fingerprint=fingerprint(items)), skips)
 
     def _rows(self, source: DataSource) -> Rows:
@@ -94,6 +99,16 @@ class VQAv2(Benchmark):
         return read_rows(source, hub_id=self.hub_id, config=None, split=split, required=needed)
 
     def _item(self, row: Row, root: Path | None) -> Item:
+        try:
+            return self._asked(row, root)
+        except BadRow:
+            if self.parser != SUBMISSION:
+                raise
+            # The server refuses a file without a line for every question. Without a picture the
+            # item is not asked, but counted as skipped.
+            return Item(id=str(field(row, "question_id", int | str)), prompt="")
+
+    def _asked(self, row: Row, root: Path | None) -> Item:
         id = str(field(row, "question_id", int | str))
         reference: dict[str, Any] = (
             {} if self.parser == SUBMISSION else {"answers": answers_of(row)}
@@ -118,7 +133,9 @@ class VQAv2(Benchmark):
             if item.id in predictions and not predictions[item.id].error
         ]
         if self.parser == SUBMISSION:
-            return _submission(replies, folder / "submission.json")
+            return _submission(
+                items, {item.id: text for item, text in replies}, folder / "submission.json"
+            )
         units = [
             Unit(item.id, (self.score_reply(text, item.reference["answers"]),), item.cluster)
             for item, text in replies
@@ -157,13 +174,35 @@ def answers_of(row: Row) -> list[str]:
     return [sys.intern(str(text)) for text in texts]  # two million annotations are few words
 
 
-def _submission(replies: Sequence[tuple[Item, str]], path: Path) -> Scored:
-    """The file that VQA's and AdVQA's challenge servers take, and no figure."""
-    rows = [{"question_id": int(item.id), "answer": text.strip()} for item, text in replies]
+def _submission(items: Sequence[Item], texts: Mapping[str, str], path: Path) -> Scored:
+    """The file that VQA's and AdVQA's challenge servers take, and no figure.
+
+    Args:
+        items: all questions: the servers refuse a file that lacks one.
+        texts: replies by item id; a question without one gets an empty answer.
+        path: where to write.
+
+    Raises:
+        UserError: there is no reply at all.
+    """
+    if not texts:
+        raise UserError(
+            "no question has a reply, so there is nothing to submit; see the skip counts"
+        )
+    rows = [
+        {"question_id": _whole(item.id), "answer": texts.get(item.id, "").strip()} for item in items
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
-    return Scored(
-        metrics=[],
-        details={"submission": str(path)},
-        warnings=[f"nothing was scored: upload {path} to the challenge server"],
-    )
+    warnings = [f"nothing was scored: upload {path} to the challenge server"]
+    if lacking := sum(item.id not in texts for item in items):
+        warnings.append(
+            f"{lacking} of {len(items)} questions have an empty answer in {path.name}, because "
+            "their picture or question could not be read"
+        )
+    return Scored(metrics=[], details={"submission": str(path)}, warnings=warnings)
+
+
+def _whole(id: str) -> int | str:
+    """The id as the challenges write it: a whole number."""
+    return int(id) if re.fullmatch(r"-?\d+", id) else id

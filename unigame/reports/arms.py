@@ -13,8 +13,8 @@ from typing import Any
 from unigame.errors import UserError
 from unigame.reports.combined import Part, combined_difference
 from unigame.reports.metrics import difference
-from unigame.reports.records import Record
-from unigame.reports.results import BASELINE
+from unigame.reports.records import Record, unparsed_warning
+from unigame.reports.results import ARM_LABELS, BASELINE
 
 SUMMARY = "summary"
 
@@ -57,12 +57,12 @@ class ArmRun:
 
 
 def arm_results(arms: Mapping[str, ArmRun]) -> dict[str, Any]:
-    """``arms``, ``differences`` and ``metric_info`` of the demo's results.json.
+    """``arms``, ``differences``, ``metric_info`` and ``warnings`` of the demo's results.json.
 
     Raises:
         UserError: a record is damaged.
     """
-    found: dict[str, Any] = {"arms": {}, "differences": {}, "metric_info": {}}
+    found: dict[str, Any] = {"arms": {}, "differences": {}, "metric_info": {}, "warnings": []}
     base = arms[BASELINE].record if BASELINE in arms else None
     for arm, run in arms.items():
         figures, gaps = {}, {}
@@ -83,6 +83,11 @@ def arm_results(arms: Mapping[str, ArmRun]) -> dict[str, Any]:
         }
         if base is not None and arm != BASELINE:
             found["differences"][arm] = gaps
+        for benchmark in run.record.benchmarks.values():
+            if warning := unparsed_warning(benchmark.counts):
+                found["warnings"].append(
+                    f"{benchmark.title}, {ARM_LABELS.get(arm, arm)}: {warning}"
+                )
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from unigame.errors import UserError
 from unigame.reports.combined import Part, combined_difference
 from unigame.reports.metrics import Difference, Metric, difference
-from unigame.reports.records import BenchmarkRecord, Record
+from unigame.reports.records import BenchmarkRecord, Record, unparsed_warning
 from unigame.reports.results import Estimate, MetricInfo, parse_estimate
 
 MIN_CLUSTERS = 10
@@ -233,6 +233,8 @@ def what_differs(ours: BenchmarkRecord, base: BenchmarkRecord) -> list[str]:
         sizes = [record.counts.get("items") for record in (ours, base)]
         limited = f" ({sizes[0]} and {sizes[1]} items)" if sizes[0] != sizes[1] else ""
         reasons.append(f"the data differ{limited}")
+    elif ours.pictures and base.pictures and ours.pictures != base.pictures:
+        reasons.append("the questions are the same, but pictures differ")
     for what, mine, theirs in (
         ("variant", ours.variant, base.variant),
         ("scorer", _without_address(ours.scorer), _without_address(base.scorer)),
@@ -362,5 +364,6 @@ def _counted(records: Sequence[Record], labels: Sequence[str]) -> Iterator[str]:
                 if counted:
                     reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
                     yield f"{benchmark.title}, {label}: {kind}: {reasons}."
-            for warning in benchmark.warnings:
+            unparsed = unparsed_warning(benchmark.counts)
+            for warning in dict.fromkeys([*filter(None, [unparsed]), *benchmark.warnings]):
                 yield f"{benchmark.title}, {label}: {warning}"

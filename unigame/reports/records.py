@@ -34,6 +34,7 @@ class BenchmarkRecord:
         metrics: by name, the headline first.
         figures: the metrics' values with intervals, as they were written.
         warnings: one line each.
+        pictures: digest of what the items show; empty where none is shown, or it was not noted.
     """
 
     name: str
@@ -46,6 +47,7 @@ class BenchmarkRecord:
     metrics: Mapping[str, Metric]
     figures: Mapping[str, Estimate]
     warnings: Sequence[str] = ()
+    pictures: str = ""
 
     @property
     def headline(self) -> str:
@@ -116,6 +118,22 @@ def _is_submission(entry: Any) -> bool:
     return isinstance(variant, Mapping) and variant.get("parser") == "submission"
 
 
+MANY_UNPARSED = 0.1
+"""Share of replies without a readable answer above which a figure says little of the model."""
+
+
+def unparsed_warning(counts: Mapping[str, Any]) -> str:
+    """A warning where more than a tenth of the replies could not be read; empty otherwise."""
+    unparsed, scored = counts.get("unparsed") or 0, counts.get("scored") or 0
+    if unparsed <= MANY_UNPARSED * scored:
+        return ""
+    return (
+        f"{unparsed} of {scored} replies are unparsed: no rule could read an answer in them, so "
+        "the figures tell little of what the model sees; read predictions.jsonl, and choose a "
+        "--prompt or --parser that suits it"
+    )
+
+
 def _check_format(raw: Any, path: Path) -> None:
     written = raw.get("format") if isinstance(raw, Mapping) else None
     if written == FORMAT:
@@ -155,6 +173,7 @@ def _benchmark(name: str, entry: Any, path: Path) -> BenchmarkRecord:
         metrics={key: from_json(key, metric, where) for key, metric in ordered},
         figures={key: parse_estimate(metric, f"{where}.{key}") for key, metric in ordered},
         warnings=[str(line) for line in entry.get("warnings") or ()],
+        pictures=str(entry.get("pictures") or ""),
         **parts,
     )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class Results:
     metrics: tuple[MetricInfo, ...]
     differences: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     seed: int | None = None
+    warnings: Sequence[str] = ()
 
     def difference(self, arm: str, metric: str) -> Estimate | None:
         """Arm minus baseline on a metric, or None where the file has no interval for it."""
@@ -148,6 +149,7 @@ def parse_results(raw: Any, *, source: str = "results") -> Results:
         metrics=tuple(_metric_info(name, info.get(name) or {}) for name in names),
         differences=differences,
         seed=raw.get("seed"),
+        warnings=[str(line) for line in raw.get("warnings") or ()],
     )
 
 

@@ -106,7 +106,7 @@ def verdict(results: Results) -> str:
 
 def notes(results: Results, glyphs: Glyphs = UNICODE) -> list[str]:
     """What a reader must know before believing the table; every line follows from the figures."""
-    lines = []
+    lines = [f"{warning}." for warning in results.warnings]
     if results.differences:
         lines.append(
             f"{glyphs.marks[1]} better / {glyphs.marks[-1]} worse than SFT on the same questions; "
