@@ -49,3 +49,12 @@ def guidance(text: str) -> float:
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is too small, 1 means no guidance")
     return value
+
+
+def text(words: str) -> str:
+    """What a model can read: bytes that are not UTF-8 come as halves of surrogate pairs."""
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{words!r} is not valid text (UTF-8)") from None
+    return words
