@@ -206,9 +206,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("generate", help="draw pictures from a text prompt")
     command.add_argument("prompt", type=values.text, help="what to draw")
     _add_model_arguments(command)
-    command.add_argument(
-        "--num-images", type=values.positive_int, default=1, help="pictures to draw"
-    )
+    command.add_argument("--num-images", type=values.few, default=1, help="pictures to draw")
     command.add_argument("--seed", type=values.seed, default=0, help="same seed, same pictures")
     command.add_argument(
         "--guidance-scale",

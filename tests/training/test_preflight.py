@@ -84,6 +84,7 @@ def refused(recipe: Path, words: list[str], *fragments: str) -> None:
         (["--data.0.path", "gone.jsonl"], ["data: ", "gone.jsonl"]),
         (["--report_to", "no_such"], ["report_to", "no_such"]),
         (["--metric_for_best_model", "accuracy"], ["metric_for_best_model", "accuracy"]),
+        (["--torch_compile_backend", "fast"], ["torch_compile_backend", "fast"]),
         (["--optim", "lomo"], ["optim", "lomo"]),
         (["--optim", "galore_adamw"], ["optim", "galore_adamw"]),
         (["--optim_args", "fast"], ["optim_args", "fast"]),

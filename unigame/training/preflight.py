@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import Trainer
 from transformers.integrations import get_available_reporting_integrations
 
@@ -30,6 +31,7 @@ def check_before_loading(recipe: Recipe) -> None:
     _require_trackers(args)
     _require_optimizer(args)
     _require_metric(args)
+    _require_compiler(args)
     _require_similarity_model(args)
     if args.push_to_hub and args.process_index == 0:
         _require_hub(args)
@@ -66,6 +68,17 @@ def _require_metric(args: UniGameConfig) -> None:
         raise UserError(
             f"metric_for_best_model={args.metric_for_best_model!r} is not measured while training; "
             f"choose {' or '.join(METRICS)}"
+        )
+
+
+def _require_compiler(args: UniGameConfig) -> None:
+    if not args.torch_compile:
+        return
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if args.torch_compile_backend not in known:
+        raise UserError(
+            f"torch_compile_backend={args.torch_compile_backend!r} is not one of "
+            f"{', '.join(known)}; pick one"
         )
 
 
