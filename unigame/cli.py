@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         args.extra = extra
         _quiet_libraries()
+        _require_current_folder()
         run: Callable[[argparse.Namespace], int | None] = args.run
         return run(args) or EXIT_OK
     except UserError as error:
@@ -49,6 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away; point stdout at nothing so that exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except Exception as error:
+        from unigame.commands.faults import fault_line
+
+        line = fault_line(error)
+        if line is None or os.environ.get("UNIGAME_TRACEBACK"):
+            raise
+        return _fail(f"{line}. {_what_was_kept_if_known(args)}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,6 +131,7 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="train from a recipe: unigame train janus_nano --learning_rate 1e-4",
         description="Train from a YAML recipe (a file, or the name of a shipped one). Any setting "
         "of the recipe can follow as --key value; a dotted path reaches inside: --lora.r 8.",
+        epilog="All settings, with the values of a recipe: unigame train RECIPE --help",
     )
     command.add_argument("recipe", help="YAML file or the name of a shipped recipe")
     command.add_argument(
@@ -132,6 +141,10 @@ def _add_train(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    if {"--help", "-h"} & {args.recipe, *args.overrides}:
+        from unigame.commands.settings_help import print_settings
+
+        return print_settings(args.recipe, args.overrides)
     from unigame.commands.train import train
 
     train(args.recipe, args.overrides)
@@ -185,16 +198,15 @@ def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from unigame.commands.convert import convert
 
+    _check_output_folder(args.output)
     convert(args.source, args.output, dtype=args.dtype)
 
 
 def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("generate", help="draw pictures from a text prompt")
-    command.add_argument("prompt", help="what to draw")
+    command.add_argument("prompt", type=values.text, help="what to draw")
     _add_model_arguments(command)
-    command.add_argument(
-        "--num-images", type=values.positive_int, default=1, help="pictures to draw"
-    )
+    command.add_argument("--num-images", type=values.few, default=1, help="pictures to draw")
     command.add_argument("--seed", type=values.seed, default=0, help="same seed, same pictures")
     command.add_argument(
         "--guidance-scale",
@@ -217,6 +229,7 @@ def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
 def _generate(args: argparse.Namespace) -> None:
     from unigame.commands.inference import generate
 
+    _check_output_folder(args.output.parent)
     generate(
         args.prompt,
         model=args.model,
@@ -233,7 +246,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _add_answer(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser("answer", help="answer a question about a picture")
     command.add_argument("image", type=Path, help="picture file")
-    command.add_argument("question", help="what to ask about it")
+    command.add_argument("question", type=values.text, help="what to ask about it")
     _add_model_arguments(command)
     command.add_argument(
         "--max-new-tokens", type=values.positive_int, default=32, help="longest answer, in tokens"
@@ -267,8 +280,9 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from unigame.commands.evaluate import evaluate
+    from unigame.commands.evaluate import evaluate, output_folder
 
+    _check_output_folder(output_folder(args))
     evaluate(args)
 
 
@@ -348,8 +362,12 @@ def _add_model_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _check_output_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
+    """Before any work: is it a folder, and can it be written to?"""
+    from unigame.writable import require_writable
+
+    if path.is_file():
         raise UserError(f"--output {path} is a file; name a folder")
+    require_writable(path, "--output")
 
 
 # ---- endings -------------------------------------------------------------------------------------
@@ -364,10 +382,28 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no")
 
 
+def _require_current_folder() -> None:
+    """Libraries ask for it in many places, and fail one by one where it was deleted."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder is gone or closed to you ({error.strerror}); cd to another one"
+        ) from error
+
+
 def _fail(message: str) -> int:
-    line = " ".join(message.split())
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode("utf-8")
     print(f"unigame: error: {line}", file=sys.stderr)  # noqa: T201
     return EXIT_USER_ERROR
+
+
+def _what_was_kept_if_known(args: argparse.Namespace) -> str:
+    """The same after a fault of the machine, which may reach here too."""
+    try:
+        return _what_was_kept(args)
+    except Exception:
+        return "Stopped."
 
 
 def _what_was_kept(args: argparse.Namespace) -> str:

@@ -38,6 +38,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
+from unigame.console import make_console
 from unigame.data import build_dataset
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.harness import RESULTS, evaluate
@@ -106,7 +107,7 @@ def run_demo(
     Raises:
         UserError: the checkpoint or the recipe cannot be used; nothing has been written then.
     """
-    console, output = Console(highlight=False, soft_wrap=True), Path(output)
+    console, output = make_console(), Path(output)
     sizes = QUICK if quick else Sizes()
     recipe = load_recipe(RECIPE, ["--model", model, "--seed", str(seed)])
     config = {

@@ -12,6 +12,7 @@ import math
 import numbers
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -236,7 +237,8 @@ class Pattern(Text):
     def _read(self, value: Any) -> str:
         text = super()._read(value)
         try:
-            re.compile(text)
+            with warnings.catch_warnings(action="ignore"):  # of what may once mean something else
+                re.compile(text)
         except (re.error, RecursionError, OverflowError) as error:
             raise Misfit(f"is not a valid regular expression: {error}; correct it") from None
         return text
@@ -277,19 +279,51 @@ class Many(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Rule):
-    """A mapping, each value by one rule; on the command line ``{a: 1, b: 2}``."""
+    """A mapping, each value by one rule; on the command line ``{a: 1, b: 2}``.
+
+    Args:
+        item: the rule of each value.
+        keys: the only keys that fit; none: any.
+    """
 
     item: Rule = field(default_factory=Rule)
+    keys: tuple[str, ...] = ()
 
     def _read(self, value: Any) -> dict[str, Any]:
         if isinstance(value, str) and value.startswith("{"):
             value = _yaml(value)
         if not isinstance(value, Mapping):
             raise Misfit(f"is not a mapping; give {self.takes}")
+        for key in value:
+            if self.keys and key not in self.keys:
+                raise Misfit(f"has {shown(key)}, which is none of {', '.join(self.keys)}; drop it")
         return {str(key): _fitting(self.item, part) for key, part in value.items()}
 
     def _takes(self) -> str:
         return "a mapping such as {name: value}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Table):
+    """An object that Python makes, passed on as it is; in a recipe a mapping of its fields.
+
+    Args:
+        fields: whether a mapping will do.
+    """
+
+    fields: bool = True
+
+    def _read(self, value: Any) -> Any:
+        if isinstance(value, Word) and value.startswith("{"):
+            value = _yaml(value)
+        if isinstance(value, Mapping) and self.fields:
+            return super()._read(value)
+        if isinstance(value, str | numbers.Number | Sequence | Mapping):
+            raise Misfit(f"cannot be used; give {self.takes}")
+        return value
+
+    def _takes(self) -> str:
+        return super()._takes() if self.fields else "an object that Python makes"
 
 
 @dataclass(frozen=True, kw_only=True)

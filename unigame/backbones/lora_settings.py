@@ -1,7 +1,7 @@
 """The table of LoRA settings: what each field of ``peft.LoraConfig`` takes here.
 
-Recipes, the command line and Python go through it. Fields that it does not list (peft has some for
-research methods) are taken as they are and left to peft's own checks.
+Recipes, the command line and Python go through it. Fields that it does not list (peft has many for
+research methods) are not taken: they need data, a call of their own, or another model.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from unigame.rules import (
     Whole,
     check_all,
     reject_unknown,
+    shown,
 )
 
 WIDEST = 8192  # no language model here is wider, and no rank above the width says more
@@ -56,7 +57,6 @@ RULES: dict[str, Rule] = {
     "use_qalora": _SWITCH,
     "lora_bias": _SWITCH,
     "fan_in_fan_out": _SWITCH,
-    "inference_mode": _SWITCH,
     "ensure_weight_tying": _SWITCH,
     "qalora_group_size": Whole(low=1, high=WIDEST),
     "init_lora_weights": OneOf(
@@ -86,6 +86,12 @@ def check_lora(settings: Mapping[str, Any]) -> dict[str, Any]:
     known = {item.name for item in fields(peft.LoraConfig) if item.init}
     reject_unknown(settings, sorted(known), "LoRA setting")
     checked = check_all(settings, RULES, "lora.")
+    for name in checked:
+        if name not in RULES and checked[name] not in (None, False):
+            raise UserError(
+                f"lora.{name}={shown(checked[name])} is not supported here; drop it, or choose "
+                f"from {', '.join(RULES)}"
+            )
     try:
         peft.LoraConfig(**checked)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:

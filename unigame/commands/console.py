@@ -1,14 +1,12 @@
-"""Plain terminal output that works in a terminal, piped, and with NO_COLOR set."""
+"""How commands end: what to do next."""
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
+from unigame.console import make_console
 
-def make_console(*, stderr: bool = False) -> Console:
-    """A console for our own text: rich decides on colour from the terminal and NO_COLOR."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+__all__ = ["make_console", "next_step"]
 
 
 def next_step(*lines: str) -> None:

@@ -39,7 +39,7 @@ def doctor(*, model: str | None = None, recipe: str | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from unigame.training.recipe import load_recipe
 
-    plan = load_recipe(recipe) if recipe else None
+    plan = load_recipe(recipe, here=False) if recipe else None
     asked = ([model] if model else []) + ([plan.model] if plan else [])
     sizes = [size_of(name) for name in dict.fromkeys(asked)]
     console = make_console()
@@ -190,7 +190,9 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
         f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.",
         markup=False,
     )
-    if needed.total <= capacity:
+    if plan.lacks:
+        make_console().print(f"  It cannot be trained here as it is: {plan.lacks}.")
+    elif needed.total <= capacity:
         _print_trial(plan)
 
 

@@ -47,7 +47,7 @@ def adversary_of(recipe: str | Path) -> Adversary:
     Raises:
         UserError: as ``load_recipe``; or the recipe perturbs tokens, where no picture is drawn.
     """
-    settings = load_recipe(recipe).training
+    settings = load_recipe(recipe, here=False).training
     if settings.perturb_space != "decoder":
         raise UserError(
             f"recipe {recipe} has perturb_space={settings.perturb_space!r}: an attack in token "

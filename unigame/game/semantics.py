@@ -287,16 +287,24 @@ def _load(path: str, mode: ClipMode) -> tuple[nn.Module, dict[str, Any], Any]:
 
     try:
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"clip_model={path!r} cannot be read as a checkpoint ({str(error).splitlines()[0]}); "
-            "give a local folder or Hub id of a CLIP or SigLIP model"
-        ) from error
+    except Exception as error:  # of transformers, the Hub and json: many kinds
+        raise _unreadable(path, error) from error
     if not (hasattr(config, "vision_config") and hasattr(config, "text_config")):
         raise UserError(
-            f"clip_model={path!r} is a {config.model_type!r} model without an image and a text "
-            "tower; give a CLIP or SigLIP checkpoint"
+            f"similarity_model={path!r} is a {config.model_type!r} model without an image and a "
+            "text tower; give a CLIP or SigLIP checkpoint"
         )
-    preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    tokenizer = AutoTokenizer.from_pretrained(path) if mode == "image-text" else None
-    return AutoModel.from_pretrained(path, dtype=torch.float32), preprocessing, tokenizer
+    try:
+        preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(path)
+        tokenizer = AutoTokenizer.from_pretrained(path) if mode == "image-text" else None
+        return AutoModel.from_pretrained(path, dtype=torch.float32), preprocessing, tokenizer
+    except Exception as error:  # also of tokenizers and safetensors
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"similarity_model={path!r} cannot be read as a checkpoint ({reason}); give a local folder "
+        "or Hub id of a CLIP or SigLIP model"
+    )

@@ -32,7 +32,7 @@ ASCII = Glyphs({1: "(+)", 0: "", -1: "(-)"}, "+/-")
 
 def fit(console: Console | None) -> tuple[Console, Glyphs]:
     """A console wide enough for a table also when piped, and the signs that it can show."""
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)  # labels are texts
     if not console.is_terminal and console.width < _MIN_WIDTH:
         console.width = _MIN_WIDTH
     return console, ASCII if console.options.ascii_only else UNICODE

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-
+from unigame.console import make_console
+from unigame.errors import UserError
 from unigame.training.recipe import Recipe, load_recipe
 
 
@@ -48,11 +49,11 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
     what = "Adapter, perturber"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {result.output_dir}", "Model"
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
     console.print(f"{what} and checkpoints are in {result.output_dir}")
-    console.print(f'Next: unigame answer PICTURE "a question" {use}', markup=False)
-    console.print(f'  or: unigame generate "a prompt" {use}', markup=False)
+    console.print(f'Next: unigame answer PICTURE "a question" {use}')
+    console.print(f'  or: unigame generate "a prompt" {use}')
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -63,15 +64,16 @@ def run_recipe(recipe: Recipe) -> RunResult:
             cannot be resumed.
     """
     from unigame.backbones import load_backbone
-    from unigame.data import build_dataset
+    from unigame.training.preflight import check_before_loading
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
     args = recipe.training
     lora = recipe.lora_config()
-    # Data first: a wrong path should cost seconds, not the loading of a model.
-    train_data = build_dataset(recipe.data, seed=args.seed)
-    eval_data = build_dataset(recipe.eval_data, seed=args.seed) if recipe.eval_data else None
+    # These first: a wrong path should cost seconds, not the loading of a model.
+    check_before_loading(recipe)
+    train_data = _open("data", recipe.data, args.seed)
+    eval_data = _open("eval_data", recipe.eval_data, args.seed) if recipe.eval_data else None
     for data, block in ((train_data, "data"), (eval_data, "eval_data")):
         report_skips(data, block, args.max_skipped_share, speaks=args.process_index == 0)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
@@ -100,3 +102,13 @@ def run_recipe(recipe: Recipe) -> RunResult:
         loss=output.training_loss,
         metrics=metrics,
     )
+
+
+def _open(block: str, sources: list[dict[str, Any]], seed: int) -> Any:
+    """The sources of a block of the recipe; messages say which block."""
+    from unigame.data import build_dataset
+
+    try:
+        return build_dataset(sources, seed=seed)
+    except UserError as error:
+        raise UserError(f"{block}: {error}") from error

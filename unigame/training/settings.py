@@ -11,7 +11,7 @@ from __future__ import annotations
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from unigame.rules import Many, Number, OneOf, Pattern, Rule, Switch, Table, Text, Whole
+from unigame.rules import Made, Many, Number, OneOf, Pattern, Rule, Switch, Table, Text, Whole
 
 MOST = 2**31 - 1  # of steps, rows and bytes: what every library counts with
 SEED = 2**32 - 1  # numpy's
@@ -53,6 +53,11 @@ _COUNT_OR_NONE = Whole(low=1, high=MOST, optional=True)
 _TEXT_OR_NONE = Text(optional=True)
 _SWITCH_OR_NONE = Switch(optional=True)
 _KEYWORDS = Table(optional=True)
+_CHECKPOINTING = Table(  # what torch.utils.checkpoint takes of plain values
+    keys=("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop", "debug"),
+    optional=True,
+)
+DEBUGGERS = ("", "underflow_overflow", "tpu_metrics_debug")
 
 GROUPS: dict[str, dict[str, Rule]] = {
     "The run": {
@@ -152,9 +157,9 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "gradient_checkpointing": Switch(
             optional=True, help="Recompute activations: less memory, more time."
         ),
-        "gradient_checkpointing_kwargs": _KEYWORDS,
+        "gradient_checkpointing_kwargs": _CHECKPOINTING,
         "activation_checkpointing": _SWITCH_OR_NONE,
-        "activation_checkpointing_kwargs": _KEYWORDS,
+        "activation_checkpointing_kwargs": _CHECKPOINTING,
         "challenge_micro_batch": _COUNT_OR_NONE,
         "understanding_micro_batch": _COUNT_OR_NONE,
         "merge_lora": Switch(),
@@ -163,7 +168,10 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "auto_find_batch_size": Switch(),
         "torch_compile": Switch(),
         "torch_compile_backend": _TEXT_OR_NONE,
-        "torch_compile_mode": _TEXT_OR_NONE,
+        "torch_compile_mode": Text(
+            choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+            optional=True,
+        ),
         "torch_empty_cache_steps": _COUNT_OR_NONE,
         "use_cache": Switch(),
         "fp16": Switch(),
@@ -219,7 +227,9 @@ GROUPS: dict[str, dict[str, Rule]] = {
             rules=(Text(choices=("all", "non_padding", "no", "true")), Switch())
         ),
         "skip_memory_metrics": Switch(),
-        "debug": OneOf(rules=(Text(empty=True), Rule())),
+        "debug": OneOf(
+            rules=(Many(item=Text(choices=DEBUGGERS)), Text(choices=DEBUGGERS, empty=True))
+        ),
     },
     "The Hub": {
         "push_to_hub": Switch(help="Upload the adapter."),
@@ -246,8 +256,8 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "train_sampling_strategy": Text(choices=("random", "sequential", "group_by_length")),
         "length_column_name": Text(),
         "average_tokens_across_devices": Switch(),
-        "accelerator_config": Rule(optional=True),
-        "parallelism_config": Rule(optional=True),
+        "accelerator_config": Made(optional=True),
+        "parallelism_config": Made(optional=True, fields=False),
         "local_rank": Whole(low=-1, high=MOST),
         "ddp_find_unused_parameters": _SWITCH_OR_NONE,
         "ddp_bucket_cap_mb": Whole(low=1, high=MOST, optional=True),
@@ -258,7 +268,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         ),
         "ddp_timeout": Whole(low=1, high=MOST, help="Seconds that ranks wait for each other."),
         "fsdp": Rule(optional=True),
-        "fsdp_config": Rule(optional=True),
+        "fsdp_config": Made(optional=True),
         "deepspeed": Rule(optional=True),
     },
 }

@@ -1,0 +1,43 @@
+"""Faults of the machine, not of the program: one line instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+
+# What torch and safetensors say when a file cannot be written; they have no kind of error for it.
+_WRITING = (
+    "PytorchStreamWriter failed",
+    "file write failed",
+    "iostream error",
+    "unexpected pos",
+    "(os error ",
+    "No space left on device",
+)
+_FIXES = {
+    errno.ENOSPC: "the disk is full: free some space, or write to another one",
+    errno.EDQUOT: "the quota is used up: free some space, or write to another disk",
+    errno.EROFS: "the disk is read-only: write to another one",
+    errno.EFBIG: "a file may not be that large here: see `ulimit -f`, or write to another disk",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.EACCES: "check whose it is and who may use it",
+}
+
+
+def fault_line(error: BaseException) -> str | None:
+    """What went wrong with disk, memory or network, in one line; None for any other error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" {error.filename!r}" if error.filename is not None else ""
+        advice = _FIXES.get(error.errno, "check the path and the disk")
+        return f"{error.strerror or type(error).__name__}:{where} ({advice})"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[error.start : error.end]!r} cannot be written as {error.encoding}"
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return (
+            f"out of memory ({text.partition('. ')[0] or kind}); lower the batch size or "
+            "challenge_micro_batch, or set gradient_checkpointing"
+        )
+    if kind in ("RuntimeError", "SafetensorError") and any(word in text for word in _WRITING):
+        return f"a file could not be written ({text[:200]}); is the disk full or read-only?"
+    return None

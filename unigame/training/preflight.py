@@ -1,0 +1,107 @@
+"""What a run needs of this machine beside data and weights, asked before either is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import Trainer
+from transformers.integrations import get_available_reporting_integrations
+
+from unigame.errors import UserError
+from unigame.game.semantics import ClipSimilarity
+from unigame.training.config import UniGameConfig
+from unigame.training.recipe import Recipe
+from unigame.writable import require_writable
+
+# Evaluation gives these; a best model is chosen by one of them.
+METRICS = ("loss", "eval_loss")
+
+
+def check_before_loading(recipe: Recipe) -> None:
+    """Output folder, trackers, optimizer, similarity model and Hub of a recipe.
+
+    Raises:
+        UserError: the first one that this machine does not have, by the name of its setting.
+    """
+    args = recipe.training
+    if args.process_index == 0:
+        require_writable(args.output_dir or ".", "output_dir")
+    _require_trackers(args)
+    _require_optimizer(args)
+    _require_metric(args)
+    _require_compiler(args)
+    _require_similarity_model(args)
+    if args.push_to_hub and args.process_index == 0:
+        _require_hub(args)
+
+
+def _require_trackers(args: UniGameConfig) -> None:
+    installed = get_available_reporting_integrations()
+    for name in args.report_to or []:
+        # transformers has no test for flyte's package in that list; its callback makes one.
+        if name not in installed and name != "flyte":
+            found = ", ".join(installed) or "none of them"
+            raise UserError(
+                f"report_to={name!r}: the package of this tracker is not installed (installed: "
+                f"{found}); install it, or set report_to=none"
+            )
+
+
+def _require_optimizer(args: UniGameConfig) -> None:
+    """Some optimizers need a package, some settings of their own; some wait for the model."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        shown = f"optim={str(getattr(args.optim, 'value', args.optim))!r}"
+        if args.optim_args:
+            shown += f" with optim_args={args.optim_args!r}"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "need to pass a" in reason and "model" in reason:
+            return  # it will get one
+        raise UserError(f"{shown} cannot be used here: {reason}; take adamw_torch") from error
+
+
+def _require_metric(args: UniGameConfig) -> None:
+    if args.metric_for_best_model not in (None, *METRICS):
+        raise UserError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured while training; "
+            f"choose {' or '.join(METRICS)}"
+        )
+
+
+def _require_compiler(args: UniGameConfig) -> None:
+    if not args.torch_compile:
+        return
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if args.torch_compile_backend not in known:
+        raise UserError(
+            f"torch_compile_backend={args.torch_compile_backend!r} is not one of "
+            f"{', '.join(known)}; pick one"
+        )
+
+
+def _require_similarity_model(args: UniGameConfig) -> None:
+    uses_clip = args.similarity == "clip" or (
+        args.label_weight > 0 and args.label_similarity == "clip"
+    )
+    if args.plays and uses_clip and args.similarity_model:
+        # Loaded and dropped: it is small beside the model, which it would otherwise follow.
+        ClipSimilarity(args.similarity_model, args.similarity_mode)  # type: ignore[arg-type]
+
+
+def _require_hub(args: UniGameConfig) -> None:
+    """Make the repository now, as transformers would once everything is loaded."""
+    from huggingface_hub import HfApi
+
+    name = args.hub_model_id or Path(args.output_dir or ".").absolute().name
+    create: Callable[..., object] = HfApi().create_repo
+    try:
+        create(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
+    except Exception as error:  # of the network, the Hub, its validation of names: many kinds
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"push_to_hub=True, but the Hub does not take {name!r}: {reason}; log in with `hf auth "
+            "login`, check the connection, or set push_to_hub=false"
+        ) from error
