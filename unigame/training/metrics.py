@@ -29,6 +29,7 @@ NAMES = (
     "delta_relative",
     "codes_changed",
     "similarity",
+    "below_floor",
     "acceptance_rate",
     "attack_success_rate",
     "buffer_size",
