@@ -163,10 +163,16 @@ class UniGameConfig(TrainingArguments):
     )
     similarity_model: str | None = _setting(None, "CLIP or SigLIP checkpoint (folder or Hub id).")
     similarity_mode: str = _setting(
-        "image-image", "CLIP compares the candidate with the clean image, or with the text."
+        "image-text",
+        "CLIP compares the candidate with its text (the caption, else question and answer), as the "
+        "paper's floors want it, or with the clean image ('image-image': cosines of .6 to .95).",
     )
     clip_weight: float = _setting(0.2, "Weight of the similarity shortfall in the hardness.")
-    clip_floor: float = _setting(0.3, "Candidates less similar than this are never kept.")
+    clip_floor: float = _setting(
+        0.3,
+        "Candidates less similar than this are never kept. The paper's value, for image-text CLIP; "
+        "other scorers need another: below_floor in the log is the share that it rejects.",
+    )
     hard_quantile: float = _setting(
         0.6,
         "tau: keep candidates from this quantile of hardness up, taken over hardness_window of "

@@ -31,6 +31,7 @@ NAMES = (
     "delta_relative",
     "codes_changed",
     "similarity",
+    "below_floor",
     "acceptance_rate",
     "attack_success_rate",
     "buffer_size",

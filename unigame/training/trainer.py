@@ -25,7 +25,7 @@ the run is plain supervised fine-tuning. Choices that the paper leaves open:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ from unigame.training.captions import MadeCaptions
 from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
+from unigame.training.floor_check import FloorCheck
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
@@ -130,6 +131,8 @@ class UniGameTrainer(ResumableTrainer):
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
         self.captions: MadeCaptions | None = None
+        scorer = f"clip {args.similarity_mode}" if args.similarity == "clip" else args.similarity
+        self.floor_check = FloorCheck(args.clip_floor, scorer, speaks=args.process_index == 0)
         self.game: GameState | None = None
         self._read: list[ReadAnswers] = []  # by the passes of one micro-batch
         if args.plays:
@@ -150,7 +153,9 @@ class UniGameTrainer(ResumableTrainer):
         self.data_check.look_at(self.eval_dataset, "eval_dataset")
         if self.args.draws and self.args.missing_captions == "question":
             self.data_check.warn_of_questions()
-        return super().train(resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self.floor_check.judge()  # a short run saw few candidates
+        return output
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -212,7 +217,15 @@ class UniGameTrainer(ResumableTrainer):
             result, norm = self.game.play(batch, counts=counts)
         if counts:
             self._record_challenge(result, norm)
+            self.floor_check.see(result.similarity_BK, self._similarity_of_clean(batch))
         return batch, result, counts
+
+    def _similarity_of_clean(self, batch: GameBatch) -> Callable[[], Tensor] | None:
+        """What a similarity to texts says of the unaltered pictures; None for other ones."""
+        if self.args.similarity != "clip" or self.args.similarity_mode != "image-text":
+            return None
+        assert self.game is not None
+        return partial(self.game.scorer, batch.images, batch.images, batch.texts)
 
     def _mine(self, batch: GameBatch, result: ChallengeResult, counts: bool) -> None:
         """The candidates enter the buffer; they are neither drawn nor read again."""
@@ -395,7 +408,7 @@ class UniGameTrainer(ResumableTrainer):
     def _record_challenge(self, result: ChallengeResult, norm: float) -> None:
         assert self.game is not None
         figures = result.metrics
-        for name in ("adversarial_ce", "similarity", "eps", "delta_relative"):
+        for name in ("adversarial_ce", "similarity", "below_floor", "eps", "delta_relative"):
             self.meter.add(name, figures[name])
         for name in ("codes_changed", "label_penalty"):  # not in token space; not without the term
             if name in figures:
