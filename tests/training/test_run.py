@@ -51,7 +51,8 @@ def test_a_run_leaves_an_adapter_and_says_what_to_do_next(
     assert json.loads((folder / "unigame_config.json").read_text())["learning_rate"] == 1e-3
     with pytest.raises(UserError, match="already has 2 of 2 steps"):
         main(recipe, ["--resume_from_checkpoint", "true"])
-    main(recipe, ["--resume_from_checkpoint", str(folder / "checkpoint-1"), "--max_steps", "3"])
+    more = ["--learning_rate", "1e-3", "--max_steps", "3"]
+    main(recipe, [*more, "--resume_from_checkpoint", str(folder / "checkpoint-1")])
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 

@@ -39,9 +39,7 @@ def test_one_seed_is_one_lora_whatever_was_drawn_before(
 
 
 def test_another_seed_is_another_lora(tiny_path: Path, tmp_path: Path) -> None:
-    one, other = (
-        first_weights(tiny_path, tmp_path, drawn_before=1, seed=seed) for seed in (5, 6)
-    )
+    one, other = (first_weights(tiny_path, tmp_path, drawn_before=1, seed=seed) for seed in (5, 6))
     assert any(not torch.equal(weight, other[name]) for name, weight in one.items())
 
 
