@@ -1,8 +1,9 @@
 """The ``unigame`` command. Arguments are checked before anything heavy is imported.
 
-What a user got wrong ends in one line on stderr and exit code 2, without a traceback; Ctrl-C in one
-line that says what was kept, and exit code 130. Any other exception is a fault of ours and keeps
-its traceback.
+What a user got wrong ends in one line on stderr and exit code 2, without a traceback; Ctrl-C,
+SIGTERM and SIGHUP in one line that says what was kept, and exit code 128 + the signal's number (130
+for Ctrl-C). Of several processes that meet the same mistake the first says it. Any other exception
+is a fault of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Never
 
-from unigame import __version__
+from unigame import __version__, signals
 from unigame.commands import compose_arguments, evaluate_arguments, values
-from unigame.errors import UserError
+from unigame.errors import OneProcessError, UserError
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -28,6 +29,11 @@ DEFAULT_MODEL = "janus-nano"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; ``argv`` defaults to the process's arguments."""
+    with signals.raised():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = argparse.Namespace()
     try:
         parser = build_parser()
@@ -42,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace], int | None] = args.run
         return run(args) or EXIT_OK
     except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print(f"\n{_what_was_kept(args)}", file=sys.stderr)  # noqa: T201
-        return EXIT_INTERRUPTED
+        return _fail(error)
+    except KeyboardInterrupt as error:
+        if _is_first_process():
+            print(f"\n{_what_was_kept(args)}", file=sys.stderr)  # noqa: T201
+        return 128 + error.signum if isinstance(error, signals.Stopped) else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) went away; point stdout at nothing so that exit stays quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = fault_line(error)
         if line is None or os.environ.get("UNIGAME_TRACEBACK"):
             raise
-        return _fail(f"{line}. {_what_was_kept_if_known(args)}")
+        return _fail(UserError(f"{line}. {_what_was_kept_if_known(args)}"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -392,10 +399,15 @@ def _require_current_folder() -> None:
         ) from error
 
 
-def _fail(message: str) -> int:
-    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode("utf-8")
-    print(f"unigame: error: {line}", file=sys.stderr)  # noqa: T201
+def _fail(error: UserError) -> int:
+    if _is_first_process() or isinstance(error, OneProcessError):
+        line = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode("utf-8")
+        print(f"unigame: error: {line}", file=sys.stderr)  # noqa: T201
     return EXIT_USER_ERROR
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes of a run
 
 
 def _what_was_kept_if_known(args: argparse.Namespace) -> str:
@@ -407,7 +419,7 @@ def _what_was_kept_if_known(args: argparse.Namespace) -> str:
 
 
 def _what_was_kept(args: argparse.Namespace) -> str:
-    """One line for Ctrl-C: what is on disk, and the command that goes on from there."""
+    """One line for a signal: what is on disk, and the command that goes on from there."""
     command = getattr(args, "command", None)
     if command == "train":
         from unigame.commands.train import interrupted_note

@@ -262,6 +262,7 @@ def _trainer(
         "output_dir": str(folder),
         "eval_strategy": "no",
         "save_strategy": "no",
+        "save_on_signal": False,  # a stopped demo keeps its finished arms, and no half ones
         "disable_tqdm": True,
         "logging_steps": max(1, min(5, steps // 10)),
         "dataloader_pin_memory": torch.cuda.is_available(),

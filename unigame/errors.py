@@ -10,3 +10,10 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2. Programming mistakes of
     our own are ``assert`` or other exceptions, and keep their traceback.
     """
+
+
+class OneProcessError(UserError):
+    """What one process of several met alone; the command line says it though it is not the first.
+
+    All other errors of users are met by every process alike, and said by the first.
+    """

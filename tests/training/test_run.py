@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import unigame.backbones
 from tests.training.helpers import Records
 from unigame.errors import UserError
 from unigame.training.run import main
+from unigame.training.trainer import UniGameTrainer
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def test_a_run_leaves_an_adapter_and_says_what_to_do_next(
     assert json.loads((folder / "unigame_config.json").read_text())["learning_rate"] == 1e-3
     with pytest.raises(UserError, match="already has 2 of 2 steps"):
         main(recipe, ["--resume_from_checkpoint", "true"])
-    main(recipe, ["--resume_from_checkpoint", str(folder / "checkpoint-1"), "--max_steps", "3"])
+    more = ["--learning_rate", "1e-3", "--max_steps", "3"]
+    main(recipe, [*more, "--resume_from_checkpoint", str(folder / "checkpoint-1")])
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 
@@ -74,3 +77,103 @@ def test_mistakes_are_found_before_any_weight_is_loaded(
     monkeypatch.setattr(unigame.backbones, "load_backbone", load)
     with pytest.raises(UserError, match=message):
         main(recipe, words)
+
+
+@pytest.fixture
+def finished(recipe: Path) -> Path:
+    """The folder of a run that is done."""
+    main(recipe, [])
+    return recipe.parent / "run"
+
+
+def test_a_run_is_not_written_over_without_being_asked(
+    recipe: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(unigame.backbones, "load_backbone", _refuse)
+        with pytest.raises(UserError, match=r"run'.*resume_from_checkpoint.*overwrite_output_dir"):
+            main(recipe, ["--beta", "0.1"])
+        with pytest.raises(UserError, match="resume_from_checkpoint='true' with overwrite"):
+            main(recipe, ["--overwrite_output_dir", "--resume_from_checkpoint", "true"])
+    after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert after == before
+    main(recipe, ["--overwrite_output_dir", "--beta", "0.1", "--max_steps", "1"])
+    assert json.loads((finished / "unigame_config.json").read_text())["beta"] == 0.1
+    assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-1"}
+    assert not (finished / "_replaced").exists()
+
+
+def test_the_old_run_is_there_until_the_new_one_is_done(
+    recipe: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = (finished / "adapter_model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(UniGameTrainer, "training_step", _refuse)
+        with pytest.raises(AssertionError):
+            main(recipe, ["--overwrite_output_dir", "--seed", "5"])
+    assert (finished / "_replaced" / "adapter_model.safetensors").read_bytes() == adapter
+    assert (finished / "_replaced" / "checkpoint-2").is_dir()
+    assert not (finished / "trainer_state.json").exists()
+
+
+def test_a_checkpoint_of_elsewhere_does_not_open_a_folder_that_is_taken(
+    recipe: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(finished / "checkpoint-1", tmp_path / "other" / "checkpoint-1")
+    with pytest.raises(UserError, match="already holds a run"):
+        main(recipe, ["--resume_from_checkpoint", str(other)])
+
+
+def test_a_run_that_was_stopped_before_it_saved_its_result_is_finished(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, save = recipe.parent / "run", UniGameTrainer.save_model
+
+    def only_checkpoints(self: UniGameTrainer, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("_internal_call"):
+            raise KeyboardInterrupt
+        save(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UniGameTrainer, "save_model", only_checkpoints)
+        with pytest.raises(KeyboardInterrupt):
+            main(recipe, [])
+    main(recipe, ["--resume_from_checkpoint", "true"])
+    assert "Trained 2 steps" in capsys.readouterr().out
+    for name in ("adapter_model.safetensors", "perturber.safetensors"):
+        assert (folder / name).read_bytes() == (folder / "checkpoint-2" / name).read_bytes()
+    with pytest.raises(UserError, match="already has 2 of 2 steps"):
+        main(recipe, ["--resume_from_checkpoint", "true"])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--lora.r", "3"], "lora.r: 2 there, 3 here"),
+        (["--data.0.limit", "5"], "data.0.limit: None there, 5 here"),
+        (["--seed", "1"], "seed: 42 there, 1 here"),
+        (["--challenge_every", "0"], "challenge_every: 1 there, 0 here"),
+    ],
+)
+def test_another_recipe_is_not_resumed_and_no_weight_loaded(
+    recipe: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], named: str
+) -> None:
+    monkeypatch.setattr(unigame.backbones, "load_backbone", _refuse)
+    more = ["--max_steps", "3", "--resume_from_checkpoint", "true"]
+    with pytest.raises(UserError, match=named):
+        main(recipe, [*words, *more])
+
+
+def test_which_checkpoint_is_resumed_is_said_before_the_model_is_loaded(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "checkpoint-2" / "optimizer.pt").unlink()
+    main(recipe, ["--max_steps", "3", "--resume_from_checkpoint", "true"])
+    said = capsys.readouterr().out
+    assert f"Resuming from {finished / 'checkpoint-1'}" in said
+    assert "checkpoint-2: optimizer.pt is missing" in said
+
+
+def _refuse(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("this must not be reached")

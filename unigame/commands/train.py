@@ -1,4 +1,4 @@
-"""``unigame train``: hand the recipe to the training code, and say how to go on after Ctrl-C."""
+"""``unigame train``: hand the recipe to the training code, and say how to go on after a signal."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
 def interrupted_note(recipe: str, overrides: Sequence[str]) -> str:
     """One line: the newest checkpoint of the interrupted run and the command that resumes it."""
     from unigame.training.recipe import load_recipe
+    from unigame.training.run_folder import checkpoints
 
     try:
         folder = Path(load_recipe(recipe, overrides).training.output_dir or "runs")
     except UserError:
         return "Stopped before training began; nothing was written."
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=_step)
-    if not checkpoints:
+    found = checkpoints(folder)
+    if not found:
         return f"Stopped; no checkpoint was due yet in {folder}, so a new run starts over."
-    newest = checkpoints[-1]
-    kept = [word for word in overrides if not word.startswith("--resume_from_checkpoint=")]
-    while "--resume_from_checkpoint" in kept:
-        at = kept.index("--resume_from_checkpoint")
-        del kept[at : at + 2]
-    words = ["unigame", "train", recipe, *kept, "--resume_from_checkpoint", str(newest)]
-    return f"Stopped; kept {newest}. Resume: {shlex.join(words)}"
+    kept = _without(overrides, "--resume_from_checkpoint", "--overwrite_output_dir")
+    words = ["unigame", "train", recipe, *kept, "--resume_from_checkpoint", str(found[0])]
+    return f"Stopped; kept {found[0]}. Resume: {shlex.join(words)}"
 
 
-def _step(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+def _without(words: Sequence[str], *names: str) -> list[str]:
+    """``--name value``, ``--name=value`` and ``--name`` alone, left out."""
+    kept: list[str] = []
+    dropping = False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word.partition("=")[0].replace("-", "_").replace("__", "--", 1) in names
+        if not dropping:
+            kept.append(word)
+    return kept

@@ -3,6 +3,8 @@
     adapter_model.safetensors, adapter_config.json   player U, in PEFT's format
     perturber.safetensors                            player C
     game_state.pt (game_state_<rank>.pt)             C's optimizer and schedule, buffer, generators
+    unigame_config.json, run.json                    whose run it is, see ``identity``
+    manifest.json                                    checksums of all, see ``manifest``
 
 Nothing is a pickle of a model: ``game_state*.pt`` holds tensors and plain values, and is read with
 ``weights_only=True``.
@@ -25,6 +27,7 @@ from unigame.errors import UserError
 PERTURBER_FILE = "perturber.safetensors"
 SETTINGS_FILE = "unigame_config.json"
 TRAINER_STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 STATE_VERSION = 1
 
@@ -47,9 +50,20 @@ def load_perturber(folder: str | Path, perturber: nn.Module) -> None:
     Raises:
         UserError: if the file is missing, or holds a perturber of another kind or size.
     """
+    found = read_perturber(folder, perturber)
+    if found:
+        perturber.load_state_dict(found)
+
+
+def read_perturber(folder: str | Path, perturber: nn.Module) -> dict[str, torch.Tensor]:
+    """The saved weights of a perturber of this kind and size, without loading them.
+
+    Raises:
+        UserError: as :func:`load_perturber`.
+    """
     wanted = _state(perturber)
     if not wanted:
-        return
+        return {}
     path = Path(folder) / PERTURBER_FILE
     if not path.is_file():
         raise UserError(
@@ -64,7 +78,7 @@ def load_perturber(folder: str | Path, perturber: nn.Module) -> None:
             f"{path} holds another perturber than the settings describe; resume with the "
             "perturbation, perturber_width and perturber_depth of the saved run"
         )
-    perturber.load_state_dict(found)
+    return found
 
 
 def save_game_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -84,8 +98,11 @@ def load_game_state(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({first}); give an undamaged checkpoint") from error
+        # Its own words advise to switch the protection off.
+        raise UserError(
+            f"{path} cannot be read: it is damaged, or holds more than tensors and plain values "
+            f"({type(error).__name__}); give an undamaged checkpoint"
+        ) from error
     if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
         raise UserError(
             f"{path} is not a game state of version {STATE_VERSION}; give a checkpoint written by "
@@ -115,10 +132,9 @@ def require_complete(
         UserError: naming the first missing or empty file and its likely cause.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"resume_from_checkpoint={str(folder)!r} is no folder; give a checkpoint-N")
+    require_folder(folder)
     rng = "rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth"
-    for name in (*weights, TRAINER_STATE_FILE, "optimizer.pt", "scheduler.pt", rng, *extra):
+    for name in (*weights, TRAINER_STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE, rng, *extra):
         path = folder / name
         if path.is_file() and path.stat().st_size > 0:
             continue
@@ -128,12 +144,36 @@ def require_complete(
         )
 
 
+def require_folder(folder: str | Path) -> None:
+    """Refuse a checkpoint that is no folder.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"resume_from_checkpoint={str(folder)!r} is no folder; give a checkpoint-N")
+
+
+def require_steps_left(folder: str | Path, planned: int) -> None:
+    """Refuse to train past the steps that were asked for; -1 asks for none in particular.
+
+    Raises:
+        UserError: the checkpoint has them all.
+    """
+    done = steps_done(folder)
+    if done >= planned > 0:
+        raise UserError(
+            f"{folder} already has {done} of {planned} steps; raise max_steps (or "
+            "num_train_epochs) to train on"
+        )
+
+
 def steps_done(folder: str | Path) -> int:
     """Optimizer steps that the checkpoint has behind it."""
     path = Path(folder) / TRAINER_STATE_FILE
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read; give an undamaged checkpoint") from error
 
 

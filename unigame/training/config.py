@@ -23,6 +23,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from unigame.errors import UserError
 from unigame.rules import Rule, rule_of
+from unigame.training.ranks import launched_processes, require_processes
 from unigame.training.settings import RULES
 
 # Trainer features that would be wrong or silently without effect here.
@@ -30,6 +31,7 @@ UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": "losses are computed per sample inside the backbone; set it to 0",
     "deepspeed": "use DDP (torchrun) instead",
     "fsdp": "its checkpoints cannot be resumed exactly; use DDP (torchrun) instead",
+    "enable_jit_checkpoint": "save_on_signal writes an exact checkpoint on SIGTERM; unset it",
     "fp16": "C's gradient has no loss scaling; use bf16",
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
     "neftune_noise_alpha": "it perturbs embeddings behind the game's back; unset it",
@@ -232,6 +234,22 @@ class UniGameConfig(TrainingArguments):
         "Share of a source's rows that may be left out (missing pictures, no text) before a run is "
         "refused; pictures that turn out damaged in training are warned of above it.",
     )
+    save_on_signal: bool = _setting(
+        True, "On Ctrl-C, SIGTERM or SIGHUP finish the step and write a checkpoint, then stop."
+    )
+    overwrite_output_dir: bool = _setting(
+        False,
+        "Start over in a folder that holds a run. The old run is kept in _replaced/ until the new "
+        "one is done.",
+    )
+    resume_anyway: bool = _setting(
+        False,
+        "Resume though the checkpoint's run had other settings, model or data, or though it has no "
+        "manifest by which to tell that it is whole.",
+    )
+    logging_nan_inf_filter: bool = _setting(
+        False, "A loss that is not finite ends the run, so there is nothing to hide from the log."
+    )
     remove_unused_columns: bool = _setting(False, "Records keep all their fields; must be False.")
     data_seed: int | None = _setting(None, "Seed of the order of the data. Default: seed.")
     report_to: None | str | list[str] = _setting("none", "Reporting integrations, off by default.")
@@ -255,11 +273,19 @@ class UniGameConfig(TrainingArguments):
             # Apple's GPUs have no float64, in which rows and losses are counted.
             self.use_cpu = True
         self._check_hardware()
+        self._set_up_processes()
+
+    def _set_up_processes(self) -> None:
+        """``TrainingArguments`` finds its device and, under torchrun, the other processes."""
+        processes = launched_processes()
+        if processes > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else each process would train a model of its own
         try:
             super().__post_init__()
         except _REFUSALS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"training settings: {reason}") from error
+        require_processes(processes, self.world_size)
 
     def _check_together(self) -> None:
         """Settings that only make sense in company."""

@@ -45,8 +45,10 @@ from unigame.training.checkpoint import (
     save_game_state,
 )
 from unigame.training.config import UniGameConfig
+from unigame.training.guard import Diverged
 
 logger = logging.getLogger(__name__)
+LEFT_OUT_AT_MOST = 10  # updates of C in a row
 
 
 def challenge_config(args: UniGameConfig) -> ChallengeConfig:
@@ -101,6 +103,8 @@ class GameState:
         self.config = challenge_config(args)
         self.reduce = reduce
         self.gather = gather
+        self.rank = rank
+        self.left_out = self.left_out_in_a_row = 0  # updates of C: its gradient was not finite
         seed = args.seed if rank == 0 else derive_seed(args.seed, "rank", rank)
         # C's weights must be equal on all ranks; only noise without weights may differ.
         self.perturber = build_perturber(
@@ -209,7 +213,26 @@ class GameState:
         assert total is not None
         clip = self.args.perturber_max_grad_norm
         norm = perturber_update(self.perturber, self.optimizer, total, clip, self.reduce)
+        self._note(norm)
         return results, norm
+
+    def _note(self, norm: float) -> None:
+        """Say that an update of C was left out; stop where C does not come back."""
+        if math.isfinite(norm):
+            self.left_out_in_a_row = 0
+            return
+        self.left_out += 1
+        self.left_out_in_a_row += 1
+        advice = "lower perturber_learning_rate"
+        if self.rank == 0 and self.left_out & (self.left_out - 1) == 0:  # 1, 2, 4, 8, ...
+            text = "C's gradient norm is %s, so this update of C is left out (%d so far); %s"
+            logger.warning(text, norm, self.left_out, advice)
+        if self.left_out_in_a_row >= LEFT_OUT_AT_MOST:
+            raise Diverged(
+                f"C's gradient norm is {norm} for the {self.left_out_in_a_row}th time in a row "
+                f"(perturber_learning_rate={self.args.perturber_learning_rate:g}): the game is "
+                f"off; {advice}"
+            )
 
     def _challenge(self, part: GameBatch, visual: VisualStates | None) -> ChallengeResult:
         return challenge(

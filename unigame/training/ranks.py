@@ -1,10 +1,48 @@
-"""Sums and means over the processes of a run."""
+"""Sums and means over the processes of a run, and errors that all of them share."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, distributed
+
+from unigame.errors import UserError
+
+T = TypeVar("T")
+
+
+def launched_processes() -> int:
+    """How many processes the launcher says that this run has; 1 without a launcher.
+
+    Raises:
+        UserError: ``WORLD_SIZE`` says several, but nothing says which of them this one is.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdigit():
+        raise UserError(f"WORLD_SIZE={text!r} is no number of processes; unset it, or use torchrun")
+    if int(text) > 1 and not {"RANK", "LOCAL_RANK"} & os.environ.keys():
+        raise UserError(
+            f"WORLD_SIZE={text} with neither RANK nor LOCAL_RANK: this is one process; start all "
+            "of them with torchrun, or unset WORLD_SIZE"
+        )
+    return int(text)
+
+
+def require_processes(launched: int, found: int) -> None:
+    """Refuse a run of several processes that do not know of each other.
+
+    Raises:
+        UserError: each would train a model of its own and write it into the same folder.
+    """
+    if launched > 1 and found == 1:
+        raise UserError(
+            f"WORLD_SIZE={launched}, but the processes are not connected, so each would train "
+            "alone; start them with torchrun, and set use_cpu=true where there is no GPU"
+        )
 
 
 def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -34,3 +72,42 @@ def gather_from_ranks(accelerator: Accelerator, values_E: Tensor) -> Tensor:
         return values_E
     padded_E = accelerator.pad_across_processes(values_E, pad_index=float("nan"))
     return accelerator.gather(padded_E)
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """``work`` on every process; what one of them refuses, all of them refuse.
+
+    Without this a process whose data or checkpoint is bad leaves, and the others wait for it.
+
+    Raises:
+        UserError: the first process's that met one, on all.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except UserError as refused:
+        if not _several():
+            raise
+        error = refused
+    if _several():
+        found: list[str | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, None if error is None else str(error))
+        for rank, text in enumerate(found):
+            if text is not None:
+                raise UserError(text if rank == 0 else f"process {rank}: {text}") from error
+    return result  # type: ignore[return-value]
+
+
+def from_rank_zero(work: Callable[[], T]) -> T:
+    """What ``work`` gives, or refuses, on the first process, without doing it on the others."""
+    if not _several():
+        return work()
+    first = distributed.get_rank() == 0
+    told: list[Any] = [agreed(lambda: work() if first else None)]
+    distributed.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def _several() -> bool:
+    ready = distributed.is_available() and distributed.is_initialized()
+    return ready and distributed.get_world_size() > 1

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unigame.console import make_console
 from unigame.errors import UserError
+from unigame.training import run_folder
+from unigame.training.checkpoint import require_folder, require_steps_left, steps_done
+from unigame.training.lock import locked
+from unigame.training.ranks import agreed, from_rank_zero
 from unigame.training.recipe import Recipe, load_recipe
+from unigame.training.resuming import require_same_run, require_undamaged
+
+if TYPE_CHECKING:
+    from unigame.training.trainer import UniGameTrainer
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class RunResult:
     Attributes:
         output_dir: holds the adapter, C, the processor and the checkpoints.
         steps: optimizer steps done.
-        loss: mean training loss of this run.
+        loss: mean training loss of all steps, those before a resume too.
         metrics: the final evaluation's, where there is held-out data.
     """
 
@@ -49,7 +57,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
     what = "Adapter, perturber"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {result.output_dir}", "Model"
-    console = make_console()
+    console = makemake_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
     console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}')
@@ -60,9 +68,66 @@ def run_recipe(recipe: Recipe) -> RunResult:
     """Open the data, then load the model, train, and save the result in ``output_dir``.
 
     Raises:
-        UserError: for missing or malformed data, a checkpoint that cannot be used, or a run that
-            cannot be resumed.
+        UserError: for missing or malformed data, a folder that holds or runs another run, a
+            checkpoint that cannot be used, or a run that cannot be resumed.
     """
+    args = recipe.training
+    resume = from_rank_zero(lambda: _folder_and_checkpoint(recipe))
+    with locked(args.output_dir, args.process_index):
+        trainer = agreed(lambda: _trainer(recipe))
+        if args.overwrite_output_dir:
+            from_rank_zero(lambda: run_folder.set_aside(args.output_dir))
+        if resume and _only_lacks_its_result(resume, trainer):
+            output = trainer.take_up(resume)
+        else:
+            output = trainer.train(resume_from_checkpoint=resume)
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            run_folder.drop_replaced(args.output_dir)
+        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    return RunResult(
+        output_dir=Path(args.output_dir),
+        steps=output.global_step,
+        loss=trainer.guard.mean_loss,
+        metrics=metrics,
+    )
+
+
+def _folder_and_checkpoint(recipe: Recipe) -> str | None:
+    """The checkpoint to go on from, before any long work; None to start anew.
+
+    Raises:
+        UserError: another run lies in ``output_dir``, or its checkpoint is not of this run.
+    """
+    args = recipe.training
+    resume = args.resume_from_checkpoint
+    if resume in ("false", "no", ""):
+        resume = None
+    if resume and args.overwrite_output_dir:
+        raise UserError(
+            f"resume_from_checkpoint={resume!r} with overwrite_output_dir: a run is either gone on "
+            "with or started over; leave one of them out"
+        )
+    if resume == "true":
+        found = run_folder.newest_whole(args.output_dir)
+        make_console().print(found.said())
+        resume = str(found.folder)
+    elif resume:
+        require_folder(resume)
+        require_undamaged(resume, trust=args.resume_anyway)
+    elsewhere = not resume or Path(resume).resolve().parent != Path(args.output_dir).resolve()
+    if elsewhere and not args.overwrite_output_dir:
+        run_folder.require_free(args.output_dir)
+    if resume and run_folder.is_finished(args.output_dir, steps_done(resume)):
+        require_steps_left(resume, args.max_steps)
+    if resume and not args.resume_anyway:  # the trainer looks again, and then says what differs
+        require_same_run(resume, args, {"recipe": _blocks(recipe)})
+    return resume
+
+
+def _trainer(recipe: Recipe) -> UniGameTrainer:
+    """Data first: a wrong path should cost seconds, not the loading of a model."""
     from unigame.backbones import load_backbone
     from unigame.training.preflight import check_before_loading
     from unigame.training.skip_report import report_skips
@@ -90,18 +155,21 @@ def run_recipe(recipe: Recipe) -> RunResult:
         eval_dataset=eval_data,
         peft_config=lora,
     )
-    resume = args.resume_from_checkpoint
-    words: dict[str | None, bool | None] = {"true": True, "false": None, "no": None}
-    output = trainer.train(resume_from_checkpoint=words.get(resume, resume))
-    trainer.save_model()
-    trainer.save_state()
-    metrics = trainer.evaluate() if eval_data is not None else {}
-    return RunResult(
-        output_dir=Path(args.output_dir),
-        steps=output.global_step,
-        loss=output.training_loss,
-        metrics=metrics,
-    )
+    trainer.recipe, trainer.folder_is_held = _blocks(recipe), True
+    return trainer
+
+
+def _blocks(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe makes the run, beside its settings."""
+    names = ("model", "dtype", "adapter", "data", "lora")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def _only_lacks_its_result(resume: str, trainer: UniGameTrainer) -> bool:
+    """Whether it was stopped between its last checkpoint and the saving of its result."""
+    done = steps_done(resume)
+    finished = run_folder.is_finished(trainer.args.output_dir, done)
+    return done == trainer.planned_steps() and not finished
 
 
 def _open(block: str, sources: list[dict[str, Any]], seed: int) -> Any:

@@ -73,6 +73,9 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "resume_from_checkpoint": Text(
             optional=True, alone=True, help="A checkpoint folder to go on from; true: the last one."
         ),
+        "resume_anyway": Switch(),
+        "overwrite_output_dir": Switch(),
+        "save_on_signal": Switch(),
         "ignore_data_skip": Switch(),
         "restore_callback_states_from_checkpoint": Switch(),
         "full_determinism": Switch(),

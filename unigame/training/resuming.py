@@ -1,0 +1,100 @@
+"""May a run go on from this checkpoint? Every check that is made before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from unigame.backbones.base import Backbone
+from unigame.backbones.lora import ADAPTER_WEIGHTS, read_adapter
+from unigame.errors import UserError
+from unigame.training import checkpoint, identity
+from unigame.training.config import UniGameConfig
+from unigame.training.game_state import GameState
+from unigame.training.manifest import MANIFEST_FILE, damage
+
+logger = logging.getLogger(__name__)
+
+
+def require_whole(
+    folder: str, args: UniGameConfig, backbone: Backbone, game: GameState | None
+) -> None:
+    """Refuse a checkpoint that lacks a file, is damaged, or holds a C of another size.
+
+    Raises:
+        UserError: naming the file.
+    """
+    rank, world_size = args.process_index, args.world_size
+    checkpoint.require_complete(
+        folder,
+        weights=backbone.saved_files,
+        extra=game.files(rank, world_size) if game is not None else [],
+        rank=rank,
+        world_size=world_size,
+    )
+    if args.should_save:  # once for all processes that share the folder
+        require_undamaged(folder, trust=args.resume_anyway)
+    if game is not None:  # could not go on even if it were asked to
+        checkpoint.read_perturber(folder, game.perturber)
+
+
+def require_undamaged(folder: str | Path, *, trust: bool) -> None:
+    """Refuse a checkpoint whose files are not those of its manifest.
+
+    Args:
+        folder: the checkpoint.
+        trust: take one without a manifest as it is, and say so.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    found = damage(Path(folder))
+    if found is None:
+        return
+    name, what = found
+    path = Path(folder) / name
+    if name != MANIFEST_FILE:
+        detail = _reading_it(Path(folder), name)
+        raise UserError(
+            f"{path} {what}{f' ({detail})' if detail else ''}; resume from another checkpoint, or "
+            "with resume_from_checkpoint=true from the newest whole one"
+        )
+    if trust:
+        logger.warning("%s %s: going on without knowing that all is whole", path, what)
+        return
+    raise UserError(
+        f"{path} {what}: {folder} comes from an older version of unigame, or its writing was cut; "
+        "resume from another one, or add resume_anyway=true if you trust it"
+    )
+
+
+def require_same_run(folder: str, args: UniGameConfig, record: dict[str, Any] | None) -> None:
+    """Refuse the checkpoint of a run with other settings, model or data, unless it is asked for.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    found = identity.differences(folder, args, record)
+    if not found:
+        return
+    if args.resume_anyway:
+        logger.warning("Going on from another run's %s: %s", folder, identity.said(found))
+        return
+    raise UserError(
+        f"{folder} belongs to another run than the one that is asked for ({identity.said(found)}); "
+        "resume with that run's values, start anew in another output_dir, or add "
+        "resume_anyway=true to go on with the new ones"
+    )
+
+
+def _reading_it(folder: Path, name: str) -> str:
+    """What reading a damaged file says; "" where it says nothing that helps."""
+    try:
+        if name == ADAPTER_WEIGHTS:
+            read_adapter(folder)
+        elif name.startswith("game_state"):
+            checkpoint.load_game_state(folder / name)
+    except UserError as error:
+        return str(error).partition(";")[0]
+    return ""
