@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "challenge_every": (0, float("inf"), True),
     "perturber_steps": (1, float("inf"), True),
     "challenge_share": (0.0, 1.0, False),
+    "redrawn_every": (0, float("inf"), True),
     "mine_every": (1, float("inf"), True),
     "beta": (0.0, float("inf"), True),
     "generation_weight": (0.0, float("inf"), True),
@@ -124,6 +125,12 @@ class UniGameConfig(TrainingArguments):
         1,
         "Updates of C per challenge. C:U ratio = perturber_steps x gradient_accumulation_steps : "
         "challenge_every.",
+    )
+    redrawn_every: int = _setting(
+        10,
+        "On every n-th challenge redraw its pictures without C, too, under the same noise: what "
+        "the redrawing does is not C's doing. It stands beside the attack's figures as redrawn_*. "
+        "Costs the forward passes of a challenge, about a third of one; at 10 some 3 %. 0: never.",
     )
     mine_every: int = _setting(1, "Offer the candidates of every n-th challenge to the buffer.")
     beta: float = _setting(0.5, "Weight of the hard samples in Eq. 6.")

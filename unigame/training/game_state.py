@@ -32,7 +32,8 @@ from unigame.game.challenge import (
     perturber_gradients,
     perturber_update,
 )
-from unigame.game.perturber import RandomPerturber, build_perturber
+from unigame.game.perturber import NoPerturber, RandomPerturber, build_perturber
+from unigame.game.redrawn import redrawn, redrawn_figures
 from unigame.game.semantics import SimilarityScorer, build_scorer
 from unigame.training.batches import split_batch
 from unigame.training.checkpoint import (
@@ -130,6 +131,7 @@ class GameState:
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._replayed: list[HardSample] = []
+        self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, args.perturbation, own, 100 * own / whole, whole)
@@ -166,12 +168,15 @@ class GameState:
             )
 
     # ---- the phases that belong to C -----------------------------------------------------------
-    def play(self, batch: GameBatch, *, counts: bool = True) -> tuple[ChallengeResult, float]:
+    def play(
+        self, batch: GameBatch, *, counts: bool = True, step: int | None = None
+    ) -> tuple[ChallengeResult, float]:
         """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
 
         The visual states are computed once: U does not move in between. With ``counts=False`` the
         batch is a stand-in on a rank without answers: C gets a zero gradient from it, but the rank
-        takes part in the reduction like all others.
+        takes part in the reduction like all others. Where the redrawn baseline is due at ``step``,
+        its figures stand beside the challenge's own; it moves no weight and no generator.
         """
         parts = split_batch(batch, self._parts())
         visual: list[VisualStates | None] = [None] * len(parts)
@@ -182,10 +187,38 @@ class GameState:
         with lora.merged(self.backbone) if merges else nullcontext():  # U stands still meanwhile
             for _ in range(self.args.perturber_steps):
                 results, norm = self._ascend(parts, visual, counts)
-        result = ChallengeResult.joined(results)
+            result = ChallengeResult.joined(results)
+            due = counts and step is not None and self._baseline_is_due(step)
+            baseline = self._redraw(parts, visual, result) if due else None
         if counts:
             self._wrong_BK = {"attack_success_rate": ~result.right_BK}
+        if baseline is not None:
+            self._wrong_BK["redrawn_success_rate"] = ~baseline.right_BK
+            result.metrics.update(redrawn_figures(result, baseline))
         return result, norm
+
+    def _baseline_is_due(self, step: int) -> bool:
+        every = self.args.redrawn_every
+        if every == 0 or self.args.perturb_space == "tokens":  # there nothing is redrawn
+            return False
+        return (step // self.args.challenge_every) % every == 0
+
+    def _redraw(
+        self,
+        parts: Sequence[tuple[GameBatch, float]],
+        visual: Sequence[VisualStates | None],
+        result: ChallengeResult,
+    ) -> ChallengeResult:
+        """The batch redrawn at eps = 0 under the noise of the last challenge."""
+        if isinstance(self.perturber, NoPerturber):
+            return result  # nothing else was drawn
+        at_once = self.args.per_device_train_batch_size
+        results = [
+            redrawn(self.backbone, part, self.config, self.scorer, noise, states, at_once)
+            for (part, share), noise, states in zip(parts, self._noise, visual, strict=True)
+            if share
+        ]
+        return ChallengeResult.joined(results)
 
     def _ascend(
         self,
@@ -196,7 +229,9 @@ class GameState:
         """One update of C: its challenges, part by part, and its gradient norm."""
         results: list[ChallengeResult] = []
         total: list[Tensor] | None = None
+        self._noise = []
         for i, (part, share) in enumerate(parts):
+            self._noise.append(self.generator.get_state())
             result = self._challenge(part, visual[i])
             visual[i] = _visual(result)
             if self.optimizer is not None:

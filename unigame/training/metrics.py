@@ -15,24 +15,33 @@ import torch
 from torch import Tensor
 
 PHASES = ("read", "encode", "challenge", "mine", "mix", "understand")
+# What a challenge says of itself; ``redrawn_*`` and ``attack_*`` need the redrawn baseline.
+CHALLENGE_FIGURES = (
+    "adversarial_ce",
+    "redrawn_ce",
+    "similarity",
+    "redrawn_similarity",
+    "codes_changed",
+    "redrawn_codes_changed",
+    "attack_codes_changed",
+    "label_penalty",
+    "eps",
+    "delta_relative",
+)
 # A fixed list in a fixed order: every rank reduces the same tensor, whatever it happened to see.
 NAMES = (
     "clean_ce",
     "hard_ce",
     "clean_answer_ce",
     "hard_answer_ce",
-    "adversarial_ce",
     "generation_loss",
+    *CHALLENGE_FIGURES,
     "perturber_objective",
     "perturber_grad_norm",
     "perturber_learning_rate",
-    "label_penalty",
-    "eps",
-    "delta_relative",
-    "codes_changed",
-    "similarity",
     "acceptance_rate",
     "attack_success_rate",
+    "redrawn_success_rate",
     "buffer_size",
     "replayed",
     "learned_rate",

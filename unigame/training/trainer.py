@@ -56,7 +56,7 @@ from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
-from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
+from unigame.training.metrics import CHALLENGE_FIGURES, EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.resumable import ResumableTrainer
@@ -181,7 +181,7 @@ class UniGameTrainer(ResumableTrainer):
         if batch.codes is None and self.args.perturb_space == "decoder":
             batch.codes = self._codes(batch.images, [str(name) for name in batch.sources or ()])
         with self.timer.phase("challenge"), self.accelerator.autocast():
-            result, norm = self.game.play(batch, counts=counts)
+            result, norm = self.game.play(batch, counts=counts, step=self.state.global_step)
         if counts:
             self._record_challenge(result, norm)
         return batch, result, counts
@@ -363,9 +363,7 @@ class UniGameTrainer(ResumableTrainer):
     def _record_challenge(self, result: ChallengeResult, norm: float) -> None:
         assert self.game is not None
         figures = result.metrics
-        for name in ("adversarial_ce", "similarity", "eps", "delta_relative"):
-            self.meter.add(name, figures[name])
-        for name in ("codes_changed", "label_penalty"):  # not in token space; not without the term
+        for name in CHALLENGE_FIGURES:  # some only where there are codes, or a term, or a baseline
             if name in figures:
                 self.meter.add(name, figures[name])
         self.meter.add("perturber_objective", figures["objective"])
