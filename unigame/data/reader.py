@@ -99,16 +99,16 @@ class Reader(Dataset[Record]):
             image = decode_image(self.read_image(row))
         except CorruptImage as error:
             raise CorruptImage(row.id, error.reason, error.detail) from error
-        record: Record = {
-            "image": image,
-            "question": row.question,
-            "answer": row.answer,
-            "caption": row.caption,
-            "id": row.id,
-        }
+        record: Record = {"image": image, **self.texts(index)}  # type: ignore[typeddict-item]
         if row.answers:
             record["answers"] = list(row.answers)
         return record
+
+    def texts(self, index: int) -> dict[str, str | None]:
+        """A record without its picture, which need not be read for it."""
+        row = self._rows[index]
+        texts = {"question": row.question, "answer": row.answer, "caption": row.caption}
+        return {**texts, "id": row.id}
 
     def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""

@@ -79,10 +79,14 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        scene = self.scenes[self.rows[index][0]]
+        return {"image": to_pil(scene), **self.texts(index)}
+
+    def texts(self, index: int) -> dict[str, Any]:
+        """An item without its picture, which need not be drawn for it."""
         scene_index, question, answer, kind, condition = self.rows[index]
         scene = self.scenes[scene_index]
         return {
-            "image": to_pil(scene),
             "question": question,
             "answer": answer,
             "caption": caption(scene),

@@ -130,7 +130,7 @@ class UniGameConfig(TrainingArguments):
         10,
         "On every n-th challenge redraw its pictures without C, too, under the same noise: what "
         "the redrawing does is not C's doing. It stands beside the attack's figures as redrawn_*. "
-        "Costs the forward passes of a challenge, about a third of one; at 10 some 3 %. 0: never.",
+        "Costs the forward passes of a challenge, about a quarter of one: 2 % at 10. 0: never.",
     )
     mine_every: int = _setting(1, "Offer the candidates of every n-th challenge to the buffer.")
     beta: float = _setting(0.5, "Weight of the hard samples in Eq. 6.")

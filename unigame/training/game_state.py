@@ -45,6 +45,7 @@ from unigame.training.checkpoint import (
     save_game_state,
 )
 from unigame.training.config import UniGameConfig
+from unigame.training.health import ReplayTally
 
 logger = logging.getLogger(__name__)
 RANK_STRIDE = 100_003  # seeds of different ranks and of neighbouring runs never meet
@@ -128,6 +129,7 @@ class GameState:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.buffer = self._new_buffer(seed)
         self.scorer, self.label_scorer = self._scorers()
+        self.tally = ReplayTally()
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._replayed: list[HardSample] = []
@@ -280,9 +282,13 @@ class GameState:
             self.buffer.recent.add(own_E if self.gather is None else self.gather(own_E))
             return MiningReport(candidates=0, accepted=0, kept=0)
         keep = self._keeps_tokens(result.tokens_ENH[0])
-        return mine(
+        report = mine(
             result, batch, self.buffer, self.config, step, keep_tokens=keep, gather=self.gather
         )
+        self.tally.candidates += report.candidates
+        self.tally.accepted += report.accepted
+        self.tally.held = len(self.buffer)
+        return report
 
     def _keeps_tokens(self, tokens_NH: Tensor) -> bool:
         """Whether a full buffer of such tokens may be kept, and they stay true as U learns."""
@@ -317,6 +323,7 @@ class GameState:
         """Hard samples for this micro-batch; none before the buffer is full enough."""
         if self.ready:
             self._replayed = self.buffer.sample(self.args.resolved_hard_batch_size)
+            self.tally.replayed += len(self._replayed)
         return self._replayed
 
     def write_back(self, hard: ReadAnswers, step: int) -> int:
@@ -333,7 +340,10 @@ class GameState:
             return 0  # nothing is kept
         own_right_2B = torch.stack([hard.own_B, hard.right_B.to(hard.own_B)]).tolist()
         learned = [bool(right) and self.args.drop_learned for right in own_right_2B[1]]
-        return self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
+        left = self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
+        self.tally.learned += left
+        self.tally.held = len(self.buffer)
+        return left
 
     @property
     def ready(self) -> bool:
@@ -364,6 +374,7 @@ class GameState:
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "buffer": self.buffer.state_dict(),
             "generator": self.generator.get_state(),
+            "tally": vars(self.tally).copy(),
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
@@ -375,6 +386,7 @@ class GameState:
             self.scheduler.load_state_dict(state["scheduler"])
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
+        self.tally = ReplayTally(**state["tally"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
 

@@ -50,7 +50,8 @@ NAMES = (
     "hardness_q75",
     *(f"seconds_{phase}" for phase in PHASES),
 )
-SUMS = ("skipped_images",)  # totals over ranks and steps, not means
+# Rows that train nothing: they have only a caption, and generation_weight is 0.
+SUMS = ("skipped_images", "unused_rows")  # totals over ranks and steps, not means
 ALL_NAMES = NAMES + SUMS
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from unigame.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from unigame.training.health import ReplayTally
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,14 @@ class RunResult:
         steps: optimizer steps done.
         loss: mean training loss of this run.
         metrics: the final evaluation's, where there is held-out data.
+        replay: what became of the game's candidates on all processes; None without a game.
     """
 
     output_dir: Path
     steps: int
     loss: float
     metrics: dict[str, float]
+    replay: ReplayTally | None = None
 
 
 def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
@@ -50,6 +56,8 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
         use, what = f"--model {result.output_dir}", "Model"
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
+    if result.replay is not None:
+        console.print(result.replay.summary(recipe.training), markup=False)
     console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}', markup=False)
     console.print(f'  or: unigame generate "a prompt" {use}', markup=False)
@@ -64,12 +72,14 @@ def run_recipe(recipe: Recipe) -> RunResult:
     """
     from unigame.backbones import load_backbone
     from unigame.data import build_dataset
+    from unigame.training.health import require_work
     from unigame.training.trainer import UniGameTrainer
 
     args = recipe.training
     lora = recipe.lora_config()
     # Data first: a wrong path should cost seconds, not the loading of a model.
     train_data = build_dataset(recipe.data, seed=args.seed)
+    require_work(args, train_data)
     eval_data = build_dataset(recipe.eval_data, seed=args.seed) if recipe.eval_data else None
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
@@ -96,4 +106,5 @@ def run_recipe(recipe: Recipe) -> RunResult:
         steps=output.global_step,
         loss=output.training_loss,
         metrics=metrics,
+        replay=trainer.replay_tally(),
     )

@@ -56,6 +56,7 @@ from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.game_state import CodeCache, GameState
+from unigame.training.health import ReplayTally, Watch, require_work
 from unigame.training.metrics import CHALLENGE_FIGURES, EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
@@ -98,6 +99,7 @@ class UniGameTrainer(ResumableTrainer):
         if not isinstance(args, UniGameConfig):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
         require_map_style(train_dataset, args.world_size)
+        require_work(args, train_dataset)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -131,6 +133,8 @@ class UniGameTrainer(ResumableTrainer):
                 reduce=partial(average_over_ranks, self.accelerator),
                 gather=partial(gather_from_ranks, self.accelerator),
             )
+        self.watch = Watch(self.game, train_dataset)
+        self.add_callback(self.watch)
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
     def training_step(
@@ -161,6 +165,10 @@ class UniGameTrainer(ResumableTrainer):
     def _encode(self, inputs: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""
         self.meter.add("skipped_images", inputs.get("num_skipped", 0))
+        used_B = inputs["has_answer_B"]
+        if self.args.generation_weight > 0:
+            used_B = used_B | inputs["has_caption_B"]
+        self.meter.add("unused_rows", (~used_B).sum())
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         if self.args.generation_weight > 0:
@@ -316,7 +324,9 @@ class UniGameTrainer(ResumableTrainer):
         totals = torch.tensor([answers, captions], dtype=torch.float64, device=device)
         answers, captions = self._sum_over_ranks(totals).tolist()
         world_size = self.accelerator.num_processes
-        return batches, StepCounts(answers, captions, len(batches), world_size)
+        counts = StepCounts(answers, captions, len(batches), world_size)
+        self.watch.saw(counts, self.args.generation_weight)
+        return batches, counts
 
     def _count_answers(self, batch: Batch) -> float:
         rows = Rows.where(batch["has_answer_B"])
@@ -395,6 +405,12 @@ class UniGameTrainer(ResumableTrainer):
         if self.game is not None:
             self.game.create_scheduler(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def replay_tally(self) -> ReplayTally | None:
+        """What all processes replayed; None without a game. Every process must ask."""
+        if self.game is None:
+            return None
+        return self.game.tally.summed(self._sum_over_ranks, self.args.device)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return sum_over_ranks(self.accelerator, values)
