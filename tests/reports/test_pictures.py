@@ -98,6 +98,19 @@ def test_curves_draw_every_line_of_a_game_and_leave_out_what_was_not_logged(tmp_
     assert game[1] > 1.7 * sft[1]
 
 
+def test_every_figure_of_the_attack_has_the_redrawing_beside_it():
+    panels = {
+        line.key: {other.key for other in panel.lines} for panel in PANELS for line in panel.lines
+    }
+    for attack, redrawn in {
+        "adversarial_ce": "redrawn_ce",
+        "attack_success_rate": "redrawn_success_rate",
+        "codes_changed": "redrawn_codes_changed",
+        "similarity": "redrawn_similarity",
+    }.items():
+        assert redrawn in panels[attack]
+
+
 def test_curves_skip_gaps_and_figures_that_are_not_finite(tmp_path):
     log = [
         {"step": 1, "clean_ce": 1.0},

@@ -43,6 +43,7 @@ def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
             other.seen,
         )
     assert torch.equal(left.game.generator.get_state(), right.game.generator.get_state())
+    assert left.game.tally == right.game.tally
     assert torch.equal(left.game.buffer.recent.values, right.game.buffer.recent.values)
 
 

@@ -308,9 +308,14 @@ def test_joint_training_runs_every_forward_on_every_batch(
 
 
 def test_a_stand_in_batch_moves_nobody(tiny_path: Path, tmp_path: Path) -> None:
-    data = Kinds(2, "answer")
-    data.items = data.items[:1]
-    trainer = make_trainer(tiny_path, tmp_path, data, max_steps=1, per_device_train_batch_size=1)
+    trainer = make_trainer(
+        tiny_path,
+        tmp_path,
+        Kinds(2, "answer"),
+        max_steps=1,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+    )
     before_c, before_u = perturber_weights(trainer), lora_weights(trainer)
     trainer.train()
     assert Losses(trainer.state.log_history).values == [0.0]

@@ -204,7 +204,10 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         trainer = UniGameTrainer(
-            model=backbone, args=args, train_dataset=rows, peft_config=plan.lora_config()
+            # No data: a batch of it may hold rows of one kind only, which a run would refuse.
+            model=backbone,
+            args=args,
+            peft_config=plan.lora_config(),
         )
         trainer.create_optimizer_and_scheduler(num_training_steps=100)
         batch = trainer.data_collator(rows)

@@ -101,13 +101,7 @@ class Reader(Dataset[Record]):
             image = decode_image(self.read_image(row))
         except CorruptImage as error:
             raise CorruptImage(row.id, error.reason, error.detail) from error
-        record: Record = {
-            "image": image,
-            "question": row.question,
-            "answer": row.answer,
-            "caption": row.caption,
-            "id": row.id,
-        }
+        record: Record = {"image": image, **_texts(row)}  # type: ignore[typeddict-item]
         if row.answers:
             record["answers"] = list(row.answers)
         return record
@@ -118,13 +112,7 @@ class Reader(Dataset[Record]):
 
     def iter_texts(self) -> Iterator[dict[str, str | None]]:
         """The texts and the id of every row, in order; no picture is read."""
-        for row in self._rows:
-            yield {
-                "question": row.question,
-                "answer": row.answer,
-                "caption": row.caption,
-                "id": row.id,
-            }
+        return (_texts(row) for row in self._rows)
 
     def check_image(self, row: Row) -> None:
         """The cheap check of ``verify="exists"``: raise :class:`CorruptImage` if it fails."""
@@ -235,3 +223,9 @@ def texts_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> 
         "caption": text_cell(row, columns.get("caption"), place),
         "answers": answers,
     }
+
+
+def _texts(row: Row) -> dict[str, str | None]:
+    """A record without its picture."""
+    texts = {"question": row.question, "answer": row.answer, "caption": row.caption}
+    return {**texts, "id": row.id}

@@ -29,6 +29,7 @@ from unigame.game.perturber import (
     RandomPerturber,
     build_perturber,
 )
+from unigame.game.redrawn import redrawn, redrawn_figures
 from unigame.game.semantics import (
     ClipSimilarity,
     FeatureSimilarity,
@@ -64,6 +65,8 @@ __all__ = [
     "mine",
     "perturber_objective",
     "perturber_step",
+    "redrawn",
+    "redrawn_figures",
     "stack_compact",
     "teacher_forced_states",
     "understanding_loss",

@@ -2,7 +2,10 @@
 
 The input is the ``log_history`` of a transformers Trainer: a list of dicts with ``step`` and
 whatever was logged then. A panel without any logged figure is left out, so that plain fine-tuning
-gets one panel and the full game gets all of them.
+gets two panels and the full game gets all of them.
+
+A candidate differs from its original by the redrawing and by C. Wherever the attack has a line, the
+same pictures redrawn without C have one beside it: the gap between the two is C's doing.
 """
 
 from __future__ import annotations
@@ -43,12 +46,44 @@ class Panel:
 
 PANELS = (
     Panel(
-        "Cross-entropy of the true answer",
+        "Loss that U learns, with the end mark",
         (
             Line("clean_ce", "clean", style.CLEAN),
-            Line("adversarial_ce", "adversarial", style.ADVERSARIAL),
             Line("hard_ce", "hard (buffer)", style.HARD),
         ),
+    ),
+    Panel(
+        "Cross-entropy of the answer's own tokens",
+        (
+            Line("clean_answer_ce", "clean", style.CLEAN),
+            Line("redrawn_ce", "redrawn", style.DRAWN),
+            Line("adversarial_ce", "attacked", style.ADVERSARIAL),
+        ),
+    ),
+    Panel(
+        "Right answers that are lost",
+        (
+            Line("redrawn_success_rate", "redrawn", style.DRAWN),
+            Line("attack_success_rate", "attacked", style.ADVERSARIAL),
+        ),
+        share=True,
+    ),
+    Panel(
+        "Image codes that are other ones",
+        (
+            Line("redrawn_codes_changed", "redrawn", style.DRAWN),
+            Line("codes_changed", "attacked", style.ADVERSARIAL),
+            Line("attack_codes_changed", "by C alone", style.WRONG),
+        ),
+        share=True,
+    ),
+    Panel(
+        "Similarity to the original",
+        (
+            Line("redrawn_similarity", "redrawn", style.DRAWN),
+            Line("similarity", "attacked", style.ADVERSARIAL),
+        ),
+        share=True,
     ),
     Panel(
         "Size of the perturbation",
@@ -56,15 +91,6 @@ PANELS = (
             Line("eps", "eps", style.ADVERSARIAL),
             Line("delta_relative", "relative to the states", style.DRAWN),
         ),
-    ),
-    Panel(
-        "What the attack does",
-        (
-            Line("codes_changed", "codes changed", style.DRAWN),
-            Line("attack_success_rate", "attack success", style.ADVERSARIAL),
-            Line("similarity", "similarity", style.CLEAN),
-        ),
-        share=True,
     ),
     Panel(
         "Candidates kept as hard samples",

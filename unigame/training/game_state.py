@@ -32,7 +32,8 @@ from unigame.game.challenge import (
     perturber_gradients,
     perturber_update,
 )
-from unigame.game.perturber import RandomPerturber, build_perturber
+from unigame.game.perturber import NoPerturber, RandomPerturber, build_perturber
+from unigame.game.redrawn import redrawn, redrawn_figures
 from unigame.game.semantics import SimilarityScorer, build_scorer
 from unigame.seeds import derive_seed
 from unigame.training.batches import split_batch
@@ -46,6 +47,7 @@ from unigame.training.checkpoint import (
 )
 from unigame.training.config import UniGameConfig
 from unigame.training.guard import Diverged
+from unigame.training.health import ReplayTally
 
 logger = logging.getLogger(__name__)
 LEFT_OUT_AT_MOST = 10  # updates of C in a row
@@ -131,9 +133,11 @@ class GameState:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.buffer = self._new_buffer(seed)
         self.scorer, self.label_scorer = self._scorers()
+        self.tally = ReplayTally()
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._replayed: list[HardSample] = []
+        self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, args.perturbation, own, 100 * own / whole, whole)
@@ -170,12 +174,15 @@ class GameState:
             )
 
     # ---- the phases that belong to C -----------------------------------------------------------
-    def play(self, batch: GameBatch, *, counts: bool = True) -> tuple[ChallengeResult, float]:
+    def play(
+        self, batch: GameBatch, *, counts: bool = True, step: int | None = None
+    ) -> tuple[ChallengeResult, float]:
         """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
 
         The visual states are computed once: U does not move in between. With ``counts=False`` the
         batch is a stand-in on a rank without answers: C gets a zero gradient from it, but the rank
-        takes part in the reduction like all others.
+        takes part in the reduction like all others. Where the redrawn baseline is due at ``step``,
+        its figures stand beside the challenge's own; it moves no weight and no generator.
         """
         parts = split_batch(batch, self._parts())
         visual: list[VisualStates | None] = [None] * len(parts)
@@ -186,10 +193,38 @@ class GameState:
         with lora.merged(self.backbone) if merges else nullcontext():  # U stands still meanwhile
             for _ in range(self.args.perturber_steps):
                 results, norm = self._ascend(parts, visual, counts)
-        result = ChallengeResult.joined(results)
+            result = ChallengeResult.joined(results)
+            due = counts and step is not None and self._baseline_is_due(step)
+            baseline = self._redraw(parts, visual, result) if due else None
         if counts:
             self._wrong_BK = {"attack_success_rate": ~result.right_BK}
+        if baseline is not None:
+            self._wrong_BK["redrawn_success_rate"] = ~baseline.right_BK
+            result.metrics.update(redrawn_figures(result, baseline))
         return result, norm
+
+    def _baseline_is_due(self, step: int) -> bool:
+        every = self.args.redrawn_every
+        if every == 0 or self.args.perturb_space == "tokens":  # there nothing is redrawn
+            return False
+        return (step // self.args.challenge_every) % every == 0
+
+    def _redraw(
+        self,
+        parts: Sequence[tuple[GameBatch, float]],
+        visual: Sequence[VisualStates | None],
+        result: ChallengeResult,
+    ) -> ChallengeResult:
+        """The batch redrawn at eps = 0 under the noise of the last challenge."""
+        if isinstance(self.perturber, NoPerturber):
+            return result  # nothing else was drawn
+        at_once = self.args.per_device_train_batch_size
+        results = [
+            redrawn(self.backbone, part, self.config, self.scorer, noise, states, at_once)
+            for (part, share), noise, states in zip(parts, self._noise, visual, strict=True)
+            if share
+        ]
+        return ChallengeResult.joined(results)
 
     def _ascend(
         self,
@@ -200,7 +235,9 @@ class GameState:
         """One update of C: its challenges, part by part, and its gradient norm."""
         results: list[ChallengeResult] = []
         total: list[Tensor] | None = None
+        self._noise = []
         for i, (part, share) in enumerate(parts):
+            self._noise.append(self.generator.get_state())
             result = self._challenge(part, visual[i])
             visual[i] = _visual(result)
             if self.optimizer is not None:
@@ -268,9 +305,13 @@ class GameState:
             self.buffer.recent.add(own_E if self.gather is None else self.gather(own_E))
             return MiningReport(candidates=0, accepted=0, kept=0)
         keep = self._keeps_tokens(result.tokens_ENH[0])
-        return mine(
+        report = mine(
             result, batch, self.buffer, self.config, step, keep_tokens=keep, gather=self.gather
         )
+        self.tally.candidates += report.candidates
+        self.tally.accepted += report.accepted
+        self.tally.held = len(self.buffer)
+        return report
 
     def _keeps_tokens(self, tokens_NH: Tensor) -> bool:
         """Whether a full buffer of such tokens may be kept, and they stay true as U learns."""
@@ -305,6 +346,7 @@ class GameState:
         """Hard samples for this micro-batch; none before the buffer is full enough."""
         if self.ready:
             self._replayed = self.buffer.sample(self.args.resolved_hard_batch_size)
+            self.tally.replayed += len(self._replayed)
         return self._replayed
 
     def write_back(self, hard: ReadAnswers, step: int) -> int:
@@ -321,7 +363,10 @@ class GameState:
             return 0  # nothing is kept
         own_right_2B = torch.stack([hard.own_B, hard.right_B.to(hard.own_B)]).tolist()
         learned = [bool(right) and self.args.drop_learned for right in own_right_2B[1]]
-        return self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
+        left = self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
+        self.tally.learned += left
+        self.tally.held = len(self.buffer)
+        return left
 
     @property
     def ready(self) -> bool:
@@ -352,6 +397,7 @@ class GameState:
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "buffer": self.buffer.state_dict(),
             "generator": self.generator.get_state(),
+            "tally": vars(self.tally).copy(),
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
@@ -363,6 +409,7 @@ class GameState:
             self.scheduler.load_state_dict(state["scheduler"])
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
+        self.tally = ReplayTally(**state["tally"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
 

@@ -15,25 +15,34 @@ import torch
 from torch import Tensor
 
 PHASES = ("read", "encode", "challenge", "mine", "mix", "understand")
+# What a challenge says of itself; ``redrawn_*`` and ``attack_*`` need the redrawn baseline.
+CHALLENGE_FIGURES = (
+    "adversarial_ce",
+    "redrawn_ce",
+    "similarity",
+    "redrawn_similarity",
+    "below_floor",
+    "codes_changed",
+    "redrawn_codes_changed",
+    "attack_codes_changed",
+    "label_penalty",
+    "eps",
+    "delta_relative",
+)
 # A fixed list in a fixed order: every rank reduces the same tensor, whatever it happened to see.
 NAMES = (
     "clean_ce",
     "hard_ce",
     "clean_answer_ce",
     "hard_answer_ce",
-    "adversarial_ce",
     "generation_loss",
+    *CHALLENGE_FIGURES,
     "perturber_objective",
     "perturber_grad_norm",
     "perturber_learning_rate",
-    "label_penalty",
-    "eps",
-    "delta_relative",
-    "codes_changed",
-    "similarity",
-    "below_floor",
     "acceptance_rate",
     "attack_success_rate",
+    "redrawn_success_rate",
     "buffer_size",
     "replayed",
     "learned_rate",
@@ -42,7 +51,12 @@ NAMES = (
     "hardness_q75",
     *(f"seconds_{phase}" for phase in PHASES),
 )
-SUMS = ("skipped_images", "skipped_records")  # totals over ranks and steps, not means
+# Rows that train nothing: they have only a caption, and generation_weight is 0.
+SUMS = (
+    "skipped_images",
+    "skipped_records",
+    "unused_rows",
+)  # totals over ranks and steps, not means
 ALL_NAMES = NAMES + SUMS
 
 

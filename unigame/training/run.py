@@ -17,6 +17,7 @@ from unigame.training.recipe import Recipe, load_recipe
 from unigame.training.resuming import require_same_run, require_undamaged
 
 if TYPE_CHECKING:
+    from unigame.training.health import ReplayTally
     from unigame.training.trainer import UniGameTrainer
 
 
@@ -29,12 +30,14 @@ class RunResult:
         steps: optimizer steps done.
         loss: mean training loss of all steps, those before a resume too.
         metrics: the final evaluation's, where there is held-out data.
+        replay: what became of the game's candidates on all processes; None without a game.
     """
 
     output_dir: Path
     steps: int
     loss: float
     metrics: dict[str, float]
+    replay: ReplayTally | None = None
 
 
 def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
@@ -57,8 +60,10 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
     what = "Adapter, perturber"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {result.output_dir}", "Model"
-    console = makemake_console()
+    console = make_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
+    if result.replay is not None:
+        console.print(result.replay.summary(recipe.training))
     console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}')
     console.print(f'  or: unigame generate "a prompt" {use}')
@@ -91,6 +96,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
         steps=output.global_step,
         loss=trainer.guard.mean_loss,
         metrics=metrics,
+        replay=trainer.replay_tally(),
     )
 
 
@@ -129,6 +135,7 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
 def _trainer(recipe: Recipe) -> UniGameTrainer:
     """Data first: a wrong path should cost seconds, not the loading of a model."""
     from unigame.backbones import load_backbone
+    from unigame.training.health import require_work
     from unigame.training.preflight import check_before_loading
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
@@ -141,6 +148,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     eval_data = _open("eval_data", recipe.eval_data, args.seed) if recipe.eval_data else None
     for data, block in ((train_data, "data"), (eval_data, "eval_data")):
         report_skips(data, block, args.max_skipped_share, speaks=args.process_index == 0)
+    require_work(args, train_data)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
         recipe.model,

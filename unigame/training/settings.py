@@ -88,6 +88,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "challenge_share": Number(low=0, above=True, high=1),
         "perturber_steps": Whole(low=1, high=10_000),
         "mine_every": _COUNT,
+        "redrawn_every": Whole(low=0, high=MOST),
         "beta": _WEIGHT,
         "generation_weight": _WEIGHT,
         "loss_reduction": Text(choices=("sample", "token")),

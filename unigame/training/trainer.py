@@ -58,7 +58,8 @@ from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style
 from unigame.training.floor_check import FloorCheck
 from unigame.training.game_state import CodeCache, GameState
-from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
+from unigame.training.health import ReplayTally, Watch, require_work
+from unigame.training.metrics import CHALLENGE_FIGURES, EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
@@ -102,6 +103,7 @@ class UniGameTrainer(ResumableTrainer):
         if not isinstance(args, UniGameConfig):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
         require_map_style(train_dataset, args.world_size)
+        require_work(args, train_dataset)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -146,6 +148,8 @@ class UniGameTrainer(ResumableTrainer):
             )
         if args.draws and args.missing_captions == "model":
             self.captions = MadeCaptions(backbone, args.output_dir, args.process_index)
+        self.watch = Watch(self.game, train_dataset)
+        self.add_callback(self.watch)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """See ``ResumableTrainer.train``; the texts of the data are checked first."""
@@ -194,6 +198,10 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("skipped_records", len(inputs.get("left_out", ())))
         self.data_check.found(inputs.get("left_out", ()))
         self.unreadable.count("data", len(inputs["questions"]), inputs.get("num_skipped", 0))
+        used_B = inputs["has_answer_B"]
+        if self.args.generation_weight > 0:
+            used_B = used_B | inputs["has_caption_B"]
+        self.meter.add("unused_rows", (~used_B).sum())
         with self.timer.phase("read"), self.accelerator.autocast():
             inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
         if self.args.generation_weight > 0:
@@ -214,7 +222,7 @@ class UniGameTrainer(ResumableTrainer):
         if batch.codes is None and self.args.perturb_space == "decoder":
             batch.codes = self._codes(batch.images, [str(name) for name in batch.sources or ()])
         with self.timer.phase("challenge"), self.accelerator.autocast():
-            result, norm = self.game.play(batch, counts=counts)
+            result, norm = self.game.play(batch, counts=counts, step=self.state.global_step)
         if counts:
             self._record_challenge(result, norm)
             self.floor_check.see(result.similarity_BK, self._similarity_of_clean(batch))
@@ -357,7 +365,9 @@ class UniGameTrainer(ResumableTrainer):
         totals = torch.tensor([answers, captions], dtype=torch.float64, device=device)
         answers, captions = self._sum_over_ranks(totals).tolist()
         world_size = self.accelerator.num_processes
-        return batches, StepCounts(answers, captions, len(batches), world_size)
+        counts = StepCounts(answers, captions, len(batches), world_size)
+        self.watch.saw(counts, self.args.generation_weight)
+        return batches, counts
 
     def _count_answers(self, batch: Batch) -> float:
         rows = Rows.where(batch["has_answer_B"])
@@ -408,9 +418,7 @@ class UniGameTrainer(ResumableTrainer):
     def _record_challenge(self, result: ChallengeResult, norm: float) -> None:
         assert self.game is not None
         figures = result.metrics
-        for name in ("adversarial_ce", "similarity", "below_floor", "eps", "delta_relative"):
-            self.meter.add(name, figures[name])
-        for name in ("codes_changed", "label_penalty"):  # not in token space; not without the term
+        for name in CHALLENGE_FIGURES:  # some only where there are codes, or a term, or a baseline
             if name in figures:
                 self.meter.add(name, figures[name])
         self.meter.add("perturber_objective", figures["objective"])
@@ -442,6 +450,12 @@ class UniGameTrainer(ResumableTrainer):
         if self.game is not None:
             self.game.create_scheduler(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def replay_tally(self) -> ReplayTally | None:
+        """What all processes replayed; None without a game. Every process must ask."""
+        if self.game is None:
+            return None
+        return self.game.tally.summed(self._sum_over_ranks, self.args.device)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return sum_over_ranks(self.accelerator, values)

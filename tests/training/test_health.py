@@ -1,0 +1,244 @@
+"""A run that learns nothing, or replays nothing, is refused, warned of or said: never silent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch.utils.data import IterableDataset
+
+import unigame.backbones
+from tests.training.helpers import Records, make_config, make_trainer
+from unigame.data import build_dataset
+from unigame.data.kinds import kinds_of
+from unigame.errors import UserError
+from unigame.training import run
+from unigame.training.health import ReplayTally, offered_at_most, require_work
+
+
+def only_captions(size: int = 6) -> Records:
+    data = Records(size, captions=True)
+    for item in data.items:
+        item["question"] = item["answer"] = None
+    return data
+
+
+def table(folder: Path, data: Records, name: str = "rows") -> dict[str, Any]:
+    """The records as files, and the source that names them."""
+    rows = []
+    for item in data.items:
+        item["image"].save(folder / f"{name}{item['id']}.png")
+        rows.append({**item, "image": f"{name}{item['id']}.png"})
+    path = folder / f"{name}.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return {"type": "vqa" if data.items[0]["answer"] else "captions", "path": str(path)}
+
+
+def recipe(folder: Path, model: Path, data: Records, **settings: Any) -> Path:
+    training = {
+        "max_steps": 2,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 2,
+        "disable_tqdm": True,
+        "output_dir": str(folder / "run"),
+        "clip_floor": -1.0,
+        **settings,
+    }
+    path = folder / "recipe.yaml"
+    tree = {"model": str(model), "data": [table(folder, data)], "training": training}
+    path.write_text(yaml.safe_dump({**tree, "lora": {"r": 2}}))
+    return path
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(unigame.backbones, "load_backbone", load)
+
+
+# ---- refused before a weight is loaded -----------------------------------------------------------
+@pytest.mark.parametrize("every", [0, 1])
+def test_captions_without_a_weight_are_refused(
+    tmp_path: Path, no_weights: None, every: int
+) -> None:
+    path = recipe(tmp_path, tmp_path / "model", only_captions(), challenge_every=every)
+    with pytest.raises(UserError, match="generation_weight=0 .* 6 rows"):
+        run.main(path)
+    mixed = [table(tmp_path, only_captions(3), "a"), table(tmp_path, only_captions(2), "b")]
+    with pytest.raises(UserError, match="generation_weight=0 .* 5 rows"):
+        require_work(make_config(tmp_path, challenge_every=every), build_dataset(mixed))
+    with pytest.raises(UserError, match="generation_weight=0"):
+        require_work(make_config(tmp_path, challenge_every=every), only_captions())
+
+
+def test_a_game_on_captions_alone_is_refused(tmp_path: Path, no_weights: None) -> None:
+    path = recipe(tmp_path, tmp_path / "model", only_captions(), generation_weight=1.0)
+    with pytest.raises(UserError, match="challenge_every=1"):
+        run.main(path)
+    require_work(make_config(tmp_path, challenge_every=0, generation_weight=1.0), only_captions())
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings"),
+    [
+        (20, {"buffer_min_size": 64, "buffer_per_source": 2, "buffer_capacity": 400}),
+        (5, {"buffer_per_source": 1, "hard_batch_size": 6}),  # the default of buffer_min_size
+    ],
+)
+def test_a_buffer_that_can_never_be_full_enough_is_refused(
+    tmp_path: Path, no_weights: None, rows: int, settings: dict[str, Any]
+) -> None:
+    path = recipe(tmp_path, tmp_path / "model", Records(rows), **settings)
+    with pytest.raises(UserError, match=rf"{rows} rows .*buffer_min_size=(64|6)"):
+        run.main(path)
+    data = Records(rows)
+    for item in data.items:  # rows that train, but are never challenged
+        data.items = [*data.items, {**item, "question": None, "answer": None, "caption": "a cat"}]
+    config = make_config(tmp_path, generation_weight=1.0, **settings)
+    with pytest.raises(UserError, match="buffer_per_source"):
+        require_work(config, data)
+    twice = [table(tmp_path, Records(rows), "c"), {"type": "synthetic", "size": 60}]
+    require_work(config, build_dataset(twice))  # another source brings enough
+
+
+def test_what_can_be_filled_is_not_refused(tmp_path: Path) -> None:
+    settings = {"buffer_min_size": 8, "buffer_per_source": 2}
+    require_work(make_config(tmp_path, **settings), Records(4))
+    with pytest.raises(UserError, match="buffer_min_size=8"):
+        require_work(make_config(tmp_path, **settings), Records(3))
+    for off in ({"buffer": False}, {"challenge_every": 0}, {"buffer_per_source": None}):
+        require_work(make_config(tmp_path, **{**settings, **off}), Records(3))
+    nameless = Records(3)
+    for item in nameless.items:
+        item["id"] = ""  # nobody's, so it is not capped
+    require_work(make_config(tmp_path, **settings), nameless)
+
+
+def test_no_picture_is_read_to_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [table(tmp_path, Records(4), "a"), table(tmp_path, only_captions(3), "b")]
+    data = build_dataset([*sources, {"type": "synthetic", "size": 5}])
+    monkeypatch.setattr("unigame.data.reader.decode_image", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("unigame.synthetic.dataset.to_pil", lambda _: pytest.fail("drawn"))
+    kinds = kinds_of(data, enough=100)
+    assert kinds is not None
+    assert (kinds.rows, kinds.answered, kinds.captioned, kinds.whole) == (12, 9, 8, True)
+
+
+class Stream(IterableDataset[dict[str, Any]]):
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            yield from self.records.items
+
+
+def test_a_stream_that_teaches_nothing_is_stopped(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Stream(only_captions()), max_steps=40)
+    with pytest.raises(UserError, match="generation_weight"):
+        trainer.train()
+    assert 0 < trainer.state.global_step < 20
+
+
+# ---- warned of once it is plain ------------------------------------------------------------------
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_replay_that_does_not_begin_is_warned_of(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"buffer_min_size": 30, "max_steps": 20, "per_device_train_batch_size": 2}
+    make_trainer(tiny_path, tmp_path, **settings).train()
+    (said,) = warnings_of(caplog)
+    assert "2 of 20 steps" in said and "buffer_min_size=30" in said and "holds 4" in said
+
+
+def test_candidates_that_are_all_refused_are_warned_of(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"clip_floor": 1.0, "max_steps": 18, "similarity": "cosine"}
+    trainer = make_trainer(tiny_path, tmp_path, **settings)
+    trainer.train()
+    assert [said for said in warnings_of(caplog) if "clip_floor=1.0" in said]
+    assert len(warnings_of(caplog)) == 2  # after a tenth, and once it is certain
+    assert trainer.replay_tally() == ReplayTally(candidates=72)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"warmup_steps": 3}, "warm-up of 3 steps"),
+        (
+            {"perturber_warmup_steps": 3, "perturber_lr_scheduler_type": "linear"},
+            "perturber_warmup_steps=3 is as long",
+        ),
+        ({"perturber_warmup_steps": 1}, "perturber_warmup_steps=1 acts on nothing"),
+        ({"buffer_min_size": 13}, "too short .* 12 candidates at most, and buffer_min_size=13"),
+        ({"beta": 0.0}, "beta=0"),
+        ({"generation_weight": 0.5}, "generation_weight=0.5 acts on nothing"),
+    ],
+)
+def test_settings_that_do_nothing_in_this_run_are_warned_of(
+    tiny_path: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    named: str,
+) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=3, **settings)
+    trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 3), trainer.control)
+    (said,) = warnings_of(caplog)
+    assert re.search(named, said), said
+
+
+def _at(trainer: Any, steps: int) -> Any:
+    trainer.state.max_steps, trainer.state.is_world_process_zero = steps, True
+    return trainer.state
+
+
+def test_a_game_that_works_is_not_warned_of(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(tiny_path, tmp_path, max_steps=3, warmup_steps=1).train()
+    assert not warnings_of(caplog)
+
+
+def test_what_a_run_can_offer_at_most(tmp_path: Path) -> None:
+    settings = {"challenge_every": 2, "mine_every": 2, "challenge_share": 0.5, "num_candidates": 3}
+    config = make_config(tmp_path, gradient_accumulation_steps=2, **settings)
+    # of 5 steps 0, 2, 4 are challenged, of these 0 and 4 mined; 2 micro-batches of 2 samples
+    assert offered_at_most(config, 5) == 2 * 2 * 2 * 3
+
+
+# ---- said at the end -----------------------------------------------------------------------------
+def test_the_closing_lines_say_what_was_replayed(
+    tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path, tiny_path, Records(4), hard_quantile=0.0)
+    run.main(path)
+    assert "learned from 2 hard samples" in " ".join(capsys.readouterr().out.split())
+    run.main(path, ["--buffer_min_size", "40", "--output_dir", str(tmp_path / "b")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Replay never happened" in said and "buffer_min_size=40" in said
+    run.main(path, ["--challenge_every", "0", "--output_dir", str(tmp_path / "c")])
+    assert "Replay" not in capsys.readouterr().out
+
+
+def test_rows_that_train_nothing_are_counted(tiny_path: Path, tmp_path: Path) -> None:
+    data = only_captions(4)
+    data.items[0] = Records(1).items[0]
+    for weight, unused in ((0.0, 3.0), (1.0, 0.0)):
+        settings = {"generation_weight": weight, "challenge_every": 0, "max_steps": 1}
+        trainer = make_trainer(tiny_path, tmp_path, data, **settings)
+        trainer.train()
+        assert trainer.state.log_history[0]["unused_rows"] == unused
