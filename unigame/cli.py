@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = fault_line(error)
         if line is None or os.environ.get("UNIGAME_TRACEBACK"):
             raise
-        return _fail(f"{line}. {_what_was_kept_if_known(args)}")
+        return _fail(f"{line}; {_what_was_kept_if_known(args)}")
 
 
 class _Parser(argparse.ArgumentParser):

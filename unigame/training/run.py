@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,11 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
         return
     held_out = result.metrics.get("eval_loss")
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
-    use = f"--model {recipe.model} --adapter {result.output_dir}"
+    folder = shlex.quote(str(result.output_dir))
+    use = f"--model {shlex.quote(recipe.model)} --adapter {folder}"
     what = "Adapter, perturber"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
-        use, what = f"--model {result.output_dir}", "Model"
+        use, what = f"--model {folder}", "Model"
     console = make_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
     console.print(f"{what} and checkpoints are in {result.output_dir}")
@@ -64,7 +66,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
             cannot be resumed.
     """
     from unigame.backbones import load_backbone
-    from unigame.training.preflight import check_before_loading
+    from unigame.training.preflight import check_before_loading, require_hub
     from unigame.training.trainer import UniGameTrainer
 
     args = recipe.training
@@ -73,6 +75,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
     check_before_loading(recipe)
     train_data = _open("data", recipe.data, args.seed)
     eval_data = _open("eval_data", recipe.eval_data, args.seed) if recipe.eval_data else None
+    require_hub(args)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
         recipe.model,
