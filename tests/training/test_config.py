@@ -19,7 +19,6 @@ from unigame.training.config import UniGameConfig, rules_of
 from unigame.training.game_state import challenge_config
 from unigame.training.settings import RULES, SCHEDULES, TRACKERS
 
-
 # Older ones have settings that are gone since; they are read by their declared types.
 TABLE_IS_OF_THIS = Version(transformers.__version__) >= Version("5.23")
 
