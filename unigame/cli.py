@@ -63,7 +63,7 @@ def _main(argv: Sequence[str] | None) -> int:
         line = fault_line(error)
         if line is None or os.environ.get("UNIGAME_TRACEBACK"):
             raise
-        return _fail(UserError(f"{line}. {_what_was_kept_if_known(args)}"))
+        return _fail(UserError(f"{line}; {_what_was_kept_if_known(args)}"))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -320,7 +321,7 @@ def test_a_run_in_an_odd_folder_ends_and_names_it(
     folder = f"{tmp_path}/odd/{name}"
     assert cli.main(["train", str(recipe), "--output_dir", folder]) == 0
     shown = capsys.readouterr()
-    assert f"are in {folder}" in shown.out and f"--adapter {folder}" in shown.out
+    assert f"are in {folder}" in shown.out and f"--adapter {shlex.quote(folder)}" in shown.out
     assert (Path(folder) / "adapter_model.safetensors").is_file()
 
 

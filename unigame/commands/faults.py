@@ -39,5 +39,5 @@ def fault_line(error: BaseException) -> str | None:
             "challenge_micro_batch, or set gradient_checkpointing"
         )
     if kind in ("RuntimeError", "SafetensorError") and any(word in text for word in _WRITING):
-        return f"a file could not be written ({text[:200]}); is the disk full or read-only?"
+        return f"a file could not be written, as on a full or read-only disk ({text[:200]})"
     return None

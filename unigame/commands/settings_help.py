@@ -6,6 +6,7 @@ and ``data/settings.py``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -56,7 +57,8 @@ def print_settings(recipe: str, overrides: Sequence[str] = ()) -> None:
                 console.print(Text(f"      {line.help}", style="dim"))
         console.print()
     next_step(
-        f"train it:  unigame train {recipe}", f"what it needs:  unigame doctor --recipe {recipe}"
+        f"train it:  unigame train {shlex.quote(recipe)}",
+        f"what it needs:  unigame doctor --recipe {shlex.quote(recipe)}",
     )
 
 

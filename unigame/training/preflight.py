@@ -20,7 +20,7 @@ METRICS = ("loss", "eval_loss")
 
 
 def check_before_loading(recipe: Recipe) -> None:
-    """Output folder, trackers, optimizer, similarity model and Hub of a recipe.
+    """Output folder, trackers, optimizer and similarity model of a recipe.
 
     Raises:
         UserError: the first one that this machine does not have, by the name of its setting.
@@ -33,8 +33,6 @@ def check_before_loading(recipe: Recipe) -> None:
     _require_metric(args)
     _require_compiler(args)
     _require_similarity_model(args)
-    if args.push_to_hub and args.process_index == 0:
-        _require_hub(args)
 
 
 def _require_trackers(args: UniGameConfig) -> None:
@@ -91,8 +89,14 @@ def _require_similarity_model(args: UniGameConfig) -> None:
         ClipSimilarity(args.similarity_model, args.similarity_mode)  # type: ignore[arg-type]
 
 
-def _require_hub(args: UniGameConfig) -> None:
-    """Make the repository now, as transformers would once everything is loaded."""
+def require_hub(args: UniGameConfig) -> None:
+    """Make the repository of ``push_to_hub`` now, as transformers would with everything loaded.
+
+    Raises:
+        UserError: the Hub cannot be reached, or does not take it.
+    """
+    if not args.push_to_hub or args.process_index != 0:
+        return
     from huggingface_hub import HfApi
 
     name = args.hub_model_id or Path(args.output_dir or ".").absolute().name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +57,11 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
         return
     held_out = result.metrics.get("eval_loss")
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
-    use = f"--model {recipe.model} --adapter {result.output_dir}"
+    folder = shlex.quote(str(result.output_dir))
+    use = f"--model {shlex.quote(recipe.model)} --adapter {folder}"
     what = "Adapter, perturber"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
-        use, what = f"--model {result.output_dir}", "Model"
+        use, what = f"--model {folder}", "Model"
     console = make_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
     if result.replay is not None:
@@ -136,7 +138,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     """Data first: a wrong path should cost seconds, not the loading of a model."""
     from unigame.backbones import load_backbone
     from unigame.training.health import require_work
-    from unigame.training.preflight import check_before_loading
+    from unigame.training.preflight import check_before_loading, require_hub
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
@@ -149,6 +151,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     for data, block in ((train_data, "data"), (eval_data, "eval_data")):
         report_skips(data, block, args.max_skipped_share, speaks=args.process_index == 0)
     require_work(args, train_data)
+    require_hub(args)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
         recipe.model,

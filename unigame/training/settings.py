@@ -100,6 +100,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         ),
         "lr_scheduler_kwargs": _KEYWORDS,
         "warmup_steps": Number(low=0, high=MOST, help="Linear warm-up; below 1 a share of all."),
+        "warmup_ratio": Number(low=0, high=1, optional=True),  # of older transformers
         "weight_decay": _WEIGHT,
         "max_grad_norm": Number(low=0, help="U's gradient is clipped to this norm. 0: not at all."),
         "optim": Text(choices=tuple(kind.value for kind in OptimizerNames)),
