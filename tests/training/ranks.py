@@ -50,6 +50,7 @@ def main(model: Path, folder: Path) -> None:
         max_steps=4,  # the fourth is the second epoch's
         generation_weight=0.0,
         buffer_min_size=1,
+        missing_captions="model",
     )
     game.train()
     assert game.game is not None
@@ -58,6 +59,7 @@ def main(model: Path, folder: Path) -> None:
     sft.train()
     record = {
         "game": {**weights_of(game), "hard": {"read": read}, "epoch": data.epoch},
+        "described": game.captions.made if game.captions else 0,
         "sft": weights_of(sft),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")
