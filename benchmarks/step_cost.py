@@ -122,6 +122,7 @@ class Bench:
             anchor=6.0,
             clip_floor=-1.0,  # every hard candidate passes, so that every step has its hard samples
             buffer_min_size=1,
+            missing_captions="question",  # a description is made once, and is no part of a step
             max_steps=1000,
             bf16=options.bf16,
             use_cpu=options.cpu,

@@ -70,6 +70,7 @@ def make_config(folder: Path, **settings: Any) -> UniGameConfig:
         "eps_init": 0.5,
         "clip_floor": -1.0,
         "hard_quantile": 0.0,
+        "missing_captions": "question",  # a random model's descriptions are long, and say nothing
     }
     return UniGameConfig(**{**defaults, **settings})
 

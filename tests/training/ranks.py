@@ -53,6 +53,7 @@ def main(model: Path, folder: Path) -> None:
         data=data,
         max_steps=4,  # the fourth is the second epoch's
         buffer_min_size=1,
+        missing_captions="model",
     )
     game.train()
     assert game.game is not None
@@ -62,6 +63,7 @@ def main(model: Path, folder: Path) -> None:
     sft.train()
     record = {
         "game": {**weights_of(game), "hard": {"read": read}, "recent": recent, "epoch": data.epoch},
+        "described": game.captions.made if game.captions else 0,
         "sft": weights_of(sft),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")

@@ -17,6 +17,7 @@ from unigame import SyntheticDataset, load_backbone
 from unigame.backbones.prompts import CAPTION_QUESTION
 from unigame.errors import UserError
 from unigame.training.captions import MadeCaptions
+from unigame.training.config import UniGameConfig
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -42,6 +43,7 @@ class Watched(UniGameTrainer):
 
 
 def watched(folder: Path, data: Any = None, **settings: Any) -> Watched:
+    settings = {"missing_captions": "model", **settings}
     trainer = make_trainer(
         shared_tiny_janus(), folder, data or Records(8), kind=Watched, **settings
     )
@@ -65,6 +67,11 @@ def test_the_bundled_model_describes_what_is_there(tmp_path: Path) -> None:
     images = backbone.preprocess([row["image"] for row in rows])
     made = MadeCaptions(backbone, tmp_path)(images, [row["id"] for row in rows])
     assert [text.replace(" ,", ",") for text in made] == [row["caption"] for row in rows]
+
+
+def test_describing_is_the_default(tmp_path: Path) -> None:
+    args = UniGameConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert args.missing_captions == "model"
 
 
 def test_given_captions_are_used_and_nothing_is_made(tmp_path: Path) -> None:

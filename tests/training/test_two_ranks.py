@@ -60,6 +60,10 @@ def test_the_data_hear_of_each_epoch_on_both_ranks(ranks) -> None:
     assert [rank["game"]["epoch"] for rank in ranks] == [1, 1]
 
 
+def test_each_rank_describes_its_own_pictures(ranks) -> None:
+    assert [rank["described"] for rank in ranks] == [6, 6]  # 12 records, each once over two epochs
+
+
 def test_sft_on_two_ranks_is_sft_on_one_with_both_batches(ranks, tiny_path, tmp_path) -> None:
     single = make_trainer(tiny_path, tmp_path, **sft_settings(batch=4))
     before = weights_of(single)["u"]

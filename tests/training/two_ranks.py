@@ -56,6 +56,7 @@ def main(model: Path, folder: Path) -> None:
         train_sampling_strategy="sequential",
         save_strategy="steps",
         save_steps=2,
+        missing_captions="model",  # rank 1 has nothing to describe
     )
     game.train()
     assert game.game is not None
