@@ -9,6 +9,7 @@ is a fault of ours and keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -384,6 +385,10 @@ def _quiet_libraries() -> None:
     """Keep library chatter out of our output, unless the user asked for it in the environment."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A file's name or a reply may hold half a character: shown as an escape, and no traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Deprecations between transformers and peft concern neither the user nor us.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true but no")

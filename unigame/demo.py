@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import torch
@@ -40,20 +40,23 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.console import make_console
 from unigame.data import build_dataset
+from unigame.evaluation.adversary import LABEL_WEIGHT, START
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.harness import RESULTS, evaluate
 from unigame.evaluation.miniature import DRAWING, world_benchmarks, write_world
 from unigame.evaluation.record import write_json
+from unigame.evaluation.robustness_record import adversary_for
 from unigame.evaluation.running import Silent
-from unigame.evaluation.world import AttackSettings, attack_entry, batch_of, replies
+from unigame.evaluation.world import attack_entry, batch_of, replies
 from unigame.game import NoPerturber, attacked_images
-from unigame.game.perturber import EpsMode, PerturberBase
+from unigame.game.perturber import PerturberBase
 from unigame.reports.arms import ArmRun, arm_results
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
 from unigame.reports.records import read_record
 from unigame.reports.results import parse_results
 from unigame.reports.table import print_table, to_csv, to_markdown
+from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.game_state import challenge_config
@@ -62,10 +65,6 @@ from unigame.training.recipe import load_recipe
 RECIPE = "janus_nano"
 DATA, RECORD, FINISHED = "benchmarks", "evaluation", "scores.json"
 QUICK_SHARE = 3  # a quick demo takes a third of the steps
-# The evaluation's adversary pays much for changing what a picture shows, and starts near the bound.
-# With a weight of 0.5 at that eps, five in six of its pictures show something else, and the true
-# answer no longer belongs to them.
-ATTACK_LABEL_WEIGHT, ATTACK_START = 10.0, 2 / 3
 CONTROLS: dict[str, dict[str, Any]] = {
     "sft": {"challenge_every": 0},
     "sft_equal_samples": {"challenge_every": 0},  # and a larger batch, see _settings
@@ -116,7 +115,7 @@ def run_demo(
         "quick": quick,
         "seed": seed,
         "sizes": asdict(sizes),
-        "attack": {"label_weight": ATTACK_LABEL_WEIGHT, "eps_start": ATTACK_START},
+        "attack": {"label_weight": LABEL_WEIGHT, "eps_start": START},
         "drawing": asdict(DRAWING),
         "arms": {arm: _settings(recipe.training, arm, quick) for arm in CONTROLS},
         "data": recipe.data,
@@ -230,15 +229,12 @@ def _measure(
         progress=bars,
     )
     sizes = config["sizes"]
-    attack = AttackSettings(
-        config=replace(challenge_config(args), label_weight=ATTACK_LABEL_WEIGHT),
-        eps_max=args.eps_max,
-        eps_init=ATTACK_START * args.eps_max,
-        eps_mode=cast(EpsMode, args.eps_mode),
-        questions=sizes["attack"],
+    adversary = replace(
+        adversary_for(args),
         steps=sizes["attack_steps"],
+        seed=derive_seed(config["seed"], "adversary"),
     )
-    entry = attack_entry(backbone, attack, config["seed"])
+    entry = attack_entry(backbone, adversary, sizes["attack"], config["seed"])
     if entry is not None:
         record["benchmarks"]["attack"] = entry
     record["model"]["id"] = arm

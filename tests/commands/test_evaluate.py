@@ -16,6 +16,7 @@ from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame import cli
 from unigame.backbones.janus import JanusBackbone
 from unigame.commands.evaluate_console import Bars
+from unigame.errors import UserError
 from unigame.evaluation.record import folder_sha256
 
 SUBSETS = ("adversarial", "popular", "random")
@@ -204,6 +205,23 @@ def test_answers_that_are_judged_elsewhere_end_without_a_figure(capsys):
         bars.begin("vqav2", 2, 0)
         bars.end("vqav2", {"metrics": {}})
     assert "VQAv2: nothing scored here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", 6)])
+def test_the_adversary_practises_on_the_whole_data_whatever_the_limit(
+    pope, tmp_path, monkeypatch, limit
+):
+    seen = []
+
+    def stop(backbone, benchmark, loaded, config, *, whole, **options):
+        seen.append((len(loaded.items), [item.id for item in whole]))
+        raise UserError("enough")
+
+    monkeypatch.setattr("unigame.evaluation.robustness_record.robustness_entry", stop)
+    words = ["--data-root", pope, "--robustness", "adversary", "--output", tmp_path / "out"]
+    assert evaluate(*words, *limit) == 2
+    ((measured, whole),) = seen
+    assert measured == (6 if limit else 18) and len(whole) == 18
 
 
 def test_an_attack_that_does_not_fit_names_the_batch_size(pope, tmp_path, monkeypatch, capsys):

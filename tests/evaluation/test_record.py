@@ -147,3 +147,32 @@ def test_run_settings_are_noted_once_and_then_checked(tmp_path):
     write(tmp_path / "run.json", "{")
     with pytest.raises(UserError, match="run.json is damaged; do this"):
         check_run(tmp_path, settings, "do this")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 200_000, "\udcff", '{"format": "unigame-evaluation/1"}', "{}", '{"format": NaN}']
+    + [
+        json.dumps({"format": FORMAT, "model": model, "benchmarks": benchmarks})
+        for model, benchmarks in [
+            (3, {}),
+            ({"sha256": "1"}, {}),
+            ({"sha256": "1", "dtype": "float32", "adapter": "a"}, {}),
+            ({"sha256": "1", "dtype": "float32"}, []),
+            ({"sha256": "1", "dtype": "float32"}, {"pope": 3}),
+            ({"sha256": "1", "dtype": "float32"}, {"pope": {"metrics": {}}}),
+        ]
+    ],
+)
+def test_a_damaged_record_is_one_line_and_not_added_to(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    model = {"id": "m", "family": "f", "sha256": "1", "adapter": None, "dtype": "float32"}
+    with pytest.raises(UserError, match="results.json") as caught:
+        open_record(path, model)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_character_is_written_as_json_has_it(tmp_path):
+    write_whole(tmp_path / "a.json", {"half \ud800": "\udfff"})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"half \ud800": "\udfff"}

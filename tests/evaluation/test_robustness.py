@@ -1,22 +1,33 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.tiny import random_images, tiny_backbone
+from unigame.backbones import load_backbone
 from unigame.data import CorruptImage, SkipReport
 from unigame.errors import UserError
+from unigame.evaluation import world
+from unigame.evaluation.adversary import own_features_check, practice_of, set_aside
 from unigame.evaluation.base import DatasetInfo, Item, Loaded
 from unigame.evaluation.examples import Example, from_items, from_records, vqa_match
 from unigame.evaluation.pgd import PGDConfig
 from unigame.evaluation.pope import POPE
-from unigame.evaluation.robustness import Adversary, RobustnessConfig, measure_robustness
+from unigame.evaluation.robustness import (
+    Adversary,
+    RobustnessConfig,
+    measure,
+    measure_robustness,
+)
 from unigame.evaluation.robustness_record import adversary_of, robustness_entry
 from unigame.evaluation.unifiedbench import UnifiedBench
-from unigame.game.setting import ChallengeConfig
+from unigame.game import NoPerturber
+from unigame.game.setting import ChallengeConfig, GameBatch
 from unigame.reports.metrics import from_json, value_of
+from unigame.synthetic import SyntheticDataset
 
 WORDS = ("red", "blue", "two", "yes", "no")
 SMALL = RobustnessConfig(
@@ -45,6 +56,29 @@ def make_examples(count=5):
     ]
 
 
+class Keeps:
+    """A content check that keeps what it is told to, and writes down what it was shown."""
+
+    name = "told"
+
+    def __init__(self, keep=lambda example: True):
+        self.keep, self.seen = keep, []
+
+    def kept(self, drawn, clean, examples):
+        assert drawn.shape == clean.shape == (len(examples), 3, 16, 16)
+        self.seen.append([example.id for example in examples])
+        return [self.keep(example) for example in examples]
+
+
+def practice(count=3):
+    """Examples that are about other pictures than those of ``make_examples``."""
+    images = random_images(count, seed=9)
+    shown = [Image.fromarray((i * 255).byte().permute(1, 2, 0).numpy()) for i in images]
+    return practice_of(
+        [Example(f"p{i}", lambda p=p: p, "what colour is it", "red") for i, p in enumerate(shown)]
+    )
+
+
 def broken():
     raise CorruptImage("", "corrupt image", "truncated")
 
@@ -57,7 +91,10 @@ def measured(backbone):
         asked.append(example.id)
         return float(len(asked) % 3 == 0)
 
-    return measure_robustness(backbone, make_examples(), SMALL, score=score), asked
+    metrics = measure_robustness(
+        backbone, make_examples(), SMALL, score=score, practice=practice(), check=Keeps()
+    )
+    return metrics, asked
 
 
 def test_every_condition_is_a_metric_in_order(measured):
@@ -104,7 +141,7 @@ def test_what_the_model_is_asked_gets_worse_step_by_step(backbone, monkeypatch):
     monkeypatch.setattr(type(backbone), "answer", spy)
     strong = Adversary(steps=3, lr=0.05, eps_max=5.0, eps_init=4.0, eps_mode="relative", practice=5)
     config = replace(SMALL, batch_size=8, adversary=strong)
-    measure_robustness(backbone, make_examples(), config)
+    measure_robustness(backbone, make_examples(), config, practice=practice())
     clean, redrawn, adversary, attacked, *corrupted = seen
     assert len(corrupted) == 10
     for images in seen:
@@ -150,7 +187,7 @@ def test_unreadable_pictures_are_counted_and_cost_only_themselves(backbone):
     [
         ([], "0 examples: robustness needs at least one"),
         (make_examples(1) * 2, "2 examples: .* every id only once"),
-        ([replace(make_examples(1)[0], picture=broken)], "no picture could be read: .*corrupt"),
+        ([replace(e, picture=broken) for e in make_examples(2)], "could be read: .*corrupt"),
     ],
 )
 def test_nothing_to_measure_is_named(backbone, examples, message):
@@ -222,10 +259,13 @@ def test_the_entry_of_the_record(backbone):
     loaded = Loaded(items, DatasetInfo("pope", "test", fingerprint="f00d"), SkipReport())
     entry = json.loads(json.dumps(robustness_entry(backbone, POPE(), loaded, SMALL)))
     assert entry["title"] == "Robustness on POPE"
-    assert entry["counts"]["scored"] == 3
+    assert entry["counts"]["scored"] == 2, "the third is practised on"
     assert entry["counts"]["skipped"] == {"not one picture with one text answer": 1}
     assert entry["variant"]["pgd"]["pgd_8"]["steps"] == 2
     assert entry["variant"]["adversary"]["config"]["anchor"] == 4.0
+    assert entry["scorer"]["content"] and len(entry["pictures"]) == 64
+    assert entry["details"]["practised_on"] == entry["details"]["not_measured_for_practice"] == 1
+    assert any("practised on 1 questions, not 3" in line for line in entry["warnings"])
     metrics = {name: from_json(name, metric) for name, metric in entry["metrics"].items()}
     assert [n for n, m in entry["metrics"].items() if m["headline"]] == ["clean"]
     assert entry["metrics"]["pgd_8"]["value"] == pytest.approx(value_of(metrics["pgd_8"]))
@@ -239,7 +279,8 @@ def test_a_benchmark_that_draws_is_refused(backbone):
 
 def test_the_adversary_of_a_recipe_has_its_bounds(tmp_path):
     adversary = adversary_of("janus_nano")
-    assert (adversary.eps_mode, adversary.eps_max, adversary.eps_init) == ("relative", 0.6, 0.3)
+    assert (adversary.eps_mode, adversary.eps_max) == ("relative", 0.6)
+    assert adversary.eps_init == pytest.approx(0.4) and adversary.config.label_weight == 10.0
     assert adversary.config.anchor == 6.0
     assert adversary.config.num_candidates == 1 and not adversary.config.sample
     recipe = tmp_path / "tokens.yaml"
@@ -248,3 +289,188 @@ def test_the_adversary_of_a_recipe_has_its_bounds(tmp_path):
     )
     with pytest.raises(UserError, match="tokens.yaml has perturb_space='tokens'"):
         adversary_of(recipe)
+
+
+# ---- what it practises on is not measured --------------------------------------------------------
+
+
+def groups(pictures, questions):
+    """Several questions about each of some pictures, in the order of the pictures."""
+    return [
+        Example(f"{i}-{q}", lambda: None, f"question {q}", "yes", cluster=f"picture {i}")
+        for i in range(pictures)
+        for q in range(questions)
+    ]
+
+
+def test_practice_and_measured_questions_share_no_picture():
+    examples = groups(100, 3)
+    chosen = set_aside(examples, 16)
+    pictures = {e.cluster for e in chosen.examples}
+    assert len(chosen.examples) == len(pictures) == 16, "one question a picture"
+    others = chosen.others(examples)
+    assert len(others) == 300 - 3 * 16 and not pictures & {e.cluster for e in others}
+
+
+def test_what_is_practised_on_hangs_neither_on_order_nor_on_what_is_measured():
+    examples = groups(100, 3)
+    chosen = set_aside(examples, 16)
+    assert set_aside(examples[::-1], 16).pictures == chosen.pictures
+    few = chosen.others(examples[:30])
+    assert [e.id for e in few] == [e.id for e in chosen.others(examples) if e in examples[:30]]
+    assert {e.cluster for e in chosen.examples} - {e.cluster for e in examples[:30]}
+
+
+def test_questions_about_equal_pictures_without_a_cluster_are_one_picture():
+    image, other = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    examples = [
+        Example(f"{i}", (lambda: other) if i == 3 else (lambda: image.copy()), "q", "a")
+        for i in range(4)
+    ]
+    chosen = set_aside(examples, 1)
+    assert len(chosen.others(examples)) in (1, 3)
+
+
+@pytest.mark.parametrize(("pictures", "questions", "got"), [(8, 6, 12), (8, 40, 64), (2, 1, 1)])
+def test_few_pictures_give_more_questions_each_and_at_most_a_quarter_goes(pictures, questions, got):
+    examples = groups(pictures, questions)
+    chosen = set_aside(examples, 64)
+    assert len(chosen.examples) == got
+    assert len(chosen.pictures) == max(1, pictures // 4)
+
+
+def test_one_picture_cannot_be_practised_on_and_measured(backbone):
+    with pytest.raises(UserError, match="3 examples of 1 pictures"):
+        set_aside(groups(1, 3), 4)
+    with pytest.raises(UserError, match="none is left to be measured"):
+        all_of_them = practice_of(make_examples(2))
+        measure_robustness(backbone, make_examples(2), SMALL, practice=all_of_them)
+
+
+def test_all_conditions_are_measured_on_the_same_questions(backbone):
+    metrics = measure_robustness(backbone, make_examples(), SMALL, check=Keeps())
+    asked = {tuple(u.id for u in metric.units) for name, metric in metrics.items()
+             if name not in ("corruptions", "noise", "contrast")}  # fmt: skip
+    assert len(asked) == 1 and len(asked.pop()) == 4
+
+
+def test_the_adversary_never_sees_what_is_measured(backbone, monkeypatch):
+    practised = []
+
+    def spy(self, backbone, batches):
+        practised.extend(image for batch in batches for image in batch.images)
+        return NoPerturber()
+
+    monkeypatch.setattr(Adversary, "trained", spy)
+    measured, original = [], type(backbone).answer
+
+    def listen(self, images, *rest, **options):
+        measured.append(images.clone())
+        return original(self, images, *rest, **options)
+
+    monkeypatch.setattr(type(backbone), "answer", listen)
+    measure_robustness(backbone, make_examples(8), replace(SMALL, pgd=(), corruptions=()))
+    clean = torch.cat(measured[::3])
+    assert len(practised) == 2 and len(clean) == 6
+    assert not any(torch.equal(one, two) for one in practised for two in clean)
+
+
+def test_a_limit_changes_how_many_are_measured_and_nothing_else(backbone):
+    """Through the record's entry, as the command does it: the figures of shared questions agree."""
+    items = [
+        Item(e.id, e.question, (e.picture,), {"answer": e.answer}, e.cluster)
+        for e in make_examples(12)
+    ]
+    entries = []
+    for limit in (12, 5):
+        loaded = Loaded(items[:limit], DatasetInfo("pope"), SkipReport())
+        entries.append(robustness_entry(backbone, POPE(), loaded, SMALL, whole=items))
+    whole, part = (
+        {name: from_json(name, metric) for name, metric in entry["metrics"].items()}
+        for entry in entries
+    )
+    assert entries[0]["details"]["content_floor"] == entries[1]["details"]["content_floor"]
+    for name in ("clean", "adversary_similarity", "pgd_8", "noise_3"):
+        units = {u.id: u.counts[0] for u in whole[name].units}
+        assert 0 < len(part[name].units) < len(units)
+        assert {u.id: u.counts[0] for u in part[name].units} == pytest.approx(
+            {u.id: units[u.id] for u in part[name].units}, abs=1e-5
+        )
+
+
+# ---- pictures that show something else do not count ----------------------------------------------
+
+
+def test_only_pictures_that_kept_their_content_count(backbone):
+    check, skips = Keeps(lambda example: example.id in ("q1", "q3")), SkipReport()
+    found = measure(backbone, make_examples(), SMALL, practice=practice(), check=check, skips=skips)
+    for name in ("redrawn", "adversary"):
+        assert [u.id for u in found.metrics[name].units] == ["q1", "q3"]
+        assert found.changed[name] == 3
+    assert len(found.metrics["clean"].units) == len(found.metrics["pgd_8"].units) == 5
+    assert len(check.seen) == 4 and found.check == "told"
+
+
+def test_an_adversary_that_changes_everything_has_no_figure_but_a_warning(backbone):
+    items = [
+        Item(e.id, e.question, (e.picture,), {"answer": e.answer}, e.cluster)
+        for e in make_examples(8)
+    ]
+    loaded = Loaded(items, DatasetInfo("pope"), SkipReport())
+    nothing = Keeps(lambda example: False)
+    entry = robustness_entry(backbone, POPE(), loaded, SMALL.only(["adversary"]), check=nothing)
+    assert list(entry["metrics"]) == ["clean", "adversary_similarity"]
+    assert entry["details"]["content_changed"] == {"redrawn": 6, "adversary": 6}
+    assert any("6 of 6 adversary pictures no longer show" in line for line in entry["warnings"])
+
+
+class Eyes:
+    """A model whose vision features are the pixels."""
+
+    def image_features(self, images):
+        return images.flatten(2).transpose(1, 2)
+
+
+def test_by_its_own_features_a_picture_must_be_as_like_as_plain_redrawings_are():
+    images = random_images(20)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    batch = GameBatch(images, ["q"] * 20, ["a"] * 20)
+    check = own_features_check(Eyes(), [batch], lambda batch: batch.images + 0.1 * noise)
+    examples = make_examples(20)
+    assert sum(check.kept(images + 0.1 * noise, images, examples)) == 19, "all but a twentieth"
+    assert all(check.kept(images + 0.05 * noise, images, examples))
+    assert not any(check.kept(images + 0.4 * noise, images, examples))
+
+
+def test_the_demo_and_the_command_have_one_adversary(monkeypatch):
+    """Its practice, its content check and its bounds are the same code."""
+    trained = []
+
+    def spy(self, backbone, batches):
+        trained.append((self, sum(len(batch) for batch in batches)))
+        return NoPerturber()
+
+    monkeypatch.setattr(Adversary, "trained", spy)
+    nano = load_backbone("janus-nano", dtype="float32").eval()
+    adversary = replace(adversary_of("janus_nano"), practice=6)
+    entry = world.attack_entry(nano, adversary, 12, seed=0)
+    records = SyntheticDataset("test", 40)
+    examples = from_records(records[i] for i in range(40))
+    config = RobustnessConfig(adversary, pgd=(), corruptions=(), max_new_tokens=3)
+    found = measure(nano, examples, config, check=world.ReaderCheck())
+    assert [each for each, _ in trained] == [adversary, adversary] and trained[0][1] == 6
+    assert list(entry["metrics"]) == ["accuracy", "clean", "redrawn"]
+    assert entry["counts"]["scored"] == entry["metrics"]["redrawn"]["n"]
+    assert found.check == world.ReaderCheck.name
+
+
+def test_the_reader_tells_another_picture_from_the_same():
+    """Without the true scene it goes by what it reads in the clean picture."""
+    data = SyntheticDataset("test", 24, questions_per_scene=1)
+    examples = from_records(data[i] for i in range(24))
+    images = torch.stack(
+        [torch.from_numpy(np.array(e.picture())).permute(2, 0, 1) / 255 for e in examples]
+    )
+    check = world.ReaderCheck()
+    assert check.kept(images, images, examples) == [True] * 24
+    assert sum(check.kept(images.roll(1, 0), images, examples)) == 0

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.reports.record_files import answers, benchmark, four, mean_metric, record, write
+from unigame import cli
 from unigame.errors import UserError
 from unigame.reports.compare import compare
 from unigame.reports.compare_text import print_comparison, to_csv, to_latex, to_markdown
@@ -336,3 +337,141 @@ def test_answers_for_a_server_are_left_out(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(record({"vqav2": entry})))
     assert read_record(path).benchmarks == {}
+
+
+# ---- records that cannot be believed -------------------------------------------------------------
+
+
+def changed(path, value, metric="accuracy"):
+    """A record of one benchmark with one value replaced; ``path`` is within the metric or entry."""
+    raw = record(pope(0.5))
+    entry = raw["benchmarks"]["pope"]
+    place = entry["metrics"][metric] if path[0] != "entry" else entry
+    *inner, last = path if path[0] != "entry" else path[1:]
+    for key in inner:
+        place = place[key]
+    place[last] = value
+    return raw
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("number", [NAN, INF, -INF])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("value",),
+        ("low",),
+        ("n",),
+        ("scale",),
+        ("units", "counts", 0, 3),
+        ("entry", "counts", "scored"),
+        ("entry", "generation", "max_new_tokens"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(tmp_path, path, number):
+    file = write(tmp_path, "run", changed(path, number))
+    with pytest.raises(UserError, match="NaN" if number != number else "Infinity") as caught:
+        read_record(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_number_beyond_all_floats_is_refused(tmp_path):
+    text = json.dumps(changed(("value",), 12345.5))
+    for huge in ("1e400", "1" * 400):
+        file = write(tmp_path, huge[:6], text.replace("12345.5", huge))
+        with pytest.raises(UserError, match=huge[:3]):
+            read_record(file)
+
+
+@pytest.mark.parametrize("ids", [["q0"] * 60, [*[f"q{i}" for i in range(59)], "q0"]])
+def test_a_question_that_occurs_twice_is_refused(tmp_path, ids):
+    with pytest.raises(UserError, match="pope.accuracy: unit 'q0' occurs twice"):
+        read_record(write(tmp_path, "run", changed(("units", "id"), ids)))
+
+
+def test_a_benchmark_or_metric_that_occurs_twice_is_refused(tmp_path):
+    entry = json.dumps(pope(0.5)["pope"])
+    text = json.dumps(record({"pope": 0})).replace('"pope": 0', f'"pope": {entry}, "pope": {entry}')
+    with pytest.raises(UserError, match="'pope' occurs twice"):
+        read_record(write(tmp_path, "run", text))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("value",), 99.0, "value = 99"),
+        (("low",), 97.0, "from 97 to"),
+        (("high",), 0.0, "to 0"),
+        (("n",), 61, "n = 61 and 60 scores"),
+        (("n",), -1, "n = -1"),
+        (("n",), True, "n = True"),
+        (("value",), True, "value = True"),
+        (("scale",), 1.0, "value = "),
+        (("scale",), 0, "scale = 0"),
+        (("weights",), {"": -1.0}, "weights = {'': -1.0}"),
+        (("weights",), 3, "weights = 3"),
+        (("statistic",), "median", "unknown statistic 'median'"),
+        (("statistic",), "f1", "counts"),
+        (("units", "counts"), [[1] * 60], "value = "),
+        (("entry", "counts", "scored"), 61, "counts.scored is 61 of 60 items"),
+        (("entry", "counts", "scored"), -1, "counts.scored is -1"),
+        (("entry", "counts", "unparsed"), 1.5, "counts.unparsed is 1.5"),
+        (("entry", "counts", "skipped"), {"x": "many"}, "counts.skipped.x is 'many'"),
+        (("entry", "counts", "unscored"), [1], r"counts.unscored is \[1\]"),
+        (("entry", "warnings"), "slow", "warnings is 'slow'"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(tmp_path, path, value, says):
+    file = write(tmp_path, "run", changed(path, value))
+    with pytest.raises(UserError, match=says) as caught:
+        read_record(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_answer_that_is_right_and_wrong_is_refused(tmp_path):
+    units = tuple(Unit(f"q{i}", (1, 0, 0, 0)) for i in range(30))
+    raw = record({"pope": benchmark("pope", Metric("f1", "F1", units, statistic="f1"))})
+    read_record(write(tmp_path, "good", raw))
+    raw["benchmarks"]["pope"]["metrics"]["f1"]["units"]["counts"][1][7] = 1
+    with pytest.raises(UserError, match="unit 'q7' has the counts"):
+        read_record(write(tmp_path, "bad", raw))
+
+
+def test_two_headlines_are_refused(tmp_path):
+    raw = record({"pope": benchmark("pope", mean_metric([1.0] * 9), mean_metric([1.0] * 9, "b"))})
+    raw["benchmarks"]["pope"]["metrics"]["b"]["headline"] = True
+    with pytest.raises(UserError, match="pope has two headlines"):
+        read_record(write(tmp_path, "run", raw))
+
+
+def test_a_score_that_is_not_the_sum_of_its_parts_is_refused(compared):
+    understanding, summary = four(0.5)
+    summary["understanding"]["value"] += 3
+    with pytest.raises(UserError, match="the understanding score is .* contradicts"):
+        compared(one=pope(), other=record(understanding, summary=summary))
+
+
+def test_records_of_the_same_items_that_count_them_differently_are_refused(compared):
+    counts = {"items": 61, "scored": 60, "unparsed": 0, "skipped": {}, "unscored": {}}
+    with pytest.raises(UserError, match="60 items of pope .* 61, .* contradict each other"):
+        compared(base=pope(), other=pope(counts=counts))
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"format": ' * 100_000, "\udcff"])
+def test_deep_json_and_no_text_are_one_line(tmp_path, text):
+    file = tmp_path / "results.json"
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UserError, match="results.json is not JSON") as caught:
+        read_record(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_character_in_a_name_is_shown_as_an_escape(tmp_path, capsys):
+    broken = pope(0.4, title="PO\ud800PE", warnings=["half \udfff"])
+    files = [write(tmp_path, n, record(broken, sha=n, model=n)) for n in ("one", "two")]
+    output = tmp_path / "out"
+    assert cli.main(["compare", *map(str, files), "--output", str(output)]) == 0
+    assert "\\udfff" in capsys.readouterr().out
+    assert "\\ud800" in (output / "compare.md").read_text()

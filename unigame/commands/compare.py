@@ -43,7 +43,7 @@ def compare_records(
         "tex": to_latex(comparison),
     }
     for suffix, text in texts.items():
-        (output / f"compare.{suffix}").write_text(text, encoding="utf-8")
+        (output / f"compare.{suffix}").write_text(text, encoding="utf-8", errors="backslashreplace")
     next_step(
         f"read {output}/compare.md, which has every metric and why a difference is missing",
         f"put it into a paper: {output}/compare.tex (booktabs); plot it: {output}/compare.csv",

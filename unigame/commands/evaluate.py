@@ -48,6 +48,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     attacks = _attacks(args)
     jobs = load_jobs(benchmarks, sources, limit=args.limit)
     attacked = _attacked(jobs) if attacks else None
+    # The adversary practises on the whole data set's pictures, or its choice would hang on --limit.
+    whole = attacked.loaded.items if attacked else None
+    if attacked is not None and args.limit is not None:
+        whole = attacked.benchmark.load(sources[attacked.benchmark.name]).items
     backbone, model = _load_model(args)
     if attacks is not None and attacks.adversary is not None:
         backbone.require_drawing()  # now, not after hours of other benchmarks
@@ -80,6 +84,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                     attacked.benchmark,
                     attacked.loaded,
                     attacks,
+                    whole=whole,
+                    check=_content_check(args, backbone),
                     report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
                 )
             except (RuntimeError, MemoryError) as error:
@@ -290,6 +296,15 @@ def _attacks(args: argparse.Namespace) -> Any:
     if args.batch_size is not None:
         config = replace(config, batch_size=args.batch_size)
     return config.only(kinds)
+
+
+def _content_check(args: argparse.Namespace, backbone: Any) -> Any:
+    """Who says that an attacked picture kept its content: on the synthetic world, its reader."""
+    from unigame.evaluation.world import ReaderCheck
+    from unigame.synthetic.world import SIDE
+
+    fits = _data_root(args) == SYNTHETIC and backbone.facts.image_size == SIDE
+    return ReaderCheck() if fits else None
 
 
 def _attacked(jobs: Sequence[Any]) -> Any:

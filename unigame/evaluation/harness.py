@@ -144,7 +144,7 @@ def run_jobs(
 def _scored(entry: Mapping[str, Any]) -> Scored:
     """What an earlier run found, as far as the summary needs it."""
     metrics = [from_json(name, metric) for name, metric in entry["metrics"].items()]
-    unscored = sum(entry["counts"]["unscored"].values())
+    unscored = sum((entry["counts"].get("unscored") or {}).values())
     return Scored(metrics, unscored={f"#{number}": "" for number in range(unscored)})
 
 

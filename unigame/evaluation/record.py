@@ -22,6 +22,7 @@ import unigame
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
+from unigame.json_text import parse_json
 from unigame.reports.metrics import to_json
 from unigame.reports.records import FORMAT, unparsed_warning
 
@@ -71,13 +72,31 @@ def weights_of(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is no record ({error}); delete it and evaluate again") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{path} is of format {found!r}, expected {FORMAT!r}")
+    if not _whole(record):
+        raise UserError(f"{path} lacks parts of a record; delete it and evaluate again")
     return record
+
+
+def _whole(record: Mapping[str, Any]) -> bool:
+    """Whether there is what adding a benchmark reads."""
+    model, benchmarks = record.get("model"), record.get("benchmarks")
+    if not isinstance(model, Mapping) or not {"sha256", "dtype"} <= model.keys():
+        return False
+    adapter = model.get("adapter")
+    if adapter is not None and not (isinstance(adapter, Mapping) and "sha256" in adapter):
+        return False
+    return isinstance(benchmarks, dict) and all(
+        isinstance(entry, Mapping)
+        and isinstance(entry.get("metrics"), Mapping)
+        and isinstance(entry.get("counts"), Mapping)
+        for entry in benchmarks.values()
+    )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -161,7 +180,7 @@ def check_run(folder: Path, settings: Mapping[str, Any], hint: str) -> None:
         write_json(path, settings)
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_json(path.read_bytes())
     except ValueError:
         raise UserError(f"{path} is damaged; {hint}") from None
     changed = differences(before, json.loads(json.dumps(settings)))

@@ -9,12 +9,14 @@
 
 All pictures are made at the size that the model reads and rounded to 8 bits, so each is one that a
 file could hold. Everything random depends on the seed and the item's id: two models see the same
-noise, and their records can be paired. The adversary and PGD are made against each model anew.
+noise, and their records can be paired. The adversary and PGD are made against each model anew. What
+the adversary practises on is never measured, and ``redrawn`` and ``adversary`` are taken over the
+pictures that still show what the clean ones do (``adversary.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,42 +28,24 @@ from torch import Tensor
 from unigame.backbones.base import Backbone
 from unigame.data import CorruptImage, SkipReport
 from unigame.errors import UserError
+from unigame.evaluation.adversary import (
+    Adversary,
+    ContentCheck,
+    Practice,
+    own_features_check,
+    set_aside,
+)
 from unigame.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from unigame.evaluation.examples import Example, Score, vqa_match
 from unigame.evaluation.pgd import PGDConfig, pgd
 from unigame.game import NoPerturber
-from unigame.game.attack import attacked_images, frozen_attack
-from unigame.game.perturber import EpsMode, PerturberBase
+from unigame.game.attack import attacked_images
+from unigame.game.perturber import PerturberBase
 from unigame.game.semantics import FeatureSimilarity
-from unigame.game.setting import ChallengeConfig, GameBatch
+from unigame.game.setting import GameBatch
 from unigame.reports.metrics import Metric, Unit
 
 ATTACKS = ("adversary", "pgd", "corruptions")
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """The fresh perturber; bounds and challenge are usually those of the training run.
-
-    Attributes:
-        config: of the challenge.
-        steps: updates of the perturber.
-        lr: of its AdamW.
-        eps_max: bound of the perturbation.
-        eps_init: its length at the start.
-        eps_mode: ``"absolute"`` or ``"relative"``.
-        practice: examples it is trained on, from the start of those that are measured.
-        seed: of its weights and draws.
-    """
-
-    config: ChallengeConfig = ChallengeConfig()
-    steps: int = 24
-    lr: float = 5e-3
-    eps_max: float = 0.02
-    eps_init: float = 0.01
-    eps_mode: EpsMode = "absolute"
-    practice: int = 64
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,19 +139,20 @@ class _Scores:
     labels: dict[str, str] = field(default_factory=dict)
     units: dict[str, list[Unit]] = field(default_factory=dict)
 
-    def add(self, name: str, label: str, batch: _Batch, values: Iterable[float]) -> None:
-        """One value for each example of the batch."""
+    def add(self, name: str, label: str, examples: Sequence[Example], values: list[float]) -> None:
+        """One value for each example."""
         self.labels[name] = label
         self.units.setdefault(name, []).extend(
             Unit(example.id, (float(value),), example.cluster)
-            for example, value in zip(batch.examples, values, strict=True)
+            for example, value in zip(examples, values, strict=True)
         )
 
     def metrics(self) -> dict[str, Metric]:
-        """One metric for each condition."""
+        """One metric for each condition of which a picture counts."""
         return {
             name: Metric(name, self.labels[name], tuple(units), scale=_SCALES.get(name, 100.0))
             for name, units in self.units.items()
+            if units
         }
 
 
@@ -175,33 +160,96 @@ _SIMILARITY = "adversary_similarity"
 _SCALES = {_SIMILARITY: 1.0}
 
 
+@dataclass(frozen=True)
+class _Attacker:
+    """The adversary after its practice, and what judges its pictures."""
+
+    perturber: PerturberBase
+    check: ContentCheck
+    redraw: Callable[..., Tensor]
+
+    def pictures(self, perturber: PerturberBase, batch: GameBatch) -> Tensor:
+        """Redrawn under a perturber, as an 8-bit file would hold them."""
+        return _rounded(self.redraw(perturber, batch=batch))
+
+
+@dataclass
+class Measured:
+    """What ``measure`` found.
+
+    Attributes:
+        metrics: see ``measure_robustness``.
+        practised: questions that the adversary practised on.
+        changed: of ``redrawn`` and ``adversary``, pictures that no longer show what they did.
+        check: what said so, by name.
+        floor: its least similarity, where it has one.
+    """
+
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    practised: int = 0
+    changed: dict[str, int] = field(default_factory=dict)
+    check: str = ""
+    floor: float | None = None
+
+
 def measure_robustness(
     backbone: Backbone,
     examples: Sequence[Example],
     config: RobustnessConfig | None = None,
     *,
+    practice: Practice | None = None,
+    check: ContentCheck | None = None,
     score: Score = vqa_match,
     skips: SkipReport | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Metric]:
     """Accuracy under each condition of the module docstring, in percent; ``clean`` comes first.
 
-    ``adversary_similarity`` is the mean cosine, in the model's own vision features, between what
-    the adversary drew and the picture: low means that it may have changed the content, and with it
-    the true answer.
+    ``redrawn`` and ``adversary`` are over the pictures that kept their content, and are left out
+    where none did. ``adversary_similarity`` is the mean cosine over all of them, in the model's own
+    vision features, between what the adversary drew and the picture.
 
     Args:
         backbone: the model; its weights, gradients and mode are left as they are.
         examples: from ``from_records`` or ``from_items``.
         config: what to measure; None: everything.
+        practice: what the adversary practises on; questions about the same pictures are not
+            measured, under no condition. None: some of the examples (``set_aside``). Choose it from
+            the whole data set where ``examples`` are a part, or its choice hangs on the part.
+        check: says which redrawn pictures kept their content; None: the model's own features
+            (``own_features_check``).
         score: judges a reply.
         skips: where pictures that cannot be read are counted.
         report: called with the number of examples done, after each batch.
 
     Raises:
-        UserError: no example, ids that occur twice, an adversary on a model that cannot draw, or no
-            picture that can be read.
+        UserError: no example, ids that occur twice, an adversary on a model that cannot draw or
+            with no picture to practise on, or no picture that can be read.
     """
+    return measure(
+        backbone,
+        examples,
+        config,
+        practice=practice,
+        check=check,
+        score=score,
+        skips=skips,
+        report=report,
+    ).metrics
+
+
+def measure(
+    backbone: Backbone,
+    examples: Sequence[Example],
+    config: RobustnessConfig | None = None,
+    *,
+    practice: Practice | None = None,
+    check: ContentCheck | None = None,
+    score: Score = vqa_match,
+    skips: SkipReport | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> Measured:
+    """As ``measure_robustness``, with what became of the adversary's pictures."""
     config = config or RobustnessConfig()
     if config.adversary is not None:
         backbone.require_drawing()
@@ -211,51 +259,67 @@ def measure_robustness(
             f"{len(examples)} examples: robustness needs at least one with one picture, a question "
             "and an answer, and every id only once"
         )
-    scores, training = _Scores(), backbone.training
+    scores, found, training = _Scores(), Measured(), backbone.training
     backbone.eval()
     try:
-        perturber = _train_adversary(backbone, examples, config, skips)
+        attacker = None
+        if config.adversary is not None:
+            practice = practice or set_aside(examples, config.adversary.practice)
+            examples = practice.others(examples)
+            attacker = _practised(backbone, practice, config, check, skips)
+            found.check, found.practised = attacker.check.name, len(practice.examples)
+            found.floor = getattr(attacker.check, "floor", None)
         for start in range(0, len(examples), config.batch_size):
             chosen = examples[start : start + config.batch_size]
             batch = _load(backbone, chosen, skips)
             if batch is not None:
-                _measure_batch(backbone, batch, config, perturber, score, scores)
+                _measure_batch(backbone, batch, config, attacker, score, scores, found)
             report(start + len(chosen))
     finally:
         backbone.train(training)
     if not scores.units:
         raise UserError(f"no picture could be read: {skips.summary()}; check the image folder")
-    return _with_means(scores.metrics(), config)
+    found.metrics = _with_means(scores.metrics(), config)
+    return found
 
 
 def _measure_batch(
     backbone: Backbone,
     batch: _Batch,
     config: RobustnessConfig,
-    perturber: PerturberBase | None,
+    attacker: _Attacker | None,
     score: Score,
     scores: _Scores,
+    found: Measured,
 ) -> None:
-    for name, label, images in _conditions(backbone, batch, config, perturber):
+    for name, label, images in _conditions(backbone, batch, config, attacker):
         replies = backbone.answer(images, batch.questions, max_new_tokens=config.max_new_tokens)
         values = [score(reply, e) for reply, e in zip(replies, batch.examples, strict=True)]
-        scores.add(name, label, batch, values)
+        kept = [True] * len(values)
+        if attacker is not None and name in _REDRAWN:
+            kept = attacker.check.kept(images, batch.images, batch.examples)
+            found.changed[name] = found.changed.get(name, 0) + kept.count(False)
+        examples = [e for e, counts in zip(batch.examples, kept, strict=True) if counts]
+        scores.add(name, label, examples, [v for v, k in zip(values, kept, strict=True) if k])
         if name == "adversary":
             with torch.no_grad():
                 similar_B = FeatureSimilarity(backbone.image_features)(images, batch.images, [])
-            scores.add(_SIMILARITY, "similarity under the adversary", batch, similar_B.tolist())
+            label = "similarity under the adversary"
+            scores.add(_SIMILARITY, label, batch.examples, similar_B.tolist())
+
+
+_REDRAWN = ("redrawn", "adversary")
 
 
 def _conditions(
-    backbone: Backbone, batch: _Batch, config: RobustnessConfig, perturber: PerturberBase | None
+    backbone: Backbone, batch: _Batch, config: RobustnessConfig, attacker: _Attacker | None
 ) -> Iterator[tuple[str, str, Tensor]]:
     """Name, label and pictures of each condition; only one set is in memory at a time."""
     yield "clean", "clean", batch.images
-    if config.adversary is not None and perturber is not None:
-        redraw = partial(attacked_images, backbone, batch=batch.for_game())
-        challenge = config.adversary.config
-        yield "redrawn", "redrawn", _rounded(redraw(NoPerturber(), config=challenge))
-        yield "adversary", "fresh adversary", _rounded(redraw(perturber, config=challenge))
+    if attacker is not None:
+        yield "redrawn", "redrawn", attacker.pictures(NoPerturber(), batch.for_game())
+        label = "fresh adversary"
+        yield "adversary", label, attacker.pictures(attacker.perturber, batch.for_game())
     for attack in config.pgd:
         images = pgd(backbone, batch.images, batch.questions, batch.answers, attack, batch.ids)
         yield attack.name, f"PGD {attack.eps * 255:.4g}/255", images
@@ -288,30 +352,28 @@ def _with_means(metrics: dict[str, Metric], config: RobustnessConfig) -> dict[st
     return whole | means | {name: metrics[name] for name in metrics if name in parts}
 
 
-def _train_adversary(
-    backbone: Backbone, examples: Sequence[Example], config: RobustnessConfig, skips: SkipReport
-) -> PerturberBase | None:
-    attack = config.adversary
-    if attack is None:
-        return None
-    size = config.batch_size
-    practice = examples[: attack.practice]
-    loaded = (_load(backbone, practice[i : i + size], skips) for i in range(0, len(practice), size))
+def _practised(
+    backbone: Backbone,
+    practice: Practice,
+    config: RobustnessConfig,
+    check: ContentCheck | None,
+    skips: SkipReport,
+) -> _Attacker:
+    attack, size, chosen = config.adversary, config.batch_size, practice.examples
+    assert attack is not None
+    loaded = (_load(backbone, chosen[i : i + size], skips) for i in range(0, len(chosen), size))
     batches = [batch.for_game() for batch in loaded if batch is not None]
     if not batches:
-        raise UserError(f"no picture could be read: {skips.summary()}; check the image folder")
-    return frozen_attack(
-        backbone,
-        batches,
-        steps=attack.steps,
-        lr=attack.lr,
-        config=attack.config,
-        seed=attack.seed,
-        eps_max=attack.eps_max,
-        eps_init=attack.eps_init,
-        eps_mode=attack.eps_mode,
-        scorer=FeatureSimilarity(backbone.image_features) if attack.config.label_weight else None,
-    )
+        raise UserError(
+            f"no picture to practise on could be read: {skips.summary()}; check the image folder"
+        )
+    perturber = attack.trained(backbone, batches)
+    redraw = partial(attacked_images, backbone, config=attack.config)
+    if check is None:
+        check = own_features_check(
+            backbone, batches, lambda batch: _rounded(redraw(NoPerturber(), batch=batch))
+        )
+    return _Attacker(perturber, check, redraw)
 
 
 def _load(backbone: Backbone, examples: Sequence[Example], skips: SkipReport) -> _Batch | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +11,14 @@ from typing import Any, cast
 from unigame.backbones.base import Backbone
 from unigame.data import SkipReport
 from unigame.errors import UserError
-from unigame.evaluation.base import Benchmark, Loaded
+from unigame.evaluation.adversary import LABEL_WEIGHT, START, Adversary, ContentCheck, set_aside
+from unigame.evaluation.base import Benchmark, Item, Loaded
 from unigame.evaluation.examples import Score, from_items, vqa_match
-from unigame.evaluation.robustness import Adversary, RobustnessConfig, measure_robustness
+from unigame.evaluation.robustness import Measured, RobustnessConfig, measure
+from unigame.evaluation.running import pictures_digest
 from unigame.game.perturber import EpsMode
 from unigame.reports.metrics import to_json
+from unigame.training.config import UniGameConfig
 from unigame.training.game_state import challenge_config
 from unigame.training.recipe import load_recipe
 
@@ -53,12 +56,23 @@ def adversary_of(recipe: str | Path) -> Adversary:
             f"recipe {recipe} has perturb_space={settings.perturb_space!r}: an attack in token "
             "space draws no picture; name a recipe with perturb_space='decoder'"
         )
+    return adversary_for(settings)
+
+
+def adversary_for(settings: UniGameConfig) -> Adversary:
+    """The adversary that suits a training run: of its settings it has bounds and drawing.
+
+    What it pays for changing the content, and where it starts, are the evaluation's own, and the
+    same for every run: see ``adversary.py``.
+    """
     # One picture a question, and the same in every run: the argmax.
-    challenge = replace(challenge_config(settings), num_candidates=1, sample=False)
+    challenge = replace(
+        challenge_config(settings), num_candidates=1, sample=False, label_weight=LABEL_WEIGHT
+    )
     return Adversary(
         challenge,
         eps_max=settings.eps_max,
-        eps_init=settings.eps_init,
+        eps_init=START * settings.eps_max,
         eps_mode=cast(EpsMode, settings.eps_mode),
     )
 
@@ -69,10 +83,15 @@ def robustness_entry(
     loaded: Loaded,
     config: RobustnessConfig | None = None,
     *,
+    whole: Sequence[Item] | None = None,
+    check: ContentCheck | None = None,
     score: Score = vqa_match,
     report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """The record's entry ``robustness``, measured on a benchmark's own items and prompts.
+
+    The adversary practises on pictures of the whole data set that are then not measured, whatever
+    the limit: 64 questions about as many pictures, but at most a quarter of the pictures there are.
 
     Items without exactly one picture and a text answer are counted as skipped. Replies are judged
     by ``score``, VQA's match by default, and not by the benchmark's parser: on clean pictures the
@@ -83,6 +102,9 @@ def robustness_entry(
         benchmark: whose items are used.
         loaded: its items.
         config: what to measure; None: everything.
+        whole: all items of the data set where ``loaded`` is a part of them; None: those of
+            ``loaded``.
+        check: says which redrawn pictures kept their content; None: the model's own features.
         score: judges a reply.
         report: called with the number of items done.
 
@@ -96,17 +118,29 @@ def robustness_entry(
     for item in loaded.items:
         if item.id not in usable:
             skips.add(item.id, "not one picture with one text answer")
-    metrics = measure_robustness(
-        backbone, examples, config, score=score, skips=skips, report=report
+    practice = None
+    if config.adversary is not None:
+        pool = examples if whole is None else from_items(whole)
+        practice = set_aside(pool, config.adversary.practice)
+    found = measure(
+        backbone,
+        examples,
+        config,
+        practice=practice,
+        check=check,
+        score=score,
+        skips=skips,
+        report=report,
     )
-    scored = len(metrics["clean"].units)
+    scored = len(found.metrics["clean"].units)
+    set_apart = len(examples) - len(practice.others(examples)) if practice else 0
     return {
         "title": f"Robustness on {benchmark.title}",
         "group": "adversarial",
         "task": "answer",
         "dataset": loaded.dataset.as_dict(),
         "variant": {"benchmark": benchmark.name, **benchmark.variant(), **config.as_dict()},
-        "scorer": {},
+        "scorer": {"content": found.check} if found.check else {},
         "generation": {"max_new_tokens": config.max_new_tokens},
         "counts": {
             "items": len(loaded.items),
@@ -115,11 +149,44 @@ def robustness_entry(
             "skipped": skips.counts(),
             "unscored": {},
         },
-        "warnings": [],
-        "details": {},
+        "warnings": _warnings(found, config, scored),
+        "details": _details(found, set_apart),
         "seconds": round(time.perf_counter() - started, 3),
         "metrics": {
             name: {**to_json(metric), "headline": number == 0}
-            for number, (name, metric) in enumerate(metrics.items())
+            for number, (name, metric) in enumerate(found.metrics.items())
         },
+        "pictures": pictures_digest(loaded.items),
     }
+
+
+def _details(found: Measured, set_apart: int) -> dict[str, Any]:
+    """What the adversary practised on, and which of its pictures did not count."""
+    if not found.check:
+        return {}
+    return {
+        "practised_on": found.practised,
+        "not_measured_for_practice": set_apart,
+        "content_changed": found.changed,
+        "content_floor": found.floor,
+    }
+
+
+def _warnings(found: Measured, config: RobustnessConfig, scored: int) -> list[str]:
+    """What a reader of the figures must know."""
+    if config.adversary is None:
+        return []
+    lines = [
+        f"{changed} of {scored} {name} pictures no longer show what the clean ones do (by "
+        f"{found.check}); the figure is over the others"
+        + ("" if changed < scored else ": there are none")
+        for name, changed in found.changed.items()
+        if changed
+    ]
+    if found.practised < config.adversary.practice:
+        lines.append(
+            f"the adversary practised on {found.practised} questions, not "
+            f"{config.adversary.practice}: there are too few pictures, and a weaker adversary "
+            "flatters the model"
+        )
+    return lines

@@ -7,20 +7,24 @@ benchmarks themselves, on the same world, are in ``miniature.py``.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
-from unigame.game.attack import attacked_images, frozen_attack
-from unigame.game.perturber import EpsMode
-from unigame.game.semantics import FeatureSimilarity
-from unigame.game.setting import ChallengeConfig, GameBatch
-from unigame.reports.metrics import Metric, Unit, to_json
+from unigame.evaluation.adversary import Adversary, practice_of
+from unigame.evaluation.examples import Example
+from unigame.evaluation.robustness import RobustnessConfig, measure
+from unigame.game.setting import GameBatch
+from unigame.reports.metrics import to_json
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset, caption
+from unigame.synthetic.dataset import to_pil
 from unigame.synthetic.reader import read, truth
 from unigame.synthetic.world import Scene
 
@@ -44,27 +48,8 @@ class Scores:
         self.values.append(float(value))
 
 
-@dataclass(frozen=True)
-class AttackSettings:
-    """The evaluation's own adversary; bounds are those of the training run, the rest is fresh.
-
-    ``questions`` are attacked, after ``steps`` updates of the adversary on other pictures.
-    """
-
-    config: ChallengeConfig
-    eps_max: float
-    eps_init: float
-    eps_mode: EpsMode
-    lr: float = 5e-3
-    batch: int = 16
-    questions: int = 180
-    steps: int = 24
-
-
 def images_of(scenes: list[Scene], backbone: Backbone) -> Tensor:
     """Scenes as the 8-bit pictures a user would give, (B, 3, S, S) in [0, 1]."""
-    from unigame.synthetic.dataset import to_pil
-
     return backbone.preprocess([to_pil(s) for s in scenes]).to(backbone.device)
 
 
@@ -91,69 +76,101 @@ def accuracy(backbone: Backbone, split: str, size: int, seed: int) -> Scores:
     return scores
 
 
-def attacked_accuracy(backbone: Backbone, attack: AttackSettings, seed: int) -> Scores:
-    """Accuracy on test pictures redrawn by a perturber trained, just now, against this model.
+class ReaderCheck:
+    """Content is kept where the analytic reader reads the same objects.
 
-    Only pictures that the reader still reads as the true scene are asked about: elsewhere the
-    adversary changed the content and the true answer with it. Those are counted in ``skipped``.
+    Args:
+        scenes: the true scene of each example, by its id; an example without one is compared with
+            what the reader reads in its clean picture.
     """
-    bounds = {"eps_max": attack.eps_max, "eps_init": attack.eps_init, "eps_mode": attack.eps_mode}
-    practice = SyntheticDataset(
-        "validation", 4 * attack.batch, derive_seed(seed, "attack", "practice")
-    )
-    adversary = frozen_attack(
+
+    name = "the synthetic reader, same objects"
+
+    def __init__(self, scenes: Mapping[str, Scene] | None = None) -> None:
+        self.scenes = dict(scenes or {})
+
+    def kept(
+        self, drawn_B3SS: Tensor, clean_B3SS: Tensor, examples: Sequence[Example]
+    ) -> list[bool]:
+        """See ``ContentCheck``."""
+        drawn, clean = (
+            images.permute(0, 2, 3, 1).float().cpu().numpy() for images in (drawn_B3SS, clean_B3SS)
+        )
+        expected = (
+            truth(self.scenes[example.id]) if example.id in self.scenes else read(picture)
+            for example, picture in zip(examples, clean, strict=True)
+        )
+        return [read(picture) == wanted for picture, wanted in zip(drawn, expected, strict=True)]
+
+
+def attack_entry(
+    backbone: Backbone, adversary: Adversary, questions: int, seed: int
+) -> dict[str, Any] | None:
+    """Accuracy under the evaluation's adversary, and redrawn without it, as a part of a record.
+
+    It practises on scenes of the validation split and attacks questions of the test split; a reply
+    counts if it is exactly the answer.
+
+    Args:
+        backbone: the model; left as it is.
+        adversary: its settings.
+        questions: how many are attacked.
+        seed: of the data and of the adversary.
+
+    Returns:
+        The entry; None where no attacked picture kept its content.
+    """
+    practice, _ = _examples("validation", adversary.practice, derive_seed(seed, "practice"), 1)
+    examples, scenes = _examples("test", questions, derive_seed(seed, "attack"), 6)
+    found = measure(
         backbone,
-        [
-            batch_of(backbone, practice, s, attack.batch)
-            for s in range(0, len(practice), attack.batch)
-        ],
-        steps=attack.steps,
-        lr=attack.lr,
-        config=attack.config,
-        seed=derive_seed(seed, "attack", "adversary"),
-        scorer=FeatureSimilarity(backbone.image_features),
-        **bounds,  # type: ignore[arg-type]
+        examples,
+        RobustnessConfig(adversary=adversary, pgd=(), corruptions=(), max_new_tokens=3),
+        practice=practice_of(practice),
+        check=ReaderCheck(scenes),
+        score=lambda reply, example: float(reply.strip().lower() == example.answer),
     )
-    data, scores = SyntheticDataset("test", attack.questions, derive_seed(seed, "attack")), Scores()
-    for start in range(0, len(data), 60):
-        batch = batch_of(backbone, data, start, 60)
-        images = attacked_images(backbone, adversary, batch, attack.config)
-        said = replies(backbone, images, list(batch.questions))
-        pictures = images.permute(0, 2, 3, 1).float().cpu().numpy()
-        for i, picture in enumerate(pictures):
-            scene, _, answer, kind, _ = data.rows[start + i]
-            if read(picture) == truth(data.scenes[scene]):
-                scores.add(f"{kind}/{start + i}", str(scene), said[i] == answer)
-            else:
-                scores.skipped += 1
-    return scores
-
-
-def attack_entry(backbone: Backbone, attack: AttackSettings, seed: int) -> dict[str, Any] | None:
-    """``attacked_accuracy`` as a part of a record; None where no picture kept its content."""
-    training = backbone.training
-    backbone.eval()
-    try:
-        scores = attacked_accuracy(backbone, attack, seed)
-    finally:
-        backbone.train(training)
-    if not scores.values:
+    attacked = found.metrics.get("adversary")
+    if attacked is None:
         return None
-    rows = zip(scores.keys, scores.values, scores.clusters, strict=True)
-    units = tuple(Unit(key, (value,), cluster) for key, value, cluster in rows)
+    shown = {
+        "accuracy": replace(attacked, name="accuracy", label="accuracy"),
+        **{name: metric for name, metric in found.metrics.items() if name in ("redrawn", "clean")},
+    }
     return {
         "title": "under a fresh attack",
-        "dataset": {"id": "synthetic test questions", "fingerprint": f"seed {seed}"},
-        "variant": {"adversary": asdict(attack)},
+        "dataset": {"id": "synthetic test questions", "fingerprint": _fingerprint(examples)},
+        "variant": {"adversary": asdict(adversary)},
         "counts": {
-            "items": attack.questions,
-            "scored": len(scores.values),
-            "skipped": {"the attack changed what the picture shows": scores.skipped},
+            "items": questions,
+            "scored": len(attacked.units),
+            "skipped": {"the attack changed what the picture shows": found.changed["adversary"]},
         },
         "metrics": {
-            "accuracy": {**to_json(Metric("accuracy", "accuracy", units)), "headline": True}
+            name: {**to_json(metric), "headline": name == "accuracy"}
+            for name, metric in shown.items()
         },
     }
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    lines = "\n".join(f"{e.id} {e.question} {e.answer} {e.caption}" for e in examples)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _examples(
+    split: str, size: int, seed: int, per_scene: int
+) -> tuple[list[Example], dict[str, Scene]]:
+    """Questions of the world, and the scene of each by its id."""
+    data = SyntheticDataset(split, size, seed, questions_per_scene=per_scene)
+    examples, scenes = [], {}
+    for number, (scene, question, answer, kind, _) in enumerate(data.rows):
+        id = f"{split}/{kind}/{number}"
+        drawn = partial(to_pil, data.scenes[scene])
+        about = caption(data.scenes[scene])
+        examples.append(Example(id, drawn, question, answer, (), about, f"{split} {scene}"))
+        scenes[id] = data.scenes[scene]
+    return examples, scenes
 
 
 def batch_of(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> GameBatch:

@@ -43,6 +43,7 @@ ROWS = (
     Row("advqa", "AdVQA", "advqa"),
     Row("ood", "out of distribution", "ood"),
     Row("ood_no_count", "OOD without counting", "ood", "accuracy_no_count"),
+    Row("redrawn", "redrawn, without attack", "attack", "redrawn"),
     Row("attack", "under a fresh attack", "attack"),
 )
 

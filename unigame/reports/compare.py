@@ -7,13 +7,14 @@ judges or two samples of questions would look exactly like a difference of two m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unigame.errors import UserError
 from unigame.reports.combined import Part, combined_difference
-from unigame.reports.metrics import Difference, Metric, difference
+from unigame.reports.metrics import Difference, Metric, difference, value_of
 from unigame.reports.records import BenchmarkRecord, Record, unparsed_warning
 from unigame.reports.results import Estimate, MetricInfo, parse_estimate
 
@@ -144,6 +145,7 @@ class _Comparer:
                 self.notes[f"No {name} score, {self.labels[row]}: {ours['reason']}."] = None
             return cell
         cell = replace(cell, figure=parse_estimate(ours, f"{self.records[row].path}: {name}"))
+        _check_summary(self.records[row], name, ours)
         if row == self.baseline or not base or base.get("value") is None:
             return cell
         mine = _parts(self.records[row], name, ours)
@@ -196,8 +198,9 @@ def compare(records: Sequence[Record], labels: Sequence[str], baseline: int = 0)
         baseline: index of the record that differences are taken to.
 
     Raises:
-        UserError: a record is damaged.
+        UserError: a record is damaged, contradicts itself, or contradicts another.
     """
+    _check_agreement(records)
     comparer = _Comparer(records, tuple(labels), baseline)
     details = {
         name: _details(comparer, name)
@@ -295,6 +298,42 @@ def _parts(
             f"{record.path}: the parts of the {name} score are damaged ({error!r}); "
             "run the evaluation again"
         ) from None
+
+
+def _check_summary(record: Record, name: str, summary: Mapping[str, Any]) -> None:
+    """A combined score is the sum of its parts.
+
+    Raises:
+        UserError: it is not.
+    """
+    parts = [part for _, part in _parts(record, name, summary).values()]
+    value = sum(part.factor * value_of(part.metric) for part in parts)
+    if not math.isclose(value, summary["value"], rel_tol=1e-6, abs_tol=1e-4):
+        raise UserError(
+            f"{record.path}: the {name} score is {summary['value']:g}, but its parts give "
+            f"{value:g}: the record contradicts itself; run the evaluation again"
+        )
+
+
+def _check_agreement(records: Sequence[Record]) -> None:
+    """Records of the same items say how many there are alike.
+
+    Raises:
+        UserError: they do not.
+    """
+    sizes: dict[tuple[str, str], tuple[Any, Record]] = {}
+    for record in records:
+        for benchmark in record.benchmarks.values():
+            fingerprint, items = benchmark.dataset.get("fingerprint"), benchmark.counts.get("items")
+            if not fingerprint or items is None:
+                continue
+            known, other = sizes.setdefault((benchmark.name, str(fingerprint)), (items, record))
+            if known != items:
+                raise UserError(
+                    f"{other.path} has {known} items of {benchmark.name} and {record.path} has "
+                    f"{items}, both with the fingerprint {fingerprint}: they contradict each "
+                    "other; run the evaluations again"
+                )
 
 
 def _further(details: Mapping[str, Grid]) -> tuple[Column, ...]:

@@ -10,7 +10,6 @@ same pictures redrawn without C have one beside it: the gap between the two is C
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unigame.errors import UserError
+from unigame.json_text import parse_json
 from unigame.reports import style
 
 
@@ -152,7 +152,7 @@ def load_log_history(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path}: {error}; pass a checkpoint's trainer_state.json"

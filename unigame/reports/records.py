@@ -6,13 +6,14 @@ everything that must be equal before they may be: data, prompt and parser, score
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.json_text import parse_json
+from unigame.reports.checks import AGAIN, check_counts, check_metric
 from unigame.reports.metrics import Metric, from_json
 from unigame.reports.results import Estimate, parse_estimate
 
@@ -82,12 +83,13 @@ def read_record(path: str | Path) -> Record:
     """Read a record; a folder stands for the ``results.json`` in it.
 
     Raises:
-        UserError: it cannot be read, is no such record, is of another version, or has no benchmark.
+        UserError: it cannot be read, is no such record, is of another version, has no benchmark,
+            or contradicts itself (``checks.py``).
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; pass the results.json of `unigame evaluate`"
@@ -167,12 +169,22 @@ def _benchmark(name: str, entry: Any, path: Path) -> BenchmarkRecord:
         key: _mapping(entry, key, where)
         for key in ("dataset", "variant", "scorer", "generation", "counts")
     }
+    if sum(_is_headline(metric) for metric in metrics.values()) > 1:
+        raise UserError(f"{where} has two headlines, so it was put together by hand; {AGAIN}")
+    warnings = entry.get("warnings") or []
+    if not isinstance(warnings, list):
+        raise UserError(f"{where}: warnings is {warnings!r}, not a list; {AGAIN}")
+    check_counts(parts["counts"], where)
+    found = {key: from_json(key, metric, where) for key, metric in ordered}
+    figures = {key: parse_estimate(metric, f"{where}.{key}") for key, metric in ordered}
+    for key, metric in found.items():
+        check_metric(metric, figures[key], f"{where}.{key}")
     return BenchmarkRecord(
         name=name,
         title=str(entry.get("title") or name),
-        metrics={key: from_json(key, metric, where) for key, metric in ordered},
-        figures={key: parse_estimate(metric, f"{where}.{key}") for key, metric in ordered},
-        warnings=[str(line) for line in entry.get("warnings") or ()],
+        metrics=found,
+        figures=figures,
+        warnings=[str(line) for line in warnings],
         pictures=str(entry.get("pictures") or ""),
         **parts,
     )

@@ -14,7 +14,6 @@ in [0, 1] that are shown as percentages, or any short text that is shown as it i
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.json_text import parse_json
 
 BASELINE = "sft"
 
@@ -108,7 +108,7 @@ def load_results(path: str | Path) -> Results:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise UserError(
             f"cannot read {path}: {error.strerror}; pass the results.json of a run"
@@ -174,8 +174,12 @@ def parse_estimate(figure: Any, where: str) -> Estimate:
     numbers = []
     for key in ("value", "low", "high"):
         number = figure.get(key)
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        numeric = isinstance(number, int | float) and not isinstance(number, bool)
+        if not numeric or not math.isfinite(number):
             raise UserError(f"{where} has {key} = {number!r}; every figure must be a finite number")
         numbers.append(float(number))
     value, low, high = numbers
-    return Estimate(value, low, high, n=figure.get("n"))
+    n = figure.get("n")
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 0):
+        raise UserError(f"{where} has n = {n!r}, not a number of questions")
+    return Estimate(value, low, high, n=n)
