@@ -1,25 +1,46 @@
-"""JSON from a stranger's file: whatever is wrong with it is one ``ValueError`` of one line."""
+"""Text and JSON from a stranger's file: whatever is wrong is one ``ValueError`` of one line."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 _LONGEST_INTEGER = 300  # digits; a float holds 308
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: bytes, *, strict: bool = False) -> Any:
-    """The content of a file.
+def decode_text(data: bytes) -> str:
+    """UTF-8, with or without a byte order mark, or the UTF-16 that Excel writes, which has one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if data.startswith(_UTF16):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
+def printable(text: str) -> str:
+    """The same text; bytes of a file name that are not UTF-8 as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def parse_json(data: bytes | str, *, strict: bool = False) -> Any:
+    r"""The content of a json text.
 
     Args:
-        text: its bytes, in UTF-8.
+        data: the text, or a file's bytes.
         strict: refuse also what the JSON standard does not allow or leaves open, and Python takes:
             NaN, numbers too large to be finite, and keys that occur twice in one object.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested too deeply; the message says which.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or holds half of a surrogate pair
+            (``"\ud83d"`` alone), which no file, tokenizer or terminal takes.
     """
     hooks: dict[str, Any] = {}
     if strict:
@@ -30,11 +51,19 @@ def parse_json(text: bytes, *, strict: bool = False) -> Any:
             "object_pairs_hook": _without_repeats,
         }
     try:
-        return json.loads(text.decode("utf-8-sig"), **hooks)
+        text = data if isinstance(data, str) else decode_text(data)
+        content = json.loads(text, **hooks)
+        if _SURROGATE_ESCAPE.search(text):
+            # Halves that belong together are one letter by now; only a lone one cannot be encoded.
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"lone surrogate \\u{ord(half):04x}, half of a letter") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return content
 
 
 def _refuse(name: str) -> float:

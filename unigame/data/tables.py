@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unigame.data.text import decode_text, parse_json
 from unigame.errors import UserError
+from unigame.json_text import decode_text, parse_json
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_path", "file_name", "filename", "path", "jpg", "jpeg", "png", "webp"),

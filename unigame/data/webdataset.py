@@ -19,8 +19,8 @@ from unigame.data.reader import NO_TEXT, SECOND_PICTURE, Reader, Row, check_opti
 from unigame.data.records import SkippedRow
 from unigame.data.tables import resolve_columns
 from unigame.data.tars import LongEnd, Member, read_members
-from unigame.data.text import parse_json, printable
 from unigame.errors import UserError
+from unigame.json_text import parse_json, printable
 
 IMAGE_PARTS = tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 TEXT_PARTS = ("txt", "caption")
