@@ -122,6 +122,8 @@ class Bench:
             anchor=6.0,
             clip_floor=-1.0,  # every hard candidate passes, so that every step has its hard samples
             buffer_min_size=1,
+            drop_learned=False,  # the one batch is soon learned, and its cost is what is asked for
+            redrawn_every=0,  # by default one challenge in ten costs a quarter more
             max_steps=1000,
             bf16=options.bf16,
             use_cpu=options.cpu,
