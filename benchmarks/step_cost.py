@@ -123,6 +123,8 @@ class Bench:
             clip_floor=-1.0,  # every hard candidate passes, so that every step has its hard samples
             buffer_min_size=1,
             missing_captions="question",  # a description is made once, and is no part of a step
+            drop_learned=False,  # the one batch is soon learned, and its cost is what is asked for
+            redrawn_every=0,  # by default one challenge in ten costs a quarter more
             max_steps=1000,
             bf16=options.bf16,
             use_cpu=options.cpu,

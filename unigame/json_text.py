@@ -62,7 +62,7 @@ def parse_json(data: bytes | str, *, strict: bool = False) -> Any:
         half = error.object[error.start]
         raise ValueError(f"lone surrogate \\u{ord(half):04x}, half of a letter") from None
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("nested too deeply") from None
     return content
 
 

@@ -197,7 +197,9 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
 
     args = copy.deepcopy(plan.training)
     args.clip_floor, args.buffer_min_size = -1.0, 1  # as in a run whose buffer has filled
-    args.gradient_accumulation_steps = 1
+    args.gradient_accumulation_steps, args.drop_learned = 1, False
+    if args.redrawn_every > 1:
+        args.redrawn_every = 0  # the tried steps would all be those with a baseline
     args.eval_strategy = IntervalStrategy.NO
     if args.gradient_checkpointing:
         backbone.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)

@@ -160,7 +160,7 @@ class Watch(TrainerCallback):
     def __init__(self, game: GameState | None, dataset: Any = None) -> None:
         self.game = game
         self.dataset = dataset
-        self._told_of_acceptance = False
+        self._told_of_acceptance = self._told_of_replay = False
         self._idle = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -189,6 +189,7 @@ class Watch(TrainerCallback):
             _check_warm_up_of_c(args, steps)
         most = offered_at_most(args, steps) + self.game.tally.held
         if args.buffer and most < args.resolved_min_size:
+            self._told_of_replay = True
             warn(
                 f"this run is too short to replay anything: its {steps} steps offer the buffer "
                 f"{most} candidates at most, and buffer_min_size={args.resolved_min_size}"
@@ -206,6 +207,8 @@ class Watch(TrainerCallback):
                 self._told_of_acceptance = True
                 warn(f"nothing can be replayed: {tally.why_not(args)}")
         elif state.global_step == math.ceil(state.max_steps / 10) and not tally.replayed:
+            if self._told_of_replay:
+                return
             warn(
                 f"no hard sample was replayed in {state.global_step} of {state.max_steps} steps: "
                 f"{tally.why_not(args)}"

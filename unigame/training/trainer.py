@@ -19,7 +19,9 @@ the run is plain supervised fine-tuning. Choices that the paper leaves open:
 4. U learns an answer with its end mark; the game judges it without (``game/answers.py`` says why,
    and when an answer is right). The attack success rate is the share of candidates read wrong
    among samples read right, and costs no extra pass; the clean side of it is U's own training
-   pass, so LoRA dropout is on there.
+   pass, so LoRA dropout is on there. ``redrawn_success_rate`` is what redrawing alone loses.
+5. U's losses on replayed samples are written back as their hardness, and what it reads right leaves
+   the buffer; they, too, are those of the training pass.
 """
 
 from __future__ import annotations
