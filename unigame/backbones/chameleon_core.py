@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -11,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonProcessor
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
-from transformers.utils import logging as hf_logging
 
 from unigame.backbones.autoregressive import AutoregressiveBackbone
 from unigame.backbones.base import BackboneFacts
@@ -25,6 +22,7 @@ from unigame.backbones.chameleon_layout import ChameleonLayout
 from unigame.backbones.chameleon_pixels import ChameleonPixels, load_processor
 from unigame.backbones.checkpoint import check_files
 from unigame.backbones.hub_model import LORA_TARGETS, load_weights
+from unigame.backbones.model_files import loading_from, processor_from
 from unigame.errors import UserError
 
 FROZEN_PARTS = ("vqmodel", "embed_tokens", "lm_head")
@@ -76,11 +74,12 @@ class ChameleonCore(AutoregressiveBackbone):
         """
         if isinstance(name_or_path, Path):
             check_files(name_or_path)
-        processor = load_processor(name_or_path)
-        _check_tokens(ChameleonConfig.from_pretrained(name_or_path), processor)
+        with processor_from(name_or_path):
+            processor = load_processor(name_or_path)
+        with loading_from(name_or_path, ("config.json",)):
+            _check_tokens(ChameleonConfig.from_pretrained(name_or_path), processor)
         parts = [f"model.vqmodel.{part}" for part in DECODER_PARTS]
-        with _without_report():
-            model = load_weights(DrawingChameleon, name_or_path, dtype, optional=parts)
+        model = load_weights(DrawingChameleon, name_or_path, dtype, optional=parts)
         backbone = cls(model, processor)
         if isinstance(name_or_path, Path) and not backbone.can_draw:
             files = [name_or_path / name for name in DECODER_FILES]
@@ -161,14 +160,3 @@ def _check_tokens(config: ChameleonConfig, processor: ChameleonProcessor) -> Non
             f"the processor makes {processor.image_seq_length} tokens of a picture, the image "
             f"tokenizer {side} x {side}; load model and processor from the same checkpoint"
         )
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Transformers warns of tensors that it lacks: here the decoder's, all else is an error."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)

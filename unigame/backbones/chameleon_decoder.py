@@ -26,6 +26,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoderResnetBlock,
 )
 
+from unigame.backbones.model_files import refuse_not_finite
 from unigame.errors import UserError
 
 DECODER_FILES = ("vqgan.ckpt", "tokenizer/vqgan.ckpt", "vqgan.safetensors")
@@ -143,6 +144,7 @@ def load_decoder(vqmodel: Any, file: Path) -> None:
         UserError: the file cannot be read, lacks tensors, or belongs to another tokenizer.
     """
     weights = _read(file)
+    refuse_not_finite(weights, f"image decoder {str(file)!r}")
     own = vqmodel.quantize.embedding.weight
     theirs = weights.get(_CODEBOOK, own.detach())
     if theirs.shape != own.shape or not torch.allclose(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Collection
 from contextlib import suppress
 from importlib import resources
@@ -18,11 +18,12 @@ from unigame.backbones.foreign import (
     hub_refusal,
     no_config,
 )
+from unigame.backbones.model_files import MODEL_FAULT, check_json_files, read_json, weight_names
 from unigame.errors import UserError
 
 BUNDLED = "janus-nano"
 DTYPES = ("float32", "bfloat16", "auto")
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -97,41 +98,25 @@ def read_model_type(
     shown = hub_id or str(config_file.parent)
     if not config_file.is_file():
         raise no_config(shown, config_file.parent)
-    try:
-        model_type = json.loads(config_file.read_text())["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    model_type = read_json(config_file, MODEL_FAULT).get("model_type")
+    if not isinstance(model_type, str):
         raise UserError(
-            f"{str(config_file)!r} is no model configuration ({type(error).__name__}: {error}); "
-            "download or save the checkpoint again"
-        ) from error
+            f"{str(config_file)!r} is no model configuration (model_type={model_type!r}); download "
+            "or save the checkpoint again"
+        )
     if model_type not in supported:
-        raise foreign_model(shown, str(model_type), supported)
-    return str(model_type)
+        raise foreign_model(shown, model_type, supported)
+    return model_type
 
 
 def check_files(folder: Path) -> None:
     """Weights (safetensors, all shards readable), tokenizer and processor files are there.
 
     Raises:
-        UserError: names the first file that is missing or unreadable.
+        UserError: names the first file that is missing or unreadable, or a setting that cannot be.
     """
-    for name in _weight_files(folder):
-        file = folder / name
-        if not file.is_file():
-            raise UserError(
-                f"weight file {str(file)!r} is missing; download the checkpoint again, or check "
-                "that the copy was complete"
-            )
-        try:
-            with safe_open(file, framework="pt") as opened:
-                empty = not list(opened.keys())
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"weight file {str(file)!r} is unreadable ({error}); it may be cut off or a Git "
-                "LFS pointer: download it again"
-            ) from error
-        if empty:
-            raise UserError(f"weight file {str(file)!r} holds no tensors; download it again")
+    check_json_files(folder)
+    check_weight_files(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"model folder {str(folder)!r} has no tokenizer.json; copy it there")
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
@@ -141,21 +126,48 @@ def check_files(folder: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[str]:
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+def check_weight_files(folder: Path, plain: str = _WEIGHTS) -> int:
+    """The number of values in the safetensors files of a folder, by their headers.
+
+    Args:
+        folder: of the weights.
+        plain: the file's name, where there is only one.
+
+    Raises:
+        UserError: names the first file that is missing, cut off or unreadable.
+    """
+    values = 0
+    for name in _weight_files(folder, plain):
+        file = folder / name
+        if not file.is_file():
             raise UserError(
-                f"{str(index)!r} is no weight index ({error}); download it again"
+                f"weight file {str(file)!r} is missing; download the checkpoint again, or check "
+                "that the copy was complete"
+            )
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = [opened.get_slice(key).get_shape() for key in opened.keys()]
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"weight file {str(file)!r} is unreadable ({error}); it may be cut off or a Git "
+                "LFS pointer: download it again"
             ) from error
-    if not (folder / _WEIGHTS).is_file() and (folder / "pytorch_model.bin").is_file():
+        if not found:
+            raise UserError(f"weight file {str(file)!r} holds no tensors; download it again")
+        values += sum(math.prod(shape) for shape in found)
+    return values
+
+
+def _weight_files(folder: Path, plain: str) -> list[str]:
+    index = folder / f"{plain}.index.json"
+    if index.is_file():
+        return weight_names(index)
+    if not (folder / plain).is_file() and (folder / "pytorch_model.bin").is_file():
         raise UserError(
             f"model folder {str(folder)!r} holds only pytorch_model.bin, a pickle that can run "
             "code when it is loaded; save the checkpoint as safetensors"
         )
-    return [_WEIGHTS]
+    return [plain]
 
 
 def check_dtype(dtype: str) -> str:

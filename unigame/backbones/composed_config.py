@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from unigame.backbones.model_files import MODEL_FAULT, check_numbers, read_json
 from unigame.errors import UserError
 
 MODEL_TYPE = "unigame_composed"
 CONFIG_FILE, CONNECTOR_FILE = "config.json", "connector.safetensors"
 VERSION = 1
+LARGEST_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def read_config(folder: Path) -> ComposedConfig:
     Raises:
         UserError: a part that is not named, an unknown key, or a value that cannot be.
     """
-    content = json.loads((folder / CONFIG_FILE).read_text())
+    file = folder / CONFIG_FILE
+    content = read_json(file, MODEL_FAULT)
+    check_numbers(content, file)
     version = content.pop("version", None)
     content.pop("model_type", None)
     if version != VERSION:
@@ -109,11 +113,17 @@ def build_config(content: dict[str, Any], folder: Path | None = None) -> Compose
         )
     for name, kind in (("connector", ConnectorConfig), ("draw", DrawConfig)):
         values = content.get(name) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {name}={values!r} must be a table of settings")
         _reject_unknown(values, kind, f"{where}: {name}")
         content[name] = kind(**values)
     _reject_unknown(content, ComposedConfig, where)
     for name in ("language", "vision_encoder", "denoiser", "vae"):
         if content.get(name) is not None:
+            if not isinstance(content[name], str):
+                raise UserError(
+                    f"{where}: {name}={content[name]!r} must be a folder or a Hub id, as text"
+                )
             content[name] = _resolve(content[name], folder)
     config = ComposedConfig(**content)
     _check_ranges(config, where)
@@ -145,6 +155,12 @@ def _check_ranges(config: ComposedConfig, where: str) -> None:
     for name, value in whole.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{where}: {name}={value!r} must be a whole number from 1")
+        if name.endswith("_size") and value > LARGEST_SIDE:
+            raise UserError(f"{where}: {name}={value!r} px is above {LARGEST_SIDE}")
+    shares = {"draw.strength": config.draw.strength, "caption_dropout": config.caption_dropout}
+    for name, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise UserError(f"{where}: {name}={share!r} must be a number")
     if not 0 < config.draw.strength <= 1:
         raise UserError(
             f"{where}: draw.strength={config.draw.strength!r} must be above 0 (the image itself) "

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unigame.backbones.composed_config import CONNECTOR_FILE, ConnectorConfig
+from unigame.backbones.model_files import refuse_not_finite
 from unigame.errors import UserError
 
 
@@ -91,7 +92,10 @@ class TrainedParts(nn.Module):
     def load(self, folder: str | Path) -> None:
         """Read ``connector.safetensors`` of the same sizes; see ``check_file``."""
         self.check_file(folder)
-        self.load_state_dict(load_file(Path(folder) / CONNECTOR_FILE))
+        file = Path(folder) / CONNECTOR_FILE
+        weights = load_file(file)
+        refuse_not_finite(weights, f"connector {str(file)!r}")
+        self.load_state_dict(weights)
 
     def check_file(self, folder: str | Path) -> None:
         """Compare names and shapes of the file with this module's, without reading weights.

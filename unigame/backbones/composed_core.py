@@ -28,6 +28,7 @@ from unigame.backbones.composed_layout import ComposedLayout
 from unigame.backbones.composed_parts import (
     Parts,
     check_parts,
+    check_weights,
     load_encoder,
     load_image_branch,
     load_language,
@@ -35,6 +36,7 @@ from unigame.backbones.composed_parts import (
 from unigame.backbones.composed_pixels import load_tokenizer, square_pixels, vision_pixels
 from unigame.backbones.composed_vision import Reader, build_reader
 from unigame.backbones.hub_model import LORA_TARGETS
+from unigame.backbones.model_files import loading_from
 from unigame.backbones.understanding import ReadingBackbone, configured_ends
 from unigame.errors import UserError
 
@@ -98,11 +100,17 @@ class ComposedCore(ReadingBackbone):
         folder = name_or_path if isinstance(name_or_path, Path) else _fetch(name_or_path)
         config = read_config(folder)
         parts = check_parts(config)
-        trained = TrainedParts(parts.hidden_size, config.connector, parts.feature_size)
-        trained.check_file(folder)
+        sizes = (parts.hidden_size, config.connector, parts.feature_size)
+        with torch.device("meta"):  # a wrong size costs no memory
+            TrainedParts(*sizes).check_file(folder)
+        trained = TrainedParts(*sizes)
         reader = build_reader(parts.language, parts.encoder, config.vision_size, config.image_size)
+        check_weights(config, parts)
         tokenizer = load_tokenizer(config.language)
-        levels = NoiseLevels(parts.scheduler)
+        scheduler = ("scheduler/scheduler_config.json",)
+        with loading_from(config.denoiser, scheduler, "scheduler"):
+            levels = NoiseLevels(parts.scheduler)
+            levels.scheduler(config.sample_steps, torch.device("cpu"))
         trained.load(folder)
         language = load_language(config, parts, dtype)
         encoder = load_encoder(config, next(language.parameters()).dtype)

@@ -6,7 +6,6 @@ in one line before gigabytes are loaded or downloaded.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +14,20 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from unigame.backbones.checkpoint import check_weight_files
 from unigame.backbones.composed_config import ComposedConfig
 from unigame.backbones.composed_vision import ENCODERS, VLMS
 from unigame.backbones.foreign import hub_refusal, no_config
-from unigame.backbones.hub_model import load_weights, refuse_missing
+from unigame.backbones.hub_model import load_weights, refuse_misfits, refuse_missing
+from unigame.backbones.model_files import (
+    check_json_files,
+    check_numbers,
+    loading_from,
+    read_json,
+)
 from unigame.errors import UserError
 
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNETS, DITS = ("UNet2DConditionModel",), ("SanaTransformer2DModel", "PixArtTransformer2DModel")
 VAES = ("AutoencoderKL", "AutoencoderDC")
 # Models that change the output of their head in code of their own; ours would leave it out.
@@ -230,14 +237,13 @@ def _auto_config(reference: str, what: str) -> Any:
     local = Path(reference).is_dir()
     if local and not (Path(reference) / "config.json").is_file():
         raise no_config(reference, Path(reference))
+    if local:
+        check_json_files(Path(reference))
+        with loading_from(reference, ("config.json",), what):
+            return AutoConfig.from_pretrained(reference)
     try:
         return AutoConfig.from_pretrained(reference)
-    except (OSError, ValueError, KeyError) as error:
-        if local:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{what} {reference!r}: its config.json does not load: {reason}"
-            ) from error
+    except Exception as error:
         raise hub_refusal(what, reference, "config.json", error) from error
 
 
@@ -257,10 +263,24 @@ def _read_json(reference: str, name: str, subfolder: str | None = None) -> dict[
             file = Path(hf_hub_download(reference, name, subfolder=subfolder))
         except (OSError, ValueError) as error:
             raise hub_refusal("image branch", reference, shown, error) from error
-    try:
-        return cast(dict[str, Any], json.loads(file.read_text()))
-    except ValueError as error:
-        raise UserError(f"{shown} of {reference!r} is no JSON ({error}); copy it again") from error
+    content = read_json(file)
+    check_numbers(content, file)
+    return content
+
+
+def check_weights(config: ComposedConfig, parts: Parts) -> None:
+    """The weight files of every part that is a folder here are there and whole.
+
+    Raises:
+        UserError: names the first one that is not.
+    """
+    for reference in (config.language, config.vision_encoder):
+        if reference is not None and Path(reference).is_dir():
+            check_weight_files(Path(reference))
+    vae = (config.denoiser, "vae") if config.vae is None else (config.vae, "")
+    for reference, part in ((config.denoiser, parts.denoiser_folder), vae):
+        if Path(reference).is_dir():
+            check_weight_files(Path(reference) / part, DIFFUSERS_WEIGHTS)
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -300,7 +320,15 @@ def load_image_branch(config: ComposedConfig, parts: Parts) -> tuple[nn.Module, 
 
 
 def _load_diffusers(kind: Any, reference: str, subfolder: str | None) -> nn.Module:
-    try:
+    from diffusers.utils import logging as diffusers_logging
+
+    part = "" if subfolder is None else f"{subfolder}/"
+    with loading_from(
+        reference,
+        (f"{part}config.json", f"{part}diffusion_pytorch_model.safetensors"),
+        "image branch",
+    ):
+        diffusers_logging.set_verbosity_error()  # what it warns of is refused below
         model, info = kind.from_pretrained(
             reference,
             subfolder=subfolder,
@@ -308,10 +336,6 @@ def _load_diffusers(kind: Any, reference: str, subfolder: str | None) -> nn.Modu
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the weights of {reference!r} ({subfolder or 'vae'}) do not load: {reason}"
-        ) from error
+    refuse_misfits(reference, model, info)
     refuse_missing(reference, info["missing_keys"])
     return cast(nn.Module, model)

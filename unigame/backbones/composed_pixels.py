@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from unigame.backbones.model_files import loading_from, processor_from, read_json
 from unigame.backbones.pixels import PixelTwin
 from unigame.errors import UserError
 
@@ -48,8 +48,17 @@ def vision_pixels(reference: str, side: int) -> PixelTwin:
             f"{reference!r} has no preprocessor_config.json, which holds the mean and deviation "
             "of its pixels; save its image processor beside it"
         ) from error
-    settings = settings.get("image_processor", settings)
-    return square_pixels(side, settings.get("image_mean"), settings.get("image_std"))
+    with loading_from(
+        reference, ("preprocessor_config.json", "processor_config.json"), "image processor"
+    ):
+        settings = settings.get("image_processor", settings)
+        mean, std = settings.get("image_mean"), settings.get("image_std")
+        if not mean or not std:
+            raise UserError(
+                f"preprocessor_config.json of {reference!r} has no image_mean or no image_std, so "
+                "pixels cannot be brought to the scale that the eyes know; download it again"
+            )
+        return square_pixels(side, mean, std)
 
 
 def load_tokenizer(reference: str) -> Any:
@@ -60,11 +69,8 @@ def load_tokenizer(reference: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with processor_from(reference):
         tokenizer = AutoTokenizer.from_pretrained(reference)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"language {reference!r} has no readable tokenizer: {reason}") from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = _processor_template(reference)
     return tokenizer
@@ -82,4 +88,7 @@ def _processor_template(reference: str) -> str | None:
             file = Path(hf_hub_download(reference, name))
         except (EntryNotFoundError, OSError):
             return None
-    return json.loads(file.read_text())["chat_template"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    template = read_json(file).get("chat_template")
+    return template if isinstance(template, str) else None

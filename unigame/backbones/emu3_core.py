@@ -16,6 +16,7 @@ from unigame.backbones.checkpoint import check_files
 from unigame.backbones.composed_pixels import square_pixels
 from unigame.backbones.emu3_layout import Emu3Layout, picture_side
 from unigame.backbones.hub_model import LORA_TARGETS, load_weights
+from unigame.backbones.model_files import processor_from
 from unigame.backbones.pixels import PixelTwin
 from unigame.errors import UserError
 
@@ -71,7 +72,8 @@ class Emu3Core(AutoregressiveBackbone):
         """
         if isinstance(name_or_path, Path):
             check_files(name_or_path)
-        processor = Emu3Processor.from_pretrained(name_or_path)
+        with processor_from(name_or_path):
+            processor = Emu3Processor.from_pretrained(name_or_path)
         model = load_weights(Emu3ForConditionalGeneration, name_or_path, dtype)
         return cls(model.to(device or torch.device("cpu")), processor).to(device)
 

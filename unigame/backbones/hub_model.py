@@ -8,6 +8,7 @@ between a perturbed state and the pixels are float32.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 import peft
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as hf_logging
 
 from unigame.backbones import base_of_adapter, lora
 from unigame.backbones.base import Backbone
+from unigame.backbones.checkpoint import check_weight_files
 from unigame.backbones.identity import weights_digest
+from unigame.backbones.model_files import loading_from
 from unigame.backbones.pixels import PixelTwin
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+MARGIN = 100_000_000
+"""Weights more than a checkpoint's that a model may have, such as a decoder that others bring."""
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -115,7 +122,8 @@ class HubModel(Backbone):
         config, weights = lora.read_adapter(folder)
         added = not isinstance(self.model, peft.PeftModel)
         if added:
-            self.add_lora(config)
+            with loading_from(folder, (lora.ADAPTER_CONFIG,), "adapter"):
+                self.add_lora(config)
         wrapped = cast(peft.PeftModel, self.model)
         try:
             lora.load_weights(wrapped, weights, folder)
@@ -223,20 +231,22 @@ def load_weights(
         extra: further settings of ``from_pretrained``.
 
     Raises:
-        UserError: weights do not load, or some of the model's are not among them.
+        UserError: weights do not load, some of the model's are not among them, or have another
+            shape, or belong to layers that the configuration does not count.
     """
     named = isinstance(dtype, str) and dtype != "auto"
-    try:
+    settings = ("config.json", "generation_config.json")
+    with loading_from(name_or_path, settings), _without_report():
+        _check_scale(model_class, Path(name_or_path))
         model, info = model_class.from_pretrained(
             name_or_path,
             dtype=getattr(torch, str(dtype)) if named else dtype,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **extra,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the weights of {str(name_or_path)!r} do not load: {reason}") from error
+    refuse_misfits(name_or_path, model, info)
     missing = set(info["missing_keys"])
     for module in optional:
         lost = {key for key in missing if key.startswith(f"{module}.")}
@@ -246,6 +256,67 @@ def load_weights(
             missing -= lost
     refuse_missing(name_or_path, missing)
     return model.to(torch.bfloat16) if model.dtype == torch.float16 else model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Transformers warns, in a table, of tensors that do not fit; here they are errors."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+def _check_scale(model_class: Any, folder: Path) -> None:
+    """A configuration of far more weights than a folder has: they would first all be made.
+
+    Packed weights (four bits each) count as half a value at least, so only multiples are refused.
+    """
+    if not folder.is_dir():
+        return
+    there = check_weight_files(folder)
+    own = getattr(model_class, "config_class", None)
+    build = model_class.from_config if own is None else model_class._from_config
+    config = (own or AutoConfig).from_pretrained(folder)
+    with torch.device("meta"):
+        wanted = sum(weight.numel() for weight in build(config).parameters())
+    if wanted > 4 * there + MARGIN:
+        raise UserError(
+            f"{str(folder / 'config.json')!r} describes a model of {wanted:,} weights, and its "
+            f"weight files hold {there:,}; they do not belong together: download or save the "
+            "checkpoint again"
+        )
+
+
+def refuse_misfits(name_or_path: str | Path, model: nn.Module, info: dict[str, Any]) -> None:
+    """Tensors of another shape would start at random, layers that are not counted be left out.
+
+    Raises:
+        UserError: the loading report ``info`` has such tensors.
+    """
+    misfits = sorted(info["mismatched_keys"])
+    if misfits:
+        name, there, wanted = misfits[0]
+        raise UserError(
+            f"the weights of {str(name_or_path)!r} do not load: {name!r} has the shape "
+            f"{tuple(there)}, and {tuple(wanted)} by config.json ({len(misfits)} such tensors); "
+            "download or save the checkpoint again"
+        )
+    stacks = {name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    left_out = sorted(name for name in info["unexpected_keys"] if _stack_of(name) in stacks)
+    if left_out:
+        raise UserError(
+            f"the weights of {str(name_or_path)!r} have more layers than its config.json counts: "
+            f"{left_out[0]!r} would be left out ({len(left_out)} such tensors); download or save "
+            "the checkpoint again"
+        )
+
+
+def _stack_of(name: str) -> str:
+    """The list of layers that a tensor is of: what stands before the first number in its name."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[0]
 
 
 def refuse_missing(name_or_path: str | Path, keys: Collection[str]) -> None:

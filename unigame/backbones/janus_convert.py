@@ -29,6 +29,7 @@ from unigame.backbones.foreign import hub_refusal
 from unigame.backbones.janus_original import hub_config, hub_names, read_original, why_unused
 from unigame.backbones.janus_original_processor import hub_generation_config, hub_processor
 from unigame.backbones.janus_original_weights import OriginalTensor, open_weights
+from unigame.backbones.model_files import loading_from
 from unigame.errors import UserError
 
 Dtype = Literal["keep", "float32", "bfloat16"]
@@ -122,11 +123,15 @@ def convert(
     _check_output(output)
     folder = _local_folder(source)
     original = read_original(folder / "config.json")
-    processor = hub_processor(folder)
-    config = hub_config(original, processor.tokenizer)
-    tensors = open_weights(folder)
-    left_out = Counter(reason for reason in map(why_unused, tensors) if reason is not None)
-    pieces = _plan(tensors, config, None if dtype == "keep" else getattr(torch, dtype), folder)
+    settings = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+    with loading_from(folder, settings, "processor"):
+        processor = hub_processor(folder)
+    with loading_from(folder, ("config.json",)):
+        config = hub_config(original, processor.tokenizer)
+        tensors = open_weights(folder)
+        left_out = Counter(reason for reason in map(why_unused, tensors) if reason is not None)
+        kind = None if dtype == "keep" else getattr(torch, dtype)
+        pieces = _plan(tensors, config, kind, folder)
     _check_space(output, sum(piece.num_bytes for piece in pieces.values()))
     kept = pieces["lm_head.weight"].dtype
     for part in (config, config.text_config, config.vision_config, config.vq_config):

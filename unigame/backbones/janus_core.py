@@ -14,6 +14,7 @@ from unigame.backbones.checkpoint import check_files
 from unigame.backbones.hub_model import LORA_TARGETS, load_weights
 from unigame.backbones.janus_layout import JanusLayout
 from unigame.backbones.janus_processor import load_processor
+from unigame.backbones.model_files import processor_from
 from unigame.backbones.pixels import PixelTwin
 from unigame.errors import UserError
 
@@ -59,7 +60,8 @@ class JanusCore(AutoregressiveBackbone):
         """
         if isinstance(name_or_path, Path):
             check_files(name_or_path)
-        processor = load_processor(name_or_path)
+        with processor_from(name_or_path):
+            processor = load_processor(name_or_path)
         model = load_weights(JanusForConditionalGeneration, name_or_path, dtype)
         return cls(model.to(device or torch.device("cpu")), processor).to(device)
 

@@ -7,7 +7,6 @@ multi_modality`` and module names of their own; facts here come from the authors
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from unigame.backbones.foreign import ORIGINAL_JANUS
+from unigame.backbones.model_files import MODEL_FAULT, check_numbers, read_json
 from unigame.errors import UserError
 
 _HINT = "of deepseek-ai's Janus checkpoints, Janus-1.3B and Janus-Pro-1B and -7B can be converted"
@@ -118,26 +118,23 @@ def read_original(config_file: Path, hub_id: str | None = None) -> dict[str, Any
     shown = hub_id or str(config_file.parent)
     if not config_file.is_file():
         raise UserError(f"folder {shown!r} has no config.json; {_HINT}")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{str(config_file)!r} is no model configuration ({type(error).__name__}: {error}); "
-            "download it again"
-        ) from error
+    config = read_json(config_file, MODEL_FAULT)
+    check_numbers(config, config_file)
+    model_type = config.get("model_type")
     if model_type == "janus":
         raise UserError(f"{shown!r} is in the Hub format already; load it as it is")
     if model_type != ORIGINAL_JANUS:
         raise UserError(f"{shown!r} is a model of type {model_type!r}; {_HINT}")
     sections = ("vision", "aligner", "gen_vision", "gen_aligner", "gen_head", "language")
-    lacking = [f"{name}_config" for name in sections if f"{name}_config" not in config]
+    lacking = [
+        f"{name}_config" for name in sections if not isinstance(config.get(f"{name}_config"), dict)
+    ]
     if lacking:
         raise UserError(
             f"{str(config_file)!r} has no {lacking[0]}, so it is no Janus (DeepSeek-VL and "
             f"JanusFlow share its model_type); {_HINT}"
         )
-    return dict(config)
+    return config
 
 
 def hub_config(original: Mapping[str, Any], tokenizer: Any) -> JanusConfig:

@@ -8,7 +8,6 @@ setting and not from that file. And what pads is the authors' own pad mark.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, JanusProcessor, PreTrainedTokenizerFast
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from unigame.backbones.model_files import check_numbers, read_json
 from unigame.errors import UserError
 
 IMAGE, BEGIN_IMAGE, END_IMAGE = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
@@ -137,10 +137,9 @@ def _read(folder: Path, name: str, required: bool = True) -> dict[str, Any]:
         if required:
             raise UserError(f"folder {str(folder)!r} has no {name}; copy it there")
         return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{str(file)!r} is broken ({error}); download it again") from error
+    settings = read_json(file, "is broken")
+    check_numbers(settings, file)
+    return settings
 
 
 def _text(mark: Any) -> str | None:

@@ -6,7 +6,6 @@ converted with little more memory than one output file takes.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unigame.backbones.model_files import weight_names
 from unigame.errors import UserError
 
 _SAFETENSORS = ("model.safetensors.index.json", "model.safetensors")
@@ -71,13 +71,7 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     names = [name]
     if name.endswith(".index.json"):
-        try:
-            index = json.loads((folder / name).read_text(encoding="utf-8"))
-            names = sorted(set(index["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{str(folder / name)!r} is no weight index ({error}); download it again"
-            ) from error
+        names = weight_names(folder / name)
     for name in names:
         if not (folder / name).is_file():
             raise UserError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -19,6 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unigame.backbones.lora_settings import check_lora_config
+from unigame.backbones.model_files import (
+    check_numbers,
+    loading_from,
+    read_json,
+    refuse_not_finite,
+)
 from unigame.errors import UserError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -163,7 +169,8 @@ def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]
     """Settings and weights of a saved adapter.
 
     Raises:
-        UserError: the folder or a file is missing, unreadable, empty, or no LoRA adapter.
+        UserError: the folder or a file is missing, unreadable, empty, or no LoRA adapter; a
+            setting or a weight is no finite number.
     """
     folder = Path(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -172,14 +179,17 @@ def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]
                 f"adapter folder {str(folder)!r} has no {name}; give the folder that "
                 "save_pretrained or a training run wrote"
             )
-    try:
-        kind = json.loads((folder / ADAPTER_CONFIG).read_text())["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
+    settings = read_json(folder / ADAPTER_CONFIG, "is no PEFT configuration")
+    kind = settings.get("peft_type")
+    if kind is None:
         raise UserError(
-            f"{str(folder / ADAPTER_CONFIG)!r} is no PEFT configuration ({error}); save it again"
-        ) from error
+            f"{str(folder / ADAPTER_CONFIG)!r} is no PEFT configuration (it has no peft_type); "
+            "save it again"
+        )
     if kind != "LORA":
-        raise UserError(f"adapter in {str(folder)!r} is of type {kind!r}; only LORA is supported")
+        raise UserError(
+            f"adapter in {str(folder)!r} is of peft_type {kind!r}; only LORA is supported"
+        )
     try:
         weights = load_file(folder / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -191,10 +201,41 @@ def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]
             f"{str(folder / ADAPTER_WEIGHTS)!r} holds no weights; the run that wrote it saved an "
             "empty adapter, save it again"
         )
-    config = peft.LoraConfig.from_pretrained(str(folder))
+    refuse_not_finite(weights, f"adapter in {str(folder)!r}")
+    check_numbers(settings, folder / ADAPTER_CONFIG)
+    with loading_from(folder, (ADAPTER_CONFIG,), "adapter"):
+        config = peft.LoraConfig.from_pretrained(str(folder))
+    _check_settings(config, folder / ADAPTER_CONFIG)
     config.inference_mode = False
     config.base_model_name_or_path = None  # filled in anew by the model that takes it
     return config, weights
+
+
+def _check_settings(config: peft.LoraConfig, file: Path) -> None:
+    """Settings that would make an adapter do nothing, or nonsense, without an error."""
+    wanted = {
+        "r": isinstance(config.r, int) and config.r > 0,
+        "lora_alpha": _is_number(config.lora_alpha) and config.lora_alpha != 0,
+        "lora_dropout": _is_number(config.lora_dropout) and 0 <= config.lora_dropout < 1,
+        "use_rslora": isinstance(config.use_rslora, bool),
+        "rank_pattern": _all(config.rank_pattern, lambda rank: isinstance(rank, int) and rank > 0),
+        "alpha_pattern": _all(config.alpha_pattern, _is_number),
+    }
+    for name, fine in wanted.items():
+        if not fine:
+            raise UserError(
+                f"{str(file)!r}: {name}={getattr(config, name)!r} is no value of a LoRA adapter; "
+                "save it again, or correct the file"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _all(table: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(table, dict) and all(fits(value) for value in table.values())
 
 
 def load_weights(model: peft.PeftModel, weights: dict[str, Tensor], folder: str | Path) -> None:

@@ -79,6 +79,11 @@ class PixelTwin(nn.Module):
         normalise = image_processor.do_normalize
         mean = image_processor.image_mean if normalise else [0.0] * 3
         std = image_processor.image_std if normalise else [1.0] * 3
+        if not all(deviation > 0 for deviation in std):
+            raise UserError(
+                f"image processor has image_std={list(std)}, by which pixels are divided; give "
+                "numbers above 0 in its configuration"
+            )
         background = [c / 255 for c in image_processor.background_color]
         for name, values in (("mean_C11", mean), ("std_C11", std), ("background_C11", background)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)

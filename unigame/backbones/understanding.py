@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from unigame.backbones.decoding import SharedPrefix, decode_text
 from unigame.backbones.hub_model import HubModel
 from unigame.backbones.pixels import PixelTwin
 from unigame.backbones.text_rules import TextRules
+from unigame.errors import UserError
 
 
 class ReadingLayout(Protocol):
@@ -32,6 +34,7 @@ class ReadingLayout(Protocol):
 
     tokenizer: Any
     eos_id: int
+    pad_id: int
     image_token_id: int
     """Marks the N places of a picture's tokens in a row."""
 
@@ -41,6 +44,10 @@ class ReadingLayout(Protocol):
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
         """Token ids of the answer as it follows the prompt, with the end mark."""
+        ...
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a text -> image prompt."""
         ...
 
     def shared_start(self, rows: Sequence[Sequence[int]]) -> int:
@@ -79,6 +86,33 @@ class ReadingBackbone(HubModel):
     ) -> None:
         super().__init__(model, processor, pixels)
         self.layout = layout
+
+    def rehearse(self) -> None:
+        """Lay out a question, an answer and a drawing prompt, and prepare a picture.
+
+        What tokenizer, chat template and image processor do for the first sample is tried when the
+        model is loaded, so that a fault in their files is known then.
+
+        Raises:
+            UserError: the template loses the picture, or tokens are unknown to the model.
+        """
+        rows = [[self.layout.pad_id, self.layout.eos_id]]
+        rows += [self.layout.answer_ids("a", "b"), self.layout.prompt_ids("a")]
+        try:
+            rows.append(self.layout.question_ids("a"))
+        except UserError as error:
+            raise UserError(
+                "the chat template does not give a question the places of its picture; download "
+                "the checkpoint's tokenizer and processor files again"
+            ) from error
+        known = self.base.get_input_embeddings().num_embeddings
+        strange = [token for row in rows for token in row if not token < known]
+        if strange:
+            raise UserError(
+                f"the tokenizer makes the token {strange[0]}, and the model knows {known} tokens: "
+                "tokenizer.json and config.json are not of the same checkpoint; download both again"
+            )
+        self.preprocess([Image.new("RGB", (8, 8))])
 
     # ---- understanding -------------------------------------------------------------------------
     def text_logits(self, states_H: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def size_of(name: str) -> ModelSize:
         read_model_type,
     )
     from unigame.backbones.families import available_backbones
+    from unigame.backbones.model_files import loading_from
 
     checkpoint = find_checkpoint(name)
     hub_id = None if isinstance(checkpoint, Path) else checkpoint
@@ -47,7 +48,8 @@ def size_of(name: str) -> ModelSize:
         )
     if isinstance(checkpoint, Path) and model_type != "unigame_composed":
         check_files(checkpoint)
-    return _READERS[model_type](name, file, hub_id)
+    with loading_from(name, ("config.json",)):
+        return _READERS[model_type](name, file, hub_id)
 
 
 # ---- families ------------------------------------------------------------------------------------

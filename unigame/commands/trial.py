@@ -116,6 +116,7 @@ def _janus_config(name: str) -> JanusConfig:
 
     from unigame.backbones import available_backbones
     from unigame.backbones.checkpoint import fetch_config, find_checkpoint, read_model_type
+    from unigame.backbones.model_files import loading_from
 
     checkpoint = find_checkpoint(name)
     if isinstance(checkpoint, Path):
@@ -125,7 +126,8 @@ def _janus_config(name: str) -> JanusConfig:
     family = read_model_type(file, available_backbones())
     if family != "janus":
         raise UserError(f"a large model can only be tried if it is a Janus; {name!r} is {family}")
-    return JanusConfig.from_json_file(file)
+    with loading_from(name, ("config.json",)):
+        return JanusConfig.from_json_file(file)
 
 
 def sample_rows(plan: Recipe) -> tuple[list[dict[str, Any]], int | None]:
