@@ -174,8 +174,9 @@ def parse_estimate(figure: Any, where: str) -> Estimate:
     numbers = []
     for key in ("value", "low", "high"):
         number = figure.get(key)
-        numeric = isinstance(number, int | float) and not isinstance(number, bool)
-        if not numeric or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise UserError(f"{where} has {key} = {number!r}; every figure must be a finite number")
+        if not math.isfinite(number):
             raise UserError(f"{where} has {key} = {number!r}; every figure must be a finite number")
         numbers.append(float(number))
     value, low, high = numbers
