@@ -31,6 +31,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
 def test_every_own_setting_is_checked_and_explained() -> None:
     inherited = {item.name for item in fields(UniGameConfig.__mro__[1])}
     switches = {"buffer", "cache_codes", "merge_lora", "sample_candidates", "similarity_model"}
+    switches |= {"overwrite_output_dir", "resume_anyway", "save_on_signal"}
     by_name = {"perturber_lr_scheduler_type", "train_parts"}
     own = {item.name for item in fields(UniGameConfig)} - inherited
     assert own == (set(CHOICES) | set(RANGES)) - inherited | switches | by_name
