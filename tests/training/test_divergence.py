@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.helpers import lora_weights, make_trainer
+from unigame.errors import UserError
 from unigame.training.guard import Diverged
 from unigame.training.trainer import UniGameTrainer
 
@@ -120,3 +121,22 @@ def test_a_c_that_is_not_finite_is_found_in_the_run(tiny_path: Path, tmp_path: P
         next(iter(trainer.game.perturber.parameters())).fill_(float("nan"))
     with pytest.raises(Diverged, match="10th time in a row"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": 1e30, "challenge_every": 0},
+        {"beta": float("inf")},
+        {"perturber_learning_rate": 1e30, "perturber_steps": 10},
+    ],
+)
+def test_impossible_settings_leave_no_broken_adapter(
+    tiny_path: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="|".join(settings)):
+        make_trainer(
+            tiny_path, tmp_path, max_steps=6, save_strategy="steps", save_steps=1, **settings
+        ).train()
+    for path in tmp_path.rglob("*.safetensors"):
+        assert all(bool(torch.isfinite(weight).all()) for weight in load_file(path).values())

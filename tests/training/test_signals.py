@@ -158,6 +158,22 @@ def test_every_signal_says_what_was_kept(
     assert line.endswith(f"unigame train {recipe} --beta 0.3 --resume_from_checkpoint {newest}")
 
 
+def test_a_signal_after_the_training_does_not_advise_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "model: janus-nano\ndata: [{type: synthetic}]\n"
+        f"training: {{output_dir: {tmp_path}/run}}\n"
+    )
+    (tmp_path / "run" / "checkpoint-30").mkdir(parents=True)
+    (tmp_path / "run" / "trainer_state.json").write_text('{"global_step": 30}')
+    stand_in(monkeypatch, "unigame.training.run", main=raising(signals.Stopped(signal.SIGHUP)))
+    assert cli.main(["train", str(recipe)]) == 128 + signal.SIGHUP
+    line = capsys.readouterr().err
+    assert str(tmp_path / "run") in line and "resume" not in line
+
+
 def test_only_the_first_process_speaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:

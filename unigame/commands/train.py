@@ -19,7 +19,7 @@ def train(recipe: str, overrides: Sequence[str]) -> None:
 def interrupted_note(recipe: str, overrides: Sequence[str]) -> str:
     """One line: the newest checkpoint of the interrupted run and the command that resumes it."""
     from unigame.training.recipe import load_recipe
-    from unigame.training.run_folder import checkpoints
+    from unigame.training.run_folder import checkpoints, is_finished, step_of
 
     try:
         folder = Path(load_recipe(recipe, overrides).training.output_dir or "runs")
@@ -28,6 +28,8 @@ def interrupted_note(recipe: str, overrides: Sequence[str]) -> str:
     found = checkpoints(folder)
     if not found:
         return f"Stopped; no checkpoint was due yet in {folder}, so a new run starts over."
+    if is_finished(folder, step_of(found[0])):
+        return f"Stopped; the training was done and its result is in {folder}."
     kept = _without(overrides, "--resume_from_checkpoint", "--overwrite_output_dir")
     words = ["unigame", "train", recipe, *kept, "--resume_from_checkpoint", str(found[0])]
     return f"Stopped; kept {found[0]}. Resume: {shlex.join(words)}"

@@ -122,7 +122,9 @@ def differences(
     defaults = {item.name: _plain(item.default) for item in fields(UniGameConfig)}
     found = []
     for name in sorted(here.keys() | there.keys()):
-        if name.split(".")[0] in FREE or name.startswith(FREE_PREFIXES):
+        setting = name.split(".")[0]
+        # One that this version does not know cannot be followed, nor asked for.
+        if setting in FREE or setting not in defaults or name.startswith(FREE_PREFIXES):
             continue
         # A setting that one of the two versions does not know yet was at its default there.
         old, new = (side.get(name, defaults.get(name)) for side in (there, here))
@@ -215,7 +217,7 @@ def _rows(dataset: Any) -> dict[str, Any]:
     """How many there are, and a digest of the texts of some; a stream tells nothing."""
     try:
         count = len(dataset)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return {}
     if hasattr(dataset, "set_epoch"):
         dataset.set_epoch(0)  # a mixture has other rows in each epoch; the Trainer sets it again

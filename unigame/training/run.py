@@ -79,8 +79,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
             checkpoint that cannot be used, or a run that cannot be resumed.
     """
     args = recipe.training
-    resume = from_rank_zero(lambda: _folder_and_checkpoint(recipe))
     with locked(args.output_dir, args.process_index):
+        resume = from_rank_zero(lambda: _folder_and_checkpoint(recipe))
         trainer = agreed(lambda: _trainer(recipe))
         if args.overwrite_output_dir:
             from_rank_zero(lambda: run_folder.set_aside(args.output_dir))
@@ -110,14 +110,14 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
     """
     args = recipe.training
     resume = args.resume_from_checkpoint
-    if resume in ("false", "no", ""):
+    if resume is None or resume.lower() in ("false", "no", ""):
         resume = None
     if resume and args.overwrite_output_dir:
         raise UserError(
             f"resume_from_checkpoint={resume!r} with overwrite_output_dir: a run is either gone on "
             "with or started over; leave one of them out"
         )
-    if resume == "true":
+    if resume is not None and resume.lower() == "true":
         found = run_folder.newest_whole(args.output_dir)
         make_console().print(found.said())
         resume = str(found.folder)

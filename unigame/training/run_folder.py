@@ -28,7 +28,7 @@ RESULTS = (*ADAPTER_FILES, PERTURBER_FILE, TRAINER_STATE_FILE, "model.safetensor
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Folders of checkpoints, the newest (of most steps) first."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
-    return sorted((path for path in found if _step(path) >= 0), key=_step, reverse=True)
+    return sorted((path for path in found if step_of(path) >= 0), key=step_of, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def drop_replaced(output_dir: str | Path) -> None:
     shutil.rmtree(Path(output_dir) / REPLACED, ignore_errors=True)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The N of ``checkpoint-N``; -1 for another name."""
     number = folder.name.removeprefix("checkpoint-")
     return int(number) if number.isascii() and number.isdigit() else -1
