@@ -45,7 +45,7 @@ from unigame.training.checkpoint import (
     save_game_state,
 )
 from unigame.training.config import UniGameConfig
-from unigame.training.health import ReplayTally
+from unigame.training.health import ReplayTally, warn
 
 logger = logging.getLogger(__name__)
 RANK_STRIDE = 100_003  # seeds of different ranks and of neighbouring runs never meet
@@ -98,6 +98,11 @@ class GameState:
     ) -> None:
         if args.perturb_space == "decoder":
             backbone.require_drawing()
+        if type(backbone).answer_token_losses is Backbone.answer_token_losses and rank == 0:
+            warn(
+                f"backbone family {backbone.facts.family!r} gives no answer_token_losses: hardness "
+                "and what counts as right include the end mark"
+            )
         self.args = args
         self.backbone = backbone
         self.config = challenge_config(args)
