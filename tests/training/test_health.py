@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 import unigame.backbones
 from tests.training.helpers import Records, make_config, make_trainer
+from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
 from unigame.data.kinds import kinds_of
 from unigame.errors import UserError
@@ -204,6 +205,20 @@ def test_settings_that_do_nothing_in_this_run_are_warned_of(
 def _at(trainer: Any, steps: int) -> Any:
     trainer.state.max_steps, trainer.state.is_world_process_zero = steps, True
     return trainer.state
+
+
+def test_a_backbone_that_tells_no_tokens_apart_is_warned_of(
+    tiny_path: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = type(make_trainer(tiny_path, tmp_path).backbone)
+    assert not warnings_of(caplog)
+    monkeypatch.setattr(kind, "answer_token_losses", Backbone.answer_token_losses)
+    make_trainer(tiny_path, tmp_path)
+    (said,) = warnings_of(caplog)
+    assert "answer_token_losses" in said and "'janus'" in said
 
 
 def test_a_game_that_works_is_not_warned_of(

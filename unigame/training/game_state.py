@@ -47,7 +47,7 @@ from unigame.training.checkpoint import (
 )
 from unigame.training.config import UniGameConfig
 from unigame.training.guard import Diverged
-from unigame.training.health import ReplayTally
+from unigame.training.health import ReplayTally, warn
 
 logger = logging.getLogger(__name__)
 LEFT_OUT_AT_MOST = 10  # updates of C in a row
@@ -100,6 +100,11 @@ class GameState:
     ) -> None:
         if args.perturb_space == "decoder":
             backbone.require_drawing()
+        if type(backbone).answer_token_losses is Backbone.answer_token_losses and rank == 0:
+            warn(
+                f"backbone family {backbone.facts.family!r} gives no answer_token_losses: hardness "
+                "and what counts as right include the end mark"
+            )
         self.args = args
         self.backbone = backbone
         self.config = challenge_config(args)
