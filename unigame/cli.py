@@ -18,6 +18,7 @@ from typing import Never
 from unigame import __version__
 from unigame.commands import compose_arguments, evaluate_arguments, values
 from unigame.errors import UserError
+from unigame.threads import share_cores
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         args.extra = extra
         _quiet_libraries()
+        share_cores()  # before anything imports torch
         run: Callable[[argparse.Namespace], int | None] = args.run
         return run(args) or EXIT_OK
     except UserError as error:
