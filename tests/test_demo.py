@@ -126,6 +126,54 @@ def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
     assert again == ["base"]
 
 
+def test_a_demo_into_a_pipe_says_where_it_is_as_it_goes(
+    model: Path,
+    small: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_arm, said = demo._run_arm, {}
+    monkeypatch.setattr(demo, "ARMS", ("base", "sft"))
+
+    def listening(arm: str, *rest: Any) -> Any:
+        said[arm] = capsys.readouterr().out
+        return run_arm(arm, *rest)
+
+    monkeypatch.setattr(demo, "_run_arm", listening)
+    demo.run_demo(tmp_path / "demo", quick=True, model=str(model))
+    assert "base: measuring" in said["sft"], "nothing was said of the first arm before the second"
+    last = capsys.readouterr().out
+    assert "sft: training: 1 of 2" in last and "sft: training: 2 of 2" in last
+
+
+def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
+    model: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run_arm = tmp_path / "demo", demo._run_arm
+    monkeypatch.setattr(demo, "ARMS", ("base",))
+    demo.run_demo(output, quick=True, model=str(model))
+    scores = output / "arms" / "base" / "scores.json"
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"first": True}))
+
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_run_arm", stop)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_demo(output, quick=True, model=str(model))
+    assert "first" in json.loads(scores.read_text())
+    assert list(json.loads((output / "results.json").read_text())["arms"]) == ["base"]
+    with pytest.raises(UserError, match="seed=0, and this one has 1.*--overwrite"):
+        demo.run_demo(output, quick=True, seed=1, model=str(model))
+    monkeypatch.setattr(demo, "_run_arm", run_arm)
+    demo.run_demo(output, quick=True, seed=1, model=str(model), overwrite=True)
+    assert "first" not in json.loads(scores.read_text())
+    assert json.loads((output / "config.json").read_text())["seed"] == 1
+    left = {file.name for file in output.iterdir()}
+    assert "rerun" not in left and "INCOMPLETE" not in left and ".replaced" not in left
+
+
 def test_a_wrong_model_leaves_the_output_folder_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         demo.run_demo(tmp_path / "demo", quick=True, model=str(tmp_path / "nowhere"))

@@ -20,6 +20,7 @@ from typing import Never
 from unigame import __version__, signals
 from unigame.commands import compose_arguments, evaluate_arguments, values
 from unigame.errors import OneProcessError, UserError
+from unigame.threads import share_cores
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -46,6 +47,7 @@ def _main(argv: Sequence[str] | None) -> int:
         args.extra = extra
         _quiet_libraries()
         _require_current_folder()
+        share_cores()  # before anything imports torch
         run: Callable[[argparse.Namespace], int | None] = args.run
         return run(args) or EXIT_OK
     except UserError as error:
@@ -118,6 +120,9 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     command.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write")
     command.add_argument("--model", default=DEFAULT_MODEL, help="bundled name, folder or Hub id")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace a demo of other settings in --output"
+    )
     command.set_defaults(run=_demo)
 
 
@@ -126,7 +131,8 @@ def _demo(args: argparse.Namespace) -> None:
     from unigame.commands.console import next_step
     from unigame.demo import run_demo
 
-    run_demo(output=args.output, quick=args.quick, seed=args.seed, model=args.model)
+    asked = {"overwrite": True} if args.overwrite else {}
+    run_demo(output=args.output, quick=args.quick, seed=args.seed, model=args.model, **asked)
     next_step(
         f"look at {args.output}/gallery.png and {args.output}/curves.png",
         "change one number and train again:  unigame train janus_nano --beta 0.25",
@@ -437,8 +443,10 @@ def _what_was_kept(args: argparse.Namespace) -> str:
     if command == "convert":
         return f"Stopped; {args.output} was not written. Run the same command again."
     if command == "demo":
-        arms = sorted(file.parent.name for file in args.output.glob("arms/*/scores.json"))
-        kept = f"kept in {args.output}: {', '.join(arms)}" if arms else "no arm was finished yet"
+        from unigame.demo_folder import finished_arms
+
+        folder, arms = finished_arms(args.output)
+        kept = f"kept in {folder}: {', '.join(arms)}" if arms else "no arm was finished yet"
         return f"Stopped; {kept}. Run the same command again to go on from there."
     if command == "pretrain":
         return "Stopped; finished stages are kept. Name the others with --stages to go on."

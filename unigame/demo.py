@@ -17,29 +17,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.console import make_console
 from unigame.data import build_dataset
+from unigame.demo_folder import begin, choose_folder, finish
+from unigame.demo_progress import Display, progress_on
 from unigame.evaluation.adversary import LABEL_WEIGHT, START
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.harness import RESULTS, evaluate
@@ -89,7 +80,11 @@ QUICK = Sizes(answers=96, drawings=48, ood=240, attack=60, attack_steps=8)
 
 
 def run_demo(
-    output: Path, quick: bool = False, seed: int = 0, model: str = "janus-nano"
+    output: Path,
+    quick: bool = False,
+    seed: int = 0,
+    model: str = "janus-nano",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train and evaluate every arm; print the table; write everything to ``output``.
 
@@ -99,14 +94,17 @@ def run_demo(
         quick: a third of the steps and questions.
         seed: of data, training and evaluation.
         model: checkpoint to start from.
+        overwrite: whether a demo of other settings in ``output`` is replaced. One of the same
+            settings is; what is there stays until all arms of the new one are done.
 
     Returns:
         The content of results.json.
 
     Raises:
-        UserError: the checkpoint or the recipe cannot be used; nothing has been written then.
+        UserError: the checkpoint or the recipe cannot be used, or ``output`` holds a demo of other
+            settings; nothing has been written then.
     """
-    console, output = make_console(), Path(output)
+    console, final = make_console(), Path(output)
     sizes = QUICK if quick else Sizes()
     recipe = load_recipe(RECIPE, ["--model", model, "--seed", str(seed)])
     config = {
@@ -121,14 +119,16 @@ def run_demo(
         "data": recipe.data,
         "lora": recipe.lora,
     }
+    output = choose_folder(final, config, overwrite)
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
-    _prepare(output, config, console)
+    if begin(output, config):
+        console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
     datasets.disable_progress_bars()  # each arm reads the same small files
     sources = write_world(
         output / DATA, answers=sizes.answers, drawings=sizes.drawings, ood=sizes.ood, seed=seed
     )
     results: dict[str, ArmRun] = {}
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
         for arm in ARMS:
             found = _read_arm(output / "arms" / arm)
@@ -137,7 +137,7 @@ def run_demo(
             results[arm] = found
             written = _write_results(output, results, config)
             progress.advance(overall)
-    (output / "INCOMPLETE").unlink()
+    finish(output, final)
     console.print()
     print_table(parse_results(written), console)
     console.print(
@@ -146,7 +146,9 @@ def run_demo(
         style="dim",
     )
     console.print(
-        f"Wrote {output}/: results.json, table.md, gallery.png, curves.png, adapter/", style="dim"
+        f"Wrote {final}/: results.json, table.md, gallery.png, curves.png, adapter/",
+        style="dim",
+        markup=False,
     )
     return written
 
@@ -163,19 +165,6 @@ def _settings(training: UniGameConfig, arm: str, quick: bool) -> dict[str, Any]:
     return changed
 
 
-def _prepare(output: Path, config: dict[str, Any], console: Console) -> None:
-    """Start a fresh folder, or keep the finished arms of an interrupted, equal demo."""
-    marker = output / "INCOMPLETE"
-    if marker.exists() and marker.read_text() == json.dumps(config, sort_keys=True):
-        console.print(f"Going on with the interrupted demo in {output}/", style="dim")
-        return
-    if (output / "arms").exists():
-        shutil.rmtree(output / "arms")
-    output.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(config, sort_keys=True))
-    (output / "config.json").write_text(json.dumps(config, indent=2))
-
-
 # ---- one arm -----------------------------------------------------------------------------------
 def _run_arm(
     arm: str,
@@ -183,7 +172,7 @@ def _run_arm(
     recipe: Any,
     config: dict[str, Any],
     sources: dict[str, DataSource],
-    progress: Progress,
+    progress: Display,
 ) -> ArmRun:
     """Train (unless it is the base), evaluate, and write the arm's folder."""
     folder, start, steps = output / "arms" / arm, time.perf_counter(), 0
@@ -215,7 +204,7 @@ def _measure(
     args: UniGameConfig,
     config: dict[str, Any],
     sources: dict[str, DataSource],
-    progress: Progress,
+    progress: Display,
 ) -> None:
     """All benchmarks, and the fresh attack, into the arm's record."""
     benchmarks = world_benchmarks(backbone)
@@ -248,7 +237,7 @@ def _trainer(
     folder: Path,
     recipe: Any,
     config: dict[str, Any],
-    progress: Progress,
+    progress: Display,
 ) -> UniGameTrainer:
     changed = config["arms"][arm]
     steps = changed.get("max_steps", recipe.training.max_steps)
@@ -279,7 +268,7 @@ def _trainer(
 class _Bar(TrainerCallback):
     """The trainer's steps on the demo's own progress display, with nothing printed beside it."""
 
-    def __init__(self, progress: Progress, label: str, steps: int) -> None:
+    def __init__(self, progress: Display, label: str, steps: int) -> None:
         self.progress, self.task = progress, progress.add_task(label, total=steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -289,24 +278,11 @@ class _Bar(TrainerCallback):
 class _Measuring(Silent):
     """Benchmarks done, on the demo's own progress display."""
 
-    def __init__(self, progress: Progress, label: str, total: int) -> None:
+    def __init__(self, progress: Display, label: str, total: int) -> None:
         self.progress, self.task = progress, progress.add_task(label, total=total)
 
     def end(self, name: str, entry: Any) -> None:
         self.progress.advance(self.task)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield progress
 
 
 # ---- what is written ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def scripts():
     """The scripts by name; they import each other as when one of them is run."""
     names = ("gpu", "kernel_times", "meters", "models", "scaling", "scaling_picture", "step_cost")
-    more = ("decoder", "generation", "seeds")
+    more = ("busy_machine", "decoder", "generation", "seeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in (*names, *more)})
@@ -93,6 +93,27 @@ def test_all_ways_of_the_decoder_give_one_gradient(scripts, tmp_path):
     assert found["ratio"]["transformers"] == 1.0 and all(r > 0 for r in found["ratio"].values())
     assert found["difference"]["transformers"] == 0.0
     assert 0 < found["difference"]["lean"] < 1e-4 and found["difference"]["channels_last"] < 1e-4
+
+
+# ---- busy_machine ------------------------------------------------------------------------------
+def test_busy_machine_compares_ways_in_processes_of_their_own(scripts, tmp_path, monkeypatch):
+    script, settings = scripts.busy_machine, []
+    words = ["--model", "tiny", "--batch-size", "2", "--seconds", "0.1"]
+    real = script.run_worker(script.parse_arguments(words), {"OMP_WAIT_POLICY": "passive"})
+    assert {name: len(steps) >= script.ROUNDS for name, steps in real.items()} == {
+        "alone": True,
+        "busy": True,
+    }
+
+    def run_worker(options, chosen):
+        settings.append(chosen)
+        return {"alone": [1.0, 1.0], "busy": [2.0 if chosen else 30.0] * 2}
+
+    monkeypatch.setattr(script, "run_worker", run_worker)
+    script.main([*words, "--json", str(tmp_path / "busy.json")])
+    found = read(tmp_path / "busy.json")
+    assert settings[0] == {} and settings[1]["OMP_WAIT_POLICY"] == "passive"
+    assert found["ratio"] == {"torch": 30.0, "unigame": 2.0} and found["alone"] == 1.0
 
 
 # ---- seeds -------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback
 
+from unigame.console import make_console
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 
@@ -97,5 +97,5 @@ class UnreadablePictures(TrainerCallback):
 
 def _say(line: str, speaks: bool) -> None:
     if speaks:
-        console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        console = make_console(stderr=True)
         console.print(line, markup=False)

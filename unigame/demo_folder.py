@@ -1,0 +1,130 @@
+"""The folder of a demo: where a run of it works, and what becomes of what was there before.
+
+A demo works in the folder itself, or, where a finished one lies, in ``rerun/`` inside it, and takes
+the old one's place when all of its arms are there. ``INCOMPLETE`` marks a demo that goes on where
+it stopped. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unigame.errors import UserError
+
+MARKER, SETTINGS, RERUN, _REPLACED = "INCOMPLETE", "config.json", "rerun", ".replaced"
+# What a demo writes: a folder that has one of these and no settings of a demo is something else.
+_WRITTEN = ("arms", "adapter", "benchmarks", "results.json")
+
+
+def choose_folder(output: Path, config: dict[str, Any], overwrite: bool = False) -> Path:
+    """Where a demo of these settings works. Touches nothing.
+
+    Args:
+        output: what the user named.
+        config: the demo's settings.
+        overwrite: whether what is there may go, whatever it is.
+
+    Raises:
+        UserError: there is a demo of other settings, or something else than a demo.
+    """
+    for folder in (output / RERUN, output):
+        if is_interrupted(folder) and settings_of(folder) == _as_written(config):
+            return folder
+    known = [folder for folder in (output, output / RERUN) if (folder / SETTINGS).exists()]
+    if not overwrite:
+        for folder in known:
+            _refuse_other(folder, config)
+        other = [name for name in _WRITTEN if (output / name).exists()]
+        if other and not known:
+            raise UserError(
+                f"{str(output)!r} holds {other[0]}, and no demo's {SETTINGS}; give another "
+                "--output, or --overwrite to replace it"
+            )
+    return output / RERUN if known else output
+
+
+def begin(folder: Path, config: dict[str, Any]) -> bool:
+    """Make the folder ready; whether an interrupted demo goes on in it."""
+    if is_interrupted(folder) and settings_of(folder) == _as_written(config):
+        return True
+    _remove(folder if folder.name == RERUN else folder / "arms")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS).write_text(json.dumps(config, indent=2))
+    (folder / MARKER).touch()
+    return False
+
+
+def finish(folder: Path, output: Path) -> None:
+    """A finished demo takes its place; only now does an older one go."""
+    (folder / MARKER).unlink()
+    if folder == output:
+        return
+    (output / MARKER).unlink(missing_ok=True)
+    old = output / _REPLACED
+    old.mkdir(exist_ok=True)
+    for new in sorted(folder.iterdir()):
+        place = output / new.name
+        if place.exists():
+            _remove(old / new.name)
+            place.rename(old / new.name)
+        new.rename(place)
+    _remove(old)
+    _remove(folder)
+
+
+def finished_arms(output: Path) -> tuple[Path, list[str]]:
+    """Where the last demo worked in ``output``, and the arms that it has finished."""
+    folder = output / RERUN if is_interrupted(output / RERUN) else output
+    return folder, sorted(file.parent.name for file in folder.glob("arms/*/scores.json"))
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a demo was begun here and not finished."""
+    return (folder / MARKER).exists()
+
+
+def settings_of(folder: Path) -> Any:
+    """The settings of the demo in a folder; None where they cannot be read."""
+    try:
+        return json.loads((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
+    found, wanted = settings_of(folder), _as_written(config)
+    if found == wanted:
+        return
+    what = "something else than a demo's settings"
+    if isinstance(found, dict):
+        name, there, here = next(_differences(found, wanted))
+        what = f"a demo with {name}={there!r}, and this one has {here!r}"
+    raise UserError(
+        f"{str(folder / SETTINGS)!r} is of {what}; give another --output, or --overwrite to "
+        "replace it"
+    )
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ, by their dotted names."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in [*wanted, *(name for name in found if name not in wanted)]:
+            inner = f"{path}.{name}".lstrip(".")
+            yield from _differences(found.get(name), wanted.get(name), inner)
+    elif found != wanted:
+        yield path, found, wanted
+
+
+def _as_written(config: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(config))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
