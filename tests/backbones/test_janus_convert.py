@@ -15,6 +15,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.backbones.test_model_files import BROKEN, DAMAGES, ODD, settings_of
 from tests.tiny_janus_files import save_original, tiny_shapes, write_json
 from tests.tiny_janus_original import OriginalJanus, make_original
 from unigame.backbones import janus_convert, load_backbone
@@ -355,3 +356,39 @@ def test_a_download_that_fails_is_told_in_one_line(
 def test_loading_the_original_names_the_command(source: Path) -> None:
     with pytest.raises(UserError, match=f"unigame convert {source}"):
         load_backbone(source, device="cpu")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_success_or_one_line(source: Path, damage: str) -> None:
+    output, change = source.parent / "out", DAMAGES[damage]
+    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        if change is None:
+            file.unlink()
+        else:
+            file.write_bytes(change(content))
+        try:
+            convert(source, output)
+        except UserError as error:
+            assert "\n" not in str(error) and str(source) in str(error)
+            assert file.name in str(error) or damage not in BROKEN
+        else:
+            assert damage not in BROKEN, f"{file.name} is broken, and it was converted"
+            shutil.rmtree(output)
+        file.write_bytes(content)
+
+
+def test_odd_values_of_an_original_config_are_success_or_one_line(source: Path) -> None:
+    text = (source / "config.json").read_text()
+    for number, path in enumerate(list(settings_of(json.loads(text)))[::2]):
+        content = json.loads(text)
+        place = content
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = ODD[number % len(ODD)]
+        (source / "config.json").write_text(json.dumps(content))
+        try:
+            convert(source, source.parent / "out")
+            shutil.rmtree(source.parent / "out")
+        except UserError as error:
+            assert "\n" not in str(error)

@@ -1,16 +1,20 @@
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
+import unigame
 from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
 from unigame import cli
 from unigame.backbones import families
 from unigame.commands import doctor as module
+from unigame.commands.memory import GIB, estimate
 from unigame.commands.sizes import janus_pro_config, janus_size
 from unigame.errors import UserError
+from unigame.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,42 @@ def test_a_recipe_is_judged_by_its_own_settings(sound, capsys, monkeypatch, tmp_
         assert f"unigame train {recipe}" in shown
     assert "batch 1)" in lines[0] and " fits in a machine" in lines[0]
     assert "batch 64)" in lines[1] and "does not fit in a machine" in lines[1]
+
+
+RECIPES = Path(unigame.__file__).parent / "recipes"
+
+
+@pytest.mark.parametrize("name", ["1B", "7B"])
+def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
+    recipe = f"janus_pro_{name.lower()}"
+    plan = load_recipe(recipe, ["--bf16", "false"])  # a CPU has no bf16; the weights have
+    found = estimate(janus_size(name, janus_pro_config(name)), module.setting_of(plan), "bfloat16")
+    total = f"{found.total / GIB:.1f}"
+    rows = (RECIPES / "README.md").read_text().splitlines()
+    (row,) = [line for line in rows if line.startswith(f"| `{recipe}`")]
+    assert f"({total} GiB" in row
+    head = (RECIPES / f"{recipe}.yaml").read_text().partition("model:")[0]
+    page = (RECIPES.parents[1] / "docs" / "performance.md").read_text()
+    (cells,) = [line for line in page.splitlines() if line.startswith(f"| `{recipe}`")]
+    for part in (found.weights, found.trained, found.activations):
+        assert f"{part / GIB:.1f}" in head and f"{part / GIB:.1f}" in cells
+    assert f"{total} GiB" in head and f"| {total} |" in cells
+    if name == "7B":
+        kept = estimate(
+            janus_size(name, janus_pro_config(name)),
+            replace(module.setting_of(plan), checkpointing=False),
+            "bfloat16",
+        )
+        assert f"{kept.total / GIB:.1f} GiB" in head and f"{kept.total / GIB:.1f} |" in page
+
+
+def test_doctor_says_what_a_recipe_s_figure_is_made_of(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: folder\ndtype: bfloat16\ndata: [{type: synthetic}]\n")
+    assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4.0 of frozen weights" in shown and "of activations" in shown and "15% on top" in shown
 
 
 def test_a_broken_bundled_model_is_said_and_fails(capsys, monkeypatch):

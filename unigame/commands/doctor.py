@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unigame.commands.console import make_console, next_step
-from unigame.commands.memory import DTYPES, GIB, Dtype, ModelSize, Setting, estimate
+from unigame.commands.memory import DTYPES, GIB, SLACK, Dtype, ModelSize, Setting, estimate
 from unigame.commands.sizes import janus_pro_config, janus_size, size_of
 from unigame.errors import UserError
 
@@ -164,11 +164,11 @@ def _billions(parameters: int) -> str:
     return f"{parameters / 1e6:.1f} M"
 
 
-def _print_recipe(plan: Recipe, size: ModelSize) -> None:
-    """What the settings of this very recipe would take."""
+def setting_of(plan: Recipe) -> Setting:
+    """What of a recipe memory depends on; of several GPUs, on each."""
     settings = plan.training
     batch = settings.per_device_train_batch_size
-    setting = Setting(
+    return Setting(
         game=settings.plays,
         batch_size=batch,
         hard=settings.resolved_hard_batch_size if settings.plays else 0,
@@ -181,13 +181,23 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
         challenged_at_once=settings.challenge_micro_batch,
         share=settings.challenge_share,
     )
+
+
+def _print_recipe(plan: Recipe, size: ModelSize) -> None:
+    """What the settings of this very recipe would take."""
+    setting = setting_of(plan)
     dtype: Dtype = "float32" if plan.dtype == "float32" else "bfloat16"
     needed = estimate(size, setting, dtype)
+    parts = (needed.weights, needed.trained, needed.activations)
+    frozen, trained, activations = (f"{part / GIB:.1f}" for part in parts)
     place, capacity = _capacity()
     verdict = "fits" if needed.total <= capacity else "does not fit"
     make_console().print(
-        f"  This recipe ({plan.model}, {dtype}, batch {batch}): about "
-        f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.",
+        f"  This recipe ({plan.model}, {dtype}, batch {setting.batch_size}): about "
+        f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.\n"
+        f"  On each GPU: {frozen} of frozen weights, {trained} of what trains, {activations} of "
+        f"activations{' (recomputed)' if setting.checkpointing else ''},\n"
+        f"  {SLACK - 1:.0%} on top; a similarity model is not counted.",
         markup=False,
     )
     if plan.lacks:
