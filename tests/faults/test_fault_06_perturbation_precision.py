@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from unigame.backbones.base import Drawing, VisualStates
+from unigame.backbones.base import Backbone, Drawing, VisualStates
 from unigame.game import ChallengeConfig, GameBatch, Perturber, challenge
 
 WIDTH = 4096
@@ -35,6 +35,8 @@ class OnlyDrawing:
 
     def answer_loss(self, images, questions, answers, *, embeds=None):
         return embeds.mean(dim=(1, 2))
+
+    answer_token_losses = Backbone.answer_token_losses  # the contract's own: each answer one token
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -19,7 +19,7 @@ from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
 from unigame.data.kinds import kinds_of
 from unigame.errors import UserError
-from unigame.training import run
+from unigame.training import health, run
 from unigame.training.health import ReplayTally, offered_at_most, require_work
 
 
@@ -152,7 +152,9 @@ def test_a_stream_that_teaches_nothing_is_stopped(tiny_path: Path, tmp_path: Pat
 
 # ---- warned of once it is plain ------------------------------------------------------------------
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    """What this module warned of; the checks of texts and of the floor have tests of their own."""
+    said = [r for r in caplog.records if r.levelno == logging.WARNING]
+    return [r.getMessage() for r in said if r.name == health.__name__]
 
 
 def test_replay_that_does_not_begin_is_warned_of(

@@ -21,9 +21,10 @@ from unigame.training.recipe import build_recipe, load_recipe
 from unigame.training.settings import RULES
 from unigame.yaml_words import Word
 
-NUMBERS = sorted(name for name, rule in RULES.items() if isinstance(rule, Number))
-TEXTS = sorted(name for name, rule in RULES.items() if isinstance(rule, Text) and rule.choices)
-SWITCHES = sorted(name for name, rule in RULES.items() if isinstance(rule, Switch))
+HERE = rules_of(UniGameConfig)  # the table also has settings of other versions of transformers
+NUMBERS = sorted(name for name, rule in HERE.items() if isinstance(rule, Number))
+TEXTS = sorted(name for name, rule in HERE.items() if isinstance(rule, Text) and rule.choices)
+SWITCHES = sorted(name for name, rule in HERE.items() if isinstance(rule, Switch))
 UNBOUNDED = [".inf", "-.inf", ".nan", "inf", "nan", "1e400", "-1e400", "9" * 400, "1" + "0" * 5000]
 
 

@@ -46,7 +46,8 @@ def test_hard_samples_were_read_on_both_ranks(ranks) -> None:
 
 
 def test_the_quantile_is_that_of_one_process_with_both_batches(ranks, tiny_path, tmp_path) -> None:
-    single = make_trainer(tiny_path, tmp_path, Records(12), **game_settings(batch=4), max_steps=1)
+    settings = game_settings(batch=4) | {"missing_captions": "model"}  # as on the ranks
+    single = make_trainer(tiny_path, tmp_path, Records(12), **settings, max_steps=1)
     single.train()
     assert single.game is not None
     expected = single.game.buffer.recent.values

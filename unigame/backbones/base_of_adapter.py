@@ -37,7 +37,23 @@ def write_base(folder: str | Path, base: Base) -> None:
         weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     whole = file.with_name(f"{file.name}.part")
     save_file(weights, whole, {**header, NAME_KEY: base.name, DIGEST_KEY: base.digest})
+    _sort_metadata(whole)
     os.replace(whole, file)
+
+
+def _sort_metadata(file: Path) -> None:
+    """The header's texts in the order of their names: safetensors writes them in a random one.
+
+    So equal weights are equal files, and a run that is repeated can be compared byte for byte. The
+    file is 8 bytes of length, the header in JSON, and the weights.
+    """
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the weights stay aligned
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def read_base(folder: str | Path) -> Base:
