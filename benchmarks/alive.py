@@ -31,7 +31,7 @@ import torch
 from alive_models import MODELS, ROOT, Family, Play, World, make_world
 
 from unigame.backbones.base import Backbone
-from unigame.game import (
+from unigame.methods.selfplay import (
     ChallengeConfig,
     FeatureSimilarity,
     GameBatch,

@@ -119,7 +119,7 @@ def train_composed(backbone: Backbone, world: World) -> None:
     Half of the pictures to be read have been through the VAE: what it loses should not be what the
     attack lives on.
     """
-    from unigame.backbones.composed import ComposedBackbone
+    from unigame.backbones.composed.model import ComposedBackbone
 
     assert isinstance(backbone, ComposedBackbone)
     _train_vae(backbone, world, steps=300)
@@ -157,7 +157,7 @@ def train_composed(backbone: Backbone, world: World) -> None:
 
 
 def _train_vae(backbone: Backbone, world: World, steps: int) -> None:
-    from unigame.backbones.composed import ComposedBackbone
+    from unigame.backbones.composed.model import ComposedBackbone
 
     assert isinstance(backbone, ComposedBackbone)
     branch, rng = backbone.branch, np.random.default_rng(1)

@@ -2,7 +2,7 @@
 
 With two threads on two cores, a third busy process should cost a step about its share: a third of
 the machine, or half where a part of the step waits for the slower thread. Threads that spin while
-they wait turn that into a factor of ten and more (``unigame/threads.py`` says why).
+they wait turn that into a factor of ten and more (``unigame/system/threads.py`` says why).
 
 Usage:
     python benchmarks/busy_machine.py --json FILE [--seconds 8] [--busy 1]
@@ -32,7 +32,7 @@ import step_cost
 import torch
 from models import ROOT, build
 
-from unigame.threads import WAITING
+from unigame.system.threads import WAITING
 
 BUSY = "while True: pass"
 ROUNDS = 2
@@ -86,8 +86,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def settings_of_the_command_line() -> dict[str, str]:
     """What ``unigame`` sets where the user has set nothing."""
     program = (
-        "import json; from unigame.threads import share_cores; found = {}; share_cores(found); "
-        "print(json.dumps(found))"
+        "import json; from unigame.system.threads import share_cores; "
+        "found = {}; share_cores(found); print(json.dumps(found))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT

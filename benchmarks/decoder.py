@@ -27,7 +27,7 @@ import torch
 from models import build
 from torch import Tensor
 
-from unigame.backbones import lean_decoder
+from unigame.backbones.common.fast import lean_decoder
 
 Decode = Callable[[Any, Tensor], Tensor]
 

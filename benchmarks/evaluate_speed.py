@@ -35,13 +35,13 @@ from generation import GUIDANCE, theirs
 from models import SHAPES, build
 from PIL import Image
 
-from unigame.backbones.janus import JanusBackbone
-from unigame.evaluation.asking import Drawing, to_pictures
+from unigame.backbones.janus.model import JanusBackbone
+from unigame.evaluation.ask import Drawing, to_pictures
 from unigame.evaluation.base import DataSource, Item
 from unigame.evaluation.record import model_entry
 from unigame.evaluation.registry import build_benchmark
 from unigame.evaluation.running import Job, Run, Silent
-from unigame.evaluation.stand_ins import ReaderColours, SyntheticDetector
+from unigame.evaluation.scorers.stand_ins import ReaderColours, SyntheticDetector
 from unigame.synthetic.benchmarks import write_benchmarks
 
 

@@ -27,7 +27,7 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache
 
-from unigame.backbones.janus import JanusBackbone
+from unigame.backbones.janus.model import JanusBackbone
 
 GUIDANCE = 5.0
 # Before that its Janus cannot make its own static cache (an argument is missing in its call), but

@@ -26,8 +26,8 @@ from models import build
 from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from unigame.backbones.janus import JanusBackbone
-from unigame.commands.peak import peak_bytes, tensor_bytes
+from unigame.backbones.janus.model import JanusBackbone
+from unigame.cli.peak import peak_bytes, tensor_bytes
 
 QUESTION, ANSWER = "what colour is the circle", "red"
 IGNORED = -100

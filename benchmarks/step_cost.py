@@ -46,8 +46,8 @@ import torch
 from models import build
 from PIL import Image
 
-from unigame.backbones.janus import JanusBackbone
-from unigame.commands.peak import peak_bytes, tensor_bytes
+from unigame.backbones.janus.model import JanusBackbone
+from unigame.cli.peak import peak_bytes, tensor_bytes
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.metrics import PHASES
 

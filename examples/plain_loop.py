@@ -9,7 +9,7 @@ import sys
 import torch
 
 from unigame import GameBatch, HardSampleBuffer, Perturber, load_backbone
-from unigame.game import (
+from unigame.methods.selfplay import (
     ChallengeConfig,
     FeatureSimilarity,
     challenge,

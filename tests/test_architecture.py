@@ -10,14 +10,14 @@ import unigame
 PACKAGE = Path(unigame.__file__).parent
 
 LOW = ("backbones", "data", "synthetic")
-HIGH = ("training", "evaluation", "reports", "commands", "cli", "demo")
+HIGH = ("training", "evaluation", "reports", "cli", "demo")
 # part of the package -> what no file in it may import, at any depth of its code
 FORBIDDEN = {
-    "game": [f"unigame.{part}" for part in (*LOW, *HIGH)],
+    "methods": [f"unigame.{part}" for part in (*LOW, *HIGH)],
     **{part: [f"unigame.{high}" for high in HIGH] for part in LOW},
-    "training": ["unigame.cli", "unigame.commands", "unigame.demo", "unigame.reports"],
-    "evaluation": ["unigame.cli", "unigame.commands", "unigame.demo"],
-    "reports": ["torch", "transformers", *(f"unigame.{p}" for p in ("game", *LOW, "training"))],
+    "training": ["unigame.cli", "unigame.cli", "unigame.demo.run", "unigame.reports"],
+    "evaluation": ["unigame.cli", "unigame.cli", "unigame.demo.run"],
+    "reports": ["torch", "transformers", *(f"unigame.{p}" for p in ("methods", *LOW, "training"))],
 }
 
 

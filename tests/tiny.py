@@ -21,8 +21,8 @@ from transformers import (
 from transformers.models.janus.processing_janus import JanusProcessor
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.janus import JanusBackbone
-from unigame.backbones.janus_processor import BEGIN_IMAGE, build_processor
+from unigame.backbones.janus.model import JanusBackbone
+from unigame.backbones.janus.processor import BEGIN_IMAGE, build_processor
 
 VOCAB_WORDS = (
     "what colour is the circle square triangle cross red green blue yellow how many are there "

@@ -23,8 +23,8 @@ from transformers import (
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
 from tests.tiny import VOCAB_WORDS
-from unigame.backbones.chameleon import ChameleonBackbone
-from unigame.backbones.chameleon_decoder import ChameleonVQDecoder
+from unigame.backbones.chameleon.decoder import ChameleonVQDecoder
+from unigame.backbones.chameleon.model import ChameleonBackbone
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
 BEGIN_IMAGE, END_IMAGE, IMAGE, TURN_END = "<racm3:break>", "<eoss>", "<image>", "<reserved08706>"

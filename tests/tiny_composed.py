@@ -38,8 +38,8 @@ from transformers import (
 )
 
 from tests.tiny import VOCAB_WORDS
-from unigame.backbones.composed_config import ComposedConfig, ConnectorConfig, DrawConfig
-from unigame.backbones.composed_making import compose
+from unigame.backbones.composed.config import ComposedConfig, ConnectorConfig, DrawConfig
+from unigame.backbones.composed.making import compose
 
 PATCH = 4
 SPECIAL = (

@@ -30,8 +30,8 @@ from transformers import (
 )
 
 from tests.tiny import VOCAB_WORDS
-from unigame.backbones import emu3_vision
-from unigame.backbones.emu3 import Emu3Backbone
+from unigame.backbones.emu3 import vision as emu3_vision
+from unigame.backbones.emu3.model import Emu3Backbone
 
 PAD, BOS, EOS = "<|endoftext|>", "<|extra_203|>", "<|extra_204|>"
 MARKS = {

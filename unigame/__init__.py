@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unigame.backbones import load_backbone
     from unigame.backbones.base import Backbone, BackboneFacts
     from unigame.errors import UserError
-    from unigame.game import (
+    from unigame.methods.selfplay import (
         ChallengeConfig,
         GameBatch,
         HardSample,
@@ -32,19 +32,19 @@ __version__ = "0.1.0"
 _HOME = {
     "Backbone": "unigame.backbones.base",
     "BackboneFacts": "unigame.backbones.base",
-    "ChallengeConfig": "unigame.game",
-    "GameBatch": "unigame.game",
-    "HardSample": "unigame.game",
-    "HardSampleBuffer": "unigame.game",
-    "Perturber": "unigame.game",
+    "ChallengeConfig": "unigame.methods.selfplay",
+    "GameBatch": "unigame.methods.selfplay",
+    "HardSample": "unigame.methods.selfplay",
+    "HardSampleBuffer": "unigame.methods.selfplay",
+    "Perturber": "unigame.methods.selfplay",
     "SyntheticDataset": "unigame.synthetic",
     "UniGameConfig": "unigame.training.config",
     "UniGameTrainer": "unigame.training.trainer",
     "UserError": "unigame.errors",
-    "challenge": "unigame.game",
+    "challenge": "unigame.methods.selfplay",
     "load_backbone": "unigame.backbones",
-    "mine": "unigame.game",
-    "perturber_step": "unigame.game",
+    "mine": "unigame.methods.selfplay",
+    "perturber_step": "unigame.methods.selfplay",
 }
 
 __all__ = [

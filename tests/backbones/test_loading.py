@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
 from tests.tiny import make_tiny_janus, shared_tiny_janus, tiny_backbone
-from unigame.backbones import families, load_backbone
-from unigame.backbones.janus import JanusBackbone
-from unigame.backbones.janus_processor import build_processor
+from unigame.backbones import load_backbone
+from unigame.backbones import registry as families
+from unigame.backbones.janus.model import JanusBackbone
+from unigame.backbones.janus.processor import build_processor
 from unigame.errors import UserError
 
 
@@ -173,8 +174,9 @@ def test_other_families_come_from_entry_points(
 ) -> None:
     def entries(group: str) -> list[EntryPoint]:
         assert group == "unigame.backbones"
+        loader = "unigame.backbones.janus.model:JanusBackbone.from_pretrained"
         return [
-            EntryPoint("emu9", "unigame.backbones.janus:JanusBackbone.from_pretrained", group),
+            EntryPoint("emu9", loader, group),
             EntryPoint("lost", "no_such_package:load", group),
             EntryPoint("janus", "no_such_package:hijack", group),
         ]

@@ -16,10 +16,10 @@ import unigame
 from tests.backbones.conftest import FAMILIES
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame.backbones import load_backbone
-from unigame.backbones.composed_core import ComposedCore
-from unigame.backbones.lora import read_adapter
+from unigame.backbones.common.lora import read_adapter
+from unigame.backbones.composed.core import ComposedCore
 from unigame.backbones.model_files import first_not_finite, loading_from, read_json
-from unigame.commands.sizes import size_of
+from unigame.cli.sizes import size_of
 from unigame.errors import UserError
 
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
@@ -272,7 +272,8 @@ def test_an_adapter_that_is_not_finite_is_refused_before_the_model_loads(
     save_file(weights, adapter / "adapter_model.safetensors")
     backbone = tiny_backbone()
     monkeypatch.setattr(
-        "unigame.backbones.janus.JanusBackbone.from_pretrained", lambda *a, **k: pytest.fail("late")
+        "unigame.backbones.janus.model.JanusBackbone.from_pretrained",
+        lambda *a, **k: pytest.fail("late"),
     )
     line = adapter_outcome(adapter)
     assert line is not None and name in line and "NaN" in line

@@ -23,17 +23,17 @@ from tests.evaluation.fakes import (
     questions,
 )
 from tests.evaluation.tables import write_parquet
-from unigame.commands.evaluate_console import Bars, print_record
+from unigame.cli.evaluate_console import Bars, print_record
 from unigame.errors import UserError
-from unigame.evaluation.asking import Drawing, cut, picture_name
+from unigame.evaluation.ask import Drawing, cut, picture_name
 from unigame.evaluation.base import DataSource, Item, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
-from unigame.evaluation.harness import evaluate
 from unigame.evaluation.pictures import LazyCell
-from unigame.evaluation.pope import POPE
+from unigame.evaluation.run import evaluate
 from unigame.evaluation.running import asked
 from unigame.evaluation.source import picture
 from unigame.evaluation.store import JsonlStore
+from unigame.evaluation.tasks.pope.task import POPE
 
 
 def run(backbone: FakeBackbone, output: Path, *benchmarks: Quiz, **options: Any) -> dict[str, Any]:

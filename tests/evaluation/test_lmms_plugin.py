@@ -74,7 +74,7 @@ FAKE = {
             aliases: tuple = ()
         """,
 }
-MODULES = ("unigame.evaluation.lmms_models", "lmms_eval")
+MODULES = ("unigame.evaluation.lmms.models", "lmms_eval")
 
 
 def forget(monkeypatch):
@@ -92,7 +92,7 @@ def models(tmp_path, monkeypatch):
         path.write_text(textwrap.dedent(text))
     monkeypatch.syspath_prepend(tmp_path / "fake")
     forget(monkeypatch)
-    yield importlib.import_module("unigame.evaluation.lmms_models")
+    yield importlib.import_module("unigame.evaluation.lmms.models")
     forget(monkeypatch)
 
 
@@ -311,7 +311,7 @@ def test_a_misspelled_argument_is_an_error(models):
 
 
 def test_the_manifest_names_classes_that_exist(models):
-    from unigame.evaluation.lmms_plugin import manifest
+    from unigame.evaluation.lmms.plugin import manifest
 
     made = manifest()
     assert made.model_id == "unigame"
@@ -321,7 +321,7 @@ def test_the_manifest_names_classes_that_exist(models):
 
 
 def test_the_entry_point_leads_to_the_manifest():
-    from unigame.evaluation.lmms_plugin import manifest
+    from unigame.evaluation.lmms.plugin import manifest
 
     pyproject = Path(unigame.__file__).parents[1] / "pyproject.toml"
     entry_points = tomllib.loads(pyproject.read_text())["project"]["entry-points"]
@@ -333,8 +333,8 @@ def test_without_lmms_eval(monkeypatch):
     forget(monkeypatch)
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     with pytest.raises(UserError, match=r"unigame\[lmms\]"):
-        importlib.import_module("unigame.evaluation.lmms_models")
-    monkeypatch.delitem(sys.modules, "unigame.evaluation.lmms_models", raising=False)
+        importlib.import_module("unigame.evaluation.lmms.models")
+    monkeypatch.delitem(sys.modules, "unigame.evaluation.lmms.models", raising=False)
 
 
 TASK = """
@@ -369,7 +369,7 @@ def test_lmms_eval_itself_runs_a_task(tmp_path):
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unigame-test\nVersion: 0\n")
     (info / "entry_points.txt").write_text(
-        "[lmms_eval.models]\nunigame = unigame.evaluation.lmms_plugin:manifest\n"
+        "[lmms_eval.models]\nunigame = unigame.evaluation.lmms.plugin:manifest\n"
     )
     path = os.pathsep.join([str(tmp_path / "path"), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [

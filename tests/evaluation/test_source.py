@@ -26,7 +26,7 @@ from unigame.evaluation.source import (
     read_json,
     read_rows,
 )
-from unigame.evaluation.vqav2 import VQAv2
+from unigame.evaluation.tasks.vqav2.task import VQAv2
 
 
 def table(count: int = 3) -> datasets.Dataset:

@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import make_tiny_janus
 from unigame.backbones import Backbone, load_backbone
-from unigame.game import GameBatch, Perturber
+from unigame.methods.selfplay import GameBatch, Perturber
 
 
 @cache

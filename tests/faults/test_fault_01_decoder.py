@@ -7,7 +7,13 @@ from dataclasses import replace
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
-from unigame.game import ChallengeConfig, HardSampleBuffer, challenge, mine, stack_compact
+from unigame.methods.selfplay import (
+    ChallengeConfig,
+    HardSampleBuffer,
+    challenge,
+    mine,
+    stack_compact,
+)
 
 CONFIG = ChallengeConfig(quantile=0.0, anchor=1.0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
-from unigame.game import ChallengeConfig, HardSampleBuffer, accept, challenge, mine
-from unigame.game.semantics import SimilarityScorer
+from unigame.methods.selfplay import ChallengeConfig, HardSampleBuffer, accept, challenge, mine
+from unigame.methods.semantics import SimilarityScorer
 
 
 class Fixed(SimilarityScorer):

@@ -11,8 +11,14 @@ import torch
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from tests.tiny import make_tiny_janus
 from unigame.backbones import load_backbone
-from unigame.game import ChallengeConfig, HardSampleBuffer, challenge, mine, perturber_step
-from unigame.game.answers import own_loss
+from unigame.methods.selfplay import (
+    ChallengeConfig,
+    HardSampleBuffer,
+    challenge,
+    mine,
+    perturber_step,
+)
+from unigame.methods.selfplay.answers import own_loss
 
 
 @pytest.fixture(scope="module")

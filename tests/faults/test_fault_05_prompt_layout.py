@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.tiny import random_images, tiny_backbone
-from unigame.backbones.janus import JanusBackbone
+from unigame.backbones.janus.model import JanusBackbone
 
 QUESTIONS = ["what colour is the circle", "how many objects are there in this picture"]
 ANSWERS = ["red", "two red squares"]

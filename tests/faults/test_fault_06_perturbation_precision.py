@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from unigame.backbones.base import Backbone, Drawing, VisualStates
-from unigame.game import ChallengeConfig, GameBatch, Perturber, challenge
+from unigame.methods.selfplay import ChallengeConfig, GameBatch, Perturber, challenge
 
 WIDTH = 4096
 

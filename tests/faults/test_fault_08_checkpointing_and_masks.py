@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.tiny import random_images, stir_lora, tiny_backbone
-from unigame.backbones.janus import JanusBackbone
+from unigame.backbones.janus.model import JanusBackbone
 
 QUESTIONS, ANSWERS = ["what colour is the circle", "is it red"], ["red", "no"]
 PROMPTS = ["red", "two small green squares left of a blue cross and a small yellow triangle"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
-from unigame.game import ChallengeConfig, HardSampleBuffer, challenge, mine
+from unigame.methods.selfplay import ChallengeConfig, HardSampleBuffer, challenge, mine
 
 HARD_BATCH = 2
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from tests.faults.play import batch_of, tiny_janus
-from unigame.game import (
+from unigame.methods.selfplay import (
     ChallengeConfig,
     FeatureSimilarity,
     NoPerturber,

@@ -11,7 +11,7 @@ import torch
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from tests.tiny import tiny_backbone
 from tests.training.helpers import logs, lora_weights, make_trainer
-from unigame.game import ChallengeConfig, challenge
+from unigame.methods.selfplay import ChallengeConfig, challenge
 from unigame.training.batches import MixedRows, split_batch, understanding_inputs
 from unigame.training.trainer import UniGameTrainer
 
@@ -78,7 +78,7 @@ def test_lora_is_not_copied_where_memory_is_short(tiny_path: Path, tmp_path: Pat
         merged.append(True)
         yield
 
-    monkeypatch.setattr("unigame.backbones.lora.merged", noting)
+    monkeypatch.setattr("unigame.backbones.common.lora.merged", noting)
     trained(tiny_path, tmp_path / "a", gradient_checkpointing=True)
     assert not merged
     trained(tiny_path, tmp_path / "b")

@@ -21,24 +21,24 @@ from PIL import Image
 
 from tests.synthetic.test_questions import solve
 from unigame.errors import UserError
-from unigame.evaluation.advqa import AdVQA
 from unigame.evaluation.base import Benchmark, DataSource, Item, Prediction, Scored
-from unigame.evaluation.geneval import GenEval
-from unigame.evaluation.geneval_rules import TAGS, countable, judge
-from unigame.evaluation.mmbench import MMBench
-from unigame.evaluation.mmmu import MMMU
-from unigame.evaluation.naturalbench import NaturalBench
-from unigame.evaluation.pope import POPE
-from unigame.evaluation.stand_ins import (
+from unigame.evaluation.scorers.stand_ins import (
     LayoutEncoder,
     ObjectEncoder,
     ReaderColours,
     SyntheticDetector,
     SyntheticJudge,
 )
-from unigame.evaluation.unifiedbench import UnifiedBench
-from unigame.evaluation.vqav2 import VQAv2
-from unigame.evaluation.wise import WISE
+from unigame.evaluation.tasks.advqa.task import AdVQA
+from unigame.evaluation.tasks.geneval.rules import TAGS, countable, judge
+from unigame.evaluation.tasks.geneval.task import GenEval
+from unigame.evaluation.tasks.mmbench.task import MMBench
+from unigame.evaluation.tasks.mmmu.task import MMMU
+from unigame.evaluation.tasks.naturalbench.task import NaturalBench
+from unigame.evaluation.tasks.pope.task import POPE
+from unigame.evaluation.tasks.unifiedbench.task import UnifiedBench
+from unigame.evaluation.tasks.vqav2.task import VQAv2
+from unigame.evaluation.tasks.wise.task import WISE
 from unigame.reports.metrics import value_of
 from unigame.synthetic.benchmarks import NAMES, write_benchmarks
 from unigame.synthetic.benchmarks.write import tree_sha256

@@ -11,7 +11,7 @@ import torch
 
 import unigame
 from unigame.backbones import load_backbone
-from unigame.backbones.janus import JanusBackbone
+from unigame.backbones.janus.model import JanusBackbone
 from unigame.synthetic import SyntheticDataset
 from unigame.synthetic.knowledge import (
     COLOUR_FACTS,

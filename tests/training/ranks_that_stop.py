@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from tests.training.helpers import Records, make_trainer
 from unigame.errors import UserError
-from unigame.signals import Stopped
+from unigame.system.signals import Stopped
 from unigame.training.trainer import UniGameTrainer
 
 SETTINGS: dict[str, Any] = {

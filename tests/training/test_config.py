@@ -13,8 +13,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tests.training.helpers import make_config
 from unigame.errors import UserError
-from unigame.game.challenge import ChallengeConfig
-from unigame.rules import INF, Number
+from unigame.methods.selfplay.challenge import ChallengeConfig
+from unigame.settings.rules import INF, Number
 from unigame.training.config import UniGameConfig, rules_of
 from unigame.training.game_state import challenge_config
 from unigame.training.settings import RULES, SCHEDULES, TRACKERS

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.game.test_semantics import PREPROCESSING, TEXT, VISION, WordTokenizer
+from tests.methods.test_semantics import PREPROCESSING, TEXT, VISION, WordTokenizer
 from tests.tiny import shared_tiny_janus
 from tests.training.helpers import Records, logs, make_trainer
-from unigame.game import ClipSimilarity
+from unigame.methods.selfplay import ClipSimilarity
 from unigame.training.config import UniGameConfig
 from unigame.training.floor_check import ENOUGH, FloorCheck
 from unigame.training.recipe import load_recipe

@@ -20,11 +20,11 @@ import unigame.backbones
 from tests.training.helpers import Records
 from unigame import cli
 from unigame.errors import UserError
-from unigame.evaluation.robustness_record import adversary_of
+from unigame.evaluation.attacks.robustness_record import adversary_of
+from unigame.system.writable import require_writable
 from unigame.training import config, preflight
 from unigame.training.recipe import load_recipe
 from unigame.training.run import main
-from unigame.writable import require_writable
 
 Train = Callable[..., None]
 
@@ -240,8 +240,8 @@ def test_doctor_estimates_a_recipe_that_cannot_run_here(
 ) -> None:
     from dataclasses import replace
 
-    from unigame.commands import doctor
-    from unigame.commands.sizes import janus_pro_config, janus_size
+    from unigame.cli import doctor
+    from unigame.cli.sizes import janus_pro_config, janus_size
 
     size = janus_size("folder", janus_pro_config("1B"))
     monkeypatch.setattr(doctor, "_check_bundled_model", lambda: (True, "it loads"))

@@ -10,16 +10,16 @@ import peft
 import pytest
 
 from tests.tiny import tiny_backbone
-from unigame.backbones import lora_settings
+from unigame.backbones.common import lora_settings
 from unigame.data import build_dataset
 from unigame.data.build import TYPES, inspect
 from unigame.data.settings import SOURCES
 from unigame.errors import UserError
-from unigame.rules import Number, OneOf, Rule, Switch, Text, Whole
+from unigame.settings.rules import Number, OneOf, Rule, Switch, Text, Whole
+from unigame.settings.yaml_words import Word
 from unigame.training.config import UniGameConfig, rules_of
 from unigame.training.recipe import build_recipe, load_recipe
 from unigame.training.settings import RULES
-from unigame.yaml_words import Word
 
 HERE = rules_of(UniGameConfig)  # the table also has settings of other versions of transformers
 NUMBERS = sorted(name for name, rule in HERE.items() if isinstance(rule, Number))

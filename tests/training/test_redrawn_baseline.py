@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.training.helpers import Losses, Records, logs, lora_weights, make_trainer
-from unigame.game import NoPerturber, attacked_images
-from unigame.game.answers import reads_right
+from unigame.evaluation.attacks.fresh import attacked_images
+from unigame.methods.selfplay import NoPerturber
+from unigame.methods.selfplay.answers import reads_right
 from unigame.training.batches import game_batch
 from unigame.training.trainer import UniGameTrainer
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tests.test_cli import raising, stand_in
+from tests.cli.test_cli import raising, stand_in
 from tests.training.helpers import Records, lora_weights, make_trainer
-from unigame import cli, signals
+from unigame import cli
+from unigame.system import signals
 from unigame.training import run_folder
 from unigame.training.manifest import damage
 
@@ -185,6 +186,6 @@ def test_only_the_first_process_speaks(
         (OneProcessError("process 1: row 7"), 2, True),
         (signals.Stopped(signal.SIGTERM), 143, False),
     ):
-        stand_in(monkeypatch, "unigame.demo", run_demo=raising(error))
+        stand_in(monkeypatch, "unigame.demo.run", run_demo=raising(error))
         assert cli.main(["demo", "--output", str(tmp_path)]) == code
         assert bool(capsys.readouterr().err) is speaks

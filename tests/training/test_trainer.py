@@ -12,10 +12,10 @@ from transformers import JanusForConditionalGeneration
 
 from tests.training.helpers import Losses, Records, logs, lora_weights, make_config, make_trainer
 from unigame.backbones import load_backbone
-from unigame.backbones.janus_processor import load_processor
+from unigame.backbones.janus.processor import load_processor
 from unigame.errors import UserError
-from unigame.game import stack_compact
-from unigame.game.answers import ReadAnswers, own_loss
+from unigame.methods.selfplay import stack_compact
+from unigame.methods.selfplay.answers import ReadAnswers, own_loss
 from unigame.training.batches import Rows
 from unigame.training.trainer import UniGameTrainer
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from unigame.errors import UserError
+from unigame.settings.yaml_words import read_yaml_file
 from unigame.training.recipe import Recipe, build_recipe, load_recipe
-from unigame.yaml_words import read_yaml_file
 
 # What YAML would read as a number, a date, a switch, nothing, or a part of itself.
 WORDS = [

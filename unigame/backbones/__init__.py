@@ -4,7 +4,7 @@
 the built-in ones and the installed entry points (group ``unigame.backbones``), checks the files,
 and only then loads weights. ``docs/add-a-backbone.md`` shows how to add a family.
 
-Names load on first use: ``families`` is read by ``unigame backbones``, which need not wait for
+Names load on first use: ``registry`` is read by ``unigame backbones``, which need not wait for
 torch and transformers.
 """
 
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone, BackboneFacts, Drawing, VisualStates
-    from unigame.backbones.families import ENTRY_POINT_GROUP, FamilyInfo, available_backbones
+    from unigame.backbones.common.prompts import CAPTION_QUESTION
     from unigame.backbones.loading import BackboneLoader, load_backbone
-    from unigame.backbones.prompts import CAPTION_QUESTION
+    from unigame.backbones.registry import ENTRY_POINT_GROUP, FamilyInfo, available_backbones
 
 _HOME = {
-    "CAPTION_QUESTION": "prompts",
-    "ENTRY_POINT_GROUP": "families",
+    "CAPTION_QUESTION": "common.prompts",
+    "ENTRY_POINT_GROUP": "registry",
     "Backbone": "base",
     "BackboneFacts": "base",
     "BackboneLoader": "loading",
     "Drawing": "base",
-    "FamilyInfo": "families",
+    "FamilyInfo": "registry",
     "VisualStates": "base",
-    "available_backbones": "families",
+    "available_backbones": "registry",
     "load_backbone": "loading",
 }
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from unigame.backbones.prompts import CAPTION_QUESTION
-from unigame.backbones.text_rules import TextRules
+from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def foreign_model(shown: str, model_type: str, supported: Collection[str]) -> Us
         )
     kind = _kind(model_type)
     if kind == "vlm":
-        from unigame.backbones.composed_vision import VLMS
+        from unigame.backbones.composed.vision import VLMS
 
         if model_type in VLMS:
             return UserError(

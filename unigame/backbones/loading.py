@@ -13,7 +13,8 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.checkpoint import (
+from unigame.backbones.common.understanding import ReadingBackbone
+from unigame.backbones.folder import (
     BUNDLED,
     check_device,
     check_dtype,
@@ -21,9 +22,8 @@ from unigame.backbones.checkpoint import (
     find_checkpoint,
     read_model_type,
 )
-from unigame.backbones.families import available_backbones
 from unigame.backbones.model_files import loading_from, refuse_not_finite
-from unigame.backbones.understanding import ReadingBackbone
+from unigame.backbones.registry import available_backbones
 from unigame.errors import UserError
 
 
@@ -67,7 +67,7 @@ def load_backbone(
     else:
         model_type = read_model_type(fetch_config(checkpoint), families, checkpoint)
     if adapter is not None:
-        from unigame.backbones.lora import read_adapter
+        from unigame.backbones.common.lora import read_adapter
 
         read_adapter(adapter)
     loader = _loader(model_type, families[model_type])

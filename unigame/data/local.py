@@ -22,7 +22,7 @@ from unigame.data.records import SkippedRow
 from unigame.data.tables import existing_path, read_json, read_table, resolve_columns
 from unigame.data.tars import is_mac_file
 from unigame.errors import UserError
-from unigame.json_text import decode_text, printable
+from unigame.system.json_text import decode_text, printable
 
 
 class VQA(Reader):

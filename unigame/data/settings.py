@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unigame.data.reader import VERIFY
-from unigame.rules import Many, Number, OneOf, Rule, Switch, Table, Text, Whole, check_all
+from unigame.settings.rules import Many, Number, OneOf, Rule, Switch, Table, Text, Whole, check_all
 
 MOST = 2**31 - 1
 _PATH = Text()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
-from unigame.json_text import decode_text, parse_json
+from unigame.system.json_text import decode_text, parse_json
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_path", "file_name", "filename", "path", "jpg", "jpeg", "png", "webp"),

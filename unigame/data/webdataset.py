@@ -20,7 +20,7 @@ from unigame.data.records import SkippedRow
 from unigame.data.tables import resolve_columns
 from unigame.data.tars import LongEnd, Member, read_members
 from unigame.errors import UserError
-from unigame.json_text import parse_json, printable
+from unigame.system.json_text import parse_json, printable
 
 IMAGE_PARTS = tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 TEXT_PARTS = ("txt", "caption")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from unigame.data import Record, most_common_answer
 from unigame.evaluation.base import Item
-from unigame.evaluation.vqa_text import normalise, soft_score
+from unigame.evaluation.tasks.vqav2.rules import normalise, soft_score
 
 
 @dataclass(frozen=True)

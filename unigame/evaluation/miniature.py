@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from unigame.backbones.base import Backbone
-from unigame.evaluation.asking import Drawing
+from unigame.evaluation.ask import Drawing
 from unigame.evaluation.base import Benchmark, DataSource, Item, Prediction, Scored
 from unigame.evaluation.items import Row
 from unigame.evaluation.registry import benchmark_class, build_benchmark
-from unigame.evaluation.stand_ins import (
+from unigame.evaluation.scorers.stand_ins import (
     ReaderColours,
     SyntheticDetector,
     SyntheticJudge,
     stand_in_encoders,
 )
-from unigame.evaluation.vqav2 import VQAv2
+from unigame.evaluation.tasks.vqav2.task import VQAv2
 from unigame.reports.metrics import Metric
 from unigame.synthetic.benchmarks import NAMES, OOD, write_benchmarks
 from unigame.synthetic.dataset import CONDITIONS

@@ -22,9 +22,9 @@ import unigame
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
-from unigame.json_text import parse_json
 from unigame.reports.metrics import to_json
 from unigame.reports.records import FORMAT, unparsed_warning
+from unigame.system.json_text import parse_json
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _CHUNK = 1 << 22

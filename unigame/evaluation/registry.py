@@ -56,7 +56,7 @@ def benchmark_class(name: str) -> type[Benchmark]:
             f"unknown benchmark {name!r}; {hint}choose from {', '.join(BENCHMARKS)}, or all"
         )
     module, _, attribute = _HOME[name].partition(":")
-    found = getattr(import_module(f"unigame.evaluation.{module}"), attribute)
+    found = getattr(import_module(f"unigame.evaluation.tasks.{module}.task"), attribute)
     return cast(type[Benchmark], found)
 
 

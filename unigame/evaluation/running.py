@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.evaluation import record as records
-from unigame.evaluation.asking import Asker, Drawing
+from unigame.evaluation.ask import Asker, Drawing
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size
 from unigame.evaluation.pictures import content_key

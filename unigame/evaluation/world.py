@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
-from unigame.evaluation.adversary import Adversary, practice_of
+from unigame.evaluation.attacks.adversary import Adversary, practice_of
+from unigame.evaluation.attacks.robustness import RobustnessConfig, measure
 from unigame.evaluation.examples import Example
-from unigame.evaluation.robustness import RobustnessConfig, measure
-from unigame.game.setting import GameBatch
+from unigame.methods.selfplay.setting import GameBatch
 from unigame.reports.metrics import to_json
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset, caption

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unigame.errors import UserError
-from unigame.json_text import parse_json
 from unigame.reports import style
+from unigame.system.json_text import parse_json
 
 
 @dataclass(frozen=True)

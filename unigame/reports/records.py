@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
-from unigame.json_text import parse_json
 from unigame.reports.checks import AGAIN, check_counts, check_metric
 from unigame.reports.metrics import Metric, from_json
 from unigame.reports.results import Estimate, parse_estimate
+from unigame.system.json_text import parse_json
 
 FORMAT = "unigame-evaluation/1"
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
-from unigame.json_text import parse_json
+from unigame.system.json_text import parse_json
 
 BASELINE = "sft"
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
-from unigame.game.buffer import HardSample, stack_compact
-from unigame.game.challenge import GameBatch
+from unigame.methods.selfplay.buffer import HardSample, stack_compact
+from unigame.methods.selfplay.challenge import GameBatch
 
 Batch = dict[str, Any]
 STAND_IN = "yes"  # any non-empty text will do: the row that carries it has weight zero

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.identity import weights_digest
-from unigame.backbones.prompts import CAPTION_QUESTION
+from unigame.backbones.common.identity import weights_digest
+from unigame.backbones.common.prompts import CAPTION_QUESTION
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.utils import is_torch_bf16_gpu_available
 
 from unigame.errors import UserError
-from unigame.rules import Rule, rule_of
+from unigame.settings.rules import Rule, rule_of
 from unigame.training.ranks import launched_processes, require_processes
 from unigame.training.settings import RULES
 

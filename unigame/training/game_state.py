@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
-from unigame.backbones import lora
 from unigame.backbones.base import Backbone, VisualStates
-from unigame.game.answers import ReadAnswers
-from unigame.game.buffer import HardSample, HardSampleBuffer, shrink
-from unigame.game.challenge import (
+from unigame.backbones.common import lora
+from unigame.methods.selfplay.answers import ReadAnswers
+from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, shrink
+from unigame.methods.selfplay.challenge import (
     ChallengeConfig,
     ChallengeResult,
     GameBatch,
@@ -32,9 +32,9 @@ from unigame.game.challenge import (
     perturber_gradients,
     perturber_update,
 )
-from unigame.game.perturber import NoPerturber, RandomPerturber, build_perturber
-from unigame.game.redrawn import redrawn, redrawn_figures
-from unigame.game.semantics import SimilarityScorer, build_scorer
+from unigame.methods.selfplay.perturber import NoPerturber, RandomPerturber, build_perturber
+from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
+from unigame.methods.semantics import SimilarityScorer, build_scorer
 from unigame.seeds import derive_seed
 from unigame.training.batches import split_batch
 from unigame.training.checkpoint import (

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from unigame.errors import UserError
-from unigame.signals import StopRequest
+from unigame.system.signals import StopRequest
 
 
 class Diverged(UserError):

@@ -31,7 +31,7 @@ def as_backbone(
                 "processing_class is missing: a loaded JanusForConditionalGeneration does not "
                 "carry its JanusProcessor; pass it, or give the checkpoint's folder as model"
             )
-        from unigame.backbones.janus import JanusBackbone
+        from unigame.backbones.janus.model import JanusBackbone
 
         return JanusBackbone(model, processing_class)
     raise UserError(

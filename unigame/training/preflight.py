@@ -10,10 +10,10 @@ from transformers import Trainer
 from transformers.integrations import get_available_reporting_integrations
 
 from unigame.errors import UserError
-from unigame.game.semantics import ClipSimilarity
+from unigame.methods.semantics import ClipSimilarity
+from unigame.system.writable import require_writable
 from unigame.training.config import UniGameConfig
 from unigame.training.recipe import Recipe
-from unigame.writable import require_writable
 
 # Evaluation gives these; a best model is chosen by one of them.
 METRICS = ("loss", "eval_loss")

@@ -27,13 +27,13 @@ from typing import Any
 
 import peft
 
-from unigame.backbones import lora_settings
+from unigame.backbones.common import lora_settings
 from unigame.data.build import check_sources
 from unigame.data.settings import SOURCES, change_source, check_values
 from unigame.errors import UserError
-from unigame.rules import Many, Rule, Text, reject_unknown, shown
+from unigame.settings.rules import Many, Rule, Text, reject_unknown, shown
+from unigame.settings.yaml_words import Word, is_text, parse_yaml, plain, read_yaml_file
 from unigame.training.config import MissingHardware, UniGameConfig, rules_of
-from unigame.yaml_words import Word, is_text, parse_yaml, plain, read_yaml_file
 
 BLOCKS: dict[str, Rule] = {
     "model": Text(optional=True, help="Bundled name, local folder or Hub id."),

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
-from unigame import signals
 from unigame.backbones.base import Backbone
 from unigame.errors import OneProcessError, UserError
+from unigame.system import signals
 from unigame.training import checkpoint, run_folder
 from unigame.training.config import UniGameConfig
 from unigame.training.game_state import GameState

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unigame.console import make_console
 from unigame.errors import UserError
+from unigame.system.console import make_console
 from unigame.training import run_folder
 from unigame.training.checkpoint import require_folder, require_steps_left, steps_done
 from unigame.training.lock import locked

@@ -11,7 +11,18 @@ from __future__ import annotations
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from unigame.rules import Made, Many, Number, OneOf, Pattern, Rule, Switch, Table, Text, Whole
+from unigame.settings.rules import (
+    Made,
+    Many,
+    Number,
+    OneOf,
+    Pattern,
+    Rule,
+    Switch,
+    Table,
+    Text,
+    Whole,
+)
 
 MOST = 2**31 - 1  # of steps, rows and bytes: what every library counts with
 SEED = 2**32 - 1  # numpy's

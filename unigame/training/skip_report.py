@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from unigame.console import make_console
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
+from unigame.system.console import make_console
 
 ENOUGH_ROWS = 20
 """So many rows are met before a share of them says anything."""

@@ -41,9 +41,9 @@ from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
-from unigame.game.answers import ReadAnswers
-from unigame.game.challenge import ChallengeResult, GameBatch
-from unigame.game.objectives import understanding_weights
+from unigame.methods.selfplay.answers import ReadAnswers
+from unigame.methods.selfplay.challenge import ChallengeResult, GameBatch
+from unigame.methods.selfplay.objectives import understanding_weights
 from unigame.training.batches import (
     Batch,
     MixedRows,

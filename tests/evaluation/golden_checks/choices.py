@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unigame.evaluation import mmbench, mmbench_parse, mmmu, mmmu_parse, naturalbench
+from unigame.evaluation.tasks.mmbench import rules as mmbench_parse
+from unigame.evaluation.tasks.mmbench import task as mmbench
+from unigame.evaluation.tasks.mmmu import rules as mmmu_parse
+from unigame.evaluation.tasks.mmmu import task as mmmu
+from unigame.evaluation.tasks.naturalbench import task as naturalbench
 from unigame.reports.metrics import value_of
 
 _MMMU_VARIANTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unigame.evaluation import wise_rules as wise
+from unigame.evaluation.tasks.wise import rules as wise
 
 
 def judge_reply(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """GenEval and UnifiedBench."""
 
-from unigame.evaluation import cosines, geneval_rules, unifiedbench
-from unigame.evaluation.geneval_rules import Detection
+from unigame.evaluation.tasks.geneval import rules as geneval_rules
+from unigame.evaluation.tasks.geneval.rules import Detection
+from unigame.evaluation.tasks.unifiedbench import rules as cosines
+from unigame.evaluation.tasks.unifiedbench import task as unifiedbench
 
 
 def image(inputs):

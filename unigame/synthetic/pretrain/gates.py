@@ -13,7 +13,7 @@ import torch
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
-from unigame.backbones.janus import JanusBackbone
+from unigame.backbones.janus.model import JanusBackbone
 
 from ..dataset import SyntheticDataset, to_pil
 from ..knowledge import facts

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
-from unigame.backbones.janus import JanusBackbone
-from unigame.backbones.janus_layout import JanusLayout
-from unigame.backbones.janus_processor import SPECIAL_TOKENS, build_processor
+from unigame.backbones.janus.layout import JanusLayout
+from unigame.backbones.janus.model import JanusBackbone
+from unigame.backbones.janus.processor import SPECIAL_TOKENS, build_processor
 
 from ..knowledge import Fact, facts, knowledge_words
 from ..questions import vocabulary

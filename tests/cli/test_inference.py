@@ -1,0 +1,77 @@
+"""What ``unigame answer`` shows the model: the picture as the data readers decode it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.files import BLUE, RED, jpeg, png
+from unigame.cli import main
+from unigame.cli.inference import read_picture
+from unigame.data.images import decode_image
+from unigame.errors import UserError
+
+
+def rotated() -> bytes:
+    image = Image.new("RGB", (64, 32), RED)
+    image.paste(BLUE, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+def transparent() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGBA", (8, 6), (220, 20, 20, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def sixteen_bits() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((6, 8), 257 * 100, np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data", [rotated(), transparent(), sixteen_bits(), jpeg((0, 255, 255, 0), mode="CMYK")]
+)
+def test_a_users_picture_is_decoded_as_training_data_is(tmp_path, data):
+    (tmp_path / "my picture ü.png").write_bytes(data)
+    picture = read_picture(tmp_path / "my picture ü.png")
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(decode_image(data)))
+
+
+def test_hidden_colours_and_lying_photos_are_not_shown(tmp_path):
+    (tmp_path / "a.png").write_bytes(transparent())
+    assert read_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    (tmp_path / "a.jpg").write_bytes(rotated())
+    assert read_picture(tmp_path / "a.jpg").size == (32, 64)
+
+
+def bomb(monkeypatch) -> bytes:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    return png()
+
+
+@pytest.mark.parametrize("kind", ["bomb", "cut", "text", "empty"])
+def test_a_picture_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys, kind):
+    whole = png(size=(64, 64))
+    data = {"cut": whole[: len(whole) // 2], "text": b"<html>", "empty": b""}.get(kind)
+    path = tmp_path / f"{kind}.png"
+    path.write_bytes(bomb(monkeypatch) if data is None else data)
+    assert main(["answer", str(path), "what is it?"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1
+    assert f"{kind}.png" in said.err
+
+
+def test_no_picture_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "no.png", tmp_path, tmp_path / "a\0b.png", tmp_path / ("n" * 300)):
+        with pytest.raises(UserError, match="no picture at .*"):
+            read_picture(path)

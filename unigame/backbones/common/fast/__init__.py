@@ -1,0 +1,1 @@
+"""Free-running drawing in less time: the same pictures, but for rounding."""

@@ -1,0 +1,332 @@
+"""One transformers model as an object: loading, freezing, LoRA, checkpointing, modes, precision.
+
+``HubModel`` is the half of a backbone that knows nothing of questions and pictures. Precision:
+under a bfloat16 base the language model runs in bfloat16 autocast, while LoRA weights and what lies
+between a perturbed state and the pixels are float32.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import peft
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as hf_logging
+
+from unigame.backbones.base import Backbone
+from unigame.backbones.common import base_of_adapter, lora
+from unigame.backbones.common.identity import weights_digest
+from unigame.backbones.common.pixels import PixelTwin
+from unigame.backbones.folder import check_weight_files
+from unigame.backbones.model_files import loading_from
+from unigame.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MARGIN = 100_000_000
+"""Weights more than a checkpoint's that a model may have, such as a decoder that others bring."""
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class HubModel(Backbone):
+    """A frozen model with its processor, LoRA, checkpointing and precision; no verbs yet.
+
+    Args:
+        model: a transformers model with a language model inside; it is frozen here and used in
+            place.
+        processor: its processor or tokenizer.
+        pixels: the differentiable twin of what resizes and normalises pictures.
+    """
+
+    frozen_parts: ClassVar[tuple[str, ...]] = ()
+    """Frozen modules by their name in ``base.model``, and ``"lm_head"``."""
+    language_name: str = "language_model"
+    """The language model's name in the model: LoRA stays below it."""
+
+    def __init__(self, model: Any, processor: Any, pixels: PixelTwin) -> None:
+        super().__init__()
+        _name_absolutely(model)
+        self.model = model
+        self.processor = processor
+        self.pixels = pixels.to(model.get_input_embeddings().weight.device)
+        self.checkpointing = False
+        self.requires_grad_(False)
+        self.dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        for module in self.language_model.modules():
+            if "attention_dropout" in vars(module):
+                module.attention_dropout = 0.0  # not an nn.Dropout: without_dropout would miss it
+
+    @property
+    def base(self) -> Any:
+        """The transformers model; with LoRA its linear layers are PEFT's, in place."""
+        model = self.model
+        return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+    @property
+    def language_model(self) -> Any:
+        """The language model without its head."""
+        return getattr(self.base.model, self.language_name)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """PIL images -> (B, 3, S, S) in [0, 1], resized and padded on the CPU."""
+        return self.pixels.from_pil(images)
+
+    # ---- LoRA and files ------------------------------------------------------------------------
+    def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
+        """Freeze everything and add float32 LoRA weights to the language model (r 16, B.2).
+
+        Raises:
+            UserError: there is an adapter already, or the settings reach outside the LM.
+        """
+        if isinstance(self.model, peft.PeftModel):
+            raise UserError("this backbone has a LoRA adapter already; load the model afresh")
+        targets = self.facts.lora_targets
+        settings = lora.language_model_lora(config, targets, self.language_name)
+        self.requires_grad_(False)
+        self.model = lora.wrap(self.model, settings, self.language_name)
+        return self.train(self.training)
+
+    @contextmanager
+    def lora_disabled(self) -> Iterator[None]:
+        """Within: the base model's outputs, as if no adapter were there."""
+        with lora.disabled(self):
+            yield
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the LoRA adapter in PEFT's format, or model and processor where there is none."""
+        if isinstance(self.model, peft.PeftModel):
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            base_of_adapter.write_base(folder, self._base())
+            return
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def load_adapter(self, folder: str | Path) -> None:
+        """Load a PEFT adapter, adding LoRA first where there is none.
+
+        A warning is logged where it says that it was made for another base model than this.
+
+        Raises:
+            UserError: the adapter is missing, empty, or made for another model; the backbone is
+                then as it was.
+        """
+        config, weights = lora.read_adapter(folder)
+        added = not isinstance(self.model, peft.PeftModel)
+        if added:
+            with loading_from(folder, (lora.ADAPTER_CONFIG,), "adapter"):
+                self.add_lora(config)
+        wrapped = cast(peft.PeftModel, self.model)
+        try:
+            lora.load_weights(wrapped, weights, folder)
+        except UserError:
+            if added:
+                self.model = wrapped.unload()
+            raise
+        base_of_adapter.warn_if_other(folder, self._base())
+
+    def _base(self) -> base_of_adapter.Base:
+        name = self.source or str(getattr(self.base, "name_or_path", ""))
+        return base_of_adapter.Base(name, weights_digest(self))
+
+    # ---- modes and precision -------------------------------------------------------------------
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute activations of the LM, of what reads images and of the decoder in backward."""
+        if every_n_layers != 1 or offload:
+            raise UserError(
+                f"activation checkpointing with every_n_layers={every_n_layers}, offload={offload} "
+                "is not supported; leave both out of gradient_checkpointing_kwargs"
+            )
+        settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        for part in (self.language_model, *self.frozen_towers()):
+            # Renamed in newer transformers, where the old name warns.
+            enable = getattr(part, "activation_checkpointing_enable", None)
+            (enable or part.gradient_checkpointing_enable)(settings)
+        self.checkpointing = True
+        self.train(self.training)
+
+    def frozen_towers(self) -> Sequence[Any]:
+        """Frozen transformers that gradients pass."""
+        return ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Only the language model takes the mode; all that is frozen stays in evaluation mode."""
+        super().train(False)
+        self.training = mode
+        self.language_model.train(mode)
+        for name in self.frozen_parts:
+            part: nn.Module = self.base.lm_head if name == "lm_head" else self._inner(name)
+            part.eval()
+        for tower in self.frozen_towers():
+            for layer in tower.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    # Checkpointing acts on layers that are flagged as training; what is inside the
+                    # layer (and reads the flag for its dropout) stays in evaluation mode.
+                    layer.training = mode and self.checkpointing
+        return self
+
+    def _inner(self, name: str) -> nn.Module:
+        return self.base.model.get_submodule(name)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Bfloat16 autocast for a bfloat16 base; else whatever the caller has set.
+
+        Autocast's weight cache is off: in older torch, once filled in a pass without gradient, it
+        cuts the LoRA weights out of the next pass with gradient (pytorch issue 112583).
+        """
+        kind = self.device.type
+        half = self.dtype == torch.bfloat16
+        enabled = half or torch.is_autocast_enabled(kind)
+        dtype = torch.bfloat16 if half else torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
+            yield
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Within: evaluation mode; afterwards every module is exactly as it was."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _name_absolutely(model: Any) -> None:
+    """A folder's name that holds from any other folder too: PEFT writes it into adapters."""
+    name = str(getattr(model, "name_or_path", None) or "")
+    if name and Path(name).is_dir():
+        model.name_or_path = model.config._name_or_path = os.path.abspath(name)
+
+
+def load_weights(
+    model_class: Any,
+    name_or_path: str | Path,
+    dtype: str | torch.dtype,
+    optional: Sequence[str] = (),
+    **extra: Any,
+) -> Any:
+    """A model of ``model_class`` with all of its weights; float16 becomes bfloat16.
+
+    Args:
+        model_class: a ``PreTrainedModel``, or an ``AutoModel`` that finds one.
+        name_or_path: checkpoint folder or Hub id.
+        dtype: a dtype or its name, or "auto".
+        optional: modules by name that become None where the checkpoint has no weights for them.
+        extra: further settings of ``from_pretrained``.
+
+    Raises:
+        UserError: weights do not load, some of the model's are not among them, or have another
+            shape, or belong to layers that the configuration does not count.
+    """
+    named = isinstance(dtype, str) and dtype != "auto"
+    settings = ("config.json", "generation_config.json")
+    with loading_from(name_or_path, settings), _without_report():
+        _check_scale(model_class, Path(name_or_path))
+        model, info = model_class.from_pretrained(
+            name_or_path,
+            dtype=getattr(torch, str(dtype)) if named else dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **extra,
+        )
+    refuse_misfits(name_or_path, model, info)
+    missing = set(info["missing_keys"])
+    for module in optional:
+        lost = {key for key in missing if key.startswith(f"{module}.")}
+        if lost:
+            parent, _, name = module.rpartition(".")
+            setattr(model.get_submodule(parent), name, None)
+            missing -= lost
+    refuse_missing(name_or_path, missing)
+    return model.to(torch.bfloat16) if model.dtype == torch.float16 else model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Transformers warns, in a table, of tensors that do not fit; here they are errors."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+def _check_scale(model_class: Any, folder: Path) -> None:
+    """A configuration of far more weights than a folder has: they would first all be made.
+
+    Packed weights (four bits each) count as half a value at least, so only multiples are refused.
+    """
+    if not folder.is_dir():
+        return
+    there = check_weight_files(folder)
+    own = getattr(model_class, "config_class", None)
+    build = model_class.from_config if own is None else model_class._from_config
+    config = (own or AutoConfig).from_pretrained(folder)
+    with torch.device("meta"):
+        wanted = sum(weight.numel() for weight in build(config).parameters())
+    if wanted > 4 * there + MARGIN:
+        raise UserError(
+            f"{str(folder / 'config.json')!r} describes a model of {wanted:,} weights, and its "
+            f"weight files hold {there:,}; they do not belong together: download or save the "
+            "checkpoint again"
+        )
+
+
+def refuse_misfits(name_or_path: str | Path, model: nn.Module, info: dict[str, Any]) -> None:
+    """Tensors of another shape would start at random, layers that are not counted be left out.
+
+    Raises:
+        UserError: the loading report ``info`` has such tensors.
+    """
+    misfits = sorted(info["mismatched_keys"])
+    if misfits:
+        name, there, wanted = misfits[0]
+        raise UserError(
+            f"the weights of {str(name_or_path)!r} do not load: {name!r} has the shape "
+            f"{tuple(there)}, and {tuple(wanted)} by config.json ({len(misfits)} such tensors); "
+            "download or save the checkpoint again"
+        )
+    stacks = {name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
+    left_out = sorted(name for name in info["unexpected_keys"] if _stack_of(name) in stacks)
+    if left_out:
+        raise UserError(
+            f"the weights of {str(name_or_path)!r} have more layers than its config.json counts: "
+            f"{left_out[0]!r} would be left out ({len(left_out)} such tensors); download or save "
+            "the checkpoint again"
+        )
+
+
+def _stack_of(name: str) -> str:
+    """The list of layers that a tensor is of: what stands before the first number in its name."""
+    return re.split(r"\.\d+\.", name, maxsplit=1)[0]
+
+
+def refuse_missing(name_or_path: str | Path, keys: Collection[str]) -> None:
+    """Tensors that a checkpoint lacks would start at random, after no more than a warning.
+
+    Raises:
+        UserError: there are such ``keys``.
+    """
+    if keys:
+        raise UserError(
+            f"the weights of {str(name_or_path)!r} lack {len(keys)} tensors of the model, "
+            f"{min(keys)!r} among them; the checkpoint is incomplete: download or save it again"
+        )

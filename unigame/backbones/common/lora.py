@@ -1,0 +1,261 @@
+"""LoRA on the language model of a backbone, through PEFT, in PEFT's own file format."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import peft
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from unigame.backbones.common.lora_settings import check_lora_config
+from unigame.backbones.model_files import (
+    check_numbers,
+    loading_from,
+    read_json,
+    refuse_not_finite,
+)
+from unigame.errors import UserError
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def language_model_lora(
+    config: peft.LoraConfig | None, targets: Sequence[str], prefix: str = "language_model"
+) -> peft.LoraConfig:
+    """The LoRA settings, restricted to the linear layers of the language model.
+
+    Args:
+        config: what the user asked for; None is the paper's r 16, alpha 32, dropout 0.05 (B.2).
+            Layer names in ``target_modules`` would match the vision tower too, so they become a
+            pattern that only matches below ``prefix``. A pattern (str) is taken as it is.
+        targets: names of the language model's linear layers.
+        prefix: module name of the language model.
+
+    Raises:
+        UserError: a name in ``target_modules`` is not one of ``targets``, or a number is
+            impossible.
+    """
+    if config is None:
+        config = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05)
+    check_lora_config(config)
+    config = copy.deepcopy(config)
+    wanted = config.target_modules
+    if wanted is None or wanted == "all-linear":
+        wanted = set(targets)
+    if isinstance(wanted, str):
+        return config
+    for name in wanted:
+        if name not in targets:
+            raise UserError(
+                f"LoRA target {name!r} is no linear layer of the language model; "
+                f"choose from {', '.join(targets)}"
+            )
+    config.target_modules = rf"(?:.*\.)?{prefix}\..*\.(?:{'|'.join(sorted(wanted))})"
+    return config
+
+
+def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftModel:
+    """Freeze ``model``, inject LoRA, and keep the LoRA weights in float32.
+
+    Raises:
+        UserError: the settings put LoRA outside the language model, or nowhere.
+    """
+    model.requires_grad_(False)
+    try:
+        wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA target_modules={config.target_modules!r} does not fit the model: {error}"
+        ) from error
+    for name, module in wrapped.named_modules():
+        if isinstance(module, BaseTunerLayer) and f".{prefix}." not in f".{name}.":
+            wrapped.unload()
+            raise UserError(
+                f"LoRA target_modules={config.target_modules!r} also matches {name!r}, which is "
+                f"frozen; let the pattern start with '.*{prefix}'"
+            )
+    return wrapped
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within: LoRA layers act as their base layers.
+
+    PEFT's own switch also flips ``requires_grad`` of the adapter weights, which confuses DDP and
+    optimizers built before; only the flag that the forward pass reads is set here.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer) and not module.disable_adapters
+    ]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within: LoRA layers do one matrix product with W + BA in the place of three.
+
+    For passes in which LoRA does not learn. The sums are made once and the layers' own weights come
+    back untouched, where PEFT's merge and unmerge would leave rounding behind. Only whole float32
+    weights take part: bfloat16 would round a small BA away, and there nothing changes. The merged
+    weights need as much memory again as the layers' own.
+    """
+    layers = [module for module in model.modules() if _can_merge(module)]
+    own = [layer.base_layer.weight for layer in layers]
+    try:  # memory may end while the sums are made
+        with torch.no_grad():
+            for layer in layers:
+                layer.base_layer.weight = nn.Parameter(_sum(layer), requires_grad=False)
+                layer._disable_adapters = True
+        yield
+    finally:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.base_layer.weight = weight
+            layer._disable_adapters = False
+
+
+@torch.no_grad()
+def effective_weight(layer: nn.Module) -> Tensor | None:
+    """The matrix that a bias-free linear layer multiplies by, LoRA included; None for any other."""
+    merges = _can_merge(layer)
+    base: Any = layer
+    if isinstance(layer, LoraLinear) and (merges or layer.disable_adapters):
+        base = layer.base_layer
+    if type(base) is not nn.Linear or base.bias is not None:
+        return None
+    return _sum(layer) if merges else base.weight.detach()
+
+
+def _sum(layer: LoraLinear) -> Tensor:
+    weight = layer.base_layer.weight
+    return weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+
+
+def _can_merge(module: nn.Module) -> TypeGuard[LoraLinear]:
+    """Whether it is a plain LoRA linear layer in use, with its whole weight here in float32."""
+    if not isinstance(module, LoraLinear) or module.disable_adapters or module.merged:
+        return False
+    base = module.base_layer
+    return (
+        type(base) is nn.Linear
+        and base.weight.dtype == torch.float32
+        and base.weight.shape == (base.out_features, base.in_features)  # FSDP flattens its shards
+        and not base.weight.requires_grad
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+        and all(name in module.lora_A for name in module.active_adapters)
+    )
+
+
+def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
+    """Settings and weights of a saved adapter.
+
+    Raises:
+        UserError: the folder or a file is missing, unreadable, empty, or no LoRA adapter; a
+            setting or a weight is no finite number.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"adapter folder {str(folder)!r} has no {name}; give the folder that "
+                "save_pretrained or a training run wrote"
+            )
+    settings = read_json(folder / ADAPTER_CONFIG, "is no PEFT configuration")
+    kind = settings.get("peft_type")
+    if kind is None:
+        raise UserError(
+            f"{str(folder / ADAPTER_CONFIG)!r} is no PEFT configuration (it has no peft_type); "
+            "save it again"
+        )
+    if kind != "LORA":
+        raise UserError(
+            f"adapter in {str(folder)!r} is of peft_type {kind!r}; only LORA is supported"
+        )
+    try:
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{str(folder / ADAPTER_WEIGHTS)!r} is unreadable ({error}); copy or save it again"
+        ) from error
+    if not weights:
+        raise UserError(
+            f"{str(folder / ADAPTER_WEIGHTS)!r} holds no weights; the run that wrote it saved an "
+            "empty adapter, save it again"
+        )
+    refuse_not_finite(weights, f"adapter in {str(folder)!r}")
+    check_numbers(settings, folder / ADAPTER_CONFIG)
+    with loading_from(folder, (ADAPTER_CONFIG,), "adapter"):
+        config = peft.LoraConfig.from_pretrained(str(folder))
+    _check_settings(config, folder / ADAPTER_CONFIG)
+    config.inference_mode = False
+    config.base_model_name_or_path = None  # filled in anew by the model that takes it
+    return config, weights
+
+
+def _check_settings(config: peft.LoraConfig, file: Path) -> None:
+    """Settings that would make an adapter do nothing, or nonsense, without an error."""
+    wanted = {
+        "r": isinstance(config.r, int) and config.r > 0,
+        "lora_alpha": _is_number(config.lora_alpha) and config.lora_alpha != 0,
+        "lora_dropout": _is_number(config.lora_dropout) and 0 <= config.lora_dropout < 1,
+        "use_rslora": isinstance(config.use_rslora, bool),
+        "rank_pattern": _all(config.rank_pattern, lambda rank: isinstance(rank, int) and rank > 0),
+        "alpha_pattern": _all(config.alpha_pattern, _is_number),
+    }
+    for name, fine in wanted.items():
+        if not fine:
+            raise UserError(
+                f"{str(file)!r}: {name}={getattr(config, name)!r} is no value of a LoRA adapter; "
+                "save it again, or correct the file"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _all(table: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(table, dict) and all(fits(value) for value in table.values())
+
+
+def load_weights(model: peft.PeftModel, weights: dict[str, Tensor], folder: str | Path) -> None:
+    """Copy saved adapter weights into ``model``.
+
+    Raises:
+        UserError: names or shapes differ from the model's own LoRA weights.
+    """
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or foreign:
+        example = f"lacks {missing[0]!r}" if missing else f"has the unknown {foreign[0]!r}"
+        raise UserError(
+            f"adapter in {str(folder)!r} does not belong to this model: it {example} "
+            f"({len(missing)} missing, {len(foreign)} unknown); load the base model it was made for"
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"adapter in {str(folder)!r} has {name!r} of shape {tuple(tensor.shape)}, the "
+                f"model expects {tuple(own[name].shape)}; check the LoRA rank and the base model"
+            )
+    set_peft_model_state_dict(model, weights)

@@ -1,0 +1,297 @@
+"""Understanding: questions about pictures, answered or scored, the same for every kind of drawing.
+
+``ReadingBackbone`` has the understanding verbs of the contract, once for families that draw codes
+(``autoregressive.py``) and for those that draw latents (``composed.py``). A family says how it
+sees (``read_images``), and its layout how a question becomes tokens.
+
+Shape suffixes: see ``base.py``; further L tokens of the padded text, T answer tokens of the batch,
+M = B*K rows, A answer tokens of a row, P places that one kind of embedding fills, U different
+pictures of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from unigame.backbones.base import AnswerLosses
+from unigame.backbones.common.decoding import SharedPrefix, decode_text
+from unigame.backbones.common.hub_model import HubModel
+from unigame.backbones.common.layout import PaddedTokens, picture_order
+from unigame.backbones.common.pixels import PixelTwin
+from unigame.backbones.common.text_rules import TextRules
+from unigame.errors import UserError
+
+
+class ReadingLayout(Protocol):
+    """What reading asks of a layout; ``ChatLayout`` says more about each method."""
+
+    tokenizer: Any
+    eos_id: int
+    pad_id: int
+    image_token_id: int
+    """Marks the N places of a picture's tokens in a row."""
+
+    def question_ids(self, question: str, num_images: int = 1) -> list[int]:
+        """Token ids of the prompt, the places of its pictures included."""
+        ...
+
+    def answer_ids(self, question: str, answer: str) -> list[int]:
+        """Token ids of the answer as it follows the prompt, with the end mark."""
+        ...
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a text -> image prompt."""
+        ...
+
+    def shared_start(self, rows: Sequence[Sequence[int]]) -> int:
+        """How many tokens all prompts have in common up to the end of their first image; or 0."""
+        ...
+
+    def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:
+        """Rows of ids -> a padded batch."""
+        ...
+
+    def reading_length(self, question: str, answer: str) -> int:
+        """Tokens of picture, question and answer, all marks included."""
+        ...
+
+    def drawing_length(self, prompt: str) -> int:
+        """Tokens of a prompt and the picture that is drawn of it."""
+        ...
+
+    def marks(self) -> set[str]:
+        """Strings that no text may hold."""
+        ...
+
+
+class ReadingBackbone(HubModel):
+    """A ``HubModel`` with the understanding verbs. See ``Backbone`` for their shapes.
+
+    Args:
+        model: see ``HubModel``.
+        processor: see ``HubModel``.
+        layout: what turns text into token rows.
+        pixels: see ``HubModel``.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, layout: ReadingLayout, pixels: PixelTwin
+    ) -> None:
+        super().__init__(model, processor, pixels)
+        self.layout = layout
+
+    def rehearse(self) -> None:
+        """Lay out a question, an answer and a drawing prompt, and prepare a picture.
+
+        What tokenizer, chat template and image processor do for the first sample is tried when the
+        model is loaded, so that a fault in their files is known then.
+
+        Raises:
+            UserError: the template loses the picture, or tokens are unknown to the model.
+        """
+        rows = [[self.layout.pad_id, self.layout.eos_id]]
+        rows += [self.layout.answer_ids("a", "b"), self.layout.prompt_ids("a")]
+        try:
+            rows.append(self.layout.question_ids("a"))
+        except UserError as error:
+            raise UserError(
+                "the chat template does not give a question the places of its picture; download "
+                "the checkpoint's tokenizer and processor files again"
+            ) from error
+        known = self.base.get_input_embeddings().num_embeddings
+        strange = [token for row in rows for token in row if not token < known]
+        if strange:
+            raise UserError(
+                f"the tokenizer makes the token {strange[0]}, and the model knows {known} tokens: "
+                "tokenizer.json and config.json are not of the same checkpoint; download both again"
+            )
+        self.preprocess([Image.new("RGB", (8, 8))])
+
+    # ---- understanding -------------------------------------------------------------------------
+    def text_logits(self, states_H: Tensor) -> Tensor:
+        """Scores of every token of the vocabulary as the next one of an answer."""
+        return self.base.get_output_embeddings()(states_H)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Tokens z = Proj(Enc(x)), (B, N, H): what the LM reads. Differentiable in images."""
+        return self.read_images(images)[1]
+
+    def answer_loss(
+        self,
+        images: Tensor | None,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        *,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        """CE of each true answer, (M,): mean over its tokens and end mark. See the contract."""
+        return self.answer_token_losses(images, questions, answers, embeds=embeds).mean()
+
+    def answer_token_losses(
+        self,
+        images: Tensor | None,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        *,
+        embeds: Tensor | None = None,
+    ) -> AnswerLosses:
+        """CE of each token of each true answer, (M, A), the end mark last. See the contract.
+
+        Raises:
+            ValueError: both or neither of ``images`` and ``embeds``; rows that are no multiple of
+                the questions; not one answer per question.
+        """
+        if (images is None) == (embeds is None):
+            raise ValueError("give either images or embeds to answer_loss, and not both")
+        embeds_MNH = self.embed_images(images) if images is not None else cast(Tensor, embeds)
+        if len(questions) != len(answers):
+            raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
+        copies = _copies(len(embeds_MNH), len(questions))
+        prompts, targets = [], []
+        for question, answer in zip(questions, answers, strict=True):
+            prompts += [self.layout.question_ids(question)] * copies
+            targets += [self.layout.answer_ids(question, answer)] * copies
+        rows = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+        tokens = self.layout.pad(rows, "right", self.device)
+        with self._precision():
+            states_MLH = self.language_states(self.embed_rows(tokens, embeds_MNH), tokens)
+            predicting = [
+                (row, len(prompt) + i - 1)
+                for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
+                for i in range(len(target))
+            ]
+            index_2T = torch.tensor(predicting, device=self.device).T
+            logits_TV = self.text_logits(states_MLH[index_2T[0], index_2T[1]])
+        target_T = torch.tensor([t for target in targets for t in target], device=self.device)
+        loss_T = F.cross_entropy(full_precision(logits_TV), target_T, reduction="none")
+        lengths_M = torch.tensor([len(target) for target in targets], device=self.device)
+        slots_A = torch.arange(max(len(target) for target in targets), device=self.device)
+        filled_MA = slots_A < lengths_M[:, None]
+        loss_MA = torch.zeros(filled_MA.shape, dtype=loss_T.dtype, device=self.device)
+        return AnswerLosses(loss_MA.masked_scatter(filled_MA, loss_T), lengths_M)
+
+    def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
+        """Tokens of each answer, its end mark included, (B,), int64."""
+        pairs = zip(questions, answers, strict=True)
+        return torch.tensor([len(self.layout.answer_ids(q, a)) for q, a in pairs])
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Tensor,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 16,
+        image_index: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Greedy answers, one stripped string per question; batched and cached. No gradient.
+
+        Without ``image_index``, ``images`` may have K rows per question, as in ``answer_loss``.
+        With it, an image that several questions share is encoded once, and so is the start of
+        their prompts.
+        """
+        if kwargs:
+            raise TypeError(f"answer() decodes greedily and does not know {sorted(kwargs)}")
+        if image_index is None:
+            copies = _copies(len(images), len(questions))
+            questions = [question for question in questions for _ in range(copies)]
+            image_index = [[row] for row in range(len(images))]
+        with self._evaluating(), self._precision():
+            ids = decode_text(
+                self.language_model,
+                self.base.get_input_embeddings(),
+                self.text_logits,
+                **self._prompts(self.embed_images(images), questions, image_index),
+                max_new_tokens=max_new_tokens,
+                end_ids=self._end_ids(),
+            )
+        decode = self.layout.tokenizer.decode
+        return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
+
+    @cached_property
+    def text_rules(self) -> TextRules:
+        """What no text may hold, and how long a row may be."""
+        config = self.base.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        return TextRules(self.layout.marks(), self.layout, positions)
+
+    # ---- inside --------------------------------------------------------------------------------
+    def embed_rows(self, tokens: PaddedTokens, embeds_BNH: Tensor) -> Tensor:
+        """Token embeddings with the placeholders replaced by image features, row by row."""
+        return self.fill_places(tokens, self.layout.image_token_id, embeds_BNH)
+
+    def fill_places(self, tokens: PaddedTokens, mark: int, embeds_BPH: Tensor) -> Tensor:
+        """Token embeddings (B, L, H) with others wherever the id is ``mark``, row by row.
+
+        A mark may be an id below 0, which no vocabulary has.
+        """
+        text_BLH = self.base.get_input_embeddings()(tokens.ids_BL.clamp(min=0))
+        dtype = torch.promote_types(text_BLH.dtype, embeds_BPH.dtype)  # keeps a float32 delta
+        # By places: over all of (B, L, H) a mask would cost a GPU a number for every element.
+        places = (tokens.ids_BL == mark).nonzero(as_tuple=True)
+        filling = embeds_BPH.to(dtype).flatten(0, 1)[: len(places[0])]
+        return text_BLH.to(dtype).index_put(places, filling)
+
+    def language_states(self, embeds_BLH: Tensor, tokens: PaddedTokens) -> Tensor:
+        """Hidden states (B, L, H) after the final norm."""
+        return self.language_model(
+            inputs_embeds=embeds_BLH,
+            attention_mask=tokens.mask_BL,
+            position_ids=tokens.positions,
+            use_cache=False,
+        ).last_hidden_state
+
+    def _end_ids(self) -> set[int]:
+        return {self.layout.eos_id, *configured_ends(self.base)}
+
+    def _prompts(
+        self, embeds_UNH: Tensor, questions: Sequence[str], image_index: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
+        """What ``decode_text`` takes for questions about U images, the common start apart."""
+        rows, order = [], []
+        for question, images in zip(questions, image_index, strict=True):
+            rows.append(self.layout.question_ids(question, len(images)))
+            order.append([images[i] for i in picture_order(question, len(images))])
+        first = [images[0] for images in order]
+        length = self.layout.shared_start(rows) if len(set(first)) < len(first) else 0
+        prefix = None
+        if length:
+            heads = {image: slot for slot, image in enumerate(dict.fromkeys(first))}
+            starts = self.layout.pad([rows[0][:length]] * len(heads), "left", self.device)
+            prefix = SharedPrefix(
+                self.embed_rows(starts, embeds_UNH[list(heads)]),
+                torch.tensor([heads[image] for image in first], device=self.device),
+            )
+            rows = [row[length:] for row in rows]
+            order = [images[1:] for images in order]
+        tokens = self.layout.pad(rows, "left", self.device)
+        shown = [image for images in order for image in images]
+        embeds_BLH = self.embed_rows(tokens, embeds_UNH[shown])
+        return {"embeds_BLH": embeds_BLH, "tokens": tokens, "prefix": prefix}
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 where they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def configured_ends(model: Any) -> list[int]:
+    """Ids that end a text by the model's generation settings."""
+    ends = model.generation_config.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return [int(token) for token in listed if token is not None]
+
+
+def _copies(rows: int, texts: int) -> int:
+    """K, where row b * K + k belongs to text b."""
+    if texts == 0 or rows == 0 or rows % texts:
+        raise ValueError(f"{rows} image rows cannot be shared out among {texts} questions")
+    return rows // texts

@@ -1,0 +1,1 @@
+"""Models composed of a VLM or LLM and a diffusion image branch."""

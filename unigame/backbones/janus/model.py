@@ -1,0 +1,122 @@
+"""Janus and Janus-Pro behind the backbone contract, on transformers' own classes.
+
+Understanding reads a SigLIP-type tower through an aligner; generation draws codes of a VQ image
+tokenizer; one Llama-type language model serves both. LoRA sits on that language model; everything
+else is frozen and stays in evaluation mode. The verbs that Janus shares with other families are in
+``autoregressive.py``.
+
+Shape suffixes: see ``base.py``; further M = B*K rows, E code width, L tokens of the padded text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from unigame.backbones.common.autoregressive import full_precision
+from unigame.backbones.common.fast import lean_decoder
+from unigame.backbones.common.layout import PaddedTokens
+from unigame.backbones.janus.core import JanusCore
+
+
+class JanusBackbone(JanusCore):
+    """What is particular to Janus. See ``AutoregressiveBackbone`` for the other verbs."""
+
+    max_images = 8
+
+    # ---- understanding -------------------------------------------------------------------------
+    def image_features(self, images: Tensor) -> Tensor:
+        """Frozen vision features (B, N, D), before the projector. Differentiable in images."""
+        with self._precision():
+            pixels = self.pixels.normalise(images)
+            return self.janus.model.vision_model(pixel_values=pixels).last_hidden_state
+
+    def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Vision features (B, N, D) and the tokens z (B, N, H) made of them, in one pass."""
+        features = self.image_features(images)
+        with self._precision():
+            return features, self.janus.model.aligner(features)
+
+    # ---- generation ----------------------------------------------------------------------------
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The image tokenizer: images -> codes (B, N), in float32 at least. No gradient.
+
+        The nearest code by direction, as in the authors' code, which brings latents and code
+        vectors to length 1. transformers compares them as they are, which finds another code where
+        vectors are not of length 1.
+        """
+        vq = self.janus.model.vqmodel
+        with torch.autocast(self.device.type, enabled=False):
+            latents = vq.quant_conv(vq.encoder(self.pixels.normalise(images)))
+            scores_BNV = latents.flatten(2).transpose(1, 2) @ self.codebook().T
+        return scores_BNV.argmax(-1)
+
+    def image_logits(self, states_BNH: Tensor) -> Tensor:
+        """Scores of every code at every position, (B, N, V), in float32 at least.
+
+        The head runs outside autocast, on weights raised to float32: in bfloat16 the rounding of
+        ``z_hat + delta`` would swallow a delta of norm 0.01.
+        """
+        head = self.janus.model.generation_head
+        states_BNH = full_precision(states_BNH)
+        weights = {name: p.to(states_BNH.dtype) for name, p in head.named_parameters()}
+        with torch.autocast(states_BNH.device.type, enabled=False):
+            return torch.func.functional_call(head, weights, (states_BNH,))
+
+    def code_scores(self, states_H: Tensor) -> Tensor:
+        """Scores of every code from hidden states, in the precision that is set."""
+        return self.janus.model.generation_head(states_H)
+
+    def image_states(self, prompts: Sequence[str], codes_BN: Tensor) -> Tensor:
+        """Hidden states (after the final norm) at the N positions that predict the codes."""
+        rows = [self.layout.prompt_ids(prompt) for prompt in prompts]
+        # The codes' places hold padding ids only until their embeddings are put there.
+        shifted = [self.layout.pad_id] * (codes_BN.shape[1] - 1)
+        tokens = self.layout.pad([row + shifted for row in rows], "left", self.device)
+        embeds_BLH = self.janus.get_input_embeddings()(tokens.ids_BL)
+        drawn = self.janus.prepare_embeddings_for_image_generation(codes_BN[:, :-1])
+        text_BLH = embeds_BLH[:, : embeds_BLH.shape[1] - drawn.shape[1]]
+        embeds_BLH = torch.cat([text_BLH, drawn.to(text_BLH.dtype)], dim=1)
+        return self.language_states(embeds_BLH, tokens)[:, -codes_BN.shape[1] :]
+
+    def drawing_rows(self, prompts: Sequence[str], guided: bool) -> PaddedTokens:
+        """Left-padded prompts; with guidance, the same with padding in the place of their text."""
+        rows = [self.layout.prompt_ids(prompt) for prompt in prompts]
+        tokens = self.layout.pad(rows, "left", self.device)
+        if not guided:
+            return tokens
+        return PaddedTokens(
+            torch.cat([tokens.ids_BL, self.layout.unconditional(tokens.ids_BL)]),
+            tokens.mask_BL.repeat(2, 1),
+            tokens.positions_BL.repeat(2, 1),
+        )
+
+    def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:
+        """Embeddings (B, 1, H) of the codes just drawn."""
+        return self.janus.prepare_embeddings_for_image_generation(codes_B1)
+
+    def codebook(self) -> Tensor:
+        """Vectors (V, E) of unit norm, as the class's decoder expects them."""
+        return F.normalize(self.janus.model.vqmodel.quantize.embedding.weight, p=2, dim=-1)
+
+    def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
+        """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable."""
+        if self.checkpointing and vectors_MNE.requires_grad:
+            return cast(Tensor, checkpoint(self._decode, vectors_MNE, use_reentrant=False))
+        return self._decode(vectors_MNE)
+
+    def _decode(self, vectors_MNE: Tensor) -> Tensor:
+        vq = self.janus.model.vqmodel
+        height, width = vq.quantize.quant_state_dims
+        grid = vectors_MNE.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+        with self._precision():
+            latents = vq.post_quant_conv(grid)
+            lean = self.lean_drawing
+            pixels = lean_decoder.decode(vq.decoder, latents) if lean else vq.decoder(latents)
+        return self.pixels.unnormalise(pixels)

@@ -1,0 +1,1 @@
+"""Janus as its authors publish it."""

@@ -1,0 +1,347 @@
+"""``unigame demo``: the game and its controls on the embedded default, measured alike.
+
+    base               the bundled model, untouched
+    sft                fine-tuning on the training questions
+    sft_equal_samples  the same number of steps, as many samples a step as the game has
+    round_trip         the game at eps = 0: pictures redrawn and mined, but not attacked
+    unigame            the game
+
+All arms start from the same weights and LoRA initialisation and see the same data in the same
+order. What is reported is the nine benchmarks' own code on data of the synthetic world, its
+out-of-distribution split, and a fresh attack; every arm leaves a record that ``unigame compare``
+takes. Each finished arm is written at once, so an interrupted demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from unigame.backbones import load_backbone
+from unigame.backbones.base import Backbone
+from unigame.data import build_dataset
+from unigame.demo.folder import begin, choose_folder, finish
+from unigame.demo.progress import Display, progress_on
+from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START
+from unigame.evaluation.attacks.fresh import attacked_images
+from unigame.evaluation.attacks.robustness_record import adversary_for
+from unigame.evaluation.base import DataSource
+from unigame.evaluation.miniature import DRAWING, world_benchmarks, write_world
+from unigame.evaluation.record import write_json
+from unigame.evaluation.run import RESULTS, evaluate
+from unigame.evaluation.running import Silent
+from unigame.evaluation.world import attack_entry, batch_of, replies
+from unigame.methods.selfplay import NoPerturber
+from unigame.methods.selfplay.perturber import PerturberBase
+from unigame.reports.arms import ArmRun, arm_results
+from unigame.reports.curves import save_curves
+from unigame.reports.gallery import GalleryRow, save_gallery
+from unigame.reports.records import read_record
+from unigame.reports.results import parse_results
+from unigame.reports.table import print_table, to_csv, to_markdown
+from unigame.seeds import derive_seed
+from unigame.synthetic import SyntheticDataset
+from unigame.system.console import make_console
+from unigame.training import UniGameConfig, UniGameTrainer
+from unigame.training.game_state import challenge_config
+from unigame.training.recipe import load_recipe
+
+RECIPE = "janus_nano"
+DATA, RECORD, FINISHED = "benchmarks", "evaluation", "scores.json"
+QUICK_SHARE = 3  # a quick demo takes a third of the steps
+CONTROLS: dict[str, dict[str, Any]] = {
+    "sft": {"challenge_every": 0},
+    "sft_equal_samples": {"challenge_every": 0},  # and a larger batch, see _settings
+    "round_trip": {"perturbation": "none"},
+    "unigame": {},
+}
+ARMS = ("base", *CONTROLS)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: replies asked of the model by each benchmark, or questions."""
+
+    answers: int = 480
+    drawings: int = 120
+    ood: int = 1080
+    attack: int = 180
+    attack_steps: int = 24
+
+
+QUICK = Sizes(answers=96, drawings=48, ood=240, attack=60, attack_steps=8)
+
+
+def run_demo(
+    output: Path,
+    quick: bool = False,
+    seed: int = 0,
+    model: str = "janus-nano",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train and evaluate every arm; print the table; write everything to ``output``.
+
+    Args:
+        output: gets results.json, table.md, table.csv, config.json, adapter/, gallery.png,
+            curves.png, the data, and a folder for each arm with its predictions and record.
+        quick: a third of the steps and questions.
+        seed: of data, training and evaluation.
+        model: checkpoint to start from.
+        overwrite: whether a demo of other settings in ``output`` is replaced. One of the same
+            settings is; what is there stays until all arms of the new one are done.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        UserError: the checkpoint or the recipe cannot be used, or ``output`` holds a demo of other
+            settings; nothing has been written then.
+    """
+    console, final = make_console(), Path(output)
+    sizes = QUICK if quick else Sizes()
+    recipe = load_recipe(RECIPE, ["--model", model, "--seed", str(seed)])
+    config = {
+        "recipe": RECIPE,
+        "model": model,
+        "quick": quick,
+        "seed": seed,
+        "sizes": asdict(sizes),
+        "attack": {"label_weight": LABEL_WEIGHT, "eps_start": START},
+        "drawing": asdict(DRAWING),
+        "arms": {arm: _settings(recipe.training, arm, quick) for arm in CONTROLS},
+        "data": recipe.data,
+        "lora": recipe.lora,
+    }
+    output = choose_folder(final, config, overwrite)
+    load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
+    if begin(output, config):
+        console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
+    datasets.disable_progress_bars()  # each arm reads the same small files
+    sources = write_world(
+        output / DATA, answers=sizes.answers, drawings=sizes.drawings, ood=sizes.ood, seed=seed
+    )
+    results: dict[str, ArmRun] = {}
+    with progress_on(console) as progress:
+        overall = progress.add_task("the demo", total=len(ARMS))
+        for arm in ARMS:
+            found = _read_arm(output / "arms" / arm)
+            if found is None:
+                found = _run_arm(arm, output, recipe, config, sources, progress)
+            results[arm] = found
+            written = _write_results(output, results, config)
+            progress.advance(overall)
+    finish(output, final)
+    console.print()
+    print_table(parse_results(written), console)
+    console.print(
+        "\nThe benchmarks' code on the synthetic world's data: none of these figures is one of the "
+        "real benchmarks.",
+        style="dim",
+    )
+    console.print(
+        f"Wrote {final}/: results.json, table.md, gallery.png, curves.png, adapter/",
+        style="dim",
+        markup=False,
+    )
+    return written
+
+
+def _settings(training: UniGameConfig, arm: str, quick: bool) -> dict[str, Any]:
+    """What this arm changes of the recipe."""
+    changed = dict(CONTROLS[arm])
+    if arm == "sft_equal_samples":
+        changed["per_device_train_batch_size"] = (
+            training.per_device_train_batch_size + training.resolved_hard_batch_size
+        )
+    if quick:
+        changed["max_steps"] = max(1, training.max_steps // QUICK_SHARE)
+    return changed
+
+
+# ---- one arm -----------------------------------------------------------------------------------
+def _run_arm(
+    arm: str,
+    output: Path,
+    recipe: Any,
+    config: dict[str, Any],
+    sources: dict[str, DataSource],
+    progress: Display,
+) -> ArmRun:
+    """Train (unless it is the base), evaluate, and write the arm's folder."""
+    folder, start, steps = output / "arms" / arm, time.perf_counter(), 0
+    if folder.exists():  # what an interrupted run left half done, with other weights
+        shutil.rmtree(folder)
+    set_seed(config["seed"])  # equal LoRA initialisation in every arm
+    backbone = load_backbone(config["model"], dtype="float32")
+    args = recipe.training
+    if arm != "base":
+        trainer = _trainer(backbone, arm, folder, recipe, config, progress)
+        steps = trainer.train().global_step
+        args = trainer.args
+        trainer.save_model(str(folder / "adapter"))
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    seconds = time.perf_counter() - start
+    _measure(backbone, arm, folder, args, config, sources, progress)
+    if arm == "unigame":
+        _pictures(backbone, trainer, output)
+    write_json(folder / FINISHED, {"steps": steps, "seconds": seconds})
+    found = _read_arm(folder)
+    assert found is not None
+    return found
+
+
+def _measure(
+    backbone: Backbone,
+    arm: str,
+    folder: Path,
+    args: UniGameConfig,
+    config: dict[str, Any],
+    sources: dict[str, DataSource],
+    progress: Display,
+) -> None:
+    """All benchmarks, and the fresh attack, into the arm's record."""
+    benchmarks = world_benchmarks(backbone)
+    bars = _Measuring(progress, f"  {arm}: measuring", len(benchmarks) + 1)
+    record = evaluate(
+        backbone,
+        benchmarks,
+        sources=sources,
+        output=folder / RECORD,
+        drawing=replace(DRAWING, seed=config["seed"]),
+        progress=bars,
+    )
+    sizes = config["sizes"]
+    adversary = replace(
+        adversary_for(args),
+        steps=sizes["attack_steps"],
+        seed=derive_seed(config["seed"], "adversary"),
+    )
+    entry = attack_entry(backbone, adversary, sizes["attack"], config["seed"])
+    if entry is not None:
+        record["benchmarks"]["attack"] = entry
+    record["model"]["id"] = arm
+    write_json(folder / RECORD / RESULTS, record)
+    bars.end("attack", entry)
+
+
+def _trainer(
+    backbone: Backbone,
+    arm: str,
+    folder: Path,
+    recipe: Any,
+    config: dict[str, Any],
+    progress: Display,
+) -> UniGameTrainer:
+    changed = config["arms"][arm]
+    steps = changed.get("max_steps", recipe.training.max_steps)
+    settings = {
+        **changed,
+        "seed": config["seed"],
+        "output_dir": str(folder),
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "save_on_signal": False,  # a stopped demo keeps its finished arms, and no half ones
+        "disable_tqdm": True,
+        "logging_steps": max(1, min(5, steps // 10)),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    shared = load_recipe(RECIPE, words).training
+    trainer = UniGameTrainer(
+        model=backbone,
+        args=shared,
+        train_dataset=build_dataset(recipe.data, seed=config["seed"]),
+        peft_config=recipe.lora_config(),
+        callbacks=[_Bar(progress, f"  {arm}: training", shared.max_steps)],
+    )
+    trainer.remove_callback(PrinterCallback)  # the bar says it
+    return trainer
+
+
+class _Bar(TrainerCallback):
+    """The trainer's steps on the demo's own progress display, with nothing printed beside it."""
+
+    def __init__(self, progress: Display, label: str, steps: int) -> None:
+        self.progress, self.task = progress, progress.add_task(label, total=steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.update(self.task, completed=state.global_step)
+
+
+class _Measuring(Silent):
+    """Benchmarks done, on the demo's own progress display."""
+
+    def __init__(self, progress: Display, label: str, total: int) -> None:
+        self.progress, self.task = progress, progress.add_task(label, total=total)
+
+    def end(self, name: str, entry: Any) -> None:
+        self.progress.advance(self.task)
+
+
+# ---- what is written ---------------------------------------------------------------------------
+def _pictures(backbone: Backbone, trainer: UniGameTrainer, output: Path) -> None:
+    """Gallery, curves and the adapter of the UniGame arm."""
+    assert trainer.game is not None
+    save_curves(trainer.state.log_history, output / "curves.png")
+    rows = gallery_rows(backbone, trainer.game.perturber, trainer.args)
+    save_gallery(rows, output / "gallery.png")
+    if (output / "adapter").exists():
+        shutil.rmtree(output / "adapter")
+    shutil.copytree(output / "arms" / "unigame" / "adapter", output / "adapter")
+
+
+@torch.no_grad()
+def gallery_rows(
+    backbone: Backbone, perturber: PerturberBase, args: UniGameConfig, count: int = 8
+) -> list[GalleryRow]:
+    """Test pictures, redrawn and attacked, with the answers; those that the attack broke first."""
+    backbone.eval()
+    data = SyntheticDataset("test", 96, 900, questions_per_scene=1)
+    batch, settings = batch_of(backbone, data, 0, len(data)), challenge_config(args)
+    drawn = attacked_images(backbone, NoPerturber(), batch, settings)
+    adversarial = attacked_images(backbone, perturber, batch, settings)
+    said = [replies(backbone, i, list(batch.questions)) for i in (batch.images, drawn, adversarial)]
+    right = [[s == a for s, a in zip(words, batch.answers, strict=True)] for words in said]
+    order = sorted(range(len(data)), key=lambda i: (not right[0][i], not right[1][i], right[2][i]))
+    pictures = [i.permute(0, 2, 3, 1).cpu().numpy() for i in (batch.images, drawn, adversarial)]
+    return [
+        GalleryRow(
+            clean=pictures[0][i],
+            drawn=pictures[1][i],
+            adversarial=pictures[2][i],
+            question=batch.questions[i],
+            answer=batch.answers[i],
+            said_clean=said[0][i],
+            said_drawn=said[1][i],
+            said_adversarial=said[2][i],
+        )
+        for i in order[:count]
+    ]
+
+
+def _write_results(
+    output: Path, results: dict[str, ArmRun], config: dict[str, Any]
+) -> dict[str, Any]:
+    """results.json (and the tables) of the arms so far."""
+    written = arm_results(results) | {"seed": config["seed"], "config": config}
+    write_json(output / "results.json", written)
+    parsed = parse_results(written)
+    (output / "table.md").write_text(to_markdown(parsed))
+    (output / "table.csv").write_text(to_csv(parsed))
+    return written
+
+
+def _read_arm(folder: Path) -> ArmRun | None:
+    """A finished arm of an interrupted demo, or None."""
+    if not (folder / FINISHED).exists():
+        return None
+    cost = json.loads((folder / FINISHED).read_text())
+    return ArmRun(read_record(folder / RECORD), cost["steps"], cost["seconds"])

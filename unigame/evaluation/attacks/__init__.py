@@ -1,0 +1,1 @@
+"""Pictures made worse: a fresh adversary, PGD, common corruptions."""

@@ -1,0 +1,1 @@
+"""Our backbones as models of lmms-eval."""

@@ -1,0 +1,1 @@
+"""Models that score drawings: judges, detector, encoders."""

@@ -1,0 +1,264 @@
+"""A judge behind any endpoint that speaks OpenAI's chat completions (vLLM, SGLang, Ollama, ...).
+
+The standard library makes the request (``endpoint.py``): it is one POST of JSON, huggingface_hub's
+client refuses all requests, even local ones, under ``HF_HUB_OFFLINE=1``, and retrying is ours to
+count anyway. What comes back is a stranger's text: it may be anything, and may repeat the key.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import os
+import re
+import time
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import Request
+
+from unigame.errors import UserError
+from unigame.evaluation.scorers.endpoint import LARGEST_REPLY, ReplyTooLarge, post_json
+from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+OPENAI_URL = "https://api.openai.com/v1"
+
+_RETRYABLE = (408, 409, 425, 429)
+"""And every 5xx. Other 4xx are about the request itself, so asking again changes nothing."""
+_SHOWN = 160  # characters of a server's message
+_MESSAGE_BYTES = 1 << 16
+_SHORTEST_SECRET = 3  # shorter "keys" are no secret, and taking them out would spoil replies
+_LIKE_A_KEY = 8  # a dummy such as "vllm" may well be part of a model's name
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class OpenAIJudge(Judge):
+    """Asks ``BASE_URL/chat/completions``, picture inline, temperature 0.
+
+    The key is read from ``OPENAI_API_KEY``; it is sent to the endpoint and nowhere else, and no
+    message, record, log or stored reply holds it, also where the endpoint repeats it.
+
+    Args:
+        model: the endpoint's name for the model.
+        base_url: address up to and without ``/chat/completions``.
+        timeout: seconds for a whole request, from connecting to the last byte of the reply.
+        max_tokens: longest reply.
+        in_flight: requests at once.
+
+    Raises:
+        UserError: a malformed address, OpenAI's own without a key, or a key that cannot be one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = OPENAI_URL,
+        *,
+        timeout: float = 120.0,
+        max_tokens: int = 512,
+        in_flight: int = 8,
+    ) -> None:
+        if not model or "@" in model:
+            # Without the address, which may hold a password.
+            raise UserError(
+                f"judge openai:{model.partition('@')[0]}: give a model and an address, as in "
+                "openai:gpt-4o@https://api.openai.com/v1"
+            )
+        self._key = _key()
+        self.model, self.base_url = model, _checked(base_url)
+        if len(self._key) >= _LIKE_A_KEY and self._key in model + self.base_url:
+            raise UserError(
+                f"the judge's model or address holds the key in {KEY_VARIABLE}, and both go into "
+                "the record; give them without it"
+            )
+        # Without the address: a server that comes back elsewhere is the same judge, and its
+        # judgements so far still count.
+        self.name = f"openai:{model}"
+        self.timeout, self.in_flight = timeout, in_flight
+        # Newer OpenAI models rename or refuse these two; see _adapt.
+        self._options: dict[str, float | int] = {"temperature": 0, "max_tokens": max_tokens}
+        if not self._key and self.base_url.startswith(OPENAI_URL):
+            raise UserError(f"{self.name} needs a key; set the variable {KEY_VARIABLE}")
+
+    def settings(self) -> dict[str, Any]:
+        """Address, and the options of the requests as the endpoint took them."""
+        return {"base_url": self.base_url, **self._options}
+
+    def reply(self, prompt: str, explanation: str, picture: Path, rubric: Rubric) -> str:
+        """One request. See ``Judge.reply``; 401, 403 and 404 are errors of the user."""
+        content = [
+            {"type": "text", "text": rubric.fill(prompt, explanation)},
+            {"type": "image_url", "image_url": {"url": _inline(picture)}},
+        ]
+        sent = dict(self._options)
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], **sent}
+        try:
+            return self._hidden(_text_of(self._post(body)))
+        except ReplyTooLarge:
+            said = f"judge: a reply of more than {LARGEST_REPLY >> 20} MiB"
+            raise JudgeUnavailable(said, retryable=False) from None
+        except HTTPError as error:
+            with error:
+                said = self._message(error)
+            if error.code == 400 and self._adapt(said, sent):
+                raise JudgeUnavailable("judge: other options wanted", retry_after=0) from None
+            raise self._failure(error, said) from None
+        except TimeoutError:
+            raise JudgeUnavailable(f"judge: no reply within {self.timeout:g} s") from None
+        except URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise JudgeUnavailable(f"judge: no reply within {self.timeout:g} s") from None
+            raise JudgeUnavailable("judge: no connection") from None
+        except (OSError, HTTPException):
+            raise JudgeUnavailable("judge: connection lost") from None
+
+    def _post(self, body: dict[str, Any]) -> bytes:
+        request = Request(
+            f"{self.base_url}/chat/completions",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        if self._key:
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        return post_json(request, self.timeout)
+
+    def _failure(self, error: HTTPError, said: str) -> Exception:
+        """What a status means for the run."""
+        where = f"judge {self.name}@{self.base_url} answered {error.code}"
+        if error.code in (401, 403):
+            return UserError(f"{where}: it does not take the key in {KEY_VARIABLE}; set another")
+        if error.code == 404:
+            return UserError(f"{where}: no such model or address ({said}); check the spelling")
+        if 300 <= error.code < 400:
+            elsewhere = self._hidden(_origin(error.headers.get("Location", "")))
+            return JudgeUnavailable(
+                f"judge: HTTP {error.code}, a redirect to {elsewhere}, which is never followed; "
+                "give the judge's own address",
+                retryable=False,
+            )
+        if error.code in _RETRYABLE or error.code >= 500:
+            wait = _retry_after(error.headers.get("Retry-After"))
+            return JudgeUnavailable(f"judge: HTTP {error.code}", retry_after=wait)
+        return JudgeUnavailable(f"judge: HTTP {error.code} ({said})", retryable=False)
+
+    def _message(self, error: HTTPError) -> str:
+        """What the server says, without the key, which some of them repeat."""
+        try:
+            text = error.read(_MESSAGE_BYTES).decode("utf-8", "replace")
+        except (OSError, HTTPException):
+            text = ""
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            said = text
+        try:
+            said = said["error"]["message"]
+        except (KeyError, IndexError, TypeError):
+            pass
+        text = said if isinstance(said, str) else _as_text(said)
+        return " ".join(self._hidden(text).split())[:_SHOWN] or "no reason given"
+
+    def _hidden(self, text: str) -> str:
+        """A text without the key, and without half characters that no file could hold."""
+        if len(self._key) >= _SHORTEST_SECRET:
+            for form in (self._key, quote(self._key, safe="")):
+                text = text.replace(form, "***")
+        return _LONE_SURROGATES.sub("\ufffd", text)
+
+    def _adapt(self, said: str, sent: dict[str, float | int]) -> bool:
+        """Change an option that the server names as unsupported; whether to ask again."""
+        if "max_tokens" in sent and "max_completion_tokens" in said:
+            changed = {k: v for k, v in sent.items() if k != "max_tokens"}
+            changed["max_completion_tokens"] = sent["max_tokens"]
+        elif "temperature" in sent and "temperature" in said:
+            changed = {k: v for k, v in sent.items() if k != "temperature"}
+        else:
+            return False
+        self._options = changed
+        return True
+
+
+def _key() -> str:
+    """The key, if there is one.
+
+    Raises:
+        UserError: it holds what a header cannot; the key itself is not shown.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(
+            f"the key in {KEY_VARIABLE} holds a blank, a line break or a letter beyond ASCII, as "
+            "no key does; copy it again"
+        )
+    return key
+
+
+def _checked(base_url: str) -> str:
+    url = base_url.rstrip("/").removesuffix("/chat/completions")
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.scheme in ("http", "https") and parts.hostname)
+        parts.port  # noqa: B018  reading it checks it
+    except ValueError:
+        raise UserError("the judge's address is malformed; see that host and port are") from None
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError(
+            f"the judge's address at {parts.hostname} holds a user name, password, query or "
+            "fragment, which would end up in the record; give the bare address and put the key in "
+            f"{KEY_VARIABLE}"
+        )
+    if not whole or not (url.isascii() and url.isprintable()) or " " in url:
+        raise UserError(f"no address {base_url!r}; give one such as http://localhost:8000/v1")
+    return url
+
+
+def _origin(location: str) -> str:
+    """Scheme and host of an address, without what else it may hold."""
+    try:
+        parts = urlsplit(location)
+        host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+    except ValueError:
+        return "nowhere"
+    return f"{parts.scheme}://{host}"[:_SHOWN] if host else "another path"
+
+
+def _inline(picture: Path) -> str:
+    """The file as a data URI."""
+    kind = mimetypes.guess_type(picture.name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def _text_of(body: bytes) -> str:
+    try:
+        text = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        raise JudgeUnavailable("judge: not a chat completion") from None
+    if isinstance(text, list):  # some servers give a list of parts
+        text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+    return text if isinstance(text, str) else ""  # null: a refusal, or all tokens spent thinking
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return ""
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from the header's two forms, a number or a date."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,0 +1,304 @@
+"""MMMU: college-level questions with up to seven pictures, in 30 subjects (arXiv 2311.16502).
+
+Report on ``validation`` (900 questions, 30 a subject); ``test`` has no answers. Prompts and rules
+are those of lmms-eval 0.7.3, of the official repository and of BAGEL's runner, by variant.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from unigame.errors import UserError
+from unigame.evaluation.base import (
+    Benchmark,
+    DataSource,
+    Item,
+    Loaded,
+    Picture,
+    Prediction,
+    Scored,
+)
+from unigame.evaluation.items import Row, collect, shown
+from unigame.evaluation.source import BadRow, Rows, field, fingerprint, read_rows
+from unigame.evaluation.tasks.mmmu.rules import (
+    choice_correct,
+    lettered,
+    open_correct,
+    parse_choice,
+    parse_open,
+)
+from unigame.reports.metrics import Metric, Unit
+
+DOMAINS: dict[str, tuple[str, ...]] = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in subjects))
+"""Also the configurations of ``MMMU/MMMU``."""
+
+PER_SUBJECT_HUB_ID = "MMMU/MMMU"
+MULTIPLE_CHOICE, OPEN = "multiple-choice", "open"
+
+_REQUIRED = ("id", "question", "options", "answer", "question_type")
+_LETTER = "Answer with the option's letter from the given choices directly."
+_PHRASE = "Answer the question using a single word or phrase."
+_ID = re.compile(r"[^_]+_(.+?)_\d+")
+_MARK = re.compile(r"<image (\d+)>")
+_NO_ANSWER = ("", "?")
+
+
+def build_prompt(question: str, options: Sequence[str], question_type: str, variant: str) -> str:
+    """What the model is asked.
+
+    ``lmms_eval`` puts an empty line before the instruction; ``torchumm`` (TorchUMM and BAGEL) does
+    not, and strips question and options; ``bare`` is the question alone. ``<image 1>`` marks stay.
+    """
+    if variant == "bare":
+        return question
+    choices = question_type == MULTIPLE_CHOICE
+    instruction = _LETTER if choices else _PHRASE
+    listed = lettered(options if choices else ())
+    if variant == "torchumm":
+        lines = [f"{letter}. {text.strip()}" for letter, text in listed.items()]
+        return "\n".join([question.strip(), *lines, instruction])
+    lines = [f"{letter}. {text}" for letter, text in listed.items()]
+    return "\n".join([question, *lines]) + f"\n\n{instruction}"
+
+
+def subject_of(id: str) -> str:
+    """``Art_Theory`` of ``validation_Art_Theory_3``.
+
+    Raises:
+        BadRow: the id is not built like that.
+    """
+    if (found := _ID.fullmatch(id)) is None:
+        raise BadRow("id is not split_Subject_number")
+    return found.group(1)
+
+
+class MMMU(Benchmark):
+    """MMMU. Headline: accuracy over questions (lmms-eval's instance-weighted mean over subjects).
+
+    Parser variants: ``official`` and ``lmms_eval`` differ in multiple choice only; a reply that
+    they cannot read becomes a random letter, drawn per question and counted as unparsed. ``bagel``
+    takes the first character or the first option text contained, and draws nothing; ``text`` (ours)
+    takes a letter or the words of exactly one option.
+    """
+
+    name = "mmmu"
+    title = "MMMU"
+    group = "understanding"
+    task = "answer"
+    prompt_variants = ("lmms_eval", "torchumm", "bare")
+    parser_variants = ("lmms_eval", "official", "bagel", "text")
+    max_new_tokens = 128
+    stop = ("\n\n",)
+
+    def load(self, source: DataSource, limit: int | None = None) -> Loaded:
+        """Read the questions.
+
+        A local folder holds one folder per subject (``Art/validation-*.parquet``), as
+        ``MMMU/MMMU`` does, or all subjects in one set, as ``lmms-lab/MMMU`` does. From the Hub the
+        latter is the default; ``hub_id="MMMU/MMMU"`` reads all 30 configurations, or the one that
+        ``config`` names. A question is shown the pictures whose marks occur in it or its options.
+
+        Raises:
+            UserError: no data, another layout, or a split without answers.
+        """
+        parts = _parts(source)
+        info, rows = parts[0].info, [row for part in parts for row in part.rows]
+        if all(row.get("answer") in (None, *_NO_ANSWER) for row in rows):
+            raise UserError(
+                f"{info.id}, split {info.split!r}, has no answers to compare with (MMMU's test "
+                "answers are not public); use --split validation"
+            )
+        if len(parts) > 1:
+            info = replace(info, config="all subjects")
+        to_item = partial(self._item, root=parts[0].root)
+        items, skips = collect(rows, to_item, where=str(parts[0].root or info.id), limit=limit)
+        return Loaded(items, replace(info, fingerprint=fingerprint(items)), skips)
+
+    def _item(self, row: Row, root: Path | None) -> Item:
+        id, question = field(row, "id", str), field(row, "question", str)
+        kind = field(row, "question_type", str)
+        if kind not in (MULTIPLE_CHOICE, OPEN):
+            raise BadRow(f"question_type is neither {MULTIPLE_CHOICE} nor {OPEN}")
+        options = _read_list(field(row, "options", str | list))
+        if options is None:
+            raise BadRow("options is not a list of strings")
+        answer = _answer(row, options if kind == MULTIPLE_CHOICE else None)
+        return Item(
+            id=id,
+            prompt=build_prompt(question, options, kind, self.prompt),
+            pictures=_pictures(row, [question, *options], root),
+            reference={
+                "question_type": kind,
+                "options": options if kind == MULTIPLE_CHOICE else [],
+                "answer": answer,
+                "subject": subject_of(id),
+            },
+        )
+
+    def score(
+        self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path
+    ) -> Scored:
+        """Accuracy; in the details also per domain, per subject and per kind of question."""
+        units: list[Unit] = []
+        unparsed: list[str] = []
+        drawn, kinds = 0, []
+        for item in items:
+            prediction = predictions.get(item.id)
+            if prediction is None or prediction.error:
+                continue
+            right, parsed, random = self.mark(item, prediction.text)
+            units.append(Unit(item.id, (float(right),), group=item.reference["subject"]))
+            kinds.append((item.reference["question_type"], right))
+            drawn += random
+            if not parsed:
+                unparsed.append(item.id)
+        details = summarise((unit.group, bool(unit.counts[0])) for unit in units)
+        details["question_types"] = _shares(kinds)
+        details["random_letters"] = drawn
+        details["several_pictures"] = sum(len(item.pictures) > 1 for item in items)
+        subjects = {item.reference["subject"] for item in items}
+        warnings = []
+        if missing := len(set(SUBJECTS) - subjects):
+            warnings.append(f"{missing} of MMMU's {len(SUBJECTS)} subjects were not asked about")
+        return Scored(
+            metrics=[Metric("accuracy", "accuracy", tuple(units))],
+            unparsed=unparsed,
+            details=details,
+            warnings=warnings,
+        )
+
+    def mark(self, item: Item, reply: str) -> tuple[bool, bool, bool]:
+        """Whether a reply is right, whether it could be read, and whether its letter was drawn."""
+        gold = item.reference["answer"]
+        if item.reference["question_type"] == OPEN:
+            # The official answers to open questions are lists; lmms-eval takes the text of the data
+            # as it stands, so that what looks like a list is matched by nothing.
+            if isinstance(gold, str) and self.parser != "lmms_eval":
+                gold = _read_list(gold) or gold
+            return open_correct(gold, parse_open(reply)), bool(reply.strip()), False
+        choice = parse_choice(reply, item.reference["options"], self.parser, item.id)
+        return choice_correct(gold, choice.letter), choice.parsed, choice.random
+
+
+def summarise(outcomes: Iterable[tuple[str, bool]]) -> dict[str, Any]:
+    """Shares of right answers, 0 to 1 and rounded to 5 places as lmms-eval prints them.
+
+    Args:
+        outcomes: subject and whether the answer was right, of every question.
+
+    Returns:
+        ``overall_acc`` (the mean over all questions) and, each with ``acc`` and ``num``,
+        ``domains`` and ``subjects``.
+    """
+    known = list(outcomes)
+    domain = {subject: name for name, subjects in DOMAINS.items() for subject in subjects}
+    overall = _shares(("all", right) for _, right in known)
+    return {
+        "overall_acc": overall["all"]["acc"] if known else 0.0,
+        "domains": _shares((domain.get(subject, "other"), right) for subject, right in known),
+        "subjects": _shares(known),
+    }
+
+
+def _shares(outcomes: Iterable[tuple[str, bool]]) -> dict[str, dict[str, float | int]]:
+    groups: dict[str, list[bool]] = {}
+    for group, right in outcomes:
+        groups.setdefault(group, []).append(right)
+    return {
+        group: {"acc": round(sum(rights) / len(rights), 5), "num": len(rights)}
+        for group, rights in groups.items()
+    }
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _parts(source: DataSource) -> list[Rows]:
+    """The one set, or one for each subject."""
+    if source.root is not None:
+        root = source.root.expanduser()
+        configs = [subject for subject in SUBJECTS if (root / subject).is_dir()]
+    else:
+        configs = list(SUBJECTS) if source.hub_id == PER_SUBJECT_HUB_ID else []
+        if configs and source.config not in (None, *SUBJECTS):
+            raise UserError(
+                f"{PER_SUBJECT_HUB_ID} has no configuration {source.config!r}; its configurations "
+                f"are the subjects: {', '.join(SUBJECTS)}"
+            )
+    chosen = [source.config] if source.config is not None or not configs else configs
+    return [
+        read_rows(
+            source,
+            hub_id="lmms-lab/MMMU",
+            config=config,
+            split="validation",
+            required=_REQUIRED,
+        )
+        for config in chosen
+    ]
+
+
+def _read_list(value: str | list[Any]) -> list[str] | None:
+    """A list of strings, stored as the text of a Python list or, in json, as a list; else None."""
+    read: Any = value
+    if isinstance(value, str):
+        try:
+            read = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    strings = isinstance(read, list) and all(isinstance(text, str) for text in read)
+    return read if strings else None
+
+
+def _answer(row: Row, options: Sequence[str] | None) -> str | list[str]:
+    """The answer, or several; letters where there are options.
+
+    Raises:
+        BadRow: no answer, or not of these options.
+    """
+    answer = field(row, "answer", str | list)
+    if answer in _NO_ANSWER:
+        raise BadRow("no answer")
+    answers = [answer] if isinstance(answer, str) else _read_list(answer)
+    if not answers:
+        raise BadRow("answer is not a list of strings")
+    if options is not None:
+        if not 2 <= len(options) <= 26:
+            raise BadRow("options are not 2 to 26")
+        if not set(answers) <= lettered(options).keys():
+            raise BadRow("answer is not the letter of an option")
+    return answer
+
+
+def _pictures(row: Row, texts: Sequence[str], root: Path | None) -> tuple[Picture, ...]:
+    """The pictures whose marks occur in the question or its options, by number."""
+    numbers = {int(number) for text in texts for number in _MARK.findall(text)}
+    return tuple(shown(row, root, f"image_{number}") for number in sorted(numbers))

@@ -1,0 +1,1 @@
+"""Training methods: what each adds to a step of fine-tuning."""

@@ -1,0 +1,1 @@
+"""Rules of settings, and YAML whose words stay words."""

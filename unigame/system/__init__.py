@@ -1,0 +1,1 @@
+"""What the machine and the terminal need: output, signals, threads, folders, stray text."""
