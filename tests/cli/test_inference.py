@@ -75,3 +75,20 @@ def test_no_picture_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "no.png", tmp_path, tmp_path / "a\0b.png", tmp_path / ("n" * 300)):
         with pytest.raises(UserError, match="no picture at .*"):
             read_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("what " * 300, "too many tokens"), ("a <image_placeholder>", "'<image_placeholder>' in it")],
+)
+def test_a_text_that_the_model_cannot_take_is_one_line(tmp_path, capsys, text, named):
+    """Beyond its 256 positions janus-nano answered and drew nonsense, with exit code 0."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes(png(RED))
+    for command in (["answer", str(picture), text], ["generate", text]):
+        output = ["--output", str(tmp_path / "g.png")] if command[0] == "generate" else []
+        assert main([*command, *output]) == 2
+        said = capsys.readouterr()
+        assert named in said.err
+        assert said.err.count("\n") == 1
+    assert not (tmp_path / "g.png").exists()

@@ -3,6 +3,7 @@
 import ast
 import io
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,22 @@ def test_no_other_module_opens_pictures():
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "PIL.Image.open")
     }
     assert opening == {"data/images.py"}
+
+
+def test_a_large_picture_is_one_reason_and_no_warning(monkeypatch):
+    """Between its two limits Pillow only warns: two lines on stderr beside our one."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr("unigame.data.images.MAX_PIXELS", 100)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(CorruptImage, match="15 x 10 pixels, more than 100"):
+            decode_image(saved(Image.new("RGB", (15, 10), RED)))
+    assert not warned
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>"])
+def test_why_a_file_is_no_picture_is_the_same_in_every_run(data):
+    with pytest.raises(CorruptImage) as caught:
+        decode_image(data)
+    assert "BytesIO" not in caught.value.detail
+    assert "kind of picture" in caught.value.detail

@@ -252,3 +252,8 @@ def test_json_that_no_one_can_read_costs_its_sample(tmp_path):
 def test_a_brace_pattern_that_names_too_much_is_refused_at_once(tmp_path, braces):
     with pytest.raises(UserError, match="more than 100000 tars"):
         WebDataset(f"{tmp_path}/x-{braces}.tar")
+
+
+def test_a_name_that_no_file_can_have_is_one_line():
+    with pytest.raises(UserError, match="cannot be looked up: File name too long"):
+        WebDataset("{" * 2000)

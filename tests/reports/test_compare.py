@@ -404,6 +404,8 @@ def test_a_benchmark_or_metric_that_occurs_twice_is_refused(tmp_path):
         (("value",), 99.0, "value = 99"),
         (("low",), 97.0, "from 97 to"),
         (("high",), 0.0, "to 0"),
+        (("low",), -5.0, "beyond its scale"),
+        (("high",), 1000.0, "beyond its scale"),
         (("n",), 61, "n = 61 and 60 scores"),
         (("n",), -1, "n = -1"),
         (("n",), True, "n = True"),

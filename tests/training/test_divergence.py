@@ -140,3 +140,19 @@ def test_impossible_settings_leave_no_broken_adapter(
         ).train()
     for path in tmp_path.rglob("*.safetensors"):
         assert all(bool(torch.isfinite(weight).all()) for weight in load_file(path).values())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_learning_rate_that_breaks_u_leaves_the_adapter_of_before(
+    tiny_path: Path, tmp_path: Path, steps: int
+) -> None:
+    trainer = make_trainer(
+        tiny_path, tmp_path, learning_rate=1e30, challenge_every=0, max_steps=steps
+    )
+    start = lora_weights(trainer)
+    with pytest.raises(Diverged, match=r"last_finite \(step 0\)"):
+        trainer.train()
+    kept = load_file(tmp_path / "last_finite" / "adapter_model.safetensors")
+    assert kept and all(float(weight.abs().max()) < 1 for weight in kept.values())
+    assert all(torch.equal(w, start[n]) for n, w in lora_weights(trainer).items())
+    assert not list(tmp_path.glob("adapter_model.safetensors"))

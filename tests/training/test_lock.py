@@ -96,3 +96,5 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/run"):
         FolderLock(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match="output_dir='.*cannot be written .*too long"):
+        FolderLock(tmp_path / ("a" * 300))

@@ -104,6 +104,8 @@ def test_a_switch_is_true_or_false(recipe: Path, name: str) -> None:
         ("beta", ".inf"),
         ("anchor", ".inf"),
         ("learning_rate", ".inf"),
+        ("learning_rate", "1e38"),  # Adam's step would not fit into float32
+        ("perturber_learning_rate", "1e38"),
         ("perturber_width", "1000000000"),
         ("perturber_depth", "1000000000"),
         ("num_candidates", "1000000000"),

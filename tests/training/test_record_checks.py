@@ -18,6 +18,7 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.data import VQA, Mixture
 from unigame.errors import UserError
+from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.record_checks import DataCheck, RecordCheck
 
 PLACEHOLDER = "<image_placeholder>"
@@ -54,6 +55,11 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"image": "pictures/a.png"}, "str"),
     ({"image": [[0, 1], [2, 3]]}, "list"),
     ({"image": None}, "no image"),
+    ({"image": Image.new("F", (8, 8))}, "no picture that can be shown"),
+    ({"image": Image.new("L", (0, 5))}, "no picture that can be shown"),
+    ({"question": "what colour \ud83d"}, "half a letter"),
+    ({"answer": "\udcff"}, "half a letter"),
+    ({"caption": "red \ud800"}, "half a letter"),
     ({"answer": "  "}, "without an answer"),
     ({"answer": "red " * 600}, "too many tokens"),
     ({"question": "what " * 600}, "too many tokens"),
@@ -224,3 +230,18 @@ def test_max_length_is_a_filter_that_was_asked_for(tmp_path: Path) -> None:
 def test_an_impossible_max_length_is_refused(value: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"max_length.*{value}"):
         make_trainer(shared_tiny_janus(), tmp_path, list(rows_with({})), max_length=value).train()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "named"),
+    [
+        ([], "has 0 rows"),
+        ({"image": None, "question": "q", "answer": "a"}, "one dict"),
+        ("train.json", "one str"),
+        (Path("train.json"), "Path"),
+        ((row for row in Records(4).items), "generator without a length"),
+    ],
+)
+def test_what_is_no_dataset_is_named_before_the_model(tmp_path, dataset, named):
+    with pytest.raises(UserError, match=named):
+        UniGameTrainer("no-model", UniGameConfig(output_dir=str(tmp_path)), train_dataset=dataset)

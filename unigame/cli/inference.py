@@ -48,6 +48,7 @@ def generate(
         raise UserError("the prompt is empty; say what to draw, in quotes")
     paths = _picture_paths(output, num_images)
     backbone = _load(model, adapter, dtype)
+    _require_fitting(backbone, "prompt", {"caption": prompt})
     _warn_of_unknown_words(prompt, model)
     from unigame.backbones.common.seeded import draw_seeded
 
@@ -92,6 +93,7 @@ def answer(
         raise UserError("the question is empty; ask something about the picture, in quotes")
     picture = read_picture(image)
     backbone = _load(model, adapter, dtype)
+    _require_fitting(backbone, "question", {"question": question, "answer": "a"})
     _warn_of_unknown_words(question, model)
     images_13SS = backbone.preprocess([picture]).to(backbone.device)
     reply = backbone.answer(images_13SS, [question], max_new_tokens=max_new_tokens)[0]
@@ -133,6 +135,15 @@ def _load(model: str, adapter: str | None, dtype: Dtype) -> Backbone:
     from unigame.backbones import load_backbone
 
     return load_backbone(model, dtype=dtype, adapter=adapter)
+
+
+def _require_fitting(backbone: Backbone, name: str, texts: dict[str, str]) -> None:
+    """Beyond its positions a model answers nonsense and says nothing; as in training."""
+    found = backbone.text_rules.problem(texts) if backbone.text_rules else None
+    if found is not None:
+        # Rules speak of a record's fields; here there is one text.
+        reason = found[0].replace("in its caption", "in it").replace("in its question", "in it")
+        raise UserError(f"the {name} cannot be used: {reason}; {found[1]}")
 
 
 def _warn_of_unknown_words(text: str, model: str) -> None:

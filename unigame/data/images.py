@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MISSING = "missing image"
 CORRUPT = "corrupt image"
@@ -92,8 +93,15 @@ def decode_image(data: bytes) -> Image.Image:
             a defined way to 8-bit RGB (floating-point TIFF).
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings():
+            # upright_rgb refuses what Pillow only warns of.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        with image:
             return upright_rgb(image)
+    except UnidentifiedImageError as error:
+        # Pillow's own words hold the address of a buffer, other ones in each run.
+        raise CorruptImage("", CORRUPT, "no kind of picture that Pillow knows") from error
     except DECODE_ERRORS as error:
         detail = str(error) or type(error).__name__
         raise CorruptImage("", CORRUPT, detail) from error

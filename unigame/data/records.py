@@ -83,9 +83,12 @@ def load_rows(
     while all(isinstance(row, SkippedRow) for row in rows):
         tries += 1
         if tries > min(max_tries, len(dataset)):
+            last = rows[-1]
+            assert isinstance(last, SkippedRow)
             raise UserError(
-                f"{len(rows)} rows in a row have unreadable images, the last: {rows[-1]}; check "
-                "the image folder, or run the reader with verify: decode to drop such rows first"
+                f"{len(rows)} rows in a row have unreadable images, the last: row {last.id!r} "
+                f"({last.reason}: {last.detail}); check the image folder, or run the reader with "
+                "verify: decode to drop such rows first"
             )
         following = (following + 1) % len(dataset)
         rows.append(load_record_or_skip(dataset, following))

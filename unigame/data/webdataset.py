@@ -112,6 +112,13 @@ def expand_shards(path: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _expand_one(pattern: str) -> list[Path]:
+    try:
+        return _found_by(pattern)
+    except OSError as error:  # a name that is too long, or a folder that is closed
+        raise UserError(f"path: {pattern:.200} cannot be looked up: {error.strerror}") from None
+
+
+def _found_by(pattern: str) -> list[Path]:
     if Path(pattern).is_dir():
         pattern = f"{glob.escape(pattern)}/*.tar"
     if Path(pattern).is_file():

@@ -50,6 +50,13 @@ def check_metric(metric: Metric, figure: Estimate, where: str) -> None:
             f"{where} has value = {figure.value:g} in an interval from {figure.low:g} to "
             f"{figure.high:g}: it contradicts itself; {AGAIN}"
         )
+    # Of scores between 0 and 1 every resample gives a figure on the metric's scale.
+    shares = all(0 <= count <= 1 for unit in metric.units for count in unit.counts)
+    if shares and not -slack <= figure.low <= figure.high <= metric.scale + slack:
+        raise UserError(
+            f"{where} has an interval from {figure.low:g} to {figure.high:g}, beyond its scale of "
+            f"0 to {metric.scale:g}: it contradicts itself; {AGAIN}"
+        )
     if figure.n is not None and figure.n != len(metric.units):
         raise UserError(
             f"{where} has n = {figure.n!r} and {len(metric.units)} scores: it contradicts itself; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -29,6 +31,28 @@ class EpochOfData(TrainerCallback):
         if hasattr(self.dataset, "set_epoch"):
             # A resumed run begins within its epoch; a finished one may end a rounding below 1.
             self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+def require_rows(dataset: Any) -> None:
+    """Refuse what no loader can count or draw rows from; None is left to the Trainer.
+
+    Raises:
+        UserError: no rows, a single record, a path, or an iterator without a length.
+    """
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping | str | bytes | Path):
+        raise UserError(
+            f"train_dataset is one {kind}; give a list of records, or build_dataset([...]) of files"
+        )
+    if hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+        raise UserError(
+            f"train_dataset is a {kind} without a length; make a list of it, or a torch "
+            "IterableDataset"
+        )
+    if hasattr(dataset, "__len__") and not len(dataset):
+        raise UserError(f"train_dataset ({kind}) has 0 rows; give at least one")
 
 
 def require_map_style(dataset: Any, world_size: int) -> None:

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from unigame.errors import UserError
 from unigame.system.signals import StopRequest
+
+
+RATES = {"U": "learning_rate", "C": "perturber_learning_rate"}
 
 
 class Diverged(UserError):
@@ -55,6 +58,7 @@ class StepGuard(TrainerCallback, ExportableState):
         self.loss_sum, self.counted = 0.0, 0
         self._loss: Tensor | None = None  # of this step so far, in float64
         self._norm = 0.0
+        self._before: list[Tensor] = []  # U's weights before its latest update, on the CPU
 
     NOTHING: ClassVar[dict[str, Any]] = {
         "args": {},
@@ -105,6 +109,16 @@ class StepGuard(TrainerCallback, ExportableState):
         self.loss_sum += total / self.processes
         self.counted += 1
         self.stopping = asked > 0
+        self._before = [weight.detach().cpu().clone() for weight in _moving(kwargs.get("model"))]
+
+    def undo_last_update(self, model: nn.Module) -> bool:
+        """Give U the weights from before its latest update; False where there was none."""
+        if not self._before:
+            return False
+        with torch.no_grad():
+            for weight, before in zip(_moving(model), self._before, strict=True):
+                weight.copy_(before)
+        return True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asked to end: write a checkpoint of this step and leave, without evaluating first."""
@@ -138,19 +152,26 @@ class StepGuard(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"loss_sum": self.loss_sum, "counted": self.counted}}
 
 
+def _moving(model: nn.Module | None) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad] if model else []
+
+
 def require_finite(named: Any, what: str) -> None:
-    """Refuse to keep weights that are not finite.
+    """Refuse to keep weights that are not finite, or so large that nothing made of them is.
+
+    Judged by the sum of squares in float32: it overflows where a weight is above 1e19.
 
     Args:
         named: pairs of name and tensor.
-        what: whose they are, for the message.
+        what: whose they are, "U" or "C".
 
     Raises:
         Diverged: naming the first such tensor.
     """
     for name, weight in named:
-        if not bool(torch.isfinite(weight.detach()).all()):
+        if not bool(torch.isfinite(weight.detach().float().square().sum())):
+            largest = float(weight.detach().abs().max())
             raise Diverged(
-                f"{what}'s weight {name} is not finite; lower its learning rate, and go on from a "
-                "checkpoint of before"
+                f"{what}'s weight {name} is not finite or too large (up to {largest:.3g}); lower "
+                f"{RATES[what]}, and go on from a checkpoint of before"
             )

@@ -41,12 +41,13 @@ class FolderLock:
     def __init__(self, output_dir: str | Path) -> None:
         self.folder = Path(output_dir)
         self.path = self.folder / LOCK_FILE
+        self._made = False
         self._name = os.path.realpath(self.folder)
         self._file = -1
         if self._name in self._held:
             raise self._refused(_whose(os.getpid()))
         try:
-            self._made = not self.folder.exists()
+            self._made = not self.folder.exists()  # an error for a name that is too long
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock()
         except OSError as error:

@@ -87,12 +87,26 @@ class RecordCheck:
                     f"{field} of type {type(value).__name__}",
                     f"{field}={value!r:.60} is no text; turn it into one, or leave it out",
                 )
+            if value and (half := _lone_surrogate(value)):
+                return Problem(
+                    f"{field} with half a letter",
+                    f"it holds the lone surrogate \\u{ord(half):04x}, which no tokenizer takes; "
+                    "decode the text as UTF-8 again",
+                )
         texts = {field: (record.get(field) or "").strip() for field in TEXTS}
         return _half_problem(texts, self.needs_caption) or self._layout_problem(texts)
 
     def _layout_problem(self, texts: dict[str, str]) -> Problem | None:
         found = self.rules.problem(texts, max_length=self.max_length) if self.rules else None
         return None if found is None else Problem(*found)
+
+
+def _lone_surrogate(text: str) -> str | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
 
 
 def _half_problem(texts: Mapping[str, str], needs_caption: bool) -> Problem | None:
@@ -120,6 +134,11 @@ def _picture_problem(image: Any, decode: bool) -> Problem | None:
         return Problem(
             f"image of type {type(image).__name__}",
             f"image={image!r:.60} is no PIL picture; open it with PIL.Image.open",
+        )
+    if image.mode == "F" or not image.width * image.height:
+        return Problem(
+            "no picture that can be shown",
+            f"it is {image.width} x {image.height} pixels of mode {image.mode}; give 8-bit RGB",
         )
     try:
         if decode:

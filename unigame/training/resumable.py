@@ -91,7 +91,9 @@ class ResumableTrainer(Trainer):
 
     def _train(self, folder: str | None, **kwargs: Any) -> Any:
         try:
-            return super().train(resume_from_checkpoint=folder, **kwargs)
+            output = super().train(resume_from_checkpoint=folder, **kwargs)
+            require_finite(self._weights_of_u(), "U")  # no step comes after the last update
+            return output
         except EvaluationCut:  # that of eval_on_start: there is no step to keep
             return None
         except Diverged as error:
@@ -169,10 +171,16 @@ class ResumableTrainer(Trainer):
         """Save the players as they were before the step that diverged; say what there is."""
         folder = Path(self.args.output_dir) / run_folder.LAST_FINITE
         kept = [str(path) for path in run_folder.checkpoints(self.args.output_dir)[:1]]
+        step = self.state.global_step
         try:
-            require_finite(self._weights_of_u(), "U")
+            try:
+                require_finite(self._weights_of_u(), "U")
+            except Diverged:  # the latest update broke them: those before it gave a finite loss
+                if not self.guard.undo_last_update(self.model):
+                    raise
+                step -= 1
             self._write(folder)
-            kept.append(f"{folder} (step {self.state.global_step})")
+            kept.append(f"{folder} (step {step})")
         except UserError as error:  # not finite either, or the disk is full
             logger.warning("%s was not written: %s", folder, error)
         return f"kept: {', '.join(kept)}" if kept else "there is no checkpoint of before"

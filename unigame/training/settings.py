@@ -59,6 +59,7 @@ TRACKERS = (
 LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 _POSITIVE = Number(low=0, above=True)
 _WEIGHT = Number(low=0)
+_RATE = Number(low=0, high=1e30)  # Adam divides it by 1 - beta, which float32 has to hold
 _COUNT = Whole(low=1, high=MOST)
 _COUNT_OR_NONE = Whole(low=1, high=MOST, optional=True)
 _TEXT_OR_NONE = Text(optional=True)
@@ -105,7 +106,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "loss_reduction": Text(choices=("sample", "token")),
     },
     "Player U (LoRA)": {
-        "learning_rate": _WEIGHT,
+        "learning_rate": _RATE,
         "lr_scheduler_type": Text(
             choices=tuple(kind.value for kind in SchedulerType), help="U's schedule."
         ),
@@ -123,7 +124,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "train_parts": Many(commas=True, least=1, optional=True),
     },
     "Player C (perturber)": {
-        "perturber_learning_rate": _WEIGHT,
+        "perturber_learning_rate": _RATE,
         "perturber_weight_decay": _WEIGHT,
         "perturber_lr_scheduler_type": Text(choices=SCHEDULES),
         "perturber_warmup_steps": Whole(low=0, high=MOST),

@@ -57,7 +57,7 @@ from unigame.training.batches import (
 from unigame.training.captions import MadeCaptions
 from unigame.training.collator import GameCollator
 from unigame.training.config import UniGameConfig
-from unigame.training.epochs import EpochOfData, require_map_style
+from unigame.training.epochs import EpochOfData, require_map_style, require_rows
 from unigame.training.floor_check import FloorCheck
 from unigame.training.game_state import CodeCache, GameState
 from unigame.training.health import ReplayTally, Watch, require_work
@@ -104,6 +104,7 @@ class UniGameTrainer(ResumableTrainer):
         args = args or UniGameConfig(output_dir="runs/unigame")
         if not isinstance(args, UniGameConfig):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
+        require_rows(train_dataset)
         require_map_style(train_dataset, args.world_size)
         require_work(args, train_dataset)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun

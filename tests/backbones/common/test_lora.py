@@ -64,6 +64,21 @@ def test_impossible_targets_are_named() -> None:
         tiny_backbone().add_lora(peft.LoraConfig(target_modules=".*nothing"))
 
 
+@pytest.mark.parametrize("chosen", [[1], 1])
+def test_only_the_named_layers_learn(chosen: list[int] | int, tmp_path: Path) -> None:
+    backbone = tiny_backbone().add_lora(peft.LoraConfig(r=4, layers_to_transform=chosen))
+    assert {name.split(".")[1] for name in adapted_layers(backbone)} == {"1"}
+    backbone.save_pretrained(tmp_path)
+    tiny_backbone().load_adapter(tmp_path)  # PEFT reads its settings again
+
+
+def test_a_layer_or_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="does not fit the model"):
+        tiny_backbone().add_lora(peft.LoraConfig(layers_to_transform=[999]))
+    with pytest.raises(UserError, match=r"modules_to_save.*no module 'nothing'"):
+        tiny_backbone().add_lora(peft.LoraConfig(modules_to_save=["nothing"]))
+
+
 def test_the_users_settings_are_not_changed() -> None:
     config = peft.LoraConfig(r=4, target_modules=["q_proj"])
     tiny_backbone().add_lora(config)

@@ -61,8 +61,24 @@ def language_model_lora(
                 f"LoRA target {name!r} is no linear layer of the language model; "
                 f"choose from {', '.join(targets)}"
             )
-    config.target_modules = rf"(?:.*\.)?{prefix}\..*\.(?:{'|'.join(sorted(wanted))})"
+    inside = _inside(config, prefix)
+    config.target_modules = rf"(?:.*\.)?{inside}\..*\.(?:{'|'.join(sorted(wanted))})"
     return config
+
+
+def _inside(config: peft.LoraConfig, prefix: str) -> str:
+    """Where the targets are: in the language model, or in its ``layers_to_transform``.
+
+    These are taken out of ``config``: beside a pattern PEFT passes over them, so that every layer
+    would learn, and then refuses to read the adapter that it wrote.
+    """
+    chosen, lists = config.layers_to_transform, config.layers_pattern or ["layers"]
+    if chosen is None:
+        return prefix
+    config.layers_to_transform = config.layers_pattern = None
+    numbers = "|".join(str(number) for number in ([chosen] if isinstance(chosen, int) else chosen))
+    names = "|".join([lists] if isinstance(lists, str) else lists)
+    return rf"{prefix}\.(?:.*\.)?(?:{names})\.(?:{numbers})"
 
 
 def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftModel:
@@ -72,6 +88,7 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
         UserError: the settings put LoRA outside the language model, or nowhere.
     """
     model.requires_grad_(False)
+    _require_modules_to_save(model, config)
     try:
         wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
@@ -86,6 +103,17 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
                 f"frozen; let the pattern start with '.*{prefix}'"
             )
     return wrapped
+
+
+def _require_modules_to_save(model: nn.Module, config: peft.LoraConfig) -> None:
+    """PEFT says nothing of a name in ``modules_to_save`` that no module ends with."""
+    names = [name for name, _ in model.named_modules()]
+    for wanted in config.modules_to_save or []:
+        if not any(name.endswith(wanted) for name in names):
+            raise UserError(
+                f"LoRA modules_to_save={config.modules_to_save!r}: the model has no module "
+                f"{wanted!r}; correct the name, or leave it out"
+            )
 
 
 @contextmanager
