@@ -23,10 +23,11 @@ demo: $(VENV)/.runtime ## post-train the bundled model by self-play and print th
 test: $(VENV)/.dev ## run every test (minutes on 2 cores, no network)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-lint: $(VENV)/.dev ## style, formatting and types, changing nothing
+lint: $(VENV)/.dev ## style, formatting, types and directions of imports, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev ## mend style and formatting in place
 	$(BIN)/ruff check --fix .
@@ -36,7 +37,7 @@ bench: $(VENV)/.runtime ## time a UniGame step against an SFT step on this machi
 	$(BIN)/python benchmarks/step_cost.py --json runs/bench/step_cost.json $(ARGS)
 
 clean: ## remove caches and builds (keeps .venv and runs/)
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

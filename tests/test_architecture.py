@@ -1,69 +1,75 @@
-"""Imports run downward only; the rules are those of CONTRIBUTING.md."""
+"""No detour around the contracts of ``[tool.importlinter]`` in pyproject.toml.
 
-import ast
-from pathlib import Path
+`lint-imports` checks them on every import statement. It cannot see through the names that
+``unigame`` and ``unigame.backbones`` load on first use, nor a module that is named as text.
+"""
+
+from __future__ import annotations
+
+import tomllib
 
 import pytest
 
 import unigame
+import unigame.backbones
+from tests.imports import PACKAGE, files_of, imports_of, package_of, within
 
-PACKAGE = Path(unigame.__file__).parent
-
-LOW = ("backbones", "data", "synthetic")
-HIGH = ("training", "evaluation", "reports", "cli", "demo")
-# part of the package -> what no file in it may import, at any depth of its code
-FORBIDDEN = {
-    "methods": [f"unigame.{part}" for part in (*LOW, *HIGH)],
-    **{part: [f"unigame.{high}" for high in HIGH] for part in LOW},
-    "training": ["unigame.cli", "unigame.cli", "unigame.demo.run", "unigame.reports"],
-    "evaluation": ["unigame.cli", "unigame.cli", "unigame.demo.run"],
-    "reports": ["torch", "transformers", *(f"unigame.{p}" for p in ("methods", *LOW, "training"))],
+SETTINGS = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRACTS = [
+    contract
+    for contract in SETTINGS["tool"]["importlinter"]["contracts"]
+    if contract["type"] == "forbidden"
+]
+# A name that loads on first use -> the module that it comes from.
+LAZY = {
+    **{f"unigame.{name}": home for name, home in unigame._HOME.items()},
+    **{
+        f"unigame.backbones.{name}": f"unigame.backbones.{home}"
+        for name, home in unigame.backbones._HOME.items()
+    },
 }
 
 
-def imported_modules(source: str, package: str) -> set[str]:
-    """Full names of what a file of ``package`` imports, without what ``TYPE_CHECKING`` guards."""
-    tree = ast.parse(source)
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    names = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: -(node.level - 1) or None] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return names
+def detours(source: str, package: str, forbidden: tuple[str, ...]) -> list[str]:
+    """What a file of ``package`` imports of ``forbidden`` by a lazy name or as text."""
+    return [
+        item.module
+        for item in imports_of(source, package)
+        if (item.as_text or item.module in LAZY)
+        and within(LAZY.get(item.module, item.module), forbidden)
+    ]
 
 
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_imports_run_downward(part):
-    files = sorted((PACKAGE / part).rglob("*.py"))
-    assert files, f"unigame/{part} has no files: the rule would check nothing"
-    for file in files:
-        package = ".".join(["unigame", *file.relative_to(PACKAGE).parent.parts])
-        for name in imported_modules(file.read_text(), package):
-            for banned in FORBIDDEN[part]:
-                assert name != banned and not name.startswith(f"{banned}."), (
-                    f"{file.relative_to(PACKAGE)} imports {name}"
-                )
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract["id"])
+def test_no_detour(contract):
+    forbidden = tuple(contract["forbidden_modules"])
+    for module in contract["source_modules"]:
+        for file in files_of(module):
+            found = detours(file.read_text(encoding="utf-8"), package_of(file), forbidden)
+            assert not found, f"{file.relative_to(PACKAGE)} imports {found}"
 
 
-def test_the_walk_sees_lazy_imports_and_skips_typing_ones():
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from unigame import UniGameTrainer",
+        "from .. import UniGameTrainer",
+        "import importlib\nimportlib.import_module('unigame.training.trainer')",
+        "def f():\n    __import__('unigame.training')",
+    ],
+)
+def test_the_walk_sees_detours(source):
+    assert detours(source, "unigame.methods", ("unigame.training",))
+
+
+def test_the_walk_follows_the_names_of_the_backbones():
+    source = "from unigame.backbones import load_backbone"
+    assert detours(source, "unigame.methods", ("unigame.backbones.loading",))
+
+
+def test_the_walk_lets_harmless_imports_pass():
     source = (
-        "from typing import TYPE_CHECKING\n"
-        "if TYPE_CHECKING:\n    import torch\n"
-        "def f():\n    from unigame.training import trainer\n    from ..cli import main\n"
+        "from typing import TYPE_CHECKING\nimport torch\nfrom unigame import UserError\n"
+        "from ..world import Scene\nif TYPE_CHECKING:\n    from unigame import UniGameTrainer\n"
     )
-    names = imported_modules(source, "unigame.synthetic.pretrain")
-    assert {"unigame.training", "unigame.training.trainer"} <= names
-    assert "unigame.synthetic.cli.main" in names
-    assert "torch" not in names
+    assert not detours(source, "unigame.synthetic.pretrain", ("unigame.training",))

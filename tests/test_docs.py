@@ -8,11 +8,20 @@ import pytest
 import unigame
 
 ROOT = Path(unigame.__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+FOLDERS = sorted(file for file in ROOT.glob("unigame/**/README.md") if "recipes" not in file.parts)
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("unigame/**/README.md"),
+    ]
+)
 
 
 def test_the_pages_are_found():
     assert {"README.md", "method.md", "index.md"} <= {page.name for page in PAGES}
+    assert len(FOLDERS) > 10
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -20,6 +29,14 @@ def test_relative_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", FOLDERS, ids=lambda page: page.parent.name)
+def test_a_folders_page_has_a_line_for_each_file(page):
+    named = set(re.findall(r"^\| `([\w./]+)` \|", page.read_text(encoding="utf-8"), flags=re.M))
+    files = {file.name for file in page.parent.glob("*.py")} - {"__init__.py"}
+    folders = {f"{file.parent.name}/" for file in page.parent.glob("*/__init__.py")}
+    assert named == files | folders
 
 
 def rows_of_the_symbol_table():

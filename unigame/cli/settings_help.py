@@ -1,6 +1,6 @@
 """``unigame train RECIPE --help``: every setting in groups, its value now, and what it takes.
 
-It prints the tables that check the values: ``training/settings.py``, ``backbones/lora_settings.py``
+It prints the tables that check the values: ``training/settings.py``, ``common/lora_settings.py``
 and ``data/settings.py``.
 """
 

@@ -1,1 +1,1 @@
-"""Measuring what a model can do; one file per benchmark."""
+"""Measuring what a model can do; one folder per benchmark, in ``tasks/``."""

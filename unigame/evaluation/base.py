@@ -1,7 +1,7 @@
 """What a benchmark is: items to ask, the model's replies, and metrics over them.
 
-One file per benchmark holds its loader, prompts, parsers and metrics, and nothing else: asking the
-model, writing predictions and resuming belong to ``harness.py``, intervals to
+One folder per benchmark (``tasks/``) holds its loader, prompts, parsers and metrics, and nothing
+else: asking the model, writing predictions and resuming belong to ``run.py``, intervals to
 ``unigame.reports.metrics``. Real and synthetic data go through the same code.
 """
 

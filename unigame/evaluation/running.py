@@ -24,7 +24,7 @@ _ROW = {"text", "pictures", "error", "asked"}
 
 
 class Progress(Protocol):
-    """What is told while an evaluation runs; ``commands/evaluate.py`` draws bars from it."""
+    """What is told while an evaluation runs; ``unigame evaluate`` draws bars from it."""
 
     def begin(self, name: str, total: int, done: int) -> None:
         """A benchmark begins; ``done`` of its items have predictions from an earlier run."""

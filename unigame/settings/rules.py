@@ -1,6 +1,6 @@
 """Rules of settings: one object reads a value, checks it, and describes what the setting takes.
 
-Tables of rules (``training/settings.py``, ``backbones/lora_settings.py``, ``data/settings.py``)
+Tables of rules (``training/settings.py``, ``common/lora_settings.py``, ``data/settings.py``)
 are the one home of types and ranges: recipes, the command line, Python and ``--help`` use the same.
 Values come as Python has them or as a :class:`~unigame.settings.yaml_words.Word`; numbers are
 finite.

@@ -16,8 +16,8 @@ the run is plain supervised fine-tuning. Choices that the paper leaves open:
 2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
 3. Losses are divided by what the whole optimizer step holds (all micro-batches, all ranks), so
    1 x 8, 8 x 1 and two ranks of 4 are the same step. The hard mean is taken per micro-batch.
-4. U learns an answer with its end mark; the game judges it without (``game/answers.py`` says why,
-   and when an answer is right). The attack success rate is the share of candidates read wrong
+4. U learns an answer with its end mark; the game judges it without (``selfplay/answers.py`` says
+   why, and when an answer is right). The attack success rate is the share of candidates read wrong
    among samples read right, and costs no extra pass; the clean side of it is U's own training
    pass, so LoRA dropout is on there. ``redrawn_success_rate`` is what redrawing alone loses.
 5. U's losses on replayed samples are written back as their hardness, and what it reads right leaves

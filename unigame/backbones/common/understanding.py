@@ -1,7 +1,7 @@
 """Understanding: questions about pictures, answered or scored, the same for every kind of drawing.
 
 ``ReadingBackbone`` has the understanding verbs of the contract, once for families that draw codes
-(``autoregressive.py``) and for those that draw latents (``composed.py``). A family says how it
+(``autoregressive.py``) and for those that draw latents (``composed/``). A family says how it
 sees (``read_images``), and its layout how a question becomes tokens.
 
 Shape suffixes: see ``base.py``; further L tokens of the padded text, T answer tokens of the batch,

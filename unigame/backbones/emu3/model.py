@@ -3,9 +3,9 @@
 One stream of tokens: a picture is a grid of codes of a VQ tokenizer, which stand in the text as
 ordinary tokens, when it is read as when it is drawn. So z = Proj(Enc(x)) are the embeddings of the
 picture's codes, and the gradient of L_C has to pass two discrete steps: drawing (``codebook.py``)
-and the tokenizer's own choice of codes when the drawn pixels are read again (``reading.py``). Both
-are straight-through. LoRA sits on the language model; tokenizer, embeddings and head are frozen.
-The verbs shared with other families are in ``autoregressive.py``.
+and the tokenizer's own choice of codes when the drawn pixels are read again (``code_reading.py``).
+Both are straight-through. LoRA sits on the language model; tokenizer, embeddings and head are
+frozen. The verbs shared with other families are in ``autoregressive.py``.
 
 Shape suffixes: see ``base.py``; further M = B*K rows, E code width, T tokens fed at once.
 """

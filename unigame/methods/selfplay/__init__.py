@@ -1,4 +1,4 @@
-"""The method as mathematics: perturber, challenge, buffer, objectives, similarity.
+"""The method as mathematics: perturber, challenge, buffer, objectives.
 
 Nothing here knows a trainer or a particular model; ``examples/plain_loop.py`` plays the game in a
 plain loop. Read ``challenge.py`` first.

@@ -2,7 +2,7 @@
 
 ``deepseek-ai/Janus-1.3B``, ``Janus-Pro-1B`` and ``Janus-Pro-7B`` have ``model_type:
 multi_modality`` and module names of their own; facts here come from the authors' repository
-(github.com/deepseek-ai/Janus, ``janus/models``). ``janus_convert.py`` writes the Hub format.
+(github.com/deepseek-ai/Janus, ``janus/models``). ``convert.py`` writes the Hub format.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """GenEval: does a drawn picture show the objects, numbers, colours and places that were asked for?
 
 553 prompts of six kinds, four pictures each (Ghosh et al., arXiv 2310.11513). A detector finds
-objects, a classifier names their colours, and the rules of ``geneval_rules.py`` decide; the score
+objects, a classifier names their colours, and the rules in ``rules.py`` decide; the score
 is the mean over the six kinds of the share of right pictures, on a scale of 0 to 1.
 
-The rules are the reference's. The detector is not (see ``detectors.py``), so scores are called
-GenEval-like. The pictures are also laid out as the reference's own scorer wants them.
+The rules are the reference's. The detector is not (see ``scorers/detectors.py``), so scores are
+called GenEval-like. The pictures are also laid out as the reference's own scorer wants them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Three subsets of 3,000 questions differ in how the absent object is chosen: at random, among the
 popular ones, or among those that often go with what is there. ``question_id`` repeats across them,
-so an item's id is ``{subset}/{question_id}``. ``pope_rows.py`` reads the data.
+so an item's id is ``{subset}/{question_id}``. ``rows.py`` reads the data.
 """
 
 from __future__ import annotations

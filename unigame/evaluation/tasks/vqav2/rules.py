@@ -1,6 +1,6 @@
 """The VQA score of one question: answers brought to one form, then a leave-one-out vote.
 
-Three references differ in when and how they normalise; their tables are in ``vqa_tables.py``:
+Three references differ in when and how they normalise; their tables are in ``words.py``:
 
     official    VQA's own ``vqaEval.py``: not at all where the ten raw answers agree
     lmms_eval   always

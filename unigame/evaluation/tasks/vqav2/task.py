@@ -1,7 +1,7 @@
 """VQAv2: open questions about COCO pictures, scored against ten annotators (arXiv 1612.00837).
 
 Data: ``lmms-lab/VQAv2`` on the Hub or as local parquet, or VQA's own json with COCO's pictures
-(``vqa_files.py``). Annotators are told apart by position, so a set without ``answer_id`` scores
+(``files.py``). Annotators are told apart by position, so a set without ``answer_id`` scores
 like one with it.
 """
 

@@ -1,6 +1,6 @@
 """Reading WISE's prompts, and making sure that it is the legacy set that they come from.
 
-See ``wise.py``. The repository's default is now WISE_Verified: other prompts under the same
+See ``task.py``. The repository's default is now WISE_Verified: other prompts under the same
 numbers, another judge, other categories. Its scores are not comparable, so its files are refused.
 """
 

@@ -3,7 +3,7 @@
 Legacy WISE (2025), which UniGame's paper reports: 1,000 prompts in six categories, one picture
 each, drawn from the prompt verbatim; a judge who also reads an explanation gives three scores.
 Data: ``Yuwei-Niu/WISE`` on the Hub, or the three lists of ``WISE_legacy/data`` in
-PKU-YuanGroup/WISE. Rules and their sources: ``wise_rules.py``.
+PKU-YuanGroup/WISE. Rules and their sources: ``rules.py``.
 
 Deviations, all about pictures without a score:
 
