@@ -21,7 +21,7 @@ from tests.tiny_emu3 import tiny_emu3
 from unigame.backbones import load_backbone
 from unigame.backbones.common.identity import weights_digest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def saved_adapter(folder: Path, base: str | Path | None = None) -> Path:
