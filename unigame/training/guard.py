@@ -20,7 +20,6 @@ from transformers.trainer_callback import ExportableState
 from unigame.errors import UserError
 from unigame.system.signals import StopRequest
 
-
 RATES = {"U": "learning_rate", "C": "perturber_learning_rate"}
 
 
