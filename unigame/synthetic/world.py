@@ -48,12 +48,14 @@ HELD_OUT = frozenset(
 RADIUS_RANGE, JITTER_PX = (5.3, 6.8), 1.0
 
 Corruption = Literal["none", "noise", "contrast", "occlusion", "blur"]
-Severity = Literal["mild", "strong"]
+Severity = Literal["mild", "strong", "broad"]
 # Noise sigma, contrast left over, blur sigma in px. The image encoder and tokenizer are trained on
-# the mild ranges; the out-of-distribution splits use the strong ones.
+# the mild ranges; the out-of-distribution splits use the strong ones. "broad" spans both, for parts
+# that are trained as widely as web data.
 RANGES: dict[Severity, dict[str, tuple[float, float]]] = {
     "mild": {"noise": (0.12, 0.22), "contrast": (0.22, 0.4), "blur": (1.2, 2.0)},
     "strong": {"noise": (0.2, 0.32), "contrast": (0.06, 0.15), "blur": (2.4, 3.2)},
+    "broad": {"noise": (0.06, 0.32), "contrast": (0.06, 0.5), "blur": (0.9, 3.2)},
 }
 FloatImage = NDArray[np.float32]  # (48, 48, 3), in [0, 1]
 
