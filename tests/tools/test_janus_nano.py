@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tools.janus_nano import clip, common, gates, reader, vision
+from tools.janus_nano import clip, common, gates, language, reader, tokenizer, vision
 from tools.janus_nano.progress import Loop, chance
+from unigame.backbones import load_backbone
 from unigame.backbones.janus_layout import JanusLayout
 from unigame.backbones.janus_processor import build_processor
 from unigame.synthetic.dataset import to_pil
@@ -126,3 +127,39 @@ def test_an_exam_keeps_questions_with_their_pictures() -> None:
     assert sum(map(len, paper.asked)) == 36 == len(paper.condition) == len(paper.kind)
     right = np.asarray([c == "blur" for c in paper.condition], float)
     assert paper.by_condition(right)["blur"] == 1.0 and paper.by_condition(right)["noise"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("nano")
+    torch.manual_seed(0)
+    vision.save(vision.Tower(), folder)
+    tokenizer.save(tokenizer.new(), folder)
+    return language.Nano(folder)
+
+
+def test_packed_questions_get_the_logits_of_single_ones(nano) -> None:  # type: ignore[no-untyped-def]
+    scenes = clean_scenes(2)
+    features, rng = nano.see(common.pictures(scenes)), np.random.default_rng(0)
+    asked = [language.questions(s, rng)[:3] for s in scenes]
+    with torch.no_grad():
+        packed, _, numbers = nano.answer_logits(features, asked)
+        for number in range(6):
+            row, which = divmod(number, 3)
+            alone, _, _ = nano.answer_logits(features[row : row + 1], [[asked[row][which]]])
+            torch.testing.assert_close(packed[numbers == number], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_saved_model_is_what_was_trained(nano, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    nano.save(tmp_path / "janus_nano")
+    backbone = load_backbone(tmp_path / "janus_nano", dtype="float32").eval()
+    scenes, rng = clean_scenes(2), np.random.default_rng(0)
+    images = common.pictures(scenes)
+    asked = [language.questions(s, rng)[0] for s in scenes]
+    with torch.no_grad():
+        losses = backbone.answer_loss(images, [q for q, _ in asked], [a for _, a in asked])
+        logits, targets, numbers = nano.answer_logits(nano.see(images), [[qa] for qa in asked])
+        ce = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    expected = torch.stack([ce[numbers == i].mean() for i in range(2)])
+    torch.testing.assert_close(losses, expected, atol=0.05, rtol=0.05)  # bfloat16 weights
+    assert (tmp_path / "janus_nano" / "model.safetensors").stat().st_size < 16 * 2**20

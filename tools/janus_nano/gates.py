@@ -29,7 +29,7 @@ from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene, caption, random_scene
 
 from . import tokenizer
-from .common import STYLES, pictures, styled
+from .common import FAR, STYLES, pictures, styled
 from .language import QA, Nano
 from .progress import chance
 from .reader import Verifier, load_verifier
@@ -118,7 +118,7 @@ class Exam:
 
 def exam(split: str, size: int, seed: int) -> Exam:
     """A split of the synthetic world, questions packed by scene."""
-    data = SyntheticDataset(split, size, seed)
+    data = SyntheticDataset(split, size, seed, severity=FAR)
     paper = Exam(data.scenes, [[] for _ in data.scenes])
     for scene, question, answer, kind, condition in data.rows:
         paper.asked[scene].append((question, answer))

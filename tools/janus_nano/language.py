@@ -31,6 +31,7 @@ from unigame.synthetic.world import Scene, caption, random_scene
 
 from . import tokenizer, vision
 from .common import (
+    FAR,
     PX,
     STYLES,
     TOKENS,
@@ -299,7 +300,7 @@ def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool) -> None:
     rng = np.random.default_rng([seed, 77])
     clean = [random_scene(rng) for _ in range(150)]
     styles = {
-        s: understanding(nano, [styled(s, rng, "strong") for _ in range(40)], 7)["mean"]
+        s: understanding(nano, [styled(s, rng, FAR) for _ in range(40)], 7)["mean"]
         for s in STYLES[1:]
     }
     shown = drawn(nano, 40, seed) if draws else {}

@@ -30,14 +30,12 @@ class CellReader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 32, 3, 1, 1),
+            nn.Conv2d(3, 32, 3, 2, 1),
             nn.GELU(),
             nn.Conv2d(32, 64, 3, 2, 1),
             nn.GELU(),
-            nn.Conv2d(64, 96, 3, 2, 1),
-            nn.GELU(),
             nn.Flatten(),
-            nn.Linear(96 * 9, 128),
+            nn.Linear(64 * 9, 128),
             nn.GELU(),
         )
         self.colour = nn.Linear(128, len(COLOURS) + 1)

@@ -26,6 +26,7 @@ from unigame.synthetic.world import Scene
 from . import vision
 from .common import (
     CODES,
+    FAR,
     MIXED,
     PATCH_PX,
     STYLES,
@@ -40,7 +41,7 @@ from .reader import CellReader, cell_loss, fit
 
 BATCH, FOREGROUND_WEIGHT = 12, 5.0
 READER_WEIGHT, SEEN_WEIGHT, CODE_WEIGHT = 0.15, 0.3, 0.5
-AUTOENCODER, QUANTISED = 250, 850  # steps
+AUTOENCODER, QUANTISED = 250, 950  # steps
 
 
 def latents(vq: JanusVQVAE, images: Tensor) -> Tensor:
@@ -77,11 +78,11 @@ class Targets:
     """The pictures, and what each loss term needs of them."""
 
     def __init__(self, folder: Path, seed: int, scale: float, log: Log) -> None:
-        scenes = broad_scenes(portion(7000, scale), seed + 1, clean=0.35, counts=MIXED)
+        scenes = broad_scenes(portion(6000, scale), seed + 1, clean=0.35, counts=MIXED)
         self.images, self.masks = pictures(scenes), foreground(scenes)
         self.colour, self.shape = cell_targets(scenes)
         self.faint = (0.16 / self.images.std((1, 2, 3)).clamp(min=0.025)).clamp(1, 6)
-        self.reader = fit(CellReader(), portion(5000, scale), portion(500, scale), seed + 2, log)
+        self.reader = fit(CellReader(), portion(5000, scale), portion(300, scale), seed + 2, log)
         self.tower = vision.Tower().eval().requires_grad_(False)
         vision.load(self.tower, folder)
         with torch.no_grad():
@@ -181,7 +182,7 @@ def faithful(
     figures = {"match": match(vq, broad_scenes(portion(600, scale), seed + 4, clean=1.0))}
     for style in STYLES:
         rng, _ = chance(seed + 5, STYLES.index(style))
-        true = pictures([styled(style, rng, "strong") for _ in range(portion(100, scale))])
+        true = pictures([styled(style, rng, FAR) for _ in range(portion(100, scale))])
         drawn = redraw(vq, true)
         a, b = tower(true).flatten(0, 1), tower(drawn).flatten(0, 1)
         figures[f"seen_{style}"] = ((a - b).square().mean(0) / a.var(0)).mean().item()

@@ -26,6 +26,7 @@ from unigame.synthetic.world import COLOURS, GRID, SHAPES, Scene, Severity
 
 from .common import (
     CROWDED,
+    FAR,
     PATCH_PX,
     STYLES,
     WIDTH,
@@ -106,7 +107,7 @@ class Tower(nn.Module):
 
 @torch.no_grad()
 def readout(
-    tower: Tower, seed: int, count: int, severity: Severity = "strong"
+    tower: Tower, seed: int, count: int, severity: Severity = FAR
 ) -> dict[str, dict[str, float]]:
     """Linear probes of colour and shape on patches of objects, per style.
 
