@@ -173,7 +173,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> 
     """Train the verifier and write ``verifier_clip/`` to ``folder``."""
     torch.manual_seed(seed + 800)
     log = Log(folder, "clip")
-    size, steps = portion(10_000, scale), portion(1600, scale)
+    size, steps = portion(9000, scale), portion(1000, scale)
     scenes = broad_scenes(size, seed + 801, clean=0.25, counts=(1, 2, 3, 4, 4, 4))
     images = pictures_8bit(scenes)
     again = tokenizer.redraw(tokenizer.new(folder), images[: size // 4].float() / 255)
@@ -192,7 +192,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> 
         texts += [plain(changed(s, rng)) for _ in range(NEGATIVES) for s in some]
         pixels = jitter(images[rows].float() / 255, generator)
         cosine = judge.images(pixels) @ judge.texts(texts).T
-        logits = judge.clip.logit_scale.exp() * cosine + judge.bias
+        logits = judge.clip.logit_scale.exp().clamp(max=60) * cosine + judge.bias
         hard = torch.stack([logits[own, own + BATCH * k] for k in range(1, NEGATIVES + 1)])
         others = logits[:, :BATCH][~torch.eye(BATCH, dtype=torch.bool)]
         loss = F.softplus(-logits[own, own]).mean() + F.softplus(hard).mean() * NEGATIVES / 2

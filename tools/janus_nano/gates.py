@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones import load_backbone
+from unigame.backbones.janus import JanusBackbone
 from unigame.backbones.lora import language_model_lora
 from unigame.synthetic.dataset import CONDITIONS, SyntheticDataset, to_pil
+from unigame.synthetic.knowledge import facts
 from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
+from unigame.synthetic.pretrain.knowledge import drawn_right
 from unigame.synthetic.pretrain.tokenizer import cell_targets
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene, caption, random_scene
@@ -41,6 +44,7 @@ BANDS = {  # name: lowest and highest value that passes
     "tokenizer": (0.99, 1.0),
     "drawing": (0.75, 0.92),
     "anchor": (0.97, 1.0),
+    "knowledge": (0.5, 0.95),
     "understanding": (0.78, 0.88),
     "drawable": (0.0, 0.02),
     "room": (0.05, 1.0),
@@ -83,6 +87,14 @@ def drawing(model: Path, seed: int, scale: float) -> Figures:
     anchored = backbone.draw(states.states_BNH, states.codes, anchor=ANCHOR).images
     figures["anchor"] = _match(anchored, few)
     return figures
+
+
+def knowing(model: Path, seed: int, scale: float) -> Figures:
+    """Share of drawings of knowledge prompts that show exactly the object; none was taught."""
+    backbone = load_backbone(model, dtype="float32").eval()
+    assert isinstance(backbone, JanusBackbone)
+    unseen = [fact for fact in facts() if not fact.taught]
+    return {"knowledge": drawn_right(backbone, unseen, portion(120, scale), seed + 2)["exact"]}
 
 
 @torch.no_grad()
@@ -142,8 +154,8 @@ def redraw(nano: Nano, images: Tensor) -> Tensor:
 def load_nano(folder: Path) -> Nano:
     """The finished checkpoint in the recipe's own packed form, weights as saved (bfloat16)."""
     nano = Nano(folder)
-    saved = JanusForConditionalGeneration.from_pretrained(folder / "janus_nano").float()
-    nano.model.load_state_dict(saved.state_dict())
+    nano.model = JanusForConditionalGeneration.from_pretrained(folder / "janus_nano").float()
+    nano.core = nano.model.model
     return nano
 
 
@@ -269,6 +281,7 @@ def check(folder: Path, seed: int = 0, scale: float = 1.0) -> bool:
         "understanding": lambda: understanding(load_nano(folder), seed, scale),
         "drawable": lambda: drawable(load_nano(folder), judge, seed, scale),
         "styles": lambda: drawing_styles(load_nano(folder), judge, seed, scale),
+        "knowledge": lambda: knowing(model, seed, scale),
         "room": lambda: room_and_teachable(load_nano(folder), judge, seed, scale, log),
     }
     for name, measure in measures.items():

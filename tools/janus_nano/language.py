@@ -48,7 +48,7 @@ ASKED = (  # questions asked of every scene at every step; the hard kinds more o
     *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
     *("comparison", "count", "colour", "shape", "position", "position"),
 )
-PHASES = ((500, 16, 0), (600, 12, 24), (600, 4, 44))
+PHASES = ((550, 8, 0), (450, 8, 20), (450, 4, 36))
 """(steps, scenes asked about in a step, captions drawn in a step), in order."""
 EVALUATE_EVERY = 200
 
@@ -62,7 +62,6 @@ class Nano:
         config = nano_config(
             len(self.processor.tokenizer), self.layout.image_token_id, self.layout.pad_id
         )
-        config._attn_implementation = "eager"
         self.model = JanusForConditionalGeneration(config)
         self.core = self.model.model
         tower = vision.Tower()
@@ -236,7 +235,7 @@ class Answering:
     def __init__(self, nano: Nano, seed: int, scale: float) -> None:
         rng = np.random.default_rng([seed, 20])
         self.nano = nano
-        self.scenes = [random_scene(rng) for _ in range(portion(4000, scale))]
+        self.scenes = [random_scene(rng) for _ in range(portion(3500, scale))]
         self.features = nano.see(pictures(self.scenes))
 
     def loss(self, batch: int, rng: np.random.Generator) -> Tensor:
@@ -252,7 +251,7 @@ class Drawing:
 
     def __init__(self, nano: Nano, seed: int, scale: float) -> None:
         self.nano = nano
-        scenes = broad_scenes(portion(12_000, scale), seed + 21, clean=0.55)
+        scenes = broad_scenes(portion(9000, scale), seed + 21, clean=0.5)
         self.captions = [caption(s) for s in scenes]
         blocks = [scenes[i : i + 960] for i in range(0, len(scenes), 960)]
         self.codes = torch.cat([nano.encode(pictures(block)) for block in blocks])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from unigame.synthetic.pretrain import knowledge
+
 from . import clip, gates, language, reader, tokenizer, vision
 
 STAGES = {
@@ -16,6 +18,7 @@ STAGES = {
     "verifier": reader.train_verifier,
     "clip": clip.train,
     "language": language.train,
+    "knowledge": knowledge.train,
 }
 
 

@@ -121,7 +121,7 @@ def train_verifier(folder: Path, seed: int, scale: float = 1.0) -> None:
     """Train the judge and write ``verifier.safetensors`` to ``folder``."""
     torch.manual_seed(seed + 700)
     log = Log(folder, "verifier")
-    verifier = fit(Verifier(), portion(8000, scale), portion(900, scale), seed + 701, log)
+    verifier = fit(Verifier(), portion(7000, scale), portion(600, scale), seed + 701, log)
     save_file(verifier.state_dict(), folder / "verifier.safetensors")
 
 
