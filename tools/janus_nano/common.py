@@ -73,7 +73,7 @@ def nano_config(vocab_size: int, image_token_id: int, pad_token_id: int) -> Janu
         "num_key_value_heads": 6,
         "vocab_size": vocab_size,
         "max_position_embeddings": 256,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 400.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},
         "tie_word_embeddings": False,
         "pad_token_id": pad_token_id,
     }

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, JanusForConditionalGeneration
 
+from unigame.backbones.checkpoint import find_checkpoint
 from unigame.backbones.janus_layout import JanusLayout
 from unigame.backbones.janus_processor import build_processor
 from unigame.backbones.prompts import CAPTION_QUESTION
@@ -48,7 +49,7 @@ ASKED = (  # questions asked of every scene at every step; the hard kinds more o
     *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
     *("comparison", "count", "colour", "shape", "position", "position"),
 )
-PHASES = ((550, 8, 0), (450, 8, 20), (450, 4, 36))
+PHASES = ((200, 8, 0), (350, 6, 20), (350, 3, 36))
 """(steps, scenes asked about in a step, captions drawn in a step), in order."""
 EVALUATE_EVERY = 200
 
@@ -204,6 +205,20 @@ class Nano:
             position = position[:, -1:] + 1
         return (self.core.vqmodel.decode(torch.cat(drawn, 1)) * 0.5 + 0.5).clamp(0, 1)
 
+    @torch.no_grad()
+    def start_from(self, checkpoint: str) -> None:
+        """Take the words and layers of another Janus whose language model has this shape.
+
+        Its picture tokens mean nothing here, but what a question asks does: the plateaus of
+        existence and comparison are behind it.
+        """
+        other = JanusForConditionalGeneration.from_pretrained(find_checkpoint(checkpoint)).float()
+        known = len(self.processor.tokenizer)
+        state = other.model.language_model.state_dict()
+        state["embed_tokens.weight"] = state["embed_tokens.weight"][:known]
+        self.core.language_model.load_state_dict(state)
+        self.model.lm_head.weight.copy_(other.lm_head.weight[:known])
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint in the Hub format, weights in bfloat16."""
         words = self.processor.tokenizer
@@ -307,12 +322,20 @@ def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool) -> None:
     nano.model.train()
 
 
-def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> None:
-    """Train LM, image head and embeddings in the three phases; writes ``janus_nano/``."""
+def train(
+    folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3, start: str | None = None
+) -> None:
+    """Train LM, image head and embeddings in the three phases; writes ``janus_nano/``.
+
+    ``start`` names a checkpoint whose language model is gone on with; None starts from scratch.
+    """
     torch.manual_seed(seed + 1)
     log, nano = Log(folder, "language"), Nano(folder)
+    if start is not None:
+        nano.start_from(start)
     answering, drawing = Answering(nano, seed, scale), Drawing(nano, seed, scale)
     log(
+        start=start or "scratch",
         parameters=sum(p.numel() for p in nano.model.parameters()),
         trained=sum(p.numel() for p in nano.model.parameters() if p.requires_grad),
         codes_used=len(drawing.codes.unique()),

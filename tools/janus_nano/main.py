@@ -35,12 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stages", nargs="+", choices=(*STAGES, "gates"), default=[*STAGES, "gates"]
     )
     parser.add_argument("--scale", type=float, default=1.0, help="share of steps and pictures")
+    parser.add_argument(
+        "--start", help="checkpoint whose language model is gone on with (such as janus-nano)"
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     for name, stage in STAGES.items():
         if name in args.stages:
-            stage(args.output, args.seed, args.scale)
+            extra = {"start": args.start} if name == "language" else {}
+            stage(args.output, args.seed, args.scale, **extra)
     if "gates" in args.stages:
         return 0 if gates.check(args.output, args.seed, args.scale) else 1
     return 0
