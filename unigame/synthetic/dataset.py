@@ -12,21 +12,21 @@ from torch.utils.data import Dataset
 from unigame.errors import UserError
 
 from .questions import KINDS, Group, ask, groups
-from .world import TEXTURES, Scene, caption, random_scene, render
+from .world import TEXTURES, Scene, Severity, caption, random_scene, render
 
 SPLITS = ("train", "validation", "test", "ood", "ood_validation", "augmented")
 CONDITIONS = ("combos", "texture", "noise", "contrast", "occlusion", "blur")
 
 
-def scene_of(condition: str, rng: np.random.Generator) -> Scene:
+def scene_of(condition: str, rng: np.random.Generator, severity: Severity = "strong") -> Scene:
     """A scene under one out-of-distribution condition (or ``clean``)."""
     if condition == "clean":
         return random_scene(rng)
     if condition == "combos":
         return random_scene(rng, combinations="held_out")
     if condition == "texture":
-        return random_scene(rng, texture=str(rng.choice(TEXTURES)))
-    return random_scene(rng, corruption=condition, severity="strong")  # type: ignore[arg-type]
+        return random_scene(rng, texture=str(rng.choice(TEXTURES)), severity=severity)
+    return random_scene(rng, corruption=condition, severity=severity)  # type: ignore[arg-type]
 
 
 class SyntheticDataset(Dataset[dict[str, Any]]):
@@ -41,6 +41,7 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
         size: number of questions.
         seed: another seed is another sample; splits never share scenes.
         questions_per_scene: consecutive items that ask about one scene, the six kinds in turn.
+        severity: how strong the degradations of the out-of-distribution conditions are.
 
     Each item is ``{"image", "question", "answer", "caption", "id", "kind", "condition", "scene"}``.
 
@@ -49,7 +50,12 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, split: str = "train", size: int = 1200, seed: int = 0, questions_per_scene: int = 6
+        self,
+        split: str = "train",
+        size: int = 1200,
+        seed: int = 0,
+        questions_per_scene: int = 6,
+        severity: Severity = "strong",
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"unknown synthetic split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -67,7 +73,7 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
         while len(self.rows) < size:
             index = len(self.scenes)
             condition = cycle[index % len(cycle)]
-            scene = scene_of(condition, rng)
+            scene = scene_of(condition, rng, severity)
             self.scenes.append(scene)
             for turn in range(questions_per_scene):
                 kind = KINDS[(turn + index * questions_per_scene) % len(KINDS)]

@@ -12,8 +12,9 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from .world import CELL_PX, COLOURS, GRID, SHAPES, FloatImage, Scene, shape_mask
+from .world import CELL_PX, COLOURS, GRID, SHAPES, SIDE, FloatImage, Scene, shape_mask
 
 Triple = tuple[int, str, str]  # cell, colour, shape
 MIN_AMPLITUDE = 0.45  # weaker than this is no object: half-drawn ghosts do not count
@@ -55,8 +56,27 @@ class Sighting:
         return (self.cell, self.colour, self.shape)
 
 
+def at_world_size(image: FloatImage) -> FloatImage:
+    """The picture at the world's 48 px (bicubic), untouched if it has them."""
+    if image.shape[:2] == (SIDE, SIDE):
+        return image
+    bands = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(image[..., band], np.float32)).resize(
+                (SIDE, SIDE), Image.Resampling.BICUBIC
+            )
+        )
+        for band in range(3)
+    ]
+    return np.clip(np.stack(bands, -1), 0, 1).astype(np.float32)
+
+
 def look(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> list[Sighting]:
-    """Objects of one (48, 48, 3) picture in [0, 1], in reading order, with their measurements."""
+    """Objects of one picture in [0, 1], in reading order, with their measurements.
+
+    A picture that is not 48 x 48 is resized first; at 36 px every object is still found.
+    """
+    image = at_world_size(image)
     masks_TP, names = _templates()
     mask_energy_T = (masks_TP**2).sum(1)
     palette_C3 = np.asarray(list(COLOURS.values()), np.float32) / 255
@@ -99,7 +119,7 @@ def look(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> list[Sig
 
 
 def read(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> set[Triple]:
-    """Objects of one (48, 48, 3) picture in [0, 1] as a set of (cell, colour, shape)."""
+    """Objects of one picture in [0, 1] as a set of (cell, colour, shape)."""
     return {sighting.triple for sighting in look(image, min_amplitude=min_amplitude)}
 
 

@@ -26,11 +26,12 @@ from unigame.backbones.janus.layout import JanusLayout
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.backbones.janus.processor import SPECIAL_TOKENS, build_processor
 
+from ..dataset import to_pil
 from ..knowledge import Fact, facts, knowledge_words
 from ..questions import vocabulary
 from ..reader import read
-from ..world import BACKGROUNDS, CELLS, JITTER_PX, RADIUS_RANGE, SIDE, Scene, Thing
-from .common import TOKENS, Log, pictures, portion, warm_cosine
+from ..world import BACKGROUNDS, CELLS, JITTER_PX, RADIUS_RANGE, Scene, Thing
+from .common import Log, portion, warm_cosine
 from .language import code_logits, save_checkpoint
 
 BATCH = 32
@@ -69,8 +70,12 @@ def extend(backbone: JanusBackbone) -> JanusBackbone:
 
     A model that has them already starts them anew.
     """
-    processor = build_processor([*vocabulary(), *knowledge_words()], SIDE, TOKENS)
-    old, new = len(build_processor(vocabulary(), SIDE, TOKENS).tokenizer), len(processor.tokenizer)
+    size = (
+        int(backbone.janus.config.vision_config.image_size),
+        int(backbone.processor.num_image_tokens),
+    )
+    processor = build_processor([*vocabulary(), *knowledge_words()], *size)
+    old, new = len(build_processor(vocabulary(), *size).tokenizer), len(processor.tokenizer)
     model = backbone.janus
     language = model.model.language_model
     words = language.embed_tokens.weight.data[:old]
@@ -107,9 +112,8 @@ def pictures_of(
         for t in triples
         for _ in range(each)
     ]
-    codes = [
-        backbone.encode_images(pictures(scenes[i : i + 128])) for i in range(0, len(scenes), 128)
-    ]
+    shown = backbone.preprocess([to_pil(s) for s in scenes])
+    codes = [backbone.encode_images(images) for images in shown.split(128)]
     return dict(zip(triples, torch.cat(codes).split(each), strict=True))
 
 

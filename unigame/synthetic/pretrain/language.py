@@ -159,7 +159,7 @@ def code_logits(
     codes: Tensor,
     blank: Tensor,
 ) -> Tensor:
-    """Teacher-forced image logits (B, 36, V); rows in ``blank`` (B,) lose their caption."""
+    """Teacher-forced image logits (B, N, V); rows in ``blank`` (B,) lose their caption."""
     tokens = layout.pad([layout.prompt_ids(c) for c in captions], "left", codes.device)
     ids = torch.where(blank[:, None], layout.unconditional(tokens.ids_BL), tokens.ids_BL)
     drawn = model.prepare_embeddings_for_image_generation(codes[:, :-1])
@@ -170,7 +170,7 @@ def code_logits(
     hidden = language(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position
     ).last_hidden_state
-    return model.model.generation_head(hidden[:, -TOKENS:])
+    return model.model.generation_head(hidden[:, -codes.shape[1] :])
 
 
 def save_checkpoint(

@@ -1,0 +1,1 @@
+"""What users never import: training the bundled model."""

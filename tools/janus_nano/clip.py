@@ -1,0 +1,254 @@
+"""The verifier of the game: a small image-text model in transformers' ``CLIPModel`` format.
+
+It says whether a picture shows what a caption says, whatever its style. One patch is one cell of
+the board, so ten tokens a picture; texts are the world's captions, with or without a style word.
+Trained on broad pictures, some of them redrawn by the model's own image tokenizer, with a sigmoid
+loss (so that one threshold fits all pictures) on the true caption, three captions with one object
+changed, and the captions of the other pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
+from unigame.synthetic.world import CELLS, COLOURS, GRID, SHAPES, Scene, Thing, caption
+
+from . import tokenizer
+from .common import PX, broad_scenes, pictures, pictures_8bit, styled
+from .progress import Loop, chance
+
+CAPTION_TOKENS = 24
+NEGATIVES, BATCH = 3, 64
+CHANGES = ("recolour", "reshape", "move", "add", "delete")
+STYLE_WORDS = ("faint", "blurred", "barred", "noisy", "striped", "checkered", "dotted", "shaded")
+NEEDED = {"mild": 0.98, "strong": 0.95}
+
+
+def words() -> PreTrainedTokenizerFast:
+    """One token a word; the end mark is no. 3, because CLIP treats 2 as a mark of old files."""
+    marks = ["<|pad|>", "<|unknown|>", "<|begin_of_text|>", "<|end_of_text|>"]
+    known = [*marks, ",", ":", *CELLS, *COLOURS, *SHAPES, *STYLE_WORDS]
+    built = Tokenizer(WordLevel({w: i for i, w in enumerate(known)}, unk_token=marks[1]))
+    built.normalizer = normalizers.Lowercase()
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
+    )
+    built.add_special_tokens(marks)
+    built.post_processor = processors.TemplateProcessing(
+        single=f"{marks[2]} $A {marks[3]}", special_tokens=[(marks[2], 2), (marks[3], 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built,
+        pad_token=marks[0],
+        unk_token=marks[1],
+        bos_token=marks[2],
+        eos_token=marks[3],
+        model_max_length=CAPTION_TOKENS,
+    )
+
+
+def new() -> CLIPModel:
+    """0.9 M parameters."""
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(words()),
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CAPTION_TOKENS,
+            "pad_token_id": 0,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "hidden_act": "gelu",
+        },
+        vision_config={
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": PX,
+            "patch_size": PX // GRID,
+            "hidden_act": "gelu",
+        },
+        projection_dim=128,
+    )
+    config._attn_implementation = "eager"
+    return CLIPModel(config)
+
+
+class Judge(nn.Module):
+    """The model with the bias of the sigmoid loss, and texts as token ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip, self.words = new(), words()
+        self.bias = nn.Parameter(torch.tensor(-6.0))
+
+    def images(self, images: Tensor) -> Tensor:
+        """Unit embeddings of pictures in [0, 1], (B, D)."""
+        features = self.clip.get_image_features(pixel_values=images * 2 - 1)
+        return F.normalize(_pooled(features), dim=-1)
+
+    def texts(self, texts: list[str]) -> Tensor:
+        """Unit embeddings of captions, (B, D)."""
+        tokens = self.words(texts, padding=True, return_tensors="pt")
+        features = self.clip.get_text_features(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        )
+        return F.normalize(_pooled(features), dim=-1)
+
+    @torch.no_grad()
+    def similarity(self, images: Tensor, texts: list[str]) -> Tensor:
+        """Cosine of each picture and its caption, (B,)."""
+        chunks = range(0, len(texts), 200)
+        return torch.cat(
+            [
+                (self.images(images[i : i + 200]) * self.texts(texts[i : i + 200])).sum(-1)
+                for i in chunks
+            ]
+        )
+
+
+def _pooled(output: object) -> Tensor:
+    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
+
+
+def changed(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same scene with one object recoloured, reshaped, moved, added or taken away."""
+    things, free = list(scene.things), sorted(set(range(GRID**2)) - {t.cell for t in scene.things})
+    options = [
+        c
+        for c in CHANGES
+        if (c != "delete" or len(things) > 1) and (c not in ("move", "add") or free)
+    ]
+    change, index = str(rng.choice(options)), int(rng.integers(len(things)))
+    thing = things[index]
+    if change == "recolour":
+        others = [c for c in COLOURS if c != thing.colour]
+        things[index] = replace(thing, colour=str(rng.choice(others)))
+    elif change == "reshape":
+        others = [s for s in SHAPES if s != thing.shape]
+        things[index] = replace(thing, shape=str(rng.choice(others)))
+    elif change == "move":
+        things[index] = replace(thing, cell=int(rng.choice(free)))
+    elif change == "add":
+        colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
+        things.append(Thing(int(rng.choice(free)), colour, shape))
+    else:
+        things.pop(index)
+    return scene.with_things(things)
+
+
+def plain(scene: Scene) -> str:
+    """The caption without its style word."""
+    return caption(replace(scene, corruption="none", texture="plain"))
+
+
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random brightness, and for half of the pictures a contrast of .15 to 1."""
+    shape = (len(images), 1, 1, 1)
+    grey = torch.rand(shape, generator=generator) * 0.5 + 0.15
+    left = (torch.rand(shape, generator=generator) * 1.7 + 0.15).clamp(max=1)
+    return (grey + left * (images - grey)).clamp(0, 1)
+
+
+def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> None:
+    """Train the verifier and write ``verifier_clip/`` to ``folder``."""
+    torch.manual_seed(seed + 800)
+    log = Log(folder, "clip")
+    size, steps = portion(9000, scale), portion(1000, scale)
+    scenes = broad_scenes(size, seed + 801, clean=0.25, counts=(1, 2, 3, 4, 4, 4))
+    images = pictures_8bit(scenes)
+    again = tokenizer.redraw(tokenizer.new(folder), images[: size // 4].float() / 255)
+    images = torch.cat([images, (again * 255).round().to(torch.uint8)])
+    scenes = scenes + scenes[: size // 4]
+    judge = Judge().train()
+    log(parameters=sum(p.numel() for p in judge.clip.parameters()), images=len(images))
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=0.02)
+    loop = Loop(folder, "clip", judge, optimizer, lambda s: rate * warm_cosine(s, steps, 60), log)
+    own = torch.arange(BATCH)
+    for step in loop.steps(steps):
+        rng, generator = chance(seed + 802, step)
+        rows = torch.randint(len(images), (BATCH,), generator=generator)
+        some = [scenes[i] for i in rows.tolist()]
+        texts = [caption(s) if rng.random() < 0.5 else plain(s) for s in some]
+        texts += [plain(changed(s, rng)) for _ in range(NEGATIVES) for s in some]
+        pixels = jitter(images[rows].float() / 255, generator)
+        cosine = judge.images(pixels) @ judge.texts(texts).T
+        logits = judge.clip.logit_scale.exp().clamp(max=60) * cosine + judge.bias
+        hard = torch.stack([logits[own, own + BATCH * k] for k in range(1, NEGATIVES + 1)])
+        others = logits[:, :BATCH][~torch.eye(BATCH, dtype=torch.bool)]
+        loss = F.softplus(-logits[own, own]).mean() + F.softplus(hard).mean() * NEGATIVES / 2
+        loop.descend(loss + F.softplus(others).mean() * 4)
+        if step % 100 == 99:
+            log(step=step + 1, loss=loop.loss, scale=judge.clip.logit_scale.exp().item())
+    judge.eval()
+    save(judge, folder / "verifier_clip")
+    log(**auc_figures(judge, seed, portion(400, scale)))
+
+
+def auc_figures(judge: Judge, seed: int, count: int) -> dict[str, float]:
+    """AUC of "same content, degraded" against "one object changed", clean and degraded alike."""
+    figures = {}
+    for severity in NEEDED:
+        rng, _ = chance(seed + 803, 0)
+        kinds = ("contrast", "blur", "occlusion", "noise", "texture")
+        same = [styled(str(rng.choice(kinds)), rng, severity) for _ in range(count)]  # type: ignore[arg-type]
+        other = [changed(s, rng) for s in same]
+        clean = [replace(s, corruption="none", texture="plain") for s in other]
+        texts = [plain(s) for s in same]
+        kept = judge.similarity(pictures(same), texts).numpy()
+        for name, scenes in (("clean", clean), ("alike", other)):
+            lost = judge.similarity(pictures(scenes), texts).numpy()
+            figures[f"auc_{severity}_{name}"] = auc(kept, lost)
+        for kind in kinds:
+            picked = [
+                i
+                for i, s in enumerate(same)
+                if kind in (s.corruption, "texture" * (s.texture != "plain"))
+            ]
+            lost = judge.similarity(
+                pictures([other[i] for i in picked]), [texts[i] for i in picked]
+            )
+            figures[f"auc_{severity}_{kind}"] = auc(kept[picked], lost.numpy())
+    return figures
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Chance that a positive scores above a negative."""
+    both = np.concatenate([positive, negative])
+    ranks = both.argsort().argsort() + 1
+    count = len(positive)
+    return float((ranks[:count].sum() - count * (count + 1) / 2) / (count * len(negative)))
+
+
+def save(judge: Judge, folder: Path) -> None:
+    """Model in bfloat16, tokenizer and image processor, as ``CLIPProcessor`` reads them."""
+    judge.clip.to(torch.bfloat16).save_pretrained(folder)
+    judge.clip.float()
+    size = {"height": PX, "width": PX}
+    processor = CLIPImageProcessorPil(
+        size=size,
+        crop_size=size,
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    CLIPProcessor(processor, judge.words).save_pretrained(folder)

@@ -1,0 +1,367 @@
+"""Stage 3: one language model that answers and draws, trained from scratch.
+
+Drawing is learned broadly (all combinations, every style under its word), answering narrowly (clean
+scenes, held-out combinations left out), on frozen vision features and frozen codes; all weights of
+the language model are trained on both. First it answers only, then both, then mostly draws: so that
+answers keep room while drawing gets good.
+
+Many questions share one image prefix under a 4-D mask; every segment has exactly the tokens and
+positions that inference gives a single question, so nothing has to be unlearned.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig, JanusForConditionalGeneration
+
+from unigame.backbones.checkpoint import find_checkpoint
+from unigame.backbones.janus_layout import JanusLayout
+from unigame.backbones.janus_processor import build_processor
+from unigame.backbones.prompts import CAPTION_QUESTION
+from unigame.synthetic.pretrain.common import Log, portion
+from unigame.synthetic.questions import KINDS, ask, vocabulary
+from unigame.synthetic.reader import exact_match, object_match, read, truth
+from unigame.synthetic.world import Scene, caption, random_scene
+
+from . import tokenizer, vision
+from .common import (
+    FAR,
+    PX,
+    STYLES,
+    TOKENS,
+    broad_scenes,
+    busy_patches,
+    nano_config,
+    pictures,
+    styled,
+)
+from .progress import Loop, chance
+
+QA = tuple[str, str]
+ASKED = (  # questions asked of every scene at every step; the hard kinds more often
+    *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
+    *("comparison", "count", "colour", "shape", "position", "position"),
+)
+PHASES = ((200, 8, 0), (350, 6, 20), (350, 3, 36))
+"""(steps, scenes asked about in a step, captions drawn in a step), in order."""
+EVALUATE_EVERY = 200
+
+
+class Nano:
+    """The whole model in the making, its processor, and the packed forward passes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.processor = build_processor(vocabulary(), PX, TOKENS)
+        self.layout = JanusLayout(self.processor)
+        config = nano_config(
+            len(self.processor.tokenizer), self.layout.image_token_id, self.layout.pad_id
+        )
+        self.model = JanusForConditionalGeneration(config)
+        self.core = self.model.model
+        tower = vision.Tower()
+        vision.load(tower, folder)
+        self.core.vision_model.load_state_dict(tower.vision_model.state_dict())
+        self.core.aligner.load_state_dict(tower.aligner.state_dict())
+        self.core.vqmodel.load_state_dict(tokenizer.new(folder).state_dict())
+        for part in (self.core.vision_model, self.core.aligner, self.core.vqmodel):
+            part.requires_grad_(False).eval()
+        with torch.no_grad():
+            self.core.generation_embeddings.weight.copy_(
+                0.5 * self.core.vqmodel.quantize.embedding.weight
+            )
+        self.segment = lru_cache(maxsize=50_000)(self._segment)
+        first = self.layout.question_ids("?")
+        self.prefix = first[: len(first) - first[::-1].index(self.layout.image_token_id) + 1]
+
+    def _segment(self, question: str, answer: str) -> tuple[tuple[int, ...], int]:
+        ids = self.layout.question_ids(question)[len(self.prefix) :]
+        reply = self.layout.answer_ids(question, answer)
+        return (*ids, *reply), len(reply)
+
+    @torch.no_grad()
+    def see(self, images: Tensor) -> Tensor:
+        """Frozen vision features through the aligner, (B, 81, H), of pictures in [0, 1]."""
+        chunks = images.split(128)
+        return torch.cat(
+            [self.core.aligner(self.core.vision_model(c * 2 - 1).last_hidden_state) for c in chunks]
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Image codes (B, 81) of pictures in [0, 1]."""
+        vq = self.core.vqmodel
+        return torch.cat(
+            [vq.encode(c * 2 - 1).image_tokens.view(-1, TOKENS) for c in images.split(96)]
+        )
+
+    def answer_logits(
+        self, features: Tensor, asked: list[list[QA]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits at answer positions, their targets, and the question number of each.
+
+        All questions of scene b share its image prefix: token t may look at the prefix and at its
+        own segment only, and positions restart behind the prefix for every segment.
+        """
+        batch, prefix = len(asked), len(self.prefix)
+        packed = [[self.segment(*qa) for qa in qas] for qas in asked]
+        length = prefix + max(sum(len(ids) for ids, _ in row) for row in packed)
+        ids = np.full((batch, length), self.layout.pad_id)
+        owner = np.full((batch, length), -1)
+        position = np.zeros((batch, length), np.int64)
+        ids[:, :prefix], owner[:, :prefix] = self.prefix, 0
+        position[:, :prefix] = np.arange(prefix)
+        where, targets, rows, number = [], [], [], 0
+        for b, row in enumerate(packed):
+            at = prefix
+            for q, (tokens, replies) in enumerate(row):
+                end = at + len(tokens)
+                ids[b, at:end], owner[b, at:end] = tokens, q + 1
+                position[b, at:end] = np.arange(prefix, prefix + len(tokens))
+                where += range(b * length + end - replies - 1, b * length + end - 1)
+                targets += tokens[len(tokens) - replies :]
+                rows += [number] * replies
+                number, at = number + 1, end
+        ids_BT, owner_BT = torch.from_numpy(ids), torch.from_numpy(owner)
+        allowed = (owner_BT[:, None, :] == 0) | (owner_BT[:, None, :] == owner_BT[:, :, None])
+        allowed &= torch.ones(length, length, dtype=torch.bool).tril() & (owner_BT >= 0)[:, None]
+        allowed |= torch.eye(length, dtype=torch.bool)
+        mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        embeds = self.core.language_model.embed_tokens(ids_BT)
+        image = ids_BT == self.layout.image_token_id
+        embeds = embeds.masked_scatter(image[..., None], features)
+        hidden = self.core.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask[:, None],
+            position_ids=torch.from_numpy(position),
+            use_cache=False,
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden.flatten(0, 1)[torch.tensor(where)])
+        return logits, torch.tensor(targets), torch.tensor(rows)
+
+    @torch.no_grad()
+    def right(self, features: Tensor, asked: list[list[QA]]) -> list[bool]:
+        """Whether each question is answered exactly (teacher-forced argmax), in order."""
+        correct: list[bool] = []
+        for start in range(0, len(asked), 50):
+            block = asked[start : start + 50]
+            logits, targets, rows = self.answer_logits(features[start : start + 50], block)
+            ok = torch.ones(sum(map(len, block)), dtype=torch.bool)
+            ok[rows[logits.argmax(-1) != targets]] = False
+            correct += ok.tolist()
+        return correct
+
+    def code_logits(self, captions: list[str], codes: Tensor, blank: Tensor) -> Tensor:
+        """Teacher-forced image logits (B, 81, V); rows in ``blank`` (B,) lose their caption."""
+        tokens = self.layout.pad(
+            [self.layout.prompt_ids(c) for c in captions], "left", codes.device
+        )
+        ids = torch.where(blank[:, None], self.layout.unconditional(tokens.ids_BL), tokens.ids_BL)
+        drawn = self.model.prepare_embeddings_for_image_generation(codes[:, :-1])
+        language = self.core.language_model
+        embeds = torch.cat([language.embed_tokens(ids), drawn], 1)
+        mask = torch.cat([tokens.mask_BL, tokens.mask_BL.new_ones(drawn.shape[:2])], 1)
+        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        hidden = language(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position, use_cache=False
+        ).last_hidden_state
+        return self.core.generation_head(hidden[:, -TOKENS:])
+
+    @torch.no_grad()
+    def draw(self, captions: list[str], temperature: float, seed: int) -> Tensor:
+        """Free-running pictures of captions in [0, 1], no guidance."""
+        generator = torch.Generator().manual_seed(seed)
+        tokens = self.layout.pad(
+            [self.layout.prompt_ids(c) for c in captions], "left", self.model.device
+        )
+        language, cache = self.core.language_model, None
+        embeds = language.embed_tokens(tokens.ids_BL)
+        mask, position = tokens.mask_BL, tokens.positions_BL
+        drawn = []
+        for _ in range(TOKENS):
+            out = language(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = out.past_key_values
+            logits = self.core.generation_head(out.last_hidden_state[:, -1])
+            if temperature:
+                weights = (logits / temperature).softmax(-1)
+                code = torch.multinomial(weights, 1, generator=generator)
+            else:
+                code = logits.argmax(-1, keepdim=True)
+            drawn.append(code)
+            embeds = self.model.prepare_embeddings_for_image_generation(code)
+            mask = torch.cat([mask, mask.new_ones(len(captions), 1)], 1)
+            position = position[:, -1:] + 1
+        return (self.core.vqmodel.decode(torch.cat(drawn, 1)) * 0.5 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def start_from(self, checkpoint: str) -> None:
+        """Take the words and layers of another Janus whose language model has this shape.
+
+        Its picture tokens mean nothing here, but what a question asks does: the plateaus of
+        existence and comparison are behind it.
+        """
+        other = JanusForConditionalGeneration.from_pretrained(find_checkpoint(checkpoint)).float()
+        known = len(self.processor.tokenizer)
+        state = other.model.language_model.state_dict()
+        state["embed_tokens.weight"] = state["embed_tokens.weight"][:known]
+        self.core.language_model.load_state_dict(state)
+        self.model.lm_head.weight.copy_(other.lm_head.weight[:known])
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint in the Hub format, weights in bfloat16."""
+        words = self.processor.tokenizer
+        model = copy.deepcopy(self.model).to(torch.bfloat16)
+        for part in (model.config.text_config, model.config.vision_config, model.config.vq_config):
+            part.dtype = torch.bfloat16
+        model.generation_config = GenerationConfig(
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+            guidance_scale=3.0,
+            generation_kwargs={
+                "boi_token_id": words.convert_tokens_to_ids(self.processor.image_start_token)
+            },
+        )
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
+    """The questions of one scene in one step, its caption among them; a fixed number."""
+    asked = [ask(scene, kind, rng) or ask(scene, "existence", rng) for kind in ASKED]
+    return [qa for qa in asked if qa is not None] + [(CAPTION_QUESTION, caption(scene))]
+
+
+class Answering:
+    """The narrow part: clean scenes of seen combinations, their features, and its loss."""
+
+    def __init__(self, nano: Nano, seed: int, scale: float) -> None:
+        rng = np.random.default_rng([seed, 20])
+        self.nano = nano
+        self.scenes = [random_scene(rng) for _ in range(portion(3500, scale))]
+        self.features = nano.see(pictures(self.scenes))
+
+    def loss(self, batch: int, rng: np.random.Generator) -> Tensor:
+        """CE over the answers of 13 questions and a caption for each of a batch of scenes."""
+        chosen = rng.integers(len(self.scenes), size=batch)
+        asked = [questions(self.scenes[i], rng) for i in chosen]
+        logits, targets, _ = self.nano.answer_logits(self.features[torch.from_numpy(chosen)], asked)
+        return F.cross_entropy(logits, targets)
+
+
+class Drawing:
+    """The broad part: captions -> codes of pictures of every style, and its loss."""
+
+    def __init__(self, nano: Nano, seed: int, scale: float) -> None:
+        self.nano = nano
+        scenes = broad_scenes(portion(9000, scale), seed + 21, clean=0.5)
+        self.captions = [caption(s) for s in scenes]
+        blocks = [scenes[i : i + 960] for i in range(0, len(scenes), 960)]
+        self.codes = torch.cat([nano.encode(pictures(block)) for block in blocks])
+        self.busy = busy_patches(scenes)
+
+    def loss(self, batch: int, rng: np.random.Generator) -> Tensor:
+        """CE over image codes, patches that show an object weighing three times as much."""
+        rows = torch.from_numpy(rng.integers(len(self.codes), size=batch))
+        blank = torch.from_numpy(rng.random(batch) < 0.1)
+        codes = self.codes[rows]
+        logits = self.nano.code_logits([self.captions[i] for i in rows.tolist()], codes, blank)
+        ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none")
+        weight = torch.where(self.busy[rows].flatten(), 3.0, 1.0)
+        return (ce * weight).sum() / weight.sum()
+
+
+def understanding(nano: Nano, scenes: list[Scene], seed: int) -> dict[str, float]:
+    """Share of questions of each kind answered exactly right, and their mean."""
+    rng = np.random.default_rng(seed)
+    asked, kinds = [], []
+    for scene in scenes:
+        found = [(k, qa) for k in KINDS if (qa := ask(scene, k, rng)) is not None]
+        asked.append([qa for _, qa in found])
+        kinds += [k for k, _ in found]
+    right = np.asarray(nano.right(nano.see(pictures(scenes)), asked))
+    scores = {k: float(right[np.asarray(kinds) == k].mean()) for k in KINDS}
+    return {"mean": float(np.mean(list(scores.values()))), **scores}
+
+
+def drawn(
+    nano: Nano, count: int, seed: int, style: str = "clean", temperature: float = 0.0
+) -> dict[str, float]:
+    """Object match and exact match of free-running pictures of captions in one style."""
+    rng = np.random.default_rng([seed, 5])
+    scenes = [styled(style, rng) for _ in range(count)]
+    images = nano.draw([caption(s) for s in scenes], temperature, seed)
+    found = [read(i) for i in images.permute(0, 2, 3, 1).numpy()]
+    wanted = [truth(s) for s in scenes]
+    return {"drawn": object_match(found, wanted), "drawn_exact": exact_match(found, wanted)}
+
+
+def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool) -> None:
+    """Log answers on clean scenes and, as a mean, on each style; and greedy drawings."""
+    nano.model.eval()
+    rng = np.random.default_rng([seed, 77])
+    clean = [random_scene(rng) for _ in range(150)]
+    styles = {
+        s: understanding(nano, [styled(s, rng, FAR) for _ in range(40)], 7)["mean"]
+        for s in STYLES[1:]
+    }
+    shown = drawn(nano, 40, seed) if draws else {}
+    log(step=step, **understanding(nano, clean, 6), **styles, **shown)
+    nano.model.train()
+
+
+def train(
+    folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3, start: str | None = None
+) -> None:
+    """Train LM, image head and embeddings in the three phases; writes ``janus_nano/``.
+
+    ``start`` names a checkpoint whose language model is gone on with; None starts from scratch.
+    """
+    torch.manual_seed(seed + 1)
+    log, nano = Log(folder, "language"), Nano(folder)
+    if start is not None:
+        nano.start_from(start)
+    answering, drawing = Answering(nano, seed, scale), Drawing(nano, seed, scale)
+    log(
+        start=start or "scratch",
+        parameters=sum(p.numel() for p in nano.model.parameters()),
+        trained=sum(p.numel() for p in nano.model.parameters() if p.requires_grad),
+        codes_used=len(drawing.codes.unique()),
+    )
+    ends = np.cumsum([portion(steps, scale) for steps, _, _ in PHASES]).tolist()
+    weights = [p for p in nano.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
+
+    def schedule(step: int) -> float:
+        """Warm-up, constant until the last phase, then a cosine to almost nothing."""
+        if step < 100:
+            return rate * (step + 1) / 100
+        left = max(0.0, (step - ends[1]) / max(1, ends[2] - ends[1]))
+        return rate * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * left)))
+
+    loop = Loop(folder, "language", nano.model, optimizer, schedule, log)
+    for step in loop.steps(ends[-1]):
+        phase = sum(step >= end for end in ends[:-1])
+        _, scenes, captions = PHASES[phase]
+        rng, _ = chance(seed + 30, step)
+        losses = {"answering": answering.loss(scenes, rng)}
+        if captions:
+            losses["drawing"] = drawing.loss(captions, rng)
+        loop.descend(torch.stack(list(losses.values())).sum())
+        if step % 25 == 24:
+            log(step=step + 1, **{k: v.item() for k, v in losses.items()})
+        if step % EVALUATE_EVERY == EVALUATE_EVERY - 1 or step + 1 in ends:
+            evaluate(nano, seed, log, step + 1, draws=bool(captions))
+    nano.save(folder / "janus_nano")

@@ -1,0 +1,86 @@
+"""A training loop that may be stopped at any step and goes on as if it had not been.
+
+Every step draws its randomness from (seed, step), never from a state that would have to be kept,
+so a checkpoint is weights, optimizer and the number of steps done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unigame.synthetic.pretrain.common import Log
+
+EVERY = 100
+
+
+class Loop:
+    """Steps of one optimizer with warm restarts from ``FOLDER/NAME.progress``.
+
+    Args:
+        model: what is saved; only parameters that require a gradient, and buffers named in
+            ``also``, are.
+        rate: the learning rate of a step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rate: Callable[[int], float],
+        log: Log,
+    ) -> None:
+        self.path, self.model, self.optimizer = folder / f"{name}.progress", model, optimizer
+        self.rate, self.log = rate, log
+        self.weights = [p for g in optimizer.param_groups for p in g["params"]]
+        self.done, self.loss = 0, 0.0
+        if self.path.exists():
+            kept = torch.load(self.path, weights_only=True)
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            self.done = int(kept["done"])
+            log(resumed_at=self.done)
+
+    def steps(self, total: int) -> Iterable[int]:
+        """The steps still to do, each with its learning rate set and its random state."""
+        for step in range(self.done, total):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate(step)
+            yield step
+            self.done = step + 1
+            if self.done % EVERY == 0 or self.done == total:
+                self.save()
+
+    def descend(self, loss: Tensor) -> None:
+        """One step down the gradient of ``loss``, clipped at norm 1."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.loss = loss.item()
+
+    def save(self) -> None:
+        """Write weights, optimizer and the number of steps done; never half a file."""
+        partial = self.path.with_suffix(".partial")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "done": self.done,
+            },
+            partial,
+        )
+        partial.replace(self.path)
+
+
+def chance(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The randomness of one step."""
+    generator = torch.Generator()
+    generator.manual_seed(seed * 1_000_003 + step)
+    return np.random.default_rng([seed, step]), generator
