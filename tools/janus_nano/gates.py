@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones import load_backbone
-from unigame.backbones.janus import JanusBackbone
-from unigame.backbones.lora import language_model_lora
+from unigame.backbones.common.lora import language_model_lora
+from unigame.backbones.janus.model import JanusBackbone
 from unigame.synthetic.dataset import CONDITIONS, SyntheticDataset, to_pil
 from unigame.synthetic.knowledge import facts
 from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
