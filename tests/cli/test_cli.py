@@ -50,6 +50,7 @@ class FakeBackbone:
     """Draws pictures of the seed's brightness and answers with what it was asked."""
 
     device = torch.device("cpu")
+    text_rules = None  # of no text is anything known
 
     def generate(self, prompts, **settings):
         self.settings = settings
