@@ -42,15 +42,23 @@ class Registry:
         """All names, ours first."""
         return list(self.references())
 
+    def require(self, name: str) -> None:
+        """Refuse a name that is not registered; nothing is imported.
+
+        Raises:
+            UserError: an unknown name.
+        """
+        if name not in self.builtin and name not in self.references():
+            raise UserError(unknown(self.kind, name, self.references()))
+
     def get(self, name: str) -> Any:
         """What is registered under a name, imported.
 
         Raises:
             UserError: an unknown name, or a part that cannot be imported; its package is named.
         """
+        self.require(name)
         references = self.references()
-        if name not in references:
-            raise UserError(unknown(self.kind, name, references))
         module, _, attributes = references[name].partition(":")
         try:
             found: Any = import_module(module)

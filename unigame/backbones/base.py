@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from unigame.backbones.common import lora
+from unigame.backbones.common.identity import weights_digest
 from unigame.backbones.common.prompts import CAPTION_QUESTION
 from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
@@ -335,6 +337,16 @@ class Backbone(nn.Module, ABC):
         """
 
     # ---- shared --------------------------------------------------------------------------------
+    @contextmanager
+    def lora_merged(self) -> Iterator[None]:
+        """Within: LoRA layers do one product with W + BA; for passes in which LoRA learns nothing."""
+        with lora.merged(self):
+            yield
+
+    def weights_digest(self) -> str:
+        """Which base weights these are, whatever their precision and the device: 16 digits."""
+        return weights_digest(self)
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,

@@ -1,8 +1,6 @@
-"""Records -> one batch: pixels as tensors, texts as lists, and two masks that say who has what.
+"""Records -> one batch: a row for each, and two masks that say which losses it takes part in.
 
-Mixtures hold records of three kinds: question and answer, caption only, or both. A batch keeps all
-rows; ``has_answer_B`` and ``has_caption_B`` say which losses a row takes part in. Tokenising stays
-inside the backbone, which owns the prompt layout.
+Mixtures hold records of three kinds: question and answer, caption only, or both.
 """
 
 from __future__ import annotations
@@ -16,12 +14,11 @@ from torch import Tensor
 
 from unigame.data.records import Record, SkippedRow, split_rows
 from unigame.errors import UserError
+from unigame.methods.rows import Batch, Rows
 from unigame.training.record_checks import RecordCheck, record_id
 
-Batch = dict[str, Any]
 
-
-class GameCollator:
+class RecordCollator:
     """Collate records into what the trainer's phases read.
 
     Args:
@@ -38,7 +35,7 @@ class GameCollator:
         self.check = check
 
     def __call__(self, rows: Sequence[Record | SkippedRow | dict[str, Any]]) -> Batch:
-        """Batch of ``images`` (B, 3, S, S), texts, ids and masks (see the module docstring).
+        """The batch of these records.
 
         Rows whose picture could not be read are left out and counted in ``num_skipped``. With a
         ``check``, ``left_out`` says of which records it found fault with what. If no record is
@@ -52,18 +49,20 @@ class GameCollator:
         if not records:
             raise UserError(f"no picture of this batch could be read, for example {skipped[:1]}")
         records, left_out = self._usable(records)
-        images = [record["image"] for record in records]
-        return {
-            "images": self.preprocess(images).detach().to("cpu", torch.float32),
-            "questions": [record.get("question") or "" for record in records],
-            "answers": [record.get("answer") or "" for record in records],
-            "captions": [record.get("caption") or "" for record in records],
-            "ids": [record_id(record) for record in records],
-            "has_answer_B": torch.tensor([_has(record, "answer") for record in records]),
-            "has_caption_B": torch.tensor([_has(record, "caption") for record in records]),
-            "num_skipped": len(skipped),
-            "left_out": left_out,
-        }
+        images = self.preprocess([record["image"] for record in records])
+        return Batch(
+            records=Rows(
+                images=images.detach().to("cpu", torch.float32),
+                questions=[record.get("question") or "" for record in records],
+                answers=[record.get("answer") or "" for record in records],
+                captions=[record.get("caption") or "" for record in records],
+                ids=[record_id(record) for record in records],
+            ),
+            has_answer_R=torch.tensor([_has(record, "answer") for record in records]),
+            has_caption_R=torch.tensor([_has(record, "caption") for record in records]),
+            num_skipped=len(skipped),
+            left_out=left_out,
+        )
 
     def _usable(self, records: Sequence[Record]) -> tuple[list[Record], list[str]]:
         """Records without a fault, and a line ``id <tab> reason`` for each of the others."""
