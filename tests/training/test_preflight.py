@@ -42,7 +42,7 @@ def recipe(tiny_path: Path, tmp_path: Path) -> Path:
         "max_steps": 1,
         "use_cpu": True,
         "per_device_train_batch_size": 2,
-        "challenge_every": 0,
+        "methods": ["sft"],
         "disable_tqdm": True,
         "eval_strategy": "steps",
         "eval_steps": 1,

@@ -339,7 +339,7 @@ class Backbone(nn.Module, ABC):
     # ---- shared --------------------------------------------------------------------------------
     @contextmanager
     def lora_merged(self) -> Iterator[None]:
-        """Within: LoRA layers do one product with W + BA; for passes in which LoRA learns nothing."""
+        """Within: LoRA layers do one product, with W + BA, and learn nothing."""
         with lora.merged(self):
             yield
 

@@ -40,6 +40,7 @@ from unigame.evaluation.run import RESULTS, evaluate
 from unigame.evaluation.running import Silent
 from unigame.evaluation.world import attack_entry, batch_of, replies
 from unigame.methods.selfplay import NoPerturber
+from unigame.methods.selfplay.method import challenge_config
 from unigame.methods.selfplay.perturber import PerturberBase
 from unigame.reports.arms import ArmRun, arm_results
 from unigame.reports.curves import save_curves
@@ -51,7 +52,6 @@ from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.system.console import make_console
 from unigame.training import UniGameConfig, UniGameTrainer
-from unigame.training.game_state import challenge_config
 from unigame.training.recipe import load_recipe
 
 RECIPE = "janus_nano"

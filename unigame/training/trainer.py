@@ -144,6 +144,7 @@ class UniGameTrainer(ResumableTrainer):
         self.meter = Meter(args.device, self.methods)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
+        self._found: list[ReadAnswers] = []  # by the passes of one micro-batch
         for method in self.methods:
             method.setup(self._run())
         self.watch = Watch(self.methods, train_dataset)
@@ -292,7 +293,7 @@ class UniGameTrainer(ResumableTrainer):
     ) -> tuple[Tensor, ReadAnswers]:
         """The base Trainer's step on all rows, in one pass or several: one gradient."""
         passes = split_groups(parts["answer"], self._num_passes())
-        self._found: list[ReadAnswers] = []
+        self._found = []
         loss = torch.zeros((), device=self.args.device)
         for number, (answers, _) in enumerate(passes, start=1):
             last = number == len(passes)

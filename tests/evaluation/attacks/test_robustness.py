@@ -24,14 +24,15 @@ from unigame.evaluation.base import DatasetInfo, Item, Loaded
 from unigame.evaluation.examples import Example, from_items, from_records, vqa_match
 from unigame.evaluation.tasks.pope.task import POPE
 from unigame.evaluation.tasks.unifiedbench.task import UnifiedBench
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay import NoPerturber
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.reports.metrics import from_json, value_of
 from unigame.synthetic import SyntheticDataset
 
 WORDS = ("red", "blue", "two", "yes", "no")
 SMALL = RobustnessConfig(
-    adversary=Adversary(ChallengeConfig(anchor=4.0), steps=2, practice=3),
+    adversary=Adversary(SelfPlaySettings(anchor=4.0), steps=2, practice=3),
     pgd=(PGDConfig(steps=2),),
     corruptions=("noise", "contrast"),
     max_new_tokens=1,
@@ -434,7 +435,7 @@ class Eyes:
 def test_by_its_own_features_a_picture_must_be_as_like_as_plain_redrawings_are():
     images = random_images(20)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    batch = GameBatch(images, ["q"] * 20, ["a"] * 20)
+    batch = Rows(images, ["q"] * 20, ["a"] * 20)
     check = own_features_check(Eyes(), [batch], lambda batch: batch.images + 0.1 * noise)
     examples = make_examples(20)
     assert sum(check.kept(images + 0.1 * noise, images, examples)) == 19, "all but a twentieth"

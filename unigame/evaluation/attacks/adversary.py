@@ -24,8 +24,9 @@ from unigame.errors import UserError
 from unigame.evaluation.attacks.fresh import frozen_attack
 from unigame.evaluation.examples import Example
 from unigame.evaluation.pictures import content_key
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay.perturber import EpsMode, PerturberBase
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import FeatureSimilarity, SimilarityScorer
 
 LABEL_WEIGHT, START = 10.0, 2 / 3
@@ -51,8 +52,8 @@ class Adversary:
         seed: of its weights and draws.
     """
 
-    config: ChallengeConfig = field(
-        default_factory=lambda: ChallengeConfig(label_weight=LABEL_WEIGHT)
+    config: SelfPlaySettings = field(
+        default_factory=lambda: SelfPlaySettings(label_weight=LABEL_WEIGHT)
     )
     steps: int = 24
     lr: float = 5e-3
@@ -62,7 +63,7 @@ class Adversary:
     practice: int = 64
     seed: int = 0
 
-    def trained(self, backbone: Backbone, batches: Sequence[GameBatch]) -> PerturberBase:
+    def trained(self, backbone: Backbone, batches: Sequence[Rows]) -> PerturberBase:
         """The perturber, after its practice; the model is left as it is."""
         return frozen_attack(
             backbone,
@@ -182,7 +183,7 @@ class SimilarityCheck:
 
 @torch.no_grad()
 def own_features_check(
-    backbone: Backbone, batches: Sequence[GameBatch], redraw: Callable[[GameBatch], Tensor]
+    backbone: Backbone, batches: Sequence[Rows], redraw: Callable[[Rows], Tensor]
 ) -> SimilarityCheck:
     """As like the clean picture as plain redrawings are, in the model's own vision features.
 

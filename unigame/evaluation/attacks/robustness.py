@@ -39,9 +39,9 @@ from unigame.evaluation.attacks.corruptions import CORRUPTIONS, SEVERITIES, corr
 from unigame.evaluation.attacks.fresh import attacked_images
 from unigame.evaluation.attacks.pgd import PGDConfig, pgd
 from unigame.evaluation.examples import Example, Score, vqa_match
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay import NoPerturber
 from unigame.methods.selfplay.perturber import PerturberBase
-from unigame.methods.selfplay.setting import GameBatch
 from unigame.methods.semantics import FeatureSimilarity
 from unigame.reports.metrics import Metric, Unit
 
@@ -126,10 +126,10 @@ class _Batch:
     def answers(self) -> list[str]:
         return [example.answer for example in self.examples]
 
-    def for_game(self) -> GameBatch:
+    def for_game(self) -> Rows:
         """The same as the game's attack takes it."""
         prompts = [example.caption or example.question for example in self.examples]
-        return GameBatch(self.images, self.questions, self.answers, prompts)
+        return Rows(self.images, self.questions, self.answers, prompts)
 
 
 @dataclass
@@ -168,7 +168,7 @@ class _Attacker:
     check: ContentCheck
     redraw: Callable[..., Tensor]
 
-    def pictures(self, perturber: PerturberBase, batch: GameBatch) -> Tensor:
+    def pictures(self, perturber: PerturberBase, batch: Rows) -> Tensor:
         """Redrawn under a perturber, as an 8-bit file would hold them."""
         return _rounded(self.redraw(perturber, batch=batch))
 

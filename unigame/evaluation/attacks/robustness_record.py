@@ -22,10 +22,10 @@ from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, me
 from unigame.evaluation.base import Benchmark, Item, Loaded
 from unigame.evaluation.examples import Score, from_items, vqa_match
 from unigame.evaluation.running import pictures_digest
+from unigame.methods.selfplay.method import challenge_config
 from unigame.methods.selfplay.perturber import EpsMode
 from unigame.reports.metrics import to_json
 from unigame.training.config import UniGameConfig
-from unigame.training.game_state import challenge_config
 from unigame.training.recipe import load_recipe
 
 NAME = "robustness"

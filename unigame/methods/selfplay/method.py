@@ -321,7 +321,7 @@ class SelfPlay(Method):
         """Challenge and mine where this step is due, and choose what is replayed."""
         self.forget_candidates()
         if step % self.settings.challenge_every == 0:
-            rows = self._challenged(batch)
+            rows = self.challenged(batch)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
             if rows.counts:
@@ -333,7 +333,7 @@ class SelfPlay(Method):
                 self._add("acceptance_rate", report.accepted, report.candidates)
         self._choose()
 
-    def _challenged(self, batch: Batch) -> Rows:
+    def challenged(self, batch: Batch) -> Rows:
         """What C plays on: rows with an answer, or a share of them, each with a prompt."""
         rows, share = batch.answers, self.settings.challenge_share
         # The batch is shuffled, so the first ones are random.
