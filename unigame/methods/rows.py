@@ -13,10 +13,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from unigame.backbones.base import AnswerTokens, PromptTokens
 
 LossName = Literal["answer", "generation", "reconstruction"]
 DATA = "data"
@@ -34,6 +37,8 @@ class Rows:
         answers: the true ones.
         captions: what the pictures are drawn by; an empty one leaves that to the question.
         ids: of the records; an empty one is nobody's.
+        asked: questions with their answers as tokens, where the collator made them.
+        prompted: ``prompts`` as tokens, likewise.
         embeds: (R, N, H), what U reads of the pictures, where it is known.
         features: (R, N, D), what the frozen vision encoder says of them, where it is known.
         codes: (R, N) or a latent, what they are made of, where it is known.
@@ -49,6 +54,8 @@ class Rows:
     answers: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    asked: list[AnswerTokens] | None = None
+    prompted: list[PromptTokens] | None = None
     embeds: Tensor | None = None
     features: Tensor | None = None
     codes: Tensor | None = None
@@ -91,6 +98,16 @@ class Rows:
         """What a text-based scorer compares with: the caption, else question and true answer."""
         triples = zip(self.prompts, self.questions, self.answers, strict=True)
         return [f"{q} {a}" if prompt == q else prompt for prompt, q, a in triples]
+
+    @property
+    def question_arguments(self) -> tuple[Any, ...]:
+        """Questions and answers as the losses take them: as tokens, else as texts."""
+        return (self.questions, self.answers) if self.asked is None else (self.asked,)
+
+    @property
+    def prompt_argument(self) -> Any:
+        """What the pictures are drawn by, as tokens, else as texts."""
+        return self.prompts if self.prompted is None else self.prompted
 
     def pick(self, index: Sequence[int]) -> Self:
         """Some of the rows; where none are named the first one, which then counts for nothing."""
@@ -186,10 +203,12 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
     else:
         first = _pictures(parts[0])
         joined["images"] = torch.cat([_pictures(part).to(first) for part in parts])
-    for name in ("codes", "share_R"):
+    for name in ("codes", "share_R", "asked", "prompted"):
         values = [getattr(part, name) for part in parts]
-        whole = all(value is not None for value in values)
-        joined[name] = torch.cat(values) if whole else None
+        if any(value is None for value in values):
+            continue
+        tensors = isinstance(values[0], Tensor)
+        joined[name] = torch.cat(values) if tensors else [v for value in values for v in value]
     return Rows(**joined, loss=parts[0].loss)
 
 

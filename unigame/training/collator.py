@@ -5,16 +5,16 @@ Mixtures hold records of three kinds: question and answer, caption only, or both
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 
+from unigame.backbones.base import Preprocessor
 from unigame.data.records import Record, SkippedRow, split_rows
 from unigame.errors import UserError
-from unigame.methods.rows import Batch, Rows
+from unigame.methods.rows import STAND_IN, Batch, Rows
 from unigame.training.record_checks import RecordCheck, record_id
 
 
@@ -22,16 +22,16 @@ class RecordCollator:
     """Collate records into what the trainer's phases read.
 
     Args:
-        preprocess: a backbone's ``preprocess``: PIL images -> (B, 3, S, S), float in [0, 1].
+        preprocessor: the backbone's; small and picklable, so that loader workers tokenise.
         check: leave records out that it finds fault with, in place of raising an error.
     """
 
     def __init__(
         self,
-        preprocess: Callable[[Sequence[Any]], Tensor],
+        preprocessor: Preprocessor,
         check: RecordCheck | None = None,
     ) -> None:
-        self.preprocess = preprocess
+        self.preprocessor = preprocessor
         self.check = check
 
     def __call__(self, rows: Sequence[Record | SkippedRow | dict[str, Any]]) -> Batch:
@@ -49,15 +49,19 @@ class RecordCollator:
         if not records:
             raise UserError(f"no picture of this batch could be read, for example {skipped[:1]}")
         records, left_out = self._usable(records)
-        images = self.preprocess([record["image"] for record in records])
+        images = self.preprocessor.pictures([record["image"] for record in records])
+        rows = Rows(
+            images=images.detach().to("cpu", torch.float32),
+            questions=[record.get("question") or "" for record in records],
+            answers=[record.get("answer") or "" for record in records],
+            captions=[record.get("caption") or "" for record in records],
+            ids=[record_id(record) for record in records],
+        )
+        texts = zip(rows.questions, rows.answers, strict=True)
+        rows.asked = [self.preprocessor.answer(q or STAND_IN, a or STAND_IN) for q, a in texts]
+        rows.prompted = [self.preprocessor.prompt(text or STAND_IN) for text in rows.prompts]
         return Batch(
-            records=Rows(
-                images=images.detach().to("cpu", torch.float32),
-                questions=[record.get("question") or "" for record in records],
-                answers=[record.get("answer") or "" for record in records],
-                captions=[record.get("caption") or "" for record in records],
-                ids=[record_id(record) for record in records],
-            ),
+            records=rows,
             has_answer_R=torch.tensor([_has(record, "answer") for record in records]),
             has_caption_R=torch.tensor([_has(record, "caption") for record in records]),
             num_skipped=len(skipped),

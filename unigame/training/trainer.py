@@ -124,7 +124,7 @@ class UniGameTrainer(ResumableTrainer):
             backbone.add_lora(peft_config)
         needs_caption = any(method.refuses_missing_captions for method in self.methods)
         check = record_check(backbone, args, needs_caption)
-        collator = kwargs.pop("data_collator", None) or RecordCollator(backbone.preprocess, check)
+        collator = kwargs.pop("data_collator", None) or RecordCollator(backbone.preprocessor, check)
         super().__init__(
             model=backbone,
             args=args,
@@ -285,7 +285,7 @@ class UniGameTrainer(ResumableTrainer):
         """What each row counts for, (R,): 1, or its number of answer tokens."""
         if self.args.loss_reduction == "sample" or rows.loss != "answer":
             return torch.ones(len(rows))
-        return self.backbone.answer_lengths(rows.questions, rows.answers).float()
+        return self.backbone.answer_lengths(*rows.question_arguments).float()
 
     # ---- the loss of U -------------------------------------------------------------------------
     def _descend(
@@ -344,14 +344,14 @@ class UniGameTrainer(ResumableTrainer):
         if name == "answer":
             # Where U's reading is known the pictures are not read again.
             images = None if rows.embeds is not None else rows.images
-            texts = {"questions": rows.questions, "answers": rows.answers}
-            found = model(loss=name, by_token=True, images=images, embeds=rows.embeds, **texts)
+            asked = dict(zip(("questions", "answers"), rows.question_arguments, strict=False))
+            found = model(loss=name, by_token=True, images=images, embeds=rows.embeds, **asked)
             loss_R = found.mean().float()
             if model.training:
                 self._found.append(ReadAnswers.of(found))
         else:
-            drawn = {"images": rows.images, "captions": rows.captions, "codes": rows.codes}
-            loss_R = model(loss=name, **drawn).float()
+            drawn = {"images": rows.images, "captions": rows.prompt_argument}
+            loss_R = model(loss=name, codes=rows.codes, **drawn).float()
             if model.training and name == "generation" and rows.share_R.any():
                 self.meter.add_mean("generation_loss", loss_R)
         return (rows.share_R.to(loss_R) * loss_R).sum()

@@ -176,7 +176,7 @@ def draw_and_read(
             generator=generator,
         )
         features, tokens_ENH = backbone.read_images(drawing.images)
-    losses = backbone.answer_token_losses(None, rows.questions, rows.answers, embeds=tokens_ENH)
+    losses = backbone.answer_token_losses(None, *rows.question_arguments, embeds=tokens_ENH)
     ce_BK = own_loss(losses).unflatten(0, (len(rows), -1))
     right_BK = reads_right(losses).unflatten(0, (len(rows), -1))
 

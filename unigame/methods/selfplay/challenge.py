@@ -297,9 +297,8 @@ def candidate_hardness(result: ChallengeResult) -> Tensor:
 @torch.no_grad()
 def teacher_forced_states(backbone: Backbone, rows: Rows) -> VisualStates:
     """z_hat of a batch, without dropout: what ``challenge`` computes where it is not given."""
-    assert rows.prompts is not None
     with backbone.without_dropout():
-        return backbone.visual_states(rows.images, rows.prompts, codes=rows.codes)
+        return backbone.visual_states(rows.images, rows.prompt_argument, codes=rows.codes)
 
 
 def _states(

@@ -338,7 +338,9 @@ class SelfPlay(Method):
         rows, share = batch.answers, self.settings.challenge_share
         # The batch is shuffled, so the first ones are random.
         rows = rows if share == 1 else rows.first(math.ceil(share * len(rows)))
-        rows = replace(rows, captions=self._captions(rows))
+        captions = self._captions(rows)
+        if captions != rows.captions:  # made just now
+            rows = replace(rows, captions=captions, prompted=None)
         if rows.codes is None and self.settings.draws and self.run.codes is not None:
             assert rows.images is not None
             rows = replace(rows, codes=self.run.codes(rows.images, rows.ids))
