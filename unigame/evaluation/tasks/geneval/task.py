@@ -23,6 +23,7 @@ from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Predict
 from unigame.evaluation.scorers.colours import DEFAULT_CLIP, CLIPColours, ColourClassifier
 from unigame.evaluation.scorers.detectors import DEFAULT_DETECTOR, Detector, SegmentationDetector
 from unigame.evaluation.scorers.pretrained import Loadable
+from unigame.evaluation.scorers.registry import is_scorer, open_scorer
 from unigame.evaluation.source import BadRow, fingerprint, read_rows
 from unigame.evaluation.store import JsonlStore
 from unigame.evaluation.tasks.geneval.pictures import (
@@ -82,6 +83,10 @@ class GenEval(Benchmark):
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__(prompt=prompt, parser=parser)
+        if is_scorer(detector):
+            detector = open_scorer(str(detector), "detect")
+        if is_scorer(colours):
+            colours = open_scorer(str(colours), "classify")
         if samples < 1:
             raise UserError(f"samples is {samples}; give at least 1, the reference draws 4")
         self.samples = samples

@@ -17,9 +17,9 @@ from typing import Any
 
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Prediction, Scored
+from unigame.evaluation.scorers.matcher import HFMatcher, Matcher, matcher_name, resolve_matcher
 from unigame.evaluation.source import fingerprint, read_rows
 from unigame.evaluation.store import JsonlStore
-from unigame.evaluation.tasks.mmbench.match import HFMatcher, Matcher, matcher_name, resolve_matcher
 from unigame.evaluation.tasks.mmbench.rows import CONFIGS, MMBenchRow, read_questions
 from unigame.evaluation.tasks.mmbench.rules import PARSERS, REFUSED
 from unigame.reports.metrics import Metric, Unit

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Prediction, Scored
-from unigame.evaluation.scorers.judges import SPELLINGS, Judge, JudgeRequest, Rubric
+from unigame.evaluation.scorers.judges import SPELLINGS, Judge, JudgeRequest, Rubric, parse_judge
 from unigame.evaluation.scorers.judging import Judgement, Retry, collect
 from unigame.evaluation.store import JsonlStore
 from unigame.evaluation.tasks.wise.rows import FULL_SIZE, identity, load_prompts
@@ -65,13 +65,14 @@ class WISE(Benchmark):
         *,
         prompt: str | None = None,
         parser: str | None = None,
-        judge: Judge | None = None,
+        judge: Judge | str | None = None,
         rubric: Rubric | None = None,
         retry: Retry | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
         super().__init__(prompt=prompt, parser=parser)
-        self.judge, self.rubric = judge, rubric or Rubric()
+        self.judge = parse_judge(judge) if isinstance(judge, str) else judge
+        self.rubric = rubric or Rubric()
         self.retry, self.progress = retry, progress
 
     def prepare(self) -> None:
