@@ -28,6 +28,7 @@ def collect(
     where: str,
     limit: int | None = None,
     skips: SkipReport | None = None,
+    id: str = "question_id",
 ) -> tuple[list[Item], SkipReport]:
     """The items of the rows that can be used, in order, and a count of the others.
 
@@ -37,6 +38,7 @@ def collect(
         where: the file, folder or data set, for messages.
         limit: stop after so many items.
         skips: a report to add to; None: a new one.
+        id: the column of ids, for messages.
 
     Raises:
         UserError: no row is left.
@@ -49,7 +51,7 @@ def collect(
         try:
             item = to_item(row)
             if item.id in items:
-                raise BadRow("question_id occurs twice")
+                raise BadRow(f"{id} occurs twice")
         except BadRow as bad:
             skips.add(f"{where} row {number}", bad.reason)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import datasets
 import pytest
@@ -15,7 +14,6 @@ from unigame.evaluation.base import DataSource, Prediction
 from unigame.evaluation.scorers.judge_openai import OpenAIJudge
 from unigame.evaluation.scorers.judges import Judge, Rubric
 from unigame.evaluation.scorers.judging import Retry
-from unigame.evaluation.tasks.wise.rows import FIRST_PROMPT, LISTS
 from unigame.evaluation.tasks.wise.rules import (
     CATEGORY_IDS,
     SCORES,
@@ -28,7 +26,7 @@ from unigame.evaluation.tasks.wise.rules import (
     read_torchumm,
     usable,
 )
-from unigame.evaluation.tasks.wise.task import WISE, export_pictures
+from unigame.evaluation.tasks.wise.task import FIRST_PROMPT, LISTS, WISE
 from unigame.reports.metrics import value_of
 
 LABELS = {
@@ -350,12 +348,3 @@ def test_a_judge_is_needed_early(six, tmp_path):
     WISE(judge=FixedJudge({})).prepare()
     with pytest.raises(UserError, match="lmms_eval, official, torchumm, lenient"):
         WISE(parser="strict")
-
-
-def test_export_for_the_official_script(six, tmp_path):
-    items, predictions = six
-    predictions["401"] = Prediction("401", error="out of memory")
-    assert export_pictures(items, predictions, tmp_path / "out") == 6
-    names = sorted(Path(p).name for p in (tmp_path / "out").iterdir())
-    assert names == sorted(f"{i}.png" for i in SIX if i != 401)
-    assert (tmp_path / "out/2.png").read_bytes() == predictions["2"].pictures[0].read_bytes()
