@@ -179,7 +179,7 @@ class GenEval(Benchmark):
         _export(readable, folder / "official")
         asked = sum(item.samples for item in items)
         return Scored(
-            metrics=_metrics(judged),
+            metrics=metrics(judged),
             unscored=without_pictures(items, readable, missing),
             scorer={
                 "detector": detector.name,
@@ -361,7 +361,7 @@ def _export(drawn: Iterable[Drawn], folder: Path) -> None:
             shutil.copyfile(each.file, target)
 
 
-def _metrics(judged: Judged) -> list[Metric]:
+def metrics(judged: Judged) -> list[Metric]:
     """The mean over tags first, then each tag, then the share of all pictures; from 0 to 1."""
     units = tuple(
         Unit(each.id, (float(said.correct),), cluster=each.item.id, group=_tag(each))

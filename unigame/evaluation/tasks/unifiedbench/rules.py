@@ -6,8 +6,7 @@ Shapes: N pairs, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,42 +17,6 @@ FULL = 4
 """An average over fewer encoders than this is not called UnifiedBench."""
 
 Cosines = Mapping[str, float | None]  # by item id; None: the encoder gave no figure
-
-
-class Averages(NamedTuple):
-    """Mean cosine of each encoder, and their unweighted mean; both on the cosine's own scale."""
-
-    averages: dict[str, float]
-    overall: float
-
-
-def aggregate(
-    cosines: Mapping[str, Cosines],
-    references: Collection[object],
-    generated: Collection[object],
-) -> Averages:
-    """TorchUMM's averages of one run.
-
-    Args:
-        cosines: by encoder and picture id; None or NaN (the encoder failed) is dropped.
-        references: ids of the reference pictures.
-        generated: ids of those that were drawn; the others are left out, not counted as 0.
-
-    Returns:
-        Averages on a scale of 0 to 1. An encoder without any figure has no average.
-
-    Raises:
-        ValueError: no encoder has a figure.
-    """
-    drawn = {str(id) for id in references} & {str(id) for id in generated}
-    averages = {}
-    for encoder, by_id in cosines.items():
-        values = [value for id, value in figures(by_id).items() if str(id) in drawn]
-        if values:
-            averages[encoder] = float(np.mean(values))
-    if not averages:
-        raise ValueError("no cosines to average")
-    return Averages(averages, float(np.mean(list(averages.values()))))
 
 
 def figures(by_id: Cosines) -> dict[str, float]:
