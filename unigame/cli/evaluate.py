@@ -287,12 +287,19 @@ def _attacks(args: argparse.Namespace) -> Any:
         if args.attack_recipe is not None:
             raise UserError("--attack-recipe without --robustness; add --robustness adversary")
         return None
+    from unigame.evaluation.attacks.adversary import adversary_for
     from unigame.evaluation.attacks.robustness import RobustnessConfig
-    from unigame.evaluation.attacks.robustness_record import adversary_of
+    from unigame.training.recipe import load_recipe
 
     kinds = [kind.strip() for kind in args.robustness.split(",") if kind.strip()]
     recipe = args.attack_recipe or ("janus_nano" if args.model == BUNDLED else None)
-    config = RobustnessConfig(adversary=adversary_of(recipe)) if recipe else RobustnessConfig()
+    config = RobustnessConfig()
+    if recipe:
+        try:
+            adversary = adversary_for(load_recipe(recipe, here=False).training)
+        except UserError as error:
+            raise UserError(f"--attack-recipe {recipe}: {error}") from error
+        config = replace(config, adversary=adversary)
     if args.batch_size is not None:
         config = replace(config, batch_size=args.batch_size)
     return config.only(kinds)

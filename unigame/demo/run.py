@@ -30,9 +30,8 @@ from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
 from unigame.demo.folder import begin, choose_folder, finish
 from unigame.demo.progress import Display, progress_on
-from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START
+from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START, adversary_for
 from unigame.evaluation.attacks.fresh import attacked_images
-from unigame.evaluation.attacks.robustness_record import adversary_for
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.miniature import DRAWING, world_benchmarks, write_world
 from unigame.evaluation.record import write_json

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unigame.backbones.base import Backbone
 from unigame.evaluation.attacks.adversary import Adversary, practice_of
-from unigame.evaluation.attacks.robustness import RobustnessConfig, measure
+from unigame.evaluation.attacks.robustness import RobustnessConfig, measure_robustness
 from unigame.evaluation.examples import Example
 from unigame.methods.rows import Rows
 from unigame.reports.metrics import to_json
@@ -122,7 +122,7 @@ def attack_entry(
     """
     practice, _ = _examples("validation", adversary.practice, derive_seed(seed, "practice"), 1)
     examples, scenes = _examples("test", questions, derive_seed(seed, "attack"), 6)
-    found = measure(
+    found = measure_robustness(
         backbone,
         examples,
         RobustnessConfig(adversary=adversary, pgd=(), corruptions=(), max_new_tokens=3),

@@ -152,7 +152,7 @@ def test_only_the_attack_that_draws_is_refused(
         measure_robustness(backbone, examples, RobustnessConfig())
     assert not passes
     config = RobustnessConfig(adversary=None, pgd=(), corruptions=("noise",))
-    assert "noise" in measure_robustness(backbone, examples, config)
+    assert "noise" in measure_robustness(backbone, examples, config).metrics
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +77,44 @@ class Adversary:
             eps_mode=self.eps_mode,
             scorer=FeatureSimilarity(backbone.image_features) if self.config.label_weight else None,
         )
+
+
+_OF_A_RUN = (
+    *("gradient_candidates", "anchor", "temperature", "lambda_norm", "l2", "tv"),
+    *("label_floor", "clip_weight", "clip_floor"),
+)
+
+
+def adversary_for(settings: Any) -> Adversary:
+    """The adversary with the bounds and the drawing of a training run.
+
+    A model should be attacked as hard as it was trained: bounds that suit one model change nothing
+    in the pictures of another. What it pays for changing the content, and where it starts, are the
+    evaluation's own, and the same for every run.
+
+    Args:
+        settings: of the game: ``methods.selfplay``'s, or any object with their names.
+
+    Raises:
+        UserError: the run perturbs tokens, where no picture is drawn.
+    """
+    if settings.perturb_space != "decoder":
+        raise UserError(
+            f"perturb_space={settings.perturb_space!r}: an attack in token space draws no picture; "
+            "take the settings of a run with perturb_space='decoder'"
+        )
+    # One picture a question, and the same in every run: the argmax.
+    challenge = ChallengeConfig(
+        quantile=settings.hard_quantile,
+        label_weight=LABEL_WEIGHT,
+        **{name: getattr(settings, name) for name in _OF_A_RUN},
+    )
+    return Adversary(
+        challenge,
+        eps_max=settings.eps_max,
+        eps_init=START * settings.eps_max,
+        eps_mode=settings.eps_mode,
+    )
 
 
 # ---- what it practises on ------------------------------------------------------------------------

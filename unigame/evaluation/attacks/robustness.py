@@ -175,10 +175,10 @@ class _Attacker:
 
 @dataclass
 class Measured:
-    """What ``measure`` found.
+    """What ``measure_robustness`` found.
 
     Attributes:
-        metrics: see ``measure_robustness``.
+        metrics: of each condition, ``clean`` first.
         practised: questions that the adversary practised on.
         changed: of ``redrawn`` and ``adversary``, pictures that no longer show what they did.
         check: what said so, by name.
@@ -202,7 +202,7 @@ def measure_robustness(
     score: Score = vqa_match,
     skips: SkipReport | None = None,
     report: Callable[[int], None] = lambda done: None,
-) -> dict[str, Metric]:
+) -> Measured:
     """Accuracy under each condition of the module docstring, in percent; ``clean`` comes first.
 
     ``redrawn`` and ``adversary`` are over the pictures that kept their content, and are left out
@@ -226,30 +226,6 @@ def measure_robustness(
         UserError: no example, ids that occur twice, an adversary on a model that cannot draw or
             with no picture to practise on, or no picture that can be read.
     """
-    return measure(
-        backbone,
-        examples,
-        config,
-        practice=practice,
-        check=check,
-        score=score,
-        skips=skips,
-        report=report,
-    ).metrics
-
-
-def measure(
-    backbone: Backbone,
-    examples: Sequence[Example],
-    config: RobustnessConfig | None = None,
-    *,
-    practice: Practice | None = None,
-    check: ContentCheck | None = None,
-    score: Score = vqa_match,
-    skips: SkipReport | None = None,
-    report: Callable[[int], None] = lambda done: None,
-) -> Measured:
-    """As ``measure_robustness``, with what became of the adversary's pictures."""
     config = config or RobustnessConfig()
     if config.adversary is not None:
         backbone.require_drawing()
