@@ -26,8 +26,8 @@ from models import build
 from step_cost import Bench
 from step_cost import parse_arguments as step_arguments
 
-from unigame.cli.peak import tensor_bytes
-from unigame.cli.trial import sample_rows, try_recipe
+from unigame.doctor.peak import tensor_bytes
+from unigame.doctor.trial import sample_rows, try_recipe
 from unigame.training.recipe import Recipe
 
 

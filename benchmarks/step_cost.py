@@ -47,7 +47,7 @@ from models import build
 from PIL import Image
 
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.cli.peak import peak_bytes, tensor_bytes
+from unigame.doctor.peak import peak_bytes, tensor_bytes
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.metrics import PHASES
 

@@ -15,8 +15,8 @@ from tests.evaluation.scorers.judge_server import Answer, judge_server
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame import cli
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.cli.evaluate_console import Bars
 from unigame.errors import UserError
+from unigame.evaluation.bars import Bars
 from unigame.evaluation.record import folder_sha256
 
 SUBSETS = ("adversarial", "popular", "random")
@@ -167,8 +167,8 @@ def test_data_of_the_hub_are_asked_for_as_the_user_says(tmp_path, monkeypatch, c
             ["--split", "dev", "--data-root", "data"],
             "no files dev-*.parquet; it has the split test",
         ),
-        (["--output", "file", "--data-root", "data"], "--output file is a file"),
-        (["--limit", "0"], "0 is too small"),
+        (["--output", "file", "--data-root", "data"], "--output='file' is a file"),
+        (["--limit", "0"], "0 is not in the range"),
         (["--benchmarks", "wise", "--data-root", "wise", "--judge", "x"], "no judge 'x'"),
         (["--benchmarks", "wise", "--rubric", "absent.txt"], "absent.txt"),
     ],

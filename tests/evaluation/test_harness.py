@@ -23,9 +23,9 @@ from tests.evaluation.fakes import (
     questions,
 )
 from tests.evaluation.tables import write_parquet
-from unigame.cli.evaluate_console import Bars, print_record
 from unigame.errors import UserError
 from unigame.evaluation.ask import Drawing, cut, picture_name
+from unigame.evaluation.bars import Bars
 from unigame.evaluation.base import DataSource, Item, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
 from unigame.evaluation.pictures import LazyCell
@@ -34,6 +34,7 @@ from unigame.evaluation.running import asked
 from unigame.evaluation.source import picture
 from unigame.evaluation.store import JsonlStore
 from unigame.evaluation.tasks.pope.task import POPE
+from unigame.reports.record_text import print_record
 
 
 def run(backbone: FakeBackbone, output: Path, *benchmarks: Quiz, **options: Any) -> dict[str, Any]:

@@ -240,8 +240,8 @@ def test_doctor_estimates_a_recipe_that_cannot_run_here(
 ) -> None:
     from dataclasses import replace
 
-    from unigame.cli import doctor
     from unigame.cli.sizes import janus_pro_config, janus_size
+    from unigame.doctor import report as doctor
 
     size = janus_size("folder", janus_pro_config("1B"))
     monkeypatch.setattr(doctor, "_check_bundled_model", lambda: (True, "it loads"))

@@ -16,7 +16,7 @@ import peft
 from rich.text import Text
 
 from unigame.backbones.common import lora_settings
-from unigame.cli.console import next_step
+from unigame.cli.endings import next_step
 from unigame.data.settings import SOURCES
 from unigame.settings.rules import Rule
 from unigame.settings.rules import Text as TextRule

@@ -30,6 +30,8 @@ def require_writable(folder: str | Path, name: str) -> None:
         UserError: it is a file, belongs to someone else, lies on a full or read-only disk, ...
     """
     path = Path(folder).expanduser()
+    if os.path.isfile(path):  # unlike Path.is_file, takes any name
+        raise UserError(f"{name}={str(folder)!r} is a file; name a folder")
     made: list[Path] = []
     try:
         for part in (*reversed(path.parents), path):

@@ -104,8 +104,8 @@ def adversary_for(settings: Any) -> Adversary:
             "take the settings of a run with perturb_space='decoder'"
         )
     # One picture a question, and the same in every run: the argmax.
-    challenge = ChallengeConfig(
-        quantile=settings.hard_quantile,
+    challenge = SelfPlaySettings(
+        hard_quantile=settings.hard_quantile,
         label_weight=LABEL_WEIGHT,
         **{name: getattr(settings, name) for name in _OF_A_RUN},
     )

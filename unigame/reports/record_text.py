@@ -1,92 +1,24 @@
-"""What ``unigame evaluate`` shows: a bar for each benchmark, then the table."""
+"""A record as text: what ``unigame evaluate`` prints at the end, and a line on each benchmark."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from unigame.cli.console import make_console
 from unigame.reports.records import unparsed_warning
+from unigame.system.console import make_console
 
 _MOST_ROWS = 6
 _TEXT = ("benchmark", "metric")
 
 
-class Bars:
-    """Progress on stderr: bars in a terminal, one line per finished benchmark elsewhere.
-
-    Args:
-        titles: benchmark name -> what to call it.
-    """
-
-    def __init__(self, titles: Mapping[str, str]) -> None:
-        self.titles = titles
-        self.console = make_console(stderr=True)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}", markup=False),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self.bars.start()
-        for name, title in self.titles.items():
-            self.tasks[name] = self.bars.add_task(title, total=None, start=False, state="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bars.stop()
-
-    def begin(self, name: str, total: int, done: int) -> None:
-        """The bar starts, with what an earlier run has done."""
-        state = f"{done} kept from before" if done else ""
-        self.bars.start_task(self.tasks[name])
-        self.bars.update(self.tasks[name], total=total, completed=done, state=state)
-
-    def advance(self, name: str, count: int) -> None:
-        """The bar moves."""
-        self.bars.advance(self.tasks[name], count)
-
-    def scoring(self, name: str) -> None:
-        """The bar says so."""
-        self.bars.update(self.tasks[name], state="scoring")
-
-    def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
-        """The bar stays, with the headline figure beside it."""
-        state = "failed" if entry is None else _headline(entry)
-        self.bars.update(self.tasks[name], state=state)
-        self.bars.stop_task(self.tasks[name])
-        if not self.console.is_terminal:
-            self.console.print(f"{self.titles[name]}: {state}", markup=False)
-
-
-def _headline(entry: Mapping[str, Any]) -> str:
+def headline(entry: Mapping[str, Any]) -> str:
+    """The first figure of a benchmark's entry, and how many replies were not understood."""
     metric, counts = next(iter(entry["metrics"].values()), None), entry.get("counts", {})
     if metric is None:  # answers for a server to judge, or a judge that never answered
         return "nothing scored here"

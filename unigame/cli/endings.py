@@ -1,8 +1,10 @@
-"""Faults of the machine, not of the program: one line instead of a traceback."""
+"""How a command ends: what to do next, what is on disk, and what went wrong with the machine."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 # What torch and safetensors say when a file cannot be written; they have no kind of error for it.
 _WRITING = (
@@ -21,6 +23,38 @@ _FIXES = {
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
     errno.EACCES: "check whose it is and who may use it",
 }
+
+
+def next_step(*lines: str) -> None:
+    """End a command by saying what to do now, one suggestion a line."""
+    from rich.text import Text
+
+    from unigame.system.console import make_console
+
+    console = make_console()
+    console.print(Text("\nNext:", style="bold"))
+    for line in lines:
+        console.print(Text(f"  {line}"))
+
+
+@contextmanager
+def kept(note: Callable[[], str]) -> Iterator[None]:
+    """Within: a signal, or a fault of the machine, ends in the line that ``note`` gives.
+
+    The line says what is on disk, and which command goes on from there.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, KeyboardInterrupt) or fault_line(error):
+            with suppress(Exception):  # a fault of the machine may reach here too
+                error.add_note(note())
+        raise
+
+
+def what_was_kept(error: BaseException) -> str:
+    """The line that ``kept`` has left with the error."""
+    return " ".join(getattr(error, "__notes__", ["Stopped."]))
 
 
 def fault_line(error: BaseException) -> str | None:

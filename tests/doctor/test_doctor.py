@@ -10,9 +10,9 @@ from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
 from unigame import cli
 from unigame.backbones import registry as families
-from unigame.cli import doctor as module
 from unigame.cli.memory import GIB, estimate
 from unigame.cli.sizes import janus_pro_config, janus_size
+from unigame.doctor import report as module
 from unigame.errors import UserError
 from unigame.training.recipe import load_recipe
 

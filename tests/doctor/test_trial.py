@@ -9,9 +9,9 @@ import torch
 from transformers import JanusConfig
 
 from tests.tiny import make_tiny_janus, shared_tiny_janus
-from unigame.cli import trial
-from unigame.cli.peak import peak_bytes, tensor_bytes
-from unigame.cli.trial import try_recipe
+from unigame.doctor import trial
+from unigame.doctor.peak import peak_bytes, tensor_bytes
+from unigame.doctor.trial import try_recipe
 from unigame.errors import UserError
 from unigame.training.recipe import Recipe, build_recipe
 

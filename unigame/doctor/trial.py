@@ -194,7 +194,7 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
     import torch
     from transformers.trainer_utils import IntervalStrategy
 
-    from unigame.cli.peak import peak_bytes, tensor_bytes
+    from unigame.doctor.peak import peak_bytes, tensor_bytes
     from unigame.training.trainer import UniGameTrainer
 
     args = copy.deepcopy(plan.training)
