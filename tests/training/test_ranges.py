@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import tiny_backbone
 from unigame.backbones.common import lora_settings
 from unigame.data import build_dataset
-from unigame.data.build import TYPES, inspect
+from unigame.data.build import TYPES
 from unigame.data.settings import SOURCES
 from unigame.errors import UserError
 from unigame.settings.rules import Number, OneOf, Rule, Switch, Text, Whole

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data.images import IMAGE_SUFFIXES
-from unigame.data.tars import is_mac_file
+from unigame.data.paths import is_mac_file
 from unigame.errors import UserError
 
 _COCO_NAME = re.compile(r"(?:COCO_([a-z]+\d{4})_)?0*(\d+)")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from unigame.data import SkipReport
 from unigame.data.images import MISSING
+from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 from unigame.evaluation.base import Item, Picture
-from unigame.evaluation.pictures import LazyCell
 from unigame.evaluation.source import BadRow, picture
 
 Row = Mapping[str, Any]
@@ -71,6 +71,6 @@ def shown(row: Row, root: Path | None, column: str = "image") -> Picture:
     cell = row.get(column)
     if cell is None:
         raise BadRow(MISSING)
-    if not isinstance(cell, LazyCell | Mapping | bytes | str | Path | Image.Image):
+    if not isinstance(cell, TableCell | Mapping | bytes | str | Path | Image.Image):
         raise BadRow(f"{column} is {type(cell).__name__}, expected a picture")
     return picture(cell, root)

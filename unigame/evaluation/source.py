@@ -17,26 +17,20 @@ from types import UnionType
 from typing import Any, TypeVar, overload
 
 from unigame.data import tables
-from unigame.data.tars import is_mac_file
+from unigame.data.paths import is_mac_file
+from unigame.data.pictures import picture
+from unigame.data.rows import TableRows, columns_of, is_saved, open_saved, open_split
+from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource, Item
-from unigame.evaluation.pictures import picture
-from unigame.evaluation.rowfiles import MalformedRow, local_rows
-from unigame.evaluation.rowtables import TableRows, open_table
 
-__all__ = [
-    "BadRow",
-    "Rows",
-    "field",
-    "find_file",
-    "fingerprint",
-    "picture",
-    "read_json",
-    "read_rows",
-]
+__all__ = ["BadRow", "Rows", "field", "fingerprint", "picture", "read_json", "read_rows"]
+
+TABLES = (".tsv", ".csv", ".jsonl", ".json")
 
 T = TypeVar("T")
 
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -96,7 +90,7 @@ def read_rows(
     config, split = source.config or config, source.split or split
     if source.root is not None:
         root = source.root.expanduser()
-        rows = local_rows(root, config, split)
+        rows = _local_rows(root, config, split)
         info = DatasetInfo(id=root.name, split=split, config=config or "")
         where = str(root)
     else:
@@ -115,15 +109,16 @@ def read_rows(
 
 def _hub_rows(
     hub_id: str, config: str | None, split: str, revision: str | None
-) -> tuple[TableRows, str]:
-    import datasets  # takes a second; only who reads such data pays it
-
-    table = open_table(
-        lambda: datasets.load_dataset(hub_id, config, split=split, revision=revision),
-        f"{hub_id} (config {config or 'default'}, split {split}) from the Hub",
-        "check the network, or download it and give its folder with --data-root",
+) -> tuple[Sequence[dict[str, Any]], str]:
+    options = {"name": config, "revision": revision}
+    rows = open_split(
+        hub_id,
+        split,
+        advice="check the network, or download it and give its folder with --data-root",
+        **{key: value for key, value in options.items() if value is not None},
     )
-    return TableRows(table), _commit(table) or revision or ""
+    commit = _commit(rows.table) if isinstance(rows, TableRows) else ""
+    return rows, commit or revision or ""
 
 
 def _commit(table: Any) -> str:
@@ -136,10 +131,10 @@ def _commit(table: Any) -> str:
     return ""
 
 
-def _check_columns(rows: Sequence[Mapping[str, Any]], required: Sequence[str], where: str) -> None:
+def _check_columns(rows: Sequence[dict[str, Any]], required: Sequence[str], where: str) -> None:
     if not rows:
         raise UserError(f"{where} holds no rows; was its download cut short?")
-    names = dict.fromkeys(rows.columns) if isinstance(rows, TableRows) else _names(rows)
+    names = columns_of(rows)
     missing = [name for name in required if name not in names]
     if missing:
         raise UserError(
@@ -149,8 +144,69 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], required: Sequence[str], w
         )
 
 
-def _names(rows: Iterable[Mapping[str, Any]]) -> dict[str, None]:
-    return {name: None for row in rows for name in row}
+# ---- a local folder ------------------------------------------------------------------------------
+
+
+def _local_rows(root: Path, config: str | None, split: str) -> Sequence[dict[str, Any]]:
+    """The rows of a split in ``root``, or in its folders ``config``, ``data``, ``config/data``."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; download the data, or check --data-root")
+    places = [root / config, root / config / "data"] if config else []
+    for folder in (place for place in [*places, root, root / "data"] if place.is_dir()):
+        if is_saved(folder):
+            return open_saved(folder, split)
+        for suffix in (".parquet", *TABLES):
+            files = [
+                path for path in sorted(folder.glob(f"*{suffix}")) if not is_mac_file(path.name)
+            ]
+            if files:
+                return _file_rows(_of_split(files, split, folder), suffix)
+    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    raise UserError(
+        f"{root} holds no parquet, save_to_disk folder, {', '.join(TABLES)}; it holds "
+        f"{', '.join(names[:12]) or 'nothing'}"
+    )
+
+
+def _file_rows(files: list[Path], suffix: str) -> Sequence[dict[str, Any]]:
+    if suffix != ".parquet":
+        return [row for file in files for row in table_rows(file)]
+    names = {"rows": [str(file) for file in files]}
+    return open_split("parquet", "rows", data_files=names, advice="was its download cut short?")
+
+
+def table_rows(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a tsv, csv, jsonl or json list; a damaged one is a ``MalformedRow`` in its place.
+
+    Args:
+        path: the file.
+        kind: a suffix to read it by, instead of its own.
+
+    Raises:
+        UserError: a file that is malformed as a whole.
+    """
+    return [row for _, row in tables.scan_table(path, kind=kind)]
+
+
+def _of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
+    """The files of the split: named after it, or the only ones there."""
+    named = re.compile(rf"{re.escape(split)}([-_.].*)?")
+    chosen = [file for file in files if named.fullmatch(file.stem)]
+    if chosen:
+        return chosen
+    shards = [found.group(1) for file in files if (found := _SHARD.fullmatch(file.stem))]
+    if shards:
+        raise UserError(
+            f"{folder} has no files {split}-*{files[0].suffix}; it has the split "
+            f"{', '.join(sorted(set(shards)))}: download {split}, or choose another with --split"
+        )
+    if len(files) > 1 and files[0].suffix != ".parquet":
+        raise UserError(
+            f"{folder} holds several files that may be split {split!r}: "
+            f"{', '.join(file.name for file in files[:5])}; name the right one "
+            f"{split}{files[0].suffix}, or keep only that one"
+        )
+    return files
 
 
 # ---- single values -------------------------------------------------------------------------------
@@ -216,7 +272,7 @@ def _kind_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace(" | ", " or ")
 
 
-# ---- files of a layout of their own --------------------------------------------------------------
+# ---- files and digests ---------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> Any:
@@ -228,40 +284,6 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no file {path}; check the folder, or download it first")
     return tables.read_json(path)
-
-
-def find_file(root: Path, patterns: Sequence[str], what: str) -> Path:
-    """The one file of a folder that matches; earlier patterns go before later ones.
-
-    Args:
-        root: the folder.
-        patterns: globs relative to it, such as ``"*questions*.json"``.
-        what: for the message, such as ``"AdVQA's questions"``.
-
-    Raises:
-        UserError: no file matches any pattern, or several match the same one.
-    """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}; download the data, or check --data-root")
-    for pattern in patterns:
-        found = sorted(
-            path for path in root.glob(pattern) if path.is_file() and not is_mac_file(path.name)
-        )
-        if len(found) > 1:
-            names = ", ".join(str(path.relative_to(root)) for path in found[:5])
-            raise UserError(f"{root} holds several files that may be {what}: {names}; keep one")
-        if found:
-            return found[0]
-    raise UserError(
-        f"{root} has no file for {what} ({' or '.join(patterns)}); it holds {listing(root)}"
-    )
-
-
-def listing(root: Path, most: int = 12) -> str:
-    """What a folder holds, for a message."""
-    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more]) or "nothing"
 
 
 def fingerprint(items: Iterable[Item]) -> str:

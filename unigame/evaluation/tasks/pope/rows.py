@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data import SkipReport
+from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource
 from unigame.evaluation.coco_pictures import CocoPictures
-from unigame.evaluation.rowfiles import MalformedRow, table_rows
-from unigame.evaluation.source import BadRow, Rows, field, read_rows
+from unigame.evaluation.source import BadRow, Rows, field, read_rows, table_rows
 
 SUBSETS = ("adversarial", "popular", "random")
 

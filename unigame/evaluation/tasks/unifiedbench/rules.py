@@ -17,8 +17,8 @@ from PIL import Image
 
 from unigame.data import CorruptImage
 from unigame.data.images import decode_image, read_file
+from unigame.data.pictures import content_key
 from unigame.evaluation.base import Item, Prediction
-from unigame.evaluation.pictures import content_key
 from unigame.evaluation.scorers.encoders import Encoder
 from unigame.evaluation.scorers.pretrained import Loadable
 from unigame.evaluation.store import JsonlStore

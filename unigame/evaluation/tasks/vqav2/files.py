@@ -14,10 +14,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unigame.data.tars import is_mac_file
+from unigame.data.paths import is_mac_file
+from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
 from unigame.evaluation.coco_pictures import CocoPictures
-from unigame.evaluation.rowfiles import MalformedRow
 from unigame.evaluation.source import read_json
 
 # Split -> how file names spell it, without hyphens.
