@@ -1,5 +1,7 @@
 """Hugging Face datasets, all local."""
 
+import base64
+import pickle
 from types import SimpleNamespace
 
 import datasets
@@ -7,7 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from tests.data.files import BLUE, GREEN, RED, color_of, jpeg, png, ten, write, write_jsonl
-from unigame.data import HFData
+from unigame.data import Captions, HFData
+from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 
 
@@ -123,6 +126,27 @@ def test_csv_and_json_with_image_paths_and_column_mapping(tmp_path):
     assert len(HFData(tmp_path / "sub/t.jsonl", images=tmp_path)) == 1
     with pytest.raises(UserError, match="no usable row"):
         HFData(tmp_path / "sub/t.jsonl")
+
+
+def test_pictures_within_the_text_and_in_the_folder_images(tmp_path):
+    write(tmp_path / "images/b.png", png(BLUE))
+    rows = [{"image": base64.b64encode(png(GREEN)).decode(), "caption": "green"}]
+    rows += [{"image": "b.png", "caption": "blue"}, {"image": "c.png", "caption": "gone"}]
+    for reader in (HFData, Captions):
+        data = reader(write_jsonl(tmp_path / "t.jsonl", rows))
+        assert [(data[i]["caption"], color_of(data[i]["image"])) for i in range(len(data))] == [
+            ("green", "green"),
+            ("blue", "blue"),
+        ]
+        assert data.skips.counts() == {"missing image": 1}
+
+
+def test_pictures_of_a_table_stay_in_it(tmp_path):
+    vqav2().to_parquet(tmp_path / "v.parquet")
+    data = HFData(tmp_path / "v.parquet")
+    assert all(isinstance(row.image, TableCell) for row in data._rows)
+    again = pickle.loads(pickle.dumps(data))  # as a spawned worker gets it
+    assert [color_of(again[i]["image"]) for i in range(2)] == ["red", "blue"]
 
 
 def test_raw_bytes_column(tmp_path):

@@ -208,6 +208,22 @@ def test_the_hub_is_asked_for_what_the_source_overrides(monkeypatch):
         read_rows(DataSource(), hub_id=None, **options)
 
 
+def test_a_csv_of_the_hub_stays_text_and_says_its_commit(tmp_path, monkeypatch):
+    """pandas would take the answer None for an empty cell, and 007 for a number."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    local = write(tmp_path / "download", "question,answer\nWho?,None\nWhich?,007\n")
+    files = {"test": [f"hf://datasets/lab/csv@{commit}/test.csv"]}
+    builder = SimpleNamespace(name="csv", config=SimpleNamespace(data_files=files))
+    manager = SimpleNamespace(download_and_extract=lambda names: [str(local)] * len(names))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    monkeypatch.setattr(datasets, "DownloadManager", lambda: manager)
+    rows = read_rows(
+        DataSource(), hub_id="lab/csv", config=None, split="test", required=["question"]
+    )
+    assert [row["answer"] for row in rows.rows] == ["None", "007"]
+    assert rows.info.revision == commit
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     def load_dataset_builder(*_, **__):
         raise ConnectionError("no route\nto host")

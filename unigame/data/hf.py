@@ -9,7 +9,7 @@ from unigame.data.dataset import RecordDataset, Row
 from unigame.data.pairs import find_columns, lenient_row, texts_of
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
-from unigame.data.rows import Rows, TableRows, columns_of, open_local, open_split
+from unigame.data.rows import Rows, TableRows, open_local, open_split
 from unigame.errors import UserError
 
 
@@ -62,7 +62,7 @@ class HFData(RecordDataset):
         def rows() -> Iterator[Row | SkippedRow]:  # opened once the options below are checked
             found = (open_split if hub else open_local)(str(path), split, **given)
             needs = ("image", ("caption", asked, "answers"))
-            fields = find_columns(columns_of(found), columns, required=needs, where=where)
+            fields = find_columns(found.columns, columns, required=needs, where=where)
             yield from _rows(found, fields, where, require_answers)
 
         local = Path(path).expanduser()

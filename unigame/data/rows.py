@@ -10,6 +10,7 @@ table that is named as such come through :mod:`unigame.data.tables`.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,6 @@ from typing import Any
 from unigame.data.pictures import TableCell
 from unigame.data.tables import TABLE_SUFFIXES, read_table
 from unigame.errors import UserError
-
-Rows = Sequence[dict[str, Any]]
 
 BUILDERS = {
     ".parquet": "parquet",
@@ -108,11 +107,25 @@ def _is_image(kind: Any) -> bool:
     return binary or isinstance(kind, datasets.Image)
 
 
-def columns_of(rows: Rows) -> list[str]:
-    """The columns that at least one row has."""
-    if isinstance(rows, TableRows):
-        return rows.columns
-    return list(dict.fromkeys(name for row in rows for name in row))
+class TextRows(list[dict[str, Any]]):
+    """Rows in memory, of a table that is no more than text.
+
+    Args:
+        rows: the rows.
+        files: where they come from, as `datasets` names it.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], files: Iterable[str] = ()) -> None:
+        super().__init__(rows)
+        self.files = list(files)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that at least one row has."""
+        return list(dict.fromkeys(name for row in self for name in row))
+
+
+Rows = TableRows | TextRows
 
 
 # ---- what `datasets` finds -----------------------------------------------------------------------
@@ -227,7 +240,9 @@ def readable(what: str, advice: str) -> Iterator[None]:
 
 
 def _part(
-    files: Mapping[str, Iterable[str]], split: str, read: Callable[[Iterable[str]], Rows]
+    files: Mapping[str, Iterable[str]],
+    split: str,
+    read: Callable[[Iterable[str]], list[dict[str, Any]]],
 ) -> Rows:
     """The rows that a split such as ``train[:1000]`` or ``train+test`` names."""
     import datasets
@@ -240,10 +255,13 @@ def _part(
     parts = datasets.ReadInstruction.from_spec(split).to_absolute(
         {name: len(found) for name, found in rows.items()}
     )
-    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+    return TextRows(
+        (row for part in parts for row in rows[part.splitname][part.from_ : part.to]),
+        itertools.chain.from_iterable(files.values()),
+    )
 
 
-def _text_rows(files: Iterable[str], kind: str) -> Rows:
+def _text_rows(files: Iterable[str], kind: str) -> list[dict[str, Any]]:
     """Rows of csv or json files; those of the Hub are downloaded, and lose their names by it."""
     import datasets
 
@@ -262,7 +280,7 @@ def _metadata(files: Iterable[str]) -> list[Path]:
     return [Path(file) for file in files if os.path.basename(file) in names and "://" not in file]
 
 
-def _described(files: Iterable[str]) -> Rows:
+def _described(files: Iterable[str]) -> list[dict[str, Any]]:
     """The pictures that metadata files describe, by path, with the other columns."""
     rows: list[dict[str, Any]] = []
     for metadata in _metadata(files):

@@ -18,8 +18,10 @@ def read_json(path: Path) -> Any:
     """The content of a json file.
 
     Raises:
-        UserError: It is not valid json, or not UTF-8.
+        UserError: No such file, not valid json, or not UTF-8.
     """
+    if not path.is_file():
+        raise UserError(f"no file {path}; check the folder, or download it first")
     try:
         return parse_json(path.read_bytes())
     except ValueError as error:

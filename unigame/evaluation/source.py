@@ -10,17 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, overload
 
-from unigame.data import tables
 from unigame.data.paths import is_mac_file
 from unigame.data.pictures import picture
-from unigame.data.rows import TableRows, columns_of, is_saved, open_saved, open_split
-from unigame.data.tables import MalformedRow
+from unigame.data.rows import TableRows, TextRows, is_saved, open_saved, open_split
+from unigame.data.tables import MalformedRow, read_json, scan_table
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource, Item
 
@@ -31,7 +30,6 @@ TABLES = (".tsv", ".csv", ".jsonl", ".json")
 T = TypeVar("T")
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -109,7 +107,7 @@ def read_rows(
 
 def _hub_rows(
     hub_id: str, config: str | None, split: str, revision: str | None
-) -> tuple[Sequence[dict[str, Any]], str]:
+) -> tuple[TableRows | TextRows, str]:
     options = {"name": config, "revision": revision}
     rows = open_split(
         hub_id,
@@ -117,24 +115,24 @@ def _hub_rows(
         advice="check the network, or download it and give its folder with --data-root",
         **{key: value for key, value in options.items() if value is not None},
     )
-    commit = _commit(rows.table) if isinstance(rows, TableRows) else ""
-    return rows, commit or revision or ""
+    return rows, _commit(rows) or revision or ""
 
 
-def _commit(table: Any) -> str:
-    """Commit of the Hub repository that a table came from; empty where nothing tells it."""
-    urls = list(table.info.download_checksums or {})
-    folders = [Path(file["filename"]).parent.name for file in table.cache_files]
-    for place in [*urls, *folders]:
-        if found := _COMMIT.search(str(place)):
-            return found.group()
-    return ""
+def _commit(rows: TableRows | TextRows) -> str:
+    """Commit of the Hub repository that rows came from; empty where nothing tells it."""
+    if isinstance(rows, TextRows):
+        places = rows.files
+    else:
+        folders = [Path(file["filename"]).parent.name for file in rows.table.cache_files]
+        places = [*map(str, rows.table.info.download_checksums or {}), *folders]
+    found = next(filter(None, map(_COMMIT.search, places)), None)
+    return found.group() if found else ""
 
 
-def _check_columns(rows: Sequence[dict[str, Any]], required: Sequence[str], where: str) -> None:
+def _check_columns(rows: TableRows | TextRows, required: Sequence[str], where: str) -> None:
     if not rows:
         raise UserError(f"{where} holds no rows; was its download cut short?")
-    names = columns_of(rows)
+    names = rows.columns
     missing = [name for name in required if name not in names]
     if missing:
         raise UserError(
@@ -147,7 +145,7 @@ def _check_columns(rows: Sequence[dict[str, Any]], required: Sequence[str], wher
 # ---- a local folder ------------------------------------------------------------------------------
 
 
-def _local_rows(root: Path, config: str | None, split: str) -> Sequence[dict[str, Any]]:
+def _local_rows(root: Path, config: str | None, split: str) -> TableRows | TextRows:
     """The rows of a split in ``root``, or in its folders ``config``, ``data``, ``config/data``."""
     if not root.is_dir():
         raise UserError(f"no folder {root}; download the data, or check --data-root")
@@ -168,9 +166,9 @@ def _local_rows(root: Path, config: str | None, split: str) -> Sequence[dict[str
     )
 
 
-def _file_rows(files: list[Path], suffix: str) -> Sequence[dict[str, Any]]:
+def _file_rows(files: list[Path], suffix: str) -> TableRows | TextRows:
     if suffix != ".parquet":
-        return [row for file in files for row in table_rows(file)]
+        return TextRows(row for file in files for row in table_rows(file))
     names = {"rows": [str(file) for file in files]}
     return open_split("parquet", "rows", data_files=names, advice="was its download cut short?")
 
@@ -185,7 +183,7 @@ def table_rows(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
     Raises:
         UserError: a file that is malformed as a whole.
     """
-    return [row for _, row in tables.scan_table(path, kind=kind)]
+    return [row for _, row in scan_table(path, kind=kind)]
 
 
 def _of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
@@ -228,7 +226,7 @@ def field(row: Mapping[str, Any], name: str, kind: Any) -> Any:
         kind: a type, or a union of types such as ``int | str``.
 
     Raises:
-        BadRow: the value is missing, empty (None), of another type, or no text that can be written.
+        BadRow: the value is missing, empty (None), or of another type.
     """
     value = row.get(name)
     if value is None:
@@ -241,24 +239,7 @@ def field(row: Mapping[str, Any], name: str, kind: Any) -> Any:
     stray_bool = isinstance(value, bool) and not _takes_bool(kind)
     if stray_bool or not isinstance(value, kind):
         raise BadRow(f"{name} is {type(value).__name__}, expected {_kind_name(kind)}")
-    if _has_half_characters(value):
-        raise BadRow(f"{name} holds half a character (a lone surrogate)")
     return value
-
-
-def _has_half_characters(value: Any) -> bool:
-    """Whether a text in it is one that neither a tokenizer nor a file takes."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            if _LONE_SURROGATE.search(each):
-                return True
-        elif isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, list):
-            waiting += each
-    return False
 
 
 def _takes_bool(kind: Any) -> bool:
@@ -272,32 +253,14 @@ def _kind_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace(" | ", " or ")
 
 
-# ---- files and digests ---------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> Any:
-    """The content of a json file.
-
-    Raises:
-        UserError: no such file, not valid json, or not UTF-8.
-    """
-    if not path.is_file():
-        raise UserError(f"no file {path}; check the folder, or download it first")
-    return tables.read_json(path)
-
-
 def fingerprint(items: Iterable[Item]) -> str:
     """SHA-256 over what the items ask and how they are scored; pictures are not read for it.
 
     What they show has a digest of its own in the record (``running.pictures_digest``).
     """
     digest = hashlib.sha256()
-    for line in _item_lines(items):
-        digest.update(line.encode())
-    return digest.hexdigest()
-
-
-def _item_lines(items: Iterable[Item]) -> Iterator[str]:
     for item in items:
         content = [item.id, item.prompt, dict(item.reference), item.cluster, item.samples]
-        yield json.dumps(content, sort_keys=True, ensure_ascii=True, default=str) + "\n"
+        line = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str) + "\n"
+        digest.update(line.encode())
+    return digest.hexdigest()
