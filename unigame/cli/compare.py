@@ -9,8 +9,8 @@ from pathlib import Path
 from unigame.cli.console import next_step
 from unigame.errors import UserError
 from unigame.reports.compare import compare
-from unigame.reports.compare_text import print_comparison, to_csv, to_latex, to_markdown
 from unigame.reports.records import Record, read_record
+from unigame.reports.tables import print_comparison, write_comparison
 
 
 def compare_records(
@@ -36,14 +36,7 @@ def compare_records(
     records = [read_record(path) for path in paths]
     comparison = compare(records, labels or _labels(records), baseline - 1)
     print_comparison(comparison)
-    output.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "md": to_markdown(comparison),
-        "csv": to_csv(comparison, records),
-        "tex": to_latex(comparison),
-    }
-    for suffix, text in texts.items():
-        (output / f"compare.{suffix}").write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_comparison(comparison, records, output)
     next_step(
         f"read {output}/compare.md, which has every metric and why a difference is missing",
         f"put it into a paper: {output}/compare.tex (booktabs); plot it: {output}/compare.csv",
