@@ -116,7 +116,8 @@ class Number(Rule):
     """A number in a range; finite in float32, which losses and weights are computed in.
 
     Args:
-        low, high: the range.
+        low: end of the range.
+        high: the other end.
         above: the lowest itself is not allowed.
         below: nor is the highest.
         also: values outside the range that have a meaning of their own.
