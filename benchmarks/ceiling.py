@@ -41,7 +41,6 @@ def arm(model: str, split: str | None, args: argparse.Namespace, seed: int) -> d
         with tempfile.TemporaryDirectory() as folder:
             config = UniGameConfig(
                 output_dir=folder,
-                challenge_every=0,
                 max_steps=args.steps,
                 per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate,
@@ -51,7 +50,8 @@ def arm(model: str, split: str | None, args: argparse.Namespace, seed: int) -> d
                 logging_steps=50,
             )
             data = SyntheticDataset(split, args.steps * args.batch_size, seed)
-            UniGameTrainer(model=backbone, args=config, train_dataset=data).train()
+            trainer = UniGameTrainer(backbone, config, data, methods=["sft"])
+            trainer.train()
     backbone.eval()
     return {
         name: accuracy(backbone, name, args.questions, 0)

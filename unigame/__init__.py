@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from unigame.errors import UserError
     from unigame.methods.base import Method
     from unigame.methods.rows import Rows
-    from unigame.methods.selfplay import (
+    from unigame.methods.selfplay import (  # type: ignore[no-redef]
         HardSample,
         HardSampleBuffer,
         Perturber,

@@ -237,7 +237,9 @@ def _measure(backbone: Backbone, arm: str, cost: dict[str, Any], job: _Job) -> N
         progress=bars,
     )
     adversary = replace(
-        adversary_for(job.recipe.settings_of("selfplay")), steps=sizes["attack_steps"], seed=derive_seed(seed, "adversary")
+        adversary_for(job.recipe.settings_of("selfplay")),
+        steps=sizes["attack_steps"],
+        seed=derive_seed(seed, "adversary"),
     )
     entry = attack_entry(backbone, adversary, sizes["attack"], seed)
     if entry is not None:
@@ -318,7 +320,7 @@ def _gallery_rows(
     batch = batch_of(backbone, data, 0, len(data))
     drawn = attacked_images(backbone, NoPerturber(), batch, settings)
     adversarial = attacked_images(backbone, perturber, batch, settings)
-    sets = (batch.images, drawn, adversarial)
+    sets = (batch.pictures, drawn, adversarial)
     said = [replies(backbone, images, list(batch.questions)) for images in sets]
     right = [[s == a for s, a in zip(words, batch.answers, strict=True)] for words in said]
     order = sorted(range(len(data)), key=lambda i: (not right[0][i], not right[1][i], right[2][i]))

@@ -39,8 +39,20 @@ class Progress(Protocol):
         """Scoring ended with this part of the record; None: it failed."""
 
 
-class Silent(Progress):
+class Silent:
     """Progress that nobody looks at."""
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        """Nothing is shown."""
+
+    def advance(self, name: str, count: int) -> None:
+        """Nothing is shown."""
+
+    def scoring(self, name: str) -> None:
+        """Nothing is shown."""
+
+    def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
+        """Nothing is shown."""
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,13 @@ class Rows:
         return len(pictures)
 
     @property
+    def pictures(self) -> Tensor:
+        """``images`` where there must be some."""
+        if self.images is None:
+            raise ValueError("these rows have no pictures to look at, only embeds")
+        return self.images
+
+    @property
     def prompts(self) -> list[str]:
         """What each picture is drawn by: its caption, else its question."""
         pairs = zip(self.captions, self.questions, strict=True)
@@ -144,7 +151,7 @@ class Rows:
         """Rows whose empty texts are filled, where they are stand-ins."""
         if self.counts:
             return self
-        texts = {
+        texts: dict[str, Any] = {
             name: [text or STAND_IN for text in getattr(self, name)]
             for name in ("questions", "answers", "captions")
         }
@@ -153,7 +160,9 @@ class Rows:
     def moved(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same rows, every tensor changed by ``change``."""
         tensors = {name: getattr(self, name) for name in ROWWISE}
-        changed = {n: change(value) for n, value in tensors.items() if isinstance(value, Tensor)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)
+        }
         return replace(self, **changed)
 
 
@@ -195,14 +204,14 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
         name: [value for part in parts for value in getattr(part, name)] for name in lists
     }
     if any(part.embeds is not None for part in parts):
-        embeds = [p.embeds if p.embeds is not None else read(_pictures(p)) for p in parts]
+        embeds = [p.embeds if p.embeds is not None else read(p.pictures) for p in parts]
         # Hard tokens are float32 beside a bfloat16 model's clean ones: the larger type keeps delta.
         dtype = functools.reduce(torch.promote_types, [part.dtype for part in embeds])
         joined["embeds"] = torch.cat([part.to(embeds[0].device, dtype) for part in embeds])
         joined["images"] = None
     else:
-        first = _pictures(parts[0])
-        joined["images"] = torch.cat([_pictures(part).to(first) for part in parts])
+        first = parts[0].pictures
+        joined["images"] = torch.cat([part.pictures.to(first) for part in parts])
     for name in ("codes", "share_R", "asked", "prompted"):
         values = [getattr(part, name) for part in parts]
         if any(value is None for value in values):
@@ -210,12 +219,6 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
         tensors = isinstance(values[0], Tensor)
         joined[name] = torch.cat(values) if tensors else [v for value in values for v in value]
     return Rows(**joined, loss=parts[0].loss)
-
-
-def _pictures(rows: Rows) -> Tensor:
-    if rows.images is None:
-        raise ValueError("these rows have no pictures to read")
-    return rows.images
 
 
 def shrink(compact: Tensor) -> Tensor:

@@ -50,18 +50,18 @@ class RecordCollator:
             raise UserError(f"no picture of this batch could be read, for example {skipped[:1]}")
         records, left_out = self._usable(records)
         images = self.preprocessor.pictures([record["image"] for record in records])
-        rows = Rows(
+        whole = Rows(
             images=images.detach().to("cpu", torch.float32),
             questions=[record.get("question") or "" for record in records],
             answers=[record.get("answer") or "" for record in records],
             captions=[record.get("caption") or "" for record in records],
             ids=[record_id(record) for record in records],
         )
-        texts = zip(rows.questions, rows.answers, strict=True)
-        rows.asked = [self.preprocessor.answer(q or STAND_IN, a or STAND_IN) for q, a in texts]
-        rows.prompted = [self.preprocessor.prompt(text or STAND_IN) for text in rows.prompts]
+        texts = zip(whole.questions, whole.answers, strict=True)
+        whole.asked = [self.preprocessor.answer(q or STAND_IN, a or STAND_IN) for q, a in texts]
+        whole.prompted = [self.preprocessor.prompt(text or STAND_IN) for text in whole.prompts]
         return Batch(
-            records=rows,
+            records=whole,
             has_answer_R=torch.tensor([_has(record, "answer") for record in records]),
             has_caption_R=torch.tensor([_has(record, "caption") for record in records]),
             num_skipped=len(skipped),

@@ -121,7 +121,7 @@ class UniGameConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check every value, then let ``TrainingArguments`` set itself up."""
-        for name, rule in training_rules(type(self)).items():
+        for name, rule in training_rules(type(self)).items():  # type: ignore[arg-type]
             setattr(self, name, rule.check(name, getattr(self, name)))
         for name, advice in UNSUPPORTED.items():
             if getattr(self, name):

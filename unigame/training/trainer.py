@@ -224,14 +224,13 @@ class UniGameTrainer(ResumableTrainer):
             used_R = used_R | batch.has_caption_R
         self.meter.add("unused_rows", (~used_R).sum())
         records = batch.records
-        assert records.images is not None
         with self.timer.phase("read"), self.accelerator.autocast(), torch.no_grad():
             # Not where something before the language model learns: its gradient needs the pictures.
             if self.backbone.reads_frozen:
-                features, embeds = self.backbone.read_images(records.images)
+                features, embeds = self.backbone.read_images(records.pictures)
                 records = replace(records, features=features, embeds=embeds)
         if self.args.generation_weight > 0:
-            records = replace(records, codes=self._codes(records.images, records.ids))
+            records = replace(records, codes=self._codes(records.pictures, records.ids))
         return replace(batch, records=records)
 
     def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:

@@ -111,7 +111,11 @@ def attacked_images(
         raise UserError(
             "an attack in token space draws no picture: set space='decoder' for attacked images"
         )
-    config = replace(config, num_candidates=1, sample=config.sample or config.num_candidates > 1)
+    config = replace(
+        config,
+        num_candidates=1,
+        sample_candidates=config.sample_candidates or config.num_candidates > 1,
+    )
     with backbone.without_dropout():
         visual = teacher_forced_states(backbone, batch)
         states_BNH = visual.states_BNH
@@ -120,7 +124,7 @@ def attacked_images(
             visual.codes,
             anchor=config.anchor,
             temperature=config.temperature,
-            sample=config.sample,
+            sample=config.sample_candidates,
             generator=generator,
         )
     return drawing.images

@@ -185,7 +185,7 @@ def draw_and_read(
             return by.score_tokens(perturbed_BNH, states_BNH).view_as(ce_BK)
         similarity = by(
             drawing.images,
-            rows.images,
+            rows.pictures,
             rows.texts,
             features=features,
             reference_features=rows.features,

@@ -298,7 +298,7 @@ def candidate_hardness(result: ChallengeResult) -> Tensor:
 def teacher_forced_states(backbone: Backbone, rows: Rows) -> VisualStates:
     """z_hat of a batch, without dropout: what ``challenge`` computes where it is not given."""
     with backbone.without_dropout():
-        return backbone.visual_states(rows.images, rows.prompt_argument, codes=rows.codes)
+        return backbone.visual_states(rows.pictures, rows.prompt_argument, codes=rows.codes)
 
 
 def _states(
@@ -307,7 +307,7 @@ def _states(
     """What is to be perturbed, float32 and without graph, and the images' own codes."""
     with torch.no_grad():
         if not settings.draws:
-            return full_precision(backbone.embed_images(rows.images)), None
+            return full_precision(backbone.embed_images(rows.pictures)), None
         visual = visual or teacher_forced_states(backbone, rows)
         return full_precision(visual.states_BNH), visual.codes
 

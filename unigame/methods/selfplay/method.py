@@ -342,8 +342,7 @@ class SelfPlay(Method):
         if captions != rows.captions:  # made just now
             rows = replace(rows, captions=captions, prompted=None)
         if rows.codes is None and self.settings.draws and self.run.codes is not None:
-            assert rows.images is not None
-            rows = replace(rows, codes=self.run.codes(rows.images, rows.ids))
+            rows = replace(rows, codes=self.run.codes(rows.pictures, rows.ids))
         return rows
 
     def _captions(self, rows: Rows) -> list[str]:
@@ -351,8 +350,7 @@ class SelfPlay(Method):
         captions = [caption.strip() for caption in rows.captions]
         bare = [row for row, caption in enumerate(captions) if not caption]
         if self.captions is not None and bare and rows.counts:
-            assert rows.images is not None
-            made = self.captions(rows.images[bare], [rows.ids[row] for row in bare])
+            made = self.captions(rows.pictures[bare], [rows.ids[row] for row in bare])
             for row, caption in zip(bare, made, strict=True):
                 captions[row] = caption
         return captions
@@ -425,8 +423,7 @@ class SelfPlay(Method):
         """What a similarity to texts says of the unaltered pictures; None for other ones."""
         if self.settings.similarity != "clip" or self.settings.similarity_mode != "image-text":
             return None
-        assert rows.images is not None
-        return partial(self.scorer, rows.images, rows.images, rows.texts)
+        return partial(self.scorer, rows.pictures, rows.pictures, rows.texts)
 
     def _record(self, result: ChallengeResult, norm: float) -> None:
         figures = result.metrics
