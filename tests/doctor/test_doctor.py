@@ -54,8 +54,8 @@ def test_a_recipe_is_judged_by_its_own_settings(sound, capsys, monkeypatch, tmp_
     for batch in (1, 64):
         recipe.write_text(
             "model: folder\ndtype: bfloat16\ndata: [{type: synthetic}]\n"
-            f"training: {{per_device_train_batch_size: {batch}, buffer_capacity: 500, "
-            "gradient_checkpointing: true}\n"
+            "methods: {selfplay: {buffer_capacity: 500}}\n"
+            f"training: {{per_device_train_batch_size: {batch}, gradient_checkpointing: true}}\n"
         )
         assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
         shown = capsys.readouterr().out

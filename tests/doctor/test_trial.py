@@ -9,6 +9,7 @@ import torch
 from transformers import JanusConfig
 
 from tests.tiny import make_tiny_janus, shared_tiny_janus
+from tests.training.helpers import blocks
 from unigame.doctor import trial
 from unigame.doctor.peak import peak_bytes, tensor_bytes
 from unigame.doctor.trial import try_recipe
@@ -18,20 +19,21 @@ from unigame.training.recipe import Recipe, build_recipe
 CPU = torch.device("cpu")
 
 
-def recipe(model: Path, folder: Path, **training) -> Recipe:
+def recipe(model: Path, folder: Path, **settings) -> Recipe:
+    chosen = {
+        "output_dir": str(folder / "run"),
+        "per_device_train_batch_size": 2,
+        "max_steps": 7,
+        "use_cpu": True,
+        **settings,
+    }
     return build_recipe(
         {
             "model": str(model),
             "dtype": "float32",
             "data": [{"type": "synthetic", "split": "train", "size": 10}],
             "lora": {"r": 4, "lora_dropout": 0.0},
-            "training": {
-                "output_dir": str(folder / "run"),
-                "per_device_train_batch_size": 2,
-                "max_steps": 7,
-                "use_cpu": True,
-                **training,
-            },
+            **blocks(chosen),
         }
     )
 

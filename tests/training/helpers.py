@@ -65,6 +65,14 @@ GAME: dict[str, Any] = {
 }
 
 
+def blocks(settings: dict[str, Any]) -> dict[str, Any]:
+    """The ``methods`` and ``training`` blocks of a recipe with these settings, by name."""
+    rest = dict(settings)
+    methods = rest.pop("methods", None)
+    game = {name: rest.pop(name) for name in list(rest) if name in SelfPlay.rules()}
+    return {"methods": {"selfplay": game} if methods is None else methods, "training": rest}
+
+
 def make_config(folder: Path, **settings: Any) -> UniGameConfig:
     """Settings of a small run; those of self-play are left to ``make_game``."""
     defaults: dict[str, Any] = {

@@ -14,13 +14,16 @@ import yaml
 from torch.utils.data import IterableDataset
 
 import unigame.backbones
-from tests.training.helpers import Records, make_config, make_trainer
+from tests.training.helpers import Records, blocks, game_of, make_config, make_game, make_trainer
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
 from unigame.data.kinds import kinds_of
 from unigame.errors import UserError
+from unigame.methods.registry import as_methods
+from unigame.methods.selfplay.health import ReplayTally, offered_at_most
+from unigame.methods.sft import SFT
 from unigame.training import health, run
-from unigame.training.health import ReplayTally, offered_at_most, require_work
+from unigame.training.health import require_work
 
 
 def only_captions(size: int = 6) -> Records:
@@ -42,7 +45,7 @@ def table(folder: Path, data: Records, name: str = "rows") -> dict[str, Any]:
 
 
 def recipe(folder: Path, model: Path, data: Records, **settings: Any) -> Path:
-    training = {
+    chosen = {
         "max_steps": 2,
         "use_cpu": True,
         "save_strategy": "no",
@@ -53,7 +56,7 @@ def recipe(folder: Path, model: Path, data: Records, **settings: Any) -> Path:
         **settings,
     }
     path = folder / "recipe.yaml"
-    tree = {"model": str(model), "data": [table(folder, data)], "training": training}
+    tree = {"model": str(model), "data": [table(folder, data)], **blocks(chosen)}
     path.write_text(yaml.safe_dump({**tree, "lora": {"r": 2}}))
     return path
 
@@ -67,25 +70,25 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- refused before a weight is loaded -----------------------------------------------------------
-@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("methods", [["sft"], ["selfplay"]])
 def test_captions_without_a_weight_are_refused(
-    tmp_path: Path, no_weights: None, every: int
+    tmp_path: Path, no_weights: None, methods: list[str]
 ) -> None:
-    path = recipe(tmp_path, tmp_path / "model", only_captions(), challenge_every=every)
+    path = recipe(tmp_path, tmp_path / "model", only_captions(), methods=methods)
     with pytest.raises(UserError, match="generation_weight=0 .* 6 rows"):
         run.main(path)
     mixed = [table(tmp_path, only_captions(3), "a"), table(tmp_path, only_captions(2), "b")]
     with pytest.raises(UserError, match="generation_weight=0 .* 5 rows"):
-        require_work(make_config(tmp_path, challenge_every=every), build_dataset(mixed))
+        require_work(make_config(tmp_path), build_dataset(mixed), as_methods(methods))
     with pytest.raises(UserError, match="generation_weight=0"):
-        require_work(make_config(tmp_path, challenge_every=every), only_captions())
+        require_work(make_config(tmp_path), only_captions(), as_methods(methods))
 
 
 def test_a_game_on_captions_alone_is_refused(tmp_path: Path, no_weights: None) -> None:
     path = recipe(tmp_path, tmp_path / "model", only_captions(), generation_weight=1.0)
-    with pytest.raises(UserError, match="challenge_every=1"):
+    with pytest.raises(UserError, match="selfplay"):
         run.main(path)
-    require_work(make_config(tmp_path, methods=["sft"], generation_weight=1.0), only_captions())
+    require_work(make_config(tmp_path, generation_weight=1.0), only_captions(), [SFT()])
 
 
 @pytest.mark.parametrize(
@@ -106,22 +109,26 @@ def test_a_buffer_that_can_never_be_full_enough_is_refused(
         data.items = [*data.items, {**item, "question": None, "answer": None, "caption": "a cat"}]
     config = make_config(tmp_path, generation_weight=1.0, **settings)
     with pytest.raises(UserError, match="buffer_per_source"):
-        require_work(config, data)
+        require_work(config, data, [make_game(**settings)])
     twice = [table(tmp_path, Records(rows), "c"), {"type": "synthetic", "size": 60}]
-    require_work(config, build_dataset(twice))  # another source brings enough
+    require_work(
+        config, build_dataset(twice), [make_game(**settings)]
+    )  # another source brings enough
 
 
 def test_what_can_be_filled_is_not_refused(tmp_path: Path) -> None:
     settings = {"buffer_min_size": 8, "buffer_per_source": 2}
-    require_work(make_config(tmp_path, **settings), Records(4))
+    config, game = make_config(tmp_path), make_game(**settings)
+    require_work(config, Records(4), [game])
     with pytest.raises(UserError, match="buffer_min_size=8"):
-        require_work(make_config(tmp_path, **settings), Records(3))
-    for off in ({"buffer": False}, {"methods": ["sft"]}, {"buffer_per_source": None}):
-        require_work(make_config(tmp_path, **{**settings, **off}), Records(3))
+        require_work(config, Records(3), [game])
+    for off in ({"buffer": False}, {"buffer_per_source": None}):
+        require_work(config, Records(3), [make_game(**{**settings, **off})])
+    require_work(config, Records(3), [SFT()])
     nameless = Records(3)
     for item in nameless.items:
         item["id"] = ""  # nobody's, so it is not capped
-    require_work(make_config(tmp_path, **settings), nameless)
+    require_work(config, nameless, [game])
 
 
 def test_no_picture_is_read_to_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +181,7 @@ def test_candidates_that_are_all_refused_are_warned_of(
     trainer.train()
     assert [said for said in warnings_of(caplog) if "clip_floor=1.0" in said]
     assert len(warnings_of(caplog)) == 2  # after a tenth, and once it is certain
-    assert trainer.replay_tally() == ReplayTally(candidates=72)
+    assert game_of(trainer).tally == ReplayTally(candidates=72)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +241,7 @@ def test_what_a_run_can_offer_at_most(tmp_path: Path) -> None:
     settings = {"challenge_every": 2, "mine_every": 2, "challenge_share": 0.5, "num_candidates": 3}
     config = make_config(tmp_path, gradient_accumulation_steps=2, **settings)
     # of 5 steps 0, 2, 4 are challenged, of these 0 and 4 mined; 2 micro-batches of 2 samples
-    assert offered_at_most(config, 5) == 2 * 2 * 2 * 3
+    assert offered_at_most(make_game(**settings).settings, config, 5) == 2 * 2 * 2 * 3
 
 
 # ---- said at the end -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.training.helpers import Records, game_of, lora_weights, make_trainer
 from unigame.data.mixture import Mixture
 from unigame.errors import UserError
-from unigame.training.checkpoint import PERTURBER_FILE
+from unigame.methods.selfplay.method import PERTURBER_FILE
 from unigame.training.epochs import require_map_style
 from unigame.training.trainer import UniGameTrainer
 
@@ -109,7 +109,7 @@ def test_extra_files_are_there_before_rotation_and_push(
     monkeypatch.setattr(trainer, "_push_from_checkpoint", push)
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
     trainer.train()
-    wanted = {"adapter_model.safetensors", "perturber.safetensors", "game_state.pt"}
+    wanted = {"adapter_model.safetensors", "perturber.safetensors", "selfplay_state.pt"}
     assert len(pushed) == 3
     assert all(wanted <= names for names in pushed)
     left = [path for path in tmp_path.iterdir() if path.name.startswith("checkpoint-")]

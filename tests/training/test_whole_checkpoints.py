@@ -80,7 +80,7 @@ def test_every_flipped_bit_and_missing_file_is_one_line_that_names_it(
 def test_true_takes_the_newest_whole_one_and_says_which(
     run: Path, tiny_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    name = "game_state.pt" if name == "game" else name
+    name = "selfplay_state.pt" if name == "game" else name
     flip(run / "checkpoint-3" / name)
     (run / "checkpoint-2" / name).unlink()
     trainer = make_trainer(tiny_path, run, max_steps=4)

@@ -153,7 +153,8 @@ def build_training(settings: dict[str, Any]) -> UniGameConfig:
                 f"training.{name} is a setting of method {owner}: write methods: {{{owner}: "
                 f"{{{name}: {plain(value)}}}}}, or --{owner}.{name} {plain(value)}"
             )
-    reject_unknown(settings, known, "training setting")
+    of_methods = [name for method in METHODS.builtin for name in kind_of(method).rules()]
+    reject_unknown(settings, [*known, *of_methods], "training setting")
     return UniGameConfig(**settings)
 
 

@@ -129,7 +129,7 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
     if resume and run_folder.is_finished(args.output_dir, steps_done(resume)):
         require_steps_left(resume, args.max_steps)
     if resume and not args.resume_anyway:  # the trainer looks again, and then says what differs
-        require_same_run(resume, args, {"recipe": _blocks(recipe)})
+        require_same_run(resume, args, {"recipe": _blocks(recipe), "methods": recipe.methods})
     return resume
 
 
