@@ -93,3 +93,12 @@ def test_every_public_name_resolves():
         assert getattr(unigame, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Unigame'"):
         _ = unigame.Unigame
+
+
+def test_the_walk_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/walk.md shows each station of a sample; at most twelve files."""
+    page = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")
+    stations = re.findall(r"^\| \d+ \|.*`(unigame/[\w/]+\.py)`", page, flags=re.M)
+    assert 0 < len(stations) <= 12 and all((ROOT / path).is_file() for path in stations)
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", page, flags=re.S)[0], {})  # noqa: S102
