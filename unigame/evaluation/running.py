@@ -39,8 +39,20 @@ class Progress(Protocol):
         """Scoring ended with this part of the record; None: it failed."""
 
 
-class Silent(Progress):
+class Silent:
     """Progress that nobody looks at."""
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, name: str, count: int) -> None:
+        """Nothing."""
+
+    def scoring(self, name: str) -> None:
+        """Nothing."""
+
+    def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True)
