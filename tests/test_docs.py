@@ -31,6 +31,12 @@ def test_relative_links_lead_to_files(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_page_of_docs_is_in_the_sites_navigation():
+    nav = re.findall(r"- ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    pages = [file.relative_to(ROOT / "docs").as_posix() for file in ROOT.glob("docs/**/*.md")]
+    assert sorted(nav) == sorted(pages)
+
+
 @pytest.mark.parametrize("page", FOLDERS, ids=lambda page: page.parent.name)
 def test_a_folders_page_has_a_line_for_each_file(page):
     named = set(re.findall(r"^\| `([\w./]+)` \|", page.read_text(encoding="utf-8"), flags=re.M))

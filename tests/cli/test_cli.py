@@ -196,7 +196,7 @@ def test_ctrl_c_in_the_demo_names_what_was_kept(tmp_path, capsys, monkeypatch):
     for arm in ("base", "sft", "unigame"):
         (tmp_path / "arms" / arm).mkdir(parents=True)
     for arm in ("base", "sft"):
-        (tmp_path / "arms" / arm / "scores.json").write_text("{}")
+        (tmp_path / "arms" / arm / "DONE").touch()
     assert cli.main(["demo", "--output", str(tmp_path)]) == 130
     assert f"kept in {tmp_path}: base, sft. Run" in capsys.readouterr().err
 

@@ -85,13 +85,14 @@ def test_steps_without_a_challenge_count(tmp_path: Path, monkeypatch) -> None:
     due = []
 
     def timed(trainer, batch) -> float:
-        due.append(trainer._challenge_is_due())
+        every = trainer.method("selfplay").settings.challenge_every
+        due.append(trainer.state.global_step % every == 0)
         return 5.0 if due[-1] else 1.0
 
     monkeypatch.setattr(trial, "_timed", timed)
     assert try_recipe(recipe(shared_tiny_janus(), tmp_path)).seconds == 5.0
     assert try_recipe(recipe(shared_tiny_janus(), tmp_path, challenge_every=4)).seconds == 2.0
-    plain = recipe(shared_tiny_janus(), tmp_path, challenge_every=0)
+    plain = recipe(shared_tiny_janus(), tmp_path, methods=["sft"])
     monkeypatch.setattr(trial, "_timed", lambda *_: 3.0)
     assert try_recipe(plain).seconds == 3.0
 

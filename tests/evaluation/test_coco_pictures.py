@@ -11,7 +11,7 @@ from PIL import Image
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.coco_pictures import CocoPictures
-from unigame.evaluation.tasks.vqav2.files import read_vqa_files
+from unigame.evaluation.tasks.vqav2.task import read_vqa_files
 
 NUMBER = "000000000042"
 

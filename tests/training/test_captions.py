@@ -16,7 +16,7 @@ from tests.training.helpers import Records, lora_weights, make_trainer
 from unigame import SyntheticDataset, load_backbone
 from unigame.backbones.common.prompts import CAPTION_QUESTION
 from unigame.errors import UserError
-from unigame.training.captions import MadeCaptions
+from unigame.methods.captions import MadeCaptions
 from unigame.training.config import UniGameConfig
 from unigame.training.trainer import UniGameTrainer
 
@@ -81,7 +81,7 @@ def test_given_captions_are_used_and_nothing_is_made(tmp_path: Path) -> None:
     assert trainer.described == 0 and not (tmp_path / "captions.jsonl").exists()
 
 
-@pytest.mark.parametrize("settings", [{"challenge_every": 0}, {"perturb_space": "tokens"}])
+@pytest.mark.parametrize("settings", [{"methods": ["sft"]}, {"perturb_space": "tokens"}])
 def test_without_a_redrawing_nothing_is_described(settings: dict[str, Any], tmp_path: Path) -> None:
     trainer = watched(tmp_path, **settings)
     trainer.train()

@@ -13,10 +13,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tests.training.helpers import make_config
 from unigame.errors import UserError
-from unigame.methods.selfplay.challenge import ChallengeConfig
+from unigame.methods.selfplay.challenge import SelfPlaySettings
+from unigame.methods.selfplay.method import challenge_config
 from unigame.settings.rules import INF, Number
 from unigame.training.config import UniGameConfig, rules_of
-from unigame.training.game_state import challenge_config
 from unigame.training.settings import RULES, SCHEDULES, TRACKERS
 
 # Older ones have settings that are gone since; they are read by their declared types.
@@ -33,7 +33,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     assert args.report_to == []
     assert args.data_seed == args.seed
     assert args.resolved_hard_batch_size == 4  # one for two clean ones, at batch 8
-    assert challenge_config(args) == ChallengeConfig()
+    assert challenge_config(args) == SelfPlaySettings()
 
 
 def test_every_setting_is_in_the_table_and_every_own_one_explained() -> None:
@@ -102,7 +102,7 @@ def test_impossible_values(tmp_path: Path, settings: dict[str, Any], message: st
 
 
 def test_plain_fine_tuning_ignores_what_only_the_game_needs(tmp_path: Path) -> None:
-    assert not make_config(tmp_path, challenge_every=0, similarity="clip").plays
+    assert not make_config(tmp_path, methods=["sft"], similarity="clip").plays
 
 
 def test_gradient_checkpointing_under_either_name(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from tests.methods.test_semantics import PREPROCESSING, TEXT, VISION, WordTokeni
 from tests.tiny import shared_tiny_janus
 from tests.training.helpers import Records, logs, make_trainer
 from unigame.methods.selfplay import ClipSimilarity
+from unigame.methods.selfplay.floor_check import ENOUGH, FloorCheck
 from unigame.training.config import UniGameConfig
-from unigame.training.floor_check import ENOUGH, FloorCheck
 from unigame.training.recipe import load_recipe
 from unigame.training.trainer import UniGameTrainer
 
@@ -69,7 +69,7 @@ def test_an_image_text_floor_is_shown_beside_what_clean_pictures_score(
             return super().__call__(given, **kwargs)
 
     scorer = ClipSimilarity(model, "image-text", preprocessing=PREPROCESSING, tokenizer=Tokenizer())
-    monkeypatch.setattr("unigame.training.game_state.build_scorer", lambda *a, **k: scorer)
+    monkeypatch.setattr("unigame.methods.selfplay.method.build_scorer", lambda *a, **k: scorer)
     trainer = make_trainer(
         shared_tiny_janus(),
         tmp_path,

@@ -85,7 +85,7 @@ def test_a_game_on_captions_alone_is_refused(tmp_path: Path, no_weights: None) -
     path = recipe(tmp_path, tmp_path / "model", only_captions(), generation_weight=1.0)
     with pytest.raises(UserError, match="challenge_every=1"):
         run.main(path)
-    require_work(make_config(tmp_path, challenge_every=0, generation_weight=1.0), only_captions())
+    require_work(make_config(tmp_path, methods=["sft"], generation_weight=1.0), only_captions())
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_can_be_filled_is_not_refused(tmp_path: Path) -> None:
     require_work(make_config(tmp_path, **settings), Records(4))
     with pytest.raises(UserError, match="buffer_min_size=8"):
         require_work(make_config(tmp_path, **settings), Records(3))
-    for off in ({"buffer": False}, {"challenge_every": 0}, {"buffer_per_source": None}):
+    for off in ({"buffer": False}, {"methods": ["sft"]}, {"buffer_per_source": None}):
         require_work(make_config(tmp_path, **{**settings, **off}), Records(3))
     nameless = Records(3)
     for item in nameless.items:
@@ -127,7 +127,7 @@ def test_what_can_be_filled_is_not_refused(tmp_path: Path) -> None:
 def test_no_picture_is_read_to_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [table(tmp_path, Records(4), "a"), table(tmp_path, only_captions(3), "b")]
     data = build_dataset([*sources, {"type": "synthetic", "size": 5}])
-    monkeypatch.setattr("unigame.data.reader.decode_image", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("unigame.data.pictures.decode_image", lambda _: pytest.fail("read"))
     monkeypatch.setattr("unigame.synthetic.dataset.to_pil", lambda _: pytest.fail("drawn"))
     kinds = kinds_of(data, enough=100)
     assert kinds is not None
@@ -247,7 +247,7 @@ def test_the_closing_lines_say_what_was_replayed(
     run.main(path, ["--buffer_min_size", "40", "--output_dir", str(tmp_path / "b")])
     said = " ".join(capsys.readouterr().out.split())
     assert "Replay never happened" in said and "buffer_min_size=40" in said
-    run.main(path, ["--challenge_every", "0", "--output_dir", str(tmp_path / "c")])
+    run.main(path, ["--methods", "sft", "--output_dir", str(tmp_path / "c")])
     assert "Replay" not in capsys.readouterr().out
 
 
@@ -255,7 +255,7 @@ def test_rows_that_train_nothing_are_counted(tiny_path: Path, tmp_path: Path) ->
     data = only_captions(4)
     data.items[0] = Records(1).items[0]
     for weight, unused in ((0.0, 3.0), (1.0, 0.0)):
-        settings = {"generation_weight": weight, "challenge_every": 0, "max_steps": 1}
+        settings = {"generation_weight": weight, "methods": ["sft"], "max_steps": 1}
         trainer = make_trainer(tiny_path, tmp_path, data, **settings)
         trainer.train()
         assert trainer.state.log_history[0]["unused_rows"] == unused

@@ -20,7 +20,7 @@ import unigame.backbones
 from tests.training.helpers import Records
 from unigame import cli
 from unigame.errors import UserError
-from unigame.evaluation.attacks.robustness_record import adversary_of
+from unigame.evaluation.attacks.adversary import adversary_for
 from unigame.system.writable import require_writable
 from unigame.training import config, preflight
 from unigame.training.recipe import load_recipe
@@ -42,7 +42,7 @@ def recipe(tiny_path: Path, tmp_path: Path) -> Path:
         "max_steps": 1,
         "use_cpu": True,
         "per_device_train_batch_size": 2,
-        "challenge_every": 0,
+        "methods": ["sft"],
         "disable_tqdm": True,
         "eval_strategy": "steps",
         "eval_steps": 1,
@@ -231,7 +231,7 @@ def test_a_recipe_for_another_machine_can_be_looked_at() -> None:
     assert plan.lacks and "bf16" in plan.lacks
     assert plan.training.bf16 and plan.training.per_device_train_batch_size == 4
     assert load_recipe("janus_nano", here=False).lacks is None
-    assert adversary_of("janus_pro_7b").eps_max == 0.02
+    assert adversary_for(load_recipe("janus_pro_7b", here=False).training).eps_max == 0.02
 
 
 @pytest.mark.usefixtures("laptop")

@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_before_it_saved_its_result_is_finished(
         (["--lora.r", "3"], "lora.r: 2 there, 3 here"),
         (["--data.0.limit", "5"], "data.0.limit: None there, 5 here"),
         (["--seed", "1"], "seed: 42 there, 1 here"),
-        (["--challenge_every", "0"], "challenge_every: 1 there, 0 here"),
+        (["--methods", "sft"], "challenge_every: 1 there, 0 here"),
     ],
 )
 def test_another_recipe_is_not_resumed_and_no_weight_loaded(

@@ -122,7 +122,7 @@ def test_a_mixture_in_its_second_epoch_is_still_the_same_data(
     tiny_path: Path, tmp_path: Path
 ) -> None:
     data = Mixture([Records(9), Records(3)], weights=[3, 1], seed=1, size=4)
-    settings = {"challenge_every": 0, "per_device_train_batch_size": 2, **SAVING}
+    settings = {"methods": ["sft"], "per_device_train_batch_size": 2, **SAVING}
     make_trainer(tiny_path, tmp_path, data, max_steps=3, **settings).train()
     assert data.epoch == 1
     again = make_trainer(tiny_path, tmp_path, data, max_steps=4, **settings)

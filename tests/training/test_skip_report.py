@@ -39,7 +39,7 @@ def recipe(folder: Path, model: Path, **tree: Any) -> Path:
         "output_dir": str(folder / "run"),
         "max_steps": 2,
         "per_device_train_batch_size": 2,
-        "challenge_every": 0,
+        "methods": ["sft"],
         "use_cpu": True,
         "disable_tqdm": True,
         "save_strategy": "no",

@@ -178,7 +178,7 @@ def test_lists_and_mappings_on_the_command_line(recipe: Path) -> None:
     words = ["--data", "[{type: captions, path: 007, weight: 2}]", "--train_parts", "connector"]
     words += ["--lora.target_modules", "[q_proj, v_proj]", "--lora.rank_pattern", "{q_proj: 8}"]
     words += ["--lr_scheduler_type", "cosine_with_min_lr"]
-    words += ["--lr_scheduler_kwargs", '{"min_lr": 1e-6}', "--challenge_every", "0"]
+    words += ["--lr_scheduler_kwargs", '{"min_lr": 1e-6}', "--methods", "sft"]
     words += ["--generation_weight", "1", "--report_to", "none"]
     made = load_recipe(recipe, words)
     assert made.data == [{"type": "captions", "path": "007", "weight": 2}]

@@ -40,23 +40,16 @@ def compare(records: Sequence[Path], output: Path, baseline: int, labels: str | 
     They have paired differences to one of the models, and are written as Markdown, CSV and LaTeX.
     """
     require_writable(output, "--output")
-    from unigame.reports import compare_text
     from unigame.reports.compare import compare as compared
     from unigame.reports.records import read_record
+    from unigame.reports.tables import print_comparison, write_comparison
 
     names = None if labels is None else [name.strip() for name in labels.split(",")]
     _check(records, baseline, names)
     found = [read_record(path) for path in records]
     comparison = compared(found, names or _labels(found), baseline - 1)
-    compare_text.print_comparison(comparison)
-    output.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "md": compare_text.to_markdown(comparison),
-        "csv": compare_text.to_csv(comparison, found),
-        "tex": compare_text.to_latex(comparison),
-    }
-    for suffix, text in texts.items():
-        (output / f"compare.{suffix}").write_text(text, encoding="utf-8", errors="backslashreplace")
+    print_comparison(comparison)
+    write_comparison(comparison, found, output)
     next_step(
         f"read {output}/compare.md, which has every metric and why a difference is missing",
         f"put it into a paper: {output}/compare.tex (booktabs); plot it: {output}/compare.csv",

@@ -310,18 +310,34 @@ def _stand_ins(names: Sequence[str]) -> dict[str, Any]:
 # ---- robustness ----------------------------------------------------------------------------------
 
 
+def _game_of(recipe: str) -> Any:
+    """The settings of self-play in a recipe."""
+    from unigame.training.recipe import load_recipe
+
+    settings = load_recipe(recipe, here=False).settings_of("selfplay")
+    if settings is None:
+        raise UserError("it does not list method selfplay, so it says nothing of an attack")
+    return settings
+
+
 def _attacks(args: SimpleNamespace) -> Any:
     """What ``--robustness`` asks for, as a ``RobustnessConfig``; None without it."""
     if args.robustness is None:
         if args.attack_recipe is not None:
             raise UserError("--attack-recipe without --robustness; add --robustness adversary")
         return None
+    from unigame.evaluation.attacks.adversary import adversary_for
     from unigame.evaluation.attacks.robustness import RobustnessConfig
-    from unigame.evaluation.attacks.robustness_record import adversary_of
 
     kinds = [kind.strip() for kind in args.robustness.split(",") if kind.strip()]
     recipe = args.attack_recipe or ("janus_nano" if args.model == options.BUNDLED else None)
-    config = RobustnessConfig(adversary=adversary_of(recipe)) if recipe else RobustnessConfig()
+    config = RobustnessConfig()
+    if recipe:
+        try:
+            adversary = adversary_for(_game_of(recipe))
+        except UserError as error:
+            raise UserError(f"--attack-recipe {recipe}: {error}") from error
+        config = replace(config, adversary=adversary)
     if args.batch_size is not None:
         config = replace(config, batch_size=args.batch_size)
     return config.only(kinds)

@@ -7,6 +7,7 @@ import platform
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -166,20 +167,24 @@ def _billions(parameters: int) -> str:
 
 def setting_of(plan: Recipe) -> Setting:
     """What of a recipe memory depends on; of several GPUs, on each."""
-    settings = plan.training
+    settings, game = plan.training, plan.settings_of("selfplay")
     batch = settings.per_device_train_batch_size
-    return Setting(
-        game=settings.plays,
+    setting = Setting(
+        game=False,
         batch_size=batch,
-        hard=settings.resolved_hard_batch_size if settings.plays else 0,
         captions=batch if settings.generation_weight > 0 else 0,
-        candidates=min(
-            settings.gradient_candidates or settings.num_candidates, settings.num_candidates
-        ),
         checkpointing=bool(settings.gradient_checkpointing),
         read_at_once=settings.understanding_micro_batch,
-        challenged_at_once=settings.challenge_micro_batch,
-        share=settings.challenge_share,
+    )
+    if game is None:
+        return setting
+    return replace(
+        setting,
+        game=True,
+        hard=game.hard_rows(batch),
+        candidates=game.learned_candidates,
+        challenged_at_once=game.challenge_micro_batch,
+        share=game.challenge_share,
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import JanusConfig
 
     from unigame.backbones.base import Backbone
+    from unigame.methods.rows import Batch
     from unigame.training.recipe import Recipe
     from unigame.training.trainer import UniGameTrainer
 
@@ -189,10 +190,14 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
     from unigame.training.trainer import UniGameTrainer
 
     args = copy.deepcopy(plan.training)
-    args.clip_floor, args.buffer_min_size = -1.0, 1  # as in a run whose buffer has filled
-    args.gradient_accumulation_steps, args.drop_learned = 1, False
-    if args.redrawn_every > 1:
-        args.redrawn_every = 0  # the tried steps would all be those with a baseline
+    args.gradient_accumulation_steps = 1
+    methods = plan.build_methods()
+    games = [method.settings for method in methods if method.name == "selfplay"]
+    for game in games:
+        game.clip_floor, game.buffer_min_size = -1.0, 1  # as in a run whose buffer has filled
+        game.drop_learned = False
+        if game.redrawn_every > 1:
+            game.redrawn_every = 0  # the tried steps would all be those with a baseline
     args.eval_strategy = IntervalStrategy.NO
     if args.gradient_checkpointing:
         backbone.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
@@ -203,32 +208,33 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
             model=backbone,
             args=args,
             peft_config=plan.lora_config(),
+            methods=methods,
         )
         trainer.create_optimizer_and_scheduler(num_training_steps=100)
         batch = trainer.data_collator(rows)
         try:
             seconds = _seconds(trainer, batch)
             challenging = understanding = peak_bytes(lambda: _step(trainer, batch), args.device)
-            if args.plays:
-                every, args.challenge_every = args.challenge_every, 2
+            for game in games:
+                every, game.challenge_every = game.challenge_every, 2
                 trainer.state.global_step = 1  # of a step on which no challenge is due
                 understanding = peak_bytes(lambda: _step(trainer, batch), args.device)
                 if every > 1:
                     seconds = (seconds + (every - 1) * _seconds(trainer, batch)) / every
         except torch.OutOfMemoryError as error:
             raise UserError("a step does not fit into the memory of this GPU") from error
-    own = trainer.game.optimizer if trainer.game is not None else None
-    optimizers = [one for one in (trainer.optimizer, own) if one is not None]
+    own = [getattr(method, "optimizer", None) for method in trainer.methods]
+    optimizers = [one for one in (trainer.optimizer, *own) if one is not None]
     alive = tensor_bytes(backbone, *optimizers)
     return _Step(seconds, challenging + alive, understanding + alive)
 
 
-def _seconds(trainer: UniGameTrainer, batch: dict[str, Any]) -> float:
+def _seconds(trainer: UniGameTrainer, batch: Batch) -> float:
     """The median of some steps."""
     return statistics.median([_timed(trainer, batch) for _ in range(WARM_UP + TIMED)][WARM_UP:])
 
 
-def _timed(trainer: UniGameTrainer, batch: dict[str, Any]) -> float:
+def _timed(trainer: UniGameTrainer, batch: Batch) -> float:
     import torch
 
     wait = torch.cuda.synchronize if trainer.args.device.type == "cuda" else (lambda: None)
@@ -239,12 +245,12 @@ def _timed(trainer: UniGameTrainer, batch: dict[str, Any]) -> float:
     return time.perf_counter() - begun
 
 
-def _step(trainer: UniGameTrainer, batch: dict[str, Any]) -> None:
+def _step(trainer: UniGameTrainer, batch: Batch) -> None:
     """What the Trainer's loop does for one step without accumulation."""
     import torch
 
     _, counts = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-    trainer.training_step(trainer.model, dict(batch), counts)
+    trainer.training_step(trainer.model, batch, counts)
     parameters = trainer.backbone.trainable_parameters()
     torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
     assert trainer.optimizer is not None

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unigame.backbones.base import Backbone
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation import record as records
 from unigame.evaluation.ask import Asker, Drawing
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size
-from unigame.evaluation.pictures import content_key
 from unigame.evaluation.store import JsonlStore
 
 PREDICTIONS = "predictions.jsonl"
@@ -43,16 +43,16 @@ class Silent:
     """Progress that nobody looks at."""
 
     def begin(self, name: str, total: int, done: int) -> None:
-        """Nothing."""
+        """Nothing is shown."""
 
     def advance(self, name: str, count: int) -> None:
-        """Nothing."""
+        """Nothing is shown."""
 
     def scoring(self, name: str) -> None:
-        """Nothing."""
+        """Nothing is shown."""
 
     def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
-        """Nothing."""
+        """Nothing is shown."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from unigame.backbones.base import Backbone
 from unigame.evaluation.attacks.adversary import Adversary, practice_of
-from unigame.evaluation.attacks.robustness import RobustnessConfig, measure
+from unigame.evaluation.attacks.robustness import RobustnessConfig, measure_robustness
 from unigame.evaluation.examples import Example
-from unigame.methods.selfplay.setting import GameBatch
+from unigame.methods.rows import Rows
 from unigame.reports.metrics import to_json
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset, caption
@@ -122,7 +122,7 @@ def attack_entry(
     """
     practice, _ = _examples("validation", adversary.practice, derive_seed(seed, "practice"), 1)
     examples, scenes = _examples("test", questions, derive_seed(seed, "attack"), 6)
-    found = measure(
+    found = measure_robustness(
         backbone,
         examples,
         RobustnessConfig(adversary=adversary, pgd=(), corruptions=(), max_new_tokens=3),
@@ -173,13 +173,13 @@ def _examples(
     return examples, scenes
 
 
-def batch_of(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> GameBatch:
+def batch_of(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> Rows:
     """``count`` questions from ``start`` on, with their pictures, for the game's functions."""
     rows = data.rows[start : start + count]
     scenes = [data.scenes[row[0]] for row in rows]
-    return GameBatch(
+    return Rows(
         images=images_of(scenes, backbone),
         questions=[row[1] for row in rows],
         answers=[row[2] for row in rows],
-        prompts=[caption(s) for s in scenes],
+        captions=[caption(s) for s in scenes],
     )

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from unigame.errors import UserError
-from unigame.reports.bootstrap import percentile_interval
 from unigame.reports.metrics import (
     Difference,
     Estimate,
     Metric,
     paired_figures,
+    percentile_interval,
     resampled_figures,
     value_of,
 )

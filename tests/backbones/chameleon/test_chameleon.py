@@ -91,10 +91,13 @@ def test_a_question_is_laid_out_as_the_processor_does(backbone: ChameleonBackbon
 
 
 def test_rows_without_a_prompt_stand_behind_those_with_one(backbone: ChameleonBackbone) -> None:
-    tokens = backbone.drawing_rows(PROMPTS, guided=True)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     assert tokens.mask_BL.sum(-1)[2:].tolist() == [2, 2]
     assert tokens.ids_BL[2:, -2:].tolist() == [[0, 4]] * 2  # <s><racm3:break>
-    assert torch.equal(backbone.drawing_rows(PROMPTS, guided=False).ids_BL, tokens.ids_BL[:2])
+    assert torch.equal(
+        backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=False).ids_BL,
+        tokens.ids_BL[:2],
+    )
 
 
 # ---- text ----------------------------------------------------------------------------------------

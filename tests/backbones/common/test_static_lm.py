@@ -145,7 +145,7 @@ def test_what_cannot_be_recorded_is_drawn_all_the_same(backbone, monkeypatch):
 
 def fed_states(backbone: Any, record: Any = None) -> torch.Tensor:
     """Newest states (S, B, H) when the same embeddings are fed, replayed or the plain way."""
-    tokens = backbone.drawing_rows(PROMPTS, guided=True)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     embeds_BLH = backbone.base.get_input_embeddings()(tokens.ids_BL)
     random = torch.Generator().manual_seed(0)
     fed_SB1H = torch.randn(4, len(embeds_BLH), 1, embeds_BLH.shape[-1], generator=random)
@@ -189,7 +189,7 @@ def test_lora_counts(monkeypatch):
 
 
 def test_where_it_applies(backbone):
-    tokens = backbone.drawing_rows(PROMPTS, guided=True)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     assert not static_lm.supports(backbone.language_model, tokens), "no GPU here"
     assert has_fixed_shapes(backbone.language_model.config)
 

@@ -331,8 +331,8 @@ def test_a_warm_up_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the warm-up comes before the game"):
         UniGameConfig(str(tmp_path), train_parts=["connector"])
     with pytest.raises(UserError, match="learns from captions alone"):
-        UniGameConfig(str(tmp_path), train_parts="connector", challenge_every=0)
-    args = UniGameConfig(str(tmp_path), train_parts="projector", challenge_every=0, use_cpu=True)
+        UniGameConfig(str(tmp_path), train_parts="connector", methods=["sft"])
+    args = UniGameConfig(str(tmp_path), train_parts="projector", methods=["sft"], use_cpu=True)
     with pytest.raises(UserError, match="'janus' has no part that trains on its own"):
         UniGameTrainer("janus-nano", args)
     with pytest.raises(UserError, match="warm the connector up first"):

@@ -92,7 +92,7 @@ def test_a_question_is_laid_out_as_the_processor_does(backbone: Emu3Backbone, co
 
 def test_a_drawing_prompt_is_laid_out_as_the_processor_does(backbone: Emu3Backbone) -> None:
     inputs = drawing_inputs(backbone, PROMPTS)
-    tokens = backbone.drawing_rows(PROMPTS, guided=False)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=False)
     assert torch.equal(tokens.ids_BL, inputs["input_ids"])
     assert torch.equal(tokens.mask_BL, inputs["attention_mask"])
     assert list(inputs["image_sizes"]) == [[GRID, GRID]] * 2

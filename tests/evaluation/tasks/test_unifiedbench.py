@@ -234,13 +234,6 @@ def test_cosine_of_vectors():
     np.testing.assert_allclose(cosines.cosine(one, two), [1.0, 0.0, np.nan])
 
 
-def test_averages_need_a_figure():
-    result = cosines.aggregate({"a": {"1": 0.5, "2": 0.9}, "b": {"1": None}}, [1, 2], ["1"])
-    assert result == ({"a": 0.5}, 0.5)
-    with pytest.raises(ValueError, match="no cosines"):
-        cosines.aggregate({"a": {"1": float("nan")}}, [1], [1])
-
-
 # ---- settings ------------------------------------------------------------------------------------
 
 

@@ -9,12 +9,9 @@ later *replaced* by the embeddings of the picture's codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from transformers import ChameleonProcessor
 
-from unigame.backbones.common.layout import ChatLayout, PaddedTokens
+from unigame.backbones.common.layout import ChatLayout
 from unigame.errors import UserError
 
 
@@ -73,12 +70,3 @@ class ChameleonLayout(ChatLayout):
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a text -> image prompt, up to and with begin-of-image."""
         return [*self.tokenize(prompt + self.turn_end), self.begin_image_id]
-
-    def drawing_rows(
-        self, prompts: Sequence[str], guided: bool, device: torch.device
-    ) -> PaddedTokens:
-        """Left-padded prompts; with guidance, as many rows behind them that say nothing."""
-        rows = [self.prompt_ids(prompt) for prompt in prompts]
-        if guided:
-            rows += [[self.bos_id, self.begin_image_id]] * len(prompts)
-        return self.pad(rows, "left", device)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unigame.backbones.base import PromptTokens
 from unigame.backbones.chameleon.core import ChameleonCore
 from unigame.backbones.common.autoregressive import full_precision
 from unigame.backbones.common.code_reading import nearest_codes, read_codes, soft_codes
@@ -85,24 +86,27 @@ class ChameleonBackbone(ChameleonCore):
         """Scores of every code from hidden states, in the precision that is set."""
         return F.linear(states_H, self.chameleon.lm_head.weight[self.token_V])
 
-    def image_states(self, prompts: Sequence[str], codes_BN: Tensor) -> Tensor:
+    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
         """Hidden states (after the final norm) at the N positions that predict the codes."""
         drawn_BT = self.token_V[codes_BN[:, :-1]]
         count = drawn_BT.shape[1]
-        rows = [self.layout.prompt_ids(text) + [self.layout.pad_id] * count for text in prompts]
+        rows = [prompt.ids + (self.layout.pad_id,) * count for prompt in prompts]
         tokens = self.layout.pad(rows, "left", self.device)
         tokens.ids_BL[:, -count:] = drawn_BT
         embeds_BLH = self.chameleon.get_input_embeddings()(tokens.ids_BL)
         return self.language_states(embeds_BLH, tokens)[:, -count - 1 :]
 
-    def drawing_rows(self, prompts: Sequence[str], guided: bool) -> PaddedTokens:
+    def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
         """Left-padded prompts; with guidance, as many rows behind them that say nothing.
 
         Raises:
             UserError: there is no image decoder, so drawing could not be finished.
         """
         self.require_drawing()
-        return self.layout.drawing_rows(prompts, guided, self.device)
+        rows = [prompt.ids for prompt in prompts]
+        if guided:
+            rows += [(self.layout.bos_id, self.layout.begin_image_id)] * len(prompts)
+        return self.layout.pad(rows, "left", self.device)
 
     def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:
         """Embeddings (B, 1, H) of the codes just drawn."""

@@ -21,11 +21,25 @@ from torch import Tensor, nn
 from transformers import ChameleonProcessor
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
-from unigame.backbones.common.pixels import PixelTwin, rgb_pictures
+from unigame.backbones.common.pixels import Pictures, PixelTwin, rgb_pictures
 from unigame.errors import UserError
 
 _LOBES = 3  # PIL's Lanczos
 _LONGEST = 50  # sides above this ratio are cropped before the resize
+
+
+class ChameleonPictures(Pictures):
+    """The same with Chameleon's crop and scale."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """See ``Pictures``."""
+        pixels = self.image_processor(
+            images=[_middle(image) for image in rgb_pictures(images)],
+            do_normalize=False,
+            rescale_factor=1 / 255,
+            return_tensors="pt",
+        )["pixel_values"]
+        return pixels.to("cpu", torch.float32)
 
 
 class ChameleonPixels(PixelTwin):
@@ -41,7 +55,7 @@ class ChameleonPixels(PixelTwin):
 
     def __init__(self, image_processor: Any, image_size: int) -> None:
         nn.Module.__init__(self)  # not PixelTwin's, which reads settings that Chameleon lacks
-        self.image_processor = image_processor
+        self.pictures = ChameleonPictures(image_processor)
         self.image_size = image_size
         crop, shortest = image_processor.crop_size, image_processor.size["shortest_edge"]
         if (shortest, crop["height"], crop["width"]) != (image_size,) * 3:
@@ -61,16 +75,6 @@ class ChameleonPixels(PixelTwin):
             ("std_C11", image_processor.image_std),
         ):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-
-    def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
-        """PIL images of any size -> (B, 3, S, S) in [0, 1] on the CPU, by the processor's code."""
-        pixels = self.image_processor(
-            images=[_middle(image) for image in rgb_pictures(images)],
-            do_normalize=False,
-            rescale_factor=1 / 255,
-            return_tensors="pt",
-        )["pixel_values"]
-        return pixels.to("cpu", torch.float32)
 
     def resize_and_pad(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) in [0, 1] -> (B, 3, S, S): shortest side to S, cropped to the middle.

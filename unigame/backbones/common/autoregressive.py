@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unigame.backbones.base import Drawing, VisualStates
+from unigame.backbones.base import Drawing, Prompts, PromptTokens, VisualStates
 from unigame.backbones.common.codebook import draw_codes
 from unigame.backbones.common.decoding import Sampling, decode_codes, uniform_numbers
 from unigame.backbones.common.layout import ChatLayout, PaddedTokens
@@ -60,11 +60,11 @@ class AutoregressiveBackbone(ReadingBackbone):
         """The same from hidden states of any leading shape, in the precision that is set."""
 
     @abstractmethod
-    def image_states(self, prompts: Sequence[str], codes_BN: Tensor) -> Tensor:
+    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
         """Hidden states (after the final norm) at the N positions that predict the codes."""
 
     @abstractmethod
-    def drawing_rows(self, prompts: Sequence[str], guided: bool) -> PaddedTokens:
+    def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
         """Left-padded prompts; with guidance, their unconditional twins behind them."""
 
     @abstractmethod
@@ -87,12 +87,12 @@ class AutoregressiveBackbone(ReadingBackbone):
     # ---- generation ----------------------------------------------------------------------------
     @torch.no_grad()
     def visual_states(
-        self, images: Tensor, prompts: Sequence[str], *, codes: Tensor | None = None
+        self, images: Tensor, prompts: Prompts, *, codes: Tensor | None = None
     ) -> VisualStates:
         """z_hat (B, N, H), float32, by ONE teacher-forced pass; LoRA on, dropout off."""
-        codes_BN = self._codes_of(images, prompts, codes)
+        rows, codes_BN = self._rows_and_codes(images, prompts, codes)
         with self._evaluating(), self._precision():
-            states_BNH = self.image_states(prompts, codes_BN)
+            states_BNH = self.image_states(rows, codes_BN)
         return VisualStates(full_precision(states_BNH), codes_BN)
 
     def draw(
@@ -130,12 +130,12 @@ class AutoregressiveBackbone(ReadingBackbone):
         return self.decode_vectors(self.codebook()[compact.to(self.device).long()])
 
     def generation_loss(
-        self, images: Tensor, captions: Sequence[str], *, codes: Tensor | None = None
+        self, images: Tensor, captions: Prompts, *, codes: Tensor | None = None
     ) -> Tensor:
         """CE of each image's codes given its caption, (B,): mean over the N codes."""
-        codes_BN = self._codes_of(images, captions, codes)
+        rows, codes_BN = self._rows_and_codes(images, captions, codes)
         with self._precision():
-            logits_BNV = self.code_scores(self.image_states(captions, codes_BN))
+            logits_BNV = self.code_scores(self.image_states(rows, codes_BN))
         loss_BN = F.cross_entropy(
             full_precision(logits_BNV).transpose(1, 2), codes_BN, reduction="none"
         )
@@ -183,7 +183,7 @@ class AutoregressiveBackbone(ReadingBackbone):
         if do_sample:
             uniform_BN = uniform_numbers(seeds, self.layout.num_image_tokens).to(self.device)
         sampling = Sampling(guidance_scale, temperature, uniform_BN)
-        tokens = self.drawing_rows(prompts, sampling.guided)
+        tokens = self.drawing_rows(self.prompt_tokens(prompts), sampling.guided)
         with self._evaluating(), self._precision():
             return decode_codes(
                 self.language_model,
@@ -198,8 +198,10 @@ class AutoregressiveBackbone(ReadingBackbone):
             )
 
     # ---- inside --------------------------------------------------------------------------------
-    def _codes_of(self, images: Tensor, texts: Sequence[str], codes: Tensor | None) -> Tensor:
+    def _rows_and_codes(
+        self, images: Tensor, prompts: Prompts, codes: Tensor | None
+    ) -> tuple[list[PromptTokens], Tensor]:
         codes_BN = self.encode_images(images) if codes is None else codes.to(self.device).long()
-        if len(texts) != len(codes_BN):
-            raise ValueError(f"{len(texts)} prompts but {len(codes_BN)} images")
-        return codes_BN
+        if len(prompts) != len(codes_BN):
+            raise ValueError(f"{len(prompts)} prompts but {len(codes_BN)} images")
+        return self.prompt_tokens(prompts), codes_BN

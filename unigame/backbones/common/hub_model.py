@@ -12,11 +12,11 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import peft
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
@@ -28,9 +28,6 @@ from unigame.backbones.common.pixels import PixelTwin
 from unigame.backbones.folder import check_weight_files
 from unigame.backbones.model_files import loading_from
 from unigame.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MARGIN = 100_000_000
 """Weights more than a checkpoint's that a model may have, such as a decoder that others bring."""
@@ -75,10 +72,6 @@ class HubModel(Backbone):
     def language_model(self) -> Any:
         """The language model without its head."""
         return getattr(self.base.model, self.language_name)
-
-    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """PIL images -> (B, 3, S, S) in [0, 1], resized and padded on the CPU."""
-        return self.pixels.from_pil(images)
 
     # ---- LoRA and files ------------------------------------------------------------------------
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:

@@ -8,6 +8,7 @@ equal, up to the rounding of the processor's 8-bit resize.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,6 +52,23 @@ def _rgb(image: object, number: int) -> Image.Image:
         ) from error
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """PIL images of any size -> (B, 3, S, S) in [0, 1] on the CPU, by the processor's own code.
+
+    On the CPU wherever the model is, because forked loader workers must not touch a GPU.
+    """
+
+    image_processor: Any
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """See the class."""
+        pixels = self.image_processor(
+            images=rgb_pictures(images), do_normalize=False, return_tensors="pt"
+        )["pixel_values"]
+        return pixels.to("cpu", torch.float32)
+
+
 class PixelTwin(nn.Module):
     """Images in [0, 1] <-> the normalised pixels of one checkpoint's image processor.
 
@@ -68,7 +86,7 @@ class PixelTwin(nn.Module):
 
     def __init__(self, image_processor: Any) -> None:
         super().__init__()
-        self.image_processor = image_processor
+        self.pictures = Pictures(image_processor)
         self.image_size = int(image_processor.size["height"])
         self.min_size = int(image_processor.min_size)
         if int(image_processor.resample) != int(Image.Resampling.BICUBIC):
@@ -87,18 +105,6 @@ class PixelTwin(nn.Module):
         background = [c / 255 for c in image_processor.background_color]
         for name, values in (("mean_C11", mean), ("std_C11", std), ("background_C11", background)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-
-    def from_pil(self, images: Sequence[Image.Image]) -> Tensor:
-        """PIL images of any size -> (B, 3, S, S) in [0, 1] on the CPU, by the processor's code.
-
-        On the CPU wherever the model is, because forked loader workers must not touch a GPU.
-        """
-        pixels = self.image_processor(
-            images=rgb_pictures(images),
-            do_normalize=False,
-            return_tensors="pt",
-        )["pixel_values"]
-        return pixels.to("cpu", torch.float32)
 
     def resize_and_pad(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) in [0, 1] -> (B, 3, S, S): longest side to S, centred on the background.

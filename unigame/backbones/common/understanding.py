@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unigame.backbones.base import AnswerLosses
+from unigame.backbones.base import AnswerLosses, Questions
 from unigame.backbones.common.decoding import SharedPrefix, decode_text
 from unigame.backbones.common.hub_model import HubModel
 from unigame.backbones.common.layout import PaddedTokens, picture_order
 from unigame.backbones.common.pixels import PixelTwin
+from unigame.backbones.common.preprocessor import LayoutPreprocessor
 from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
 
@@ -86,6 +87,7 @@ class ReadingBackbone(HubModel):
     ) -> None:
         super().__init__(model, processor, pixels)
         self.layout = layout
+        self.preprocessor = LayoutPreprocessor(layout, pixels.pictures)
 
     def rehearse(self) -> None:
         """Lay out a question, an answer and a drawing prompt, and prepare a picture.
@@ -126,8 +128,8 @@ class ReadingBackbone(HubModel):
     def answer_loss(
         self,
         images: Tensor | None,
-        questions: Sequence[str],
-        answers: Sequence[str],
+        questions: Questions,
+        answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
     ) -> Tensor:
@@ -137,8 +139,8 @@ class ReadingBackbone(HubModel):
     def answer_token_losses(
         self,
         images: Tensor | None,
-        questions: Sequence[str],
-        answers: Sequence[str],
+        questions: Questions,
+        answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
     ) -> AnswerLosses:
@@ -151,36 +153,27 @@ class ReadingBackbone(HubModel):
         if (images is None) == (embeds is None):
             raise ValueError("give either images or embeds to answer_loss, and not both")
         embeds_MNH = self.embed_images(images) if images is not None else cast(Tensor, embeds)
-        if len(questions) != len(answers):
-            raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
-        copies = _copies(len(embeds_MNH), len(questions))
-        prompts, targets = [], []
-        for question, answer in zip(questions, answers, strict=True):
-            prompts += [self.layout.question_ids(question)] * copies
-            targets += [self.layout.answer_ids(question, answer)] * copies
-        rows = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+        asked_B = self.answer_tokens(questions, answers)
+        copies = _copies(len(embeds_MNH), len(asked_B))
+        asked_M = [asked for asked in asked_B for _ in range(copies)]
+        rows = [asked.prompt + asked.answer for asked in asked_M]
         tokens = self.layout.pad(rows, "right", self.device)
         with self._precision():
             states_MLH = self.language_states(self.embed_rows(tokens, embeds_MNH), tokens)
             predicting = [
-                (row, len(prompt) + i - 1)
-                for row, (prompt, target) in enumerate(zip(prompts, targets, strict=True))
-                for i in range(len(target))
+                (row, len(asked.prompt) + i - 1)
+                for row, asked in enumerate(asked_M)
+                for i in range(len(asked.answer))
             ]
             index_2T = torch.tensor(predicting, device=self.device).T
             logits_TV = self.text_logits(states_MLH[index_2T[0], index_2T[1]])
-        target_T = torch.tensor([t for target in targets for t in target], device=self.device)
+        target_T = torch.tensor([t for a in asked_M for t in a.answer], device=self.device)
         loss_T = F.cross_entropy(full_precision(logits_TV), target_T, reduction="none")
-        lengths_M = torch.tensor([len(target) for target in targets], device=self.device)
-        slots_A = torch.arange(max(len(target) for target in targets), device=self.device)
+        lengths_M = torch.tensor([len(asked.answer) for asked in asked_M], device=self.device)
+        slots_A = torch.arange(max(len(asked.answer) for asked in asked_M), device=self.device)
         filled_MA = slots_A < lengths_M[:, None]
         loss_MA = torch.zeros(filled_MA.shape, dtype=loss_T.dtype, device=self.device)
         return AnswerLosses(loss_MA.masked_scatter(filled_MA, loss_T), lengths_M)
-
-    def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Tokens of each answer, its end mark included, (B,), int64."""
-        pairs = zip(questions, answers, strict=True)
-        return torch.tensor([len(self.layout.answer_ids(q, a)) for q, a in pairs])
 
     @torch.no_grad()
     def answer(

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unigame.backbones.base import Drawing, VisualStates
+from unigame.backbones.base import Drawing, Prompts, PromptTokens, VisualStates
 from unigame.backbones.common.understanding import full_precision
 from unigame.backbones.composed.core import ComposedCore
 from unigame.backbones.composed.diffusion import fixed_noise
@@ -60,16 +60,16 @@ class ComposedBackbone(ComposedCore):
 
     @torch.no_grad()
     def visual_states(
-        self, images: Tensor, prompts: Sequence[str], *, codes: Tensor | None = None
+        self, images: Tensor, prompts: Prompts, *, codes: Tensor | None = None
     ) -> VisualStates:
         """z_hat (B, N, H), float32: the states of the queries behind each prompt.
 
         They follow from the prompt alone, at inference as in training; the image itself enters the
         redrawing by its latent.
         """
-        latents = self._latents_of(images, prompts, codes)
+        rows, latents = self._rows_and_latents(images, prompts, codes)
         with self._evaluating():
-            states_BNH = self._query_states(prompts)
+            states_BNH = self._query_states(rows)
         return VisualStates(full_precision(states_BNH), latents)
 
     def draw(
@@ -119,7 +119,7 @@ class ComposedBackbone(ComposedCore):
         return self.pixels.unnormalise(self.branch.decode(compact.to(self.device)))
 
     def generation_loss(
-        self, images: Tensor, captions: Sequence[str], *, codes: Tensor | None = None
+        self, images: Tensor, captions: Prompts, *, codes: Tensor | None = None
     ) -> Tensor:
         """Mean squared error of the denoiser's prediction for each sample, (B,).
 
@@ -127,11 +127,12 @@ class ComposedBackbone(ComposedCore):
         dropout does (checkpoints keep it), and its caption is dropped at times for guidance. In
         evaluation noise and levels are fixed ones, the same for all samples.
         """
-        latents = self._latents_of(images, captions, codes)
+        rows, latents = self._rows_and_latents(images, captions, codes)
         if self.training:
             kept_B = (torch.rand(len(latents)) >= self.settings.caption_dropout).tolist()
-            captions = [text if kept else "" for text, kept in zip(captions, kept_B, strict=True)]
-        condition_BNW = self.trained.connector(full_precision(self._query_states(captions)))
+            empty = self.preprocessor.prompt("")
+            rows = [row if kept else empty for row, kept in zip(rows, kept_B, strict=True)]
+        condition_BNW = self.trained.connector(full_precision(self._query_states(rows)))
         with self._precision():
             if self.training:
                 level_B = self.branch.levels.spread(torch.rand(len(latents)))
@@ -168,8 +169,8 @@ class ComposedBackbone(ComposedCore):
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         guided = guidance_scale != 1.0
         with self._evaluating(), self._precision():
-            texts = [*prompts, ""] if guided else list(prompts)
-            condition_BNW = self.trained.connector(full_precision(self._query_states(texts)))
+            rows = self.prompt_tokens([*prompts, ""] if guided else prompts)
+            condition_BNW = self.trained.connector(full_precision(self._query_states(rows)))
             plain = condition_BNW[-1:].expand(len(prompts), -1, -1) if guided else None
             latents = self.branch.sample(
                 condition_BNW[: len(prompts)],
@@ -183,17 +184,19 @@ class ComposedBackbone(ComposedCore):
         return self.render(latents)
 
     # ---- inside --------------------------------------------------------------------------------
-    def _latents_of(self, images: Tensor, texts: Sequence[str], codes: Tensor | None) -> Tensor:
+    def _rows_and_latents(
+        self, images: Tensor, prompts: Prompts, codes: Tensor | None
+    ) -> tuple[list[PromptTokens], Tensor]:
         latents = self.encode_images(images) if codes is None else codes.to(self.device)
-        if len(texts) != len(latents):
-            raise ValueError(f"{len(texts)} prompts but {len(latents)} images")
-        return latents
+        if len(prompts) != len(latents):
+            raise ValueError(f"{len(prompts)} prompts but {len(latents)} images")
+        return self.prompt_tokens(prompts), latents
 
-    def _query_states(self, prompts: Sequence[str]) -> Tensor:
+    def _query_states(self, prompts: Sequence[PromptTokens]) -> Tensor:
         """Hidden states (after the final norm) of the N queries behind each prompt."""
-        texts = [self.layout.prompt_ids(prompt) for prompt in prompts]
-        rows = self.layout.pad(texts, "left", self.device)
-        queries_BNH = self.trained.connector.queries_NH.expand(len(texts), -1, -1)
+        tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
+        queries_BNH = self.trained.connector.queries_NH.expand(len(prompts), -1, -1)
         with self._precision():
-            states_BLH = self.language_states(self.fill_places(rows, QUERY, queries_BNH), rows)
+            filled_BLH = self.fill_places(tokens, QUERY, queries_BNH)
+            states_BLH = self.language_states(filled_BLH, tokens)
         return states_BLH[:, -self.layout.num_queries :]

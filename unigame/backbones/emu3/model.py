@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unigame.backbones.base import PromptTokens
 from unigame.backbones.common.autoregressive import full_precision
 from unigame.backbones.common.code_reading import nearest_codes, read_codes, soft_codes
 from unigame.backbones.common.layout import PaddedTokens
@@ -78,23 +79,24 @@ class Emu3Backbone(Emu3Core):
         """Scores of every code from hidden states, in the precision that is set."""
         return F.linear(states_H, self.visual_rows(self.emu3.lm_head.weight))
 
-    def image_states(self, prompts: Sequence[str], codes_BN: Tensor) -> Tensor:
+    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
         """Hidden states (after the final norm) at the N positions that predict the codes."""
         layout = self.layout
         # Nothing follows the last code: it and its row end predict no code.
         drawn_BT = layout.grid_ids(self.token_V[codes_BN])[:, :-2]
         count = drawn_BT.shape[1]
-        rows = [layout.prompt_ids(prompt) + [layout.pad_id] * count for prompt in prompts]
+        rows = [prompt.ids + (layout.pad_id,) * count for prompt in prompts]
         tokens = layout.pad(rows, "left", self.device)
         tokens.ids_BL[:, -count:] = drawn_BT
         embeds_BLH = self.emu3.get_input_embeddings()(tokens.ids_BL)
         states_BLH = self.language_states(embeds_BLH, tokens)[:, -count - 1 :]
         return states_BLH[:, layout.predicting().to(self.device)]
 
-    def drawing_rows(self, prompts: Sequence[str], guided: bool) -> PaddedTokens:
+    def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
         """Left-padded prompts; with guidance, as many negative prompts behind them."""
-        texts = [*prompts, *[self.negative_prompt] * len(prompts)] if guided else prompts
-        rows = [self.layout.prompt_ids(text) for text in texts]
+        rows = [prompt.ids for prompt in prompts]
+        if guided:
+            rows += [self.preprocessor.prompt(self.negative_prompt).ids] * len(prompts)
         return self.layout.pad(rows, "left", self.device)
 
     def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:

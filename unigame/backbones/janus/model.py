@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from unigame.backbones.base import PromptTokens
 from unigame.backbones.common.autoregressive import full_precision
 from unigame.backbones.common.fast import lean_decoder
 from unigame.backbones.common.layout import PaddedTokens
@@ -73,22 +74,21 @@ class JanusBackbone(JanusCore):
         """Scores of every code from hidden states, in the precision that is set."""
         return self.janus.model.generation_head(states_H)
 
-    def image_states(self, prompts: Sequence[str], codes_BN: Tensor) -> Tensor:
+    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
         """Hidden states (after the final norm) at the N positions that predict the codes."""
-        rows = [self.layout.prompt_ids(prompt) for prompt in prompts]
         # The codes' places hold padding ids only until their embeddings are put there.
-        shifted = [self.layout.pad_id] * (codes_BN.shape[1] - 1)
-        tokens = self.layout.pad([row + shifted for row in rows], "left", self.device)
+        shifted = (self.layout.pad_id,) * (codes_BN.shape[1] - 1)
+        rows = [prompt.ids + shifted for prompt in prompts]
+        tokens = self.layout.pad(rows, "left", self.device)
         embeds_BLH = self.janus.get_input_embeddings()(tokens.ids_BL)
         drawn = self.janus.prepare_embeddings_for_image_generation(codes_BN[:, :-1])
         text_BLH = embeds_BLH[:, : embeds_BLH.shape[1] - drawn.shape[1]]
         embeds_BLH = torch.cat([text_BLH, drawn.to(text_BLH.dtype)], dim=1)
         return self.language_states(embeds_BLH, tokens)[:, -codes_BN.shape[1] :]
 
-    def drawing_rows(self, prompts: Sequence[str], guided: bool) -> PaddedTokens:
+    def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
         """Left-padded prompts; with guidance, the same with padding in the place of their text."""
-        rows = [self.layout.prompt_ids(prompt) for prompt in prompts]
-        tokens = self.layout.pad(rows, "left", self.device)
+        tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
         if not guided:
             return tokens
         return PaddedTokens(

@@ -23,6 +23,7 @@ from transformers import AutoModel
 from unigame.backbones.folder import check_device
 from unigame.errors import UserError
 from unigame.evaluation.scorers.pretrained import Pretrained, locate
+from unigame.evaluation.scorers.registry import is_scorer, open_scorer
 
 DREAMSIM = "dreamsim"
 ENCODERS = {
@@ -206,7 +207,7 @@ def encoder_list(chosen: str | Sequence[str | Encoder]) -> list[str | Encoder]:
     for each in names:
         listed += PRESETS.get(each, (each,)) if isinstance(each, str) else (each,)
     for each in listed:
-        if isinstance(each, str) and each not in ENCODERS:
+        if isinstance(each, str) and each not in ENCODERS and not is_scorer(each):
             _check_source(each)
     labels = [label_of(each) for each in listed]
     if not labels or len(set(labels)) < len(labels):
@@ -239,10 +240,13 @@ def open_encoder(encoder: str | Encoder, device: str | torch.device | None = Non
     Raises:
         UserError: it cannot be had.
     """
+    made: Encoder
     if not isinstance(encoder, str):
-        return NamedEncoder(label_of(encoder), encoder)
-    source = ENCODERS.get(encoder, encoder)
-    made = (
-        DreamSimEncoder(device=device) if source == DREAMSIM else HubEncoder(source, device=device)
-    )
+        made = encoder
+    elif encoder == DREAMSIM:
+        made = DreamSimEncoder(device=device)
+    elif encoder not in ENCODERS and is_scorer(encoder):
+        made = open_scorer(encoder, "encode")
+    else:
+        made = HubEncoder(ENCODERS.get(encoder, encoder), device=device)
     return NamedEncoder(label_of(encoder), made)

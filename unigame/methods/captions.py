@@ -23,9 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unigame.backbones.base import Backbone
-from unigame.backbones.common.identity import weights_digest
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION, Backbone
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ class MadeCaptions:
     @cached_property
     def _maker(self) -> str:
         """Another model, or another way to ask, makes other descriptions."""
-        return f"{weights_digest(self.backbone)} {CAPTION_QUESTION}"
+        return f"{self.backbone.weights_digest()} {CAPTION_QUESTION}"
 
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` made; damaged lines are made again."""

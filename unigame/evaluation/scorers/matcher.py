@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.evaluation.scorers.pretrained import clear_errors, load_config, locate
+from unigame.evaluation.scorers.registry import is_scorer, open_scorer
 from unigame.evaluation.tasks.mmbench.rules import REFUSED
 
 Matcher = Callable[[str, Mapping[str, str], str], str]
@@ -44,7 +46,7 @@ def matcher_name(matcher: Matcher | None) -> str:
 
 
 def resolve_matcher(matcher: Matcher | str | None) -> Matcher | None:
-    """A matcher from its specification ``hf:ID``; others as they are.
+    """A matcher from ``hf:ID`` or a registered name; others as they are.
 
     Raises:
         UserError: another specification, or neither a Hub id nor a folder.
@@ -52,6 +54,9 @@ def resolve_matcher(matcher: Matcher | str | None) -> Matcher | None:
     if not isinstance(matcher, str):
         return matcher
     kind, _, model_id = matcher.partition(":")
+    if kind != "hf" and is_scorer(matcher):
+        found: Matcher = open_scorer(matcher, "__call__")
+        return found
     if kind != "hf" or not model_id:
         raise UserError(
             f"unknown matcher {matcher!r}; use hf:ID with the id or folder of a text model, such "
@@ -75,8 +80,6 @@ class HFMatcher:
     """
 
     def __init__(self, model_id: str, *, max_new_tokens: int = 32) -> None:
-        from unigame.evaluation.scorers.pretrained import locate  # imports torch
-
         self.source, self.name = locate(model_id), f"hf:{model_id}"
         self.max_new_tokens = max_new_tokens
         self._pipeline: Any = None
@@ -90,8 +93,6 @@ class HFMatcher:
         from transformers.models.auto.modeling_auto import (
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN,
         )
-
-        from unigame.evaluation.scorers.pretrained import load_config
 
         config = load_config(self.source)
         if config.model_type not in KNOWN:
@@ -126,8 +127,6 @@ class HFMatcher:
         if self._pipeline is None:
             import torch
             import transformers
-
-            from unigame.evaluation.scorers.pretrained import clear_errors
 
             with clear_errors(self.source, "its weights or tokenizer"):
                 self._pipeline = transformers.pipeline(
