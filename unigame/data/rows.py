@@ -43,9 +43,13 @@ class TableRows(Sequence[dict[str, Any]]):
 
         self.columns: list[str] = list(table.column_names)
         images = [name for name, kind in table.features.items() if _is_image(kind)]
+        stored = datasets.Image(decode=False)
         for name in images:
-            if isinstance(table.features[name], datasets.Image):
-                table = table.cast_column(name, datasets.Image(decode=False))
+            kind = table.features[name]
+            if isinstance(kind, datasets.List) and isinstance(kind.feature, datasets.Image):
+                table = table.cast_column(name, datasets.List(stored))
+            elif isinstance(kind, datasets.Image):
+                table = table.cast_column(name, stored)
         self.table = table
         self._pictures = {name: table.select_columns([name]) for name in images}
         self._texts = table.remove_columns(images)
@@ -81,11 +85,17 @@ class TableRows(Sequence[dict[str, Any]]):
 
 
 def _shown(table: Any, start: int, stop: int) -> list[Any]:
-    """The cells of one column of pictures, without reading any: TableCell, path or None."""
+    """The cells of a column of pictures, or of lists of them, without reading any."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     cells = table.with_format("arrow")[start:stop].column(0)
+    if pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
+        lengths = [length or 0 for length in pc.list_value_length(cells).to_pylist()]
+        return [
+            [TableCell(table, start + offset, place) for place in range(length)]
+            for offset, length in enumerate(lengths)
+        ]
     paths = [None] * len(cells)
     embedded = pc.is_valid(cells)
     if pa.types.is_struct(cells.type):
@@ -98,9 +108,11 @@ def _shown(table: Any, start: int, stop: int) -> list[Any]:
 
 
 def _is_image(kind: Any) -> bool:
-    """A column of pictures, declared as such or not: bytes, or bytes with a path."""
+    """A column of pictures, declared as such or not: bytes, or bytes with a path; or of lists."""
     import datasets
 
+    if isinstance(kind, datasets.List):
+        return _is_image(kind.feature)
     if isinstance(kind, dict):
         return set(kind) >= {"bytes", "path"}
     binary = isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
@@ -129,6 +141,24 @@ Rows = TableRows | TextRows
 
 
 # ---- what `datasets` finds -----------------------------------------------------------------------
+
+
+def open_rows(path: str | Path, split: str, *, hub: bool, **options: Any) -> Rows:
+    """The rows of a split on this machine or, with ``hub``, of the Hub.
+
+    Raises:
+        UserError: see :func:`open_local`.
+    """
+    given = {key: str(value) for key, value in options.items() if value is not None}
+    return (open_split if hub else open_local)(str(path), split, **given)
+
+
+def root_of(path: str | Path, hub: bool, images: str | Path | None) -> Path | None:
+    """Where relative paths of pictures start; None: the files of the Hub are not here."""
+    local = Path(path).expanduser()
+    if images is not None:
+        return Path(images).expanduser()
+    return None if hub else local if local.is_dir() else local.parent
 
 
 def open_local(path: str | Path, split: str, **options: Any) -> Rows:

@@ -52,6 +52,22 @@ SOURCES: dict[str, dict[str, Rule]] = {
         "require_answers": Switch(),
         "cache_dir": _PATH_OR_NONE,
     },
+    "chat": {
+        **_FILES,
+        "path": _PATH,
+        "hub": Switch(help="Whether path is an id on the Hub."),
+        "name": _PATH_OR_NONE,
+        "split": Text(),
+        "revision": _PATH_OR_NONE,
+        "images": _PATH_OR_NONE,
+        "tags": Table(
+            item=Text(),
+            keys=("user", "assistant", "system"),
+            optional=True,
+            help="What the data calls its speakers: {user: Q, assistant: A}.",
+        ),
+        "cache_dir": _PATH_OR_NONE,
+    },
     "synthetic": {
         **_COMMON,
         "split": Text(),
