@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unigame.data.dataset import NO_TEXT, RecordDataset, Row
+from unigame.data.dataset import NO_TEXT, SEVERAL, RecordDataset, Row
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
 from unigame.data.rows import open_rows, root_of
@@ -28,7 +28,6 @@ TAGS = {
 
 MALFORMED = "malformed conversation"
 NO_PICTURE = "text without a picture"
-SEVERAL = "several pictures"
 UNSHOWN = "pictures that no mark shows"
 MORE_MARKS = "more image marks than pictures"
 LINK = "link to a picture"

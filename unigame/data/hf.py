@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from unigame.data.dataset import RecordDataset, Row
+from unigame.data.dataset import SEVERAL, RecordDataset, Row
 from unigame.data.pairs import find_columns, lenient_row, texts_of
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
@@ -75,14 +75,19 @@ def _rows(
     if isinstance(rows, TableRows):
         rows = rows.only(fields.values())
     for number, cells in enumerate(rows):
+        given = cells.get(fields.get("id", ""))
+        id = str(number if given is None else given)
         image = cells.get(fields["image"])
+        if isinstance(image, list) and len(image) < 2:
+            image = image[0] if image else None
+        elif isinstance(image, list):
+            yield SkippedRow(id, SEVERAL, f"{len(image)} of them")
+            continue
         if not isinstance(image, TableCell | str | None):
             raise UserError(
                 f"{where}: column {fields['image']!r} holds {type(image).__name__} "
                 f"({image!r:.40}), but one image, its bytes or its path is needed; name the right "
                 "column with columns: {image: <column>}"
             )
-        given = cells.get(fields.get("id", ""))
-        id = str(number if given is None else given)
         place = f"{where} row {number}"
         yield lenient_row(id, image, texts_of(cells, fields, place), place, require_answers)
