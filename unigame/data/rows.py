@@ -14,6 +14,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ class TableRows(Sequence[dict[str, Any]]):
         stored = datasets.Image(decode=False)
         for name in images:
             kind = table.features[name]
-            if isinstance(kind, datasets.List) and isinstance(kind.feature, datasets.Image):
-                table = table.cast_column(name, datasets.List(stored))
+            if isinstance(_item(kind), datasets.Image):
+                table = table.cast_column(name, replace(kind, feature=stored))
             elif isinstance(kind, datasets.Image):
                 table = table.cast_column(name, stored)
         self.table = table
@@ -90,7 +91,7 @@ def _shown(table: Any, start: int, stop: int) -> list[Any]:
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     cells = table.with_format("arrow")[start:stop].column(0)
-    if pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
+    if pa.types.is_nested(cells.type) and not pa.types.is_struct(cells.type):
         lengths = [length or 0 for length in pc.list_value_length(cells).to_pylist()]
         return [
             [TableCell(table, start + offset, place) for place in range(length)]
@@ -107,12 +108,16 @@ def _shown(table: Any, start: int, stop: int) -> list[Any]:
     ]
 
 
+def _item(kind: Any) -> Any:
+    """What a column of lists holds, whatever a release of `datasets` calls it; None: no lists."""
+    return getattr(kind, "feature", None)
+
+
 def _is_image(kind: Any) -> bool:
     """A column of pictures, declared as such or not: bytes, or bytes with a path; or of lists."""
     import datasets
 
-    if isinstance(kind, datasets.List):
-        return _is_image(kind.feature)
+    kind = _item(kind) or kind
     if isinstance(kind, dict):
         return set(kind) >= {"bytes", "path"}
     binary = isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
