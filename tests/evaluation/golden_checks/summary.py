@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unigame.evaluation.base import Scored
-from unigame.evaluation.summary import summarise
-from unigame.reports.metrics import Metric, Unit
+from unigame.evaluation.summary import consistency_score
 
 
 def _scored(name: str, value: float, scale: float) -> Scored:
