@@ -127,7 +127,7 @@ def test_what_can_be_filled_is_not_refused(tmp_path: Path) -> None:
 def test_no_picture_is_read_to_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [table(tmp_path, Records(4), "a"), table(tmp_path, only_captions(3), "b")]
     data = build_dataset([*sources, {"type": "synthetic", "size": 5}])
-    monkeypatch.setattr("unigame.data.reader.decode_image", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("unigame.data.pictures.decode_image", lambda _: pytest.fail("read"))
     monkeypatch.setattr("unigame.synthetic.dataset.to_pil", lambda _: pytest.fail("drawn"))
     kinds = kinds_of(data, enough=100)
     assert kinds is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tests.tiny import tiny_backbone
 from unigame.backbones.common import lora_settings
 from unigame.data import build_dataset
-from unigame.data.build import TYPES, inspect
+from unigame.data.build import TYPES
 from unigame.data.settings import SOURCES
 from unigame.errors import UserError
 from unigame.settings.rules import Number, OneOf, Rule, Switch, Text, Whole

@@ -21,9 +21,9 @@ from torch import Tensor
 from unigame.backbones.base import Backbone
 from unigame.backbones.common.seeded import draw_seeded
 from unigame.data.images import MISSING, CorruptImage
+from unigame.data.pictures import StoredPicture
 from unigame.evaluation.base import Item, Picture, Prediction
 from unigame.evaluation.batching import BatchSize, in_batches, in_order
-from unigame.evaluation.pictures import StoredPicture
 from unigame.seeds import derive_seed
 
 A = TypeVar("A")

@@ -11,9 +11,9 @@ from PIL import Image
 
 from unigame.data import SkipReport
 from unigame.data.images import MISSING
+from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, Item, Loaded, Picture, Prediction
-from unigame.evaluation.pictures import LazyCell
 from unigame.evaluation.source import BadRow, fingerprint, picture
 from unigame.reports.metrics import Unit
 
@@ -111,6 +111,6 @@ def shown(row: Row, root: Path | None, column: str = "image") -> Picture:
     cell = row.get(column)
     if cell is None:
         raise BadRow(MISSING)
-    if not isinstance(cell, LazyCell | Mapping | bytes | str | Path | Image.Image):
+    if not isinstance(cell, TableCell | Mapping | bytes | str | Path | Image.Image):
         raise BadRow(f"{column} is {type(cell).__name__}, expected a picture")
     return picture(cell, root)

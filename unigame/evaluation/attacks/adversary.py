@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation.attacks.fresh import frozen_attack
 from unigame.evaluation.examples import Example
-from unigame.evaluation.pictures import content_key
 from unigame.methods.selfplay.perturber import EpsMode, PerturberBase
 from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
 from unigame.methods.semantics import FeatureSimilarity, SimilarityScorer

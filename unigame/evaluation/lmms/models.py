@@ -22,11 +22,11 @@ from rich.progress import Progress
 
 from unigame.backbones import load_backbone
 from unigame.data.images import IMAGE_SUFFIXES
+from unigame.data.pictures import picture
 from unigame.errors import UserError
 from unigame.evaluation.ask import Asker, Drawing
 from unigame.evaluation.base import Item, Prediction
 from unigame.evaluation.batching import BatchSize, automatic_size
-from unigame.evaluation.pictures import picture
 
 if TYPE_CHECKING:
 

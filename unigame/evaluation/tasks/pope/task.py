@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from unigame.data import SkipReport
+from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
@@ -32,8 +33,7 @@ from unigame.evaluation.base import (
 )
 from unigame.evaluation.coco_pictures import CocoPictures
 from unigame.evaluation.items import Row, by_group, collect, loaded, replies, shown
-from unigame.evaluation.rowfiles import MalformedRow, table_rows
-from unigame.evaluation.source import BadRow, Rows, field, read_rows
+from unigame.evaluation.source import BadRow, Rows, field, read_rows, table_rows
 from unigame.evaluation.tasks.pope.rules import confusion, lmms_eval_label, official_label
 from unigame.evaluation.tasks.vqav2.rules import INSTRUCTION
 from unigame.reports.metrics import Metric, Unit

@@ -25,6 +25,7 @@ from PIL import Image
 from unigame.backbones.common.prompts import CAPTION_QUESTION
 from unigame.data import CorruptImage, SkipReport
 from unigame.data.images import IMAGE_SUFFIXES
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
@@ -37,7 +38,6 @@ from unigame.evaluation.base import (
 )
 from unigame.evaluation.drawn import Drawn, decoded, digest, drawn_pictures, without_pictures
 from unigame.evaluation.items import loaded
-from unigame.evaluation.pictures import content_key
 from unigame.evaluation.scorers.encoders import (
     PRESETS,
     Encoder,

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from unigame.data.tars import is_mac_file
+from unigame.data.paths import is_mac_file
+from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
@@ -36,7 +37,6 @@ from unigame.evaluation.base import (
 )
 from unigame.evaluation.coco_pictures import CocoPictures
 from unigame.evaluation.items import Row, by_group, collect, loaded, replies, shown
-from unigame.evaluation.rowfiles import MalformedRow
 from unigame.evaluation.source import BadRow, Rows, field, read_json, read_rows
 from unigame.evaluation.tasks.vqav2.rules import INSTRUCTION, Variant, clean_reply, soft_score
 from unigame.reports.metrics import Metric, Unit
