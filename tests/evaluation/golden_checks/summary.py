@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unigame.evaluation.summary import consistency_score
+from unigame.evaluation.base import Scored
+from unigame.evaluation.summary import summarise
+from unigame.reports.metrics import Metric, Unit
 
 
 def _scored(name: str, value: float, scale: float) -> Scored:
