@@ -10,16 +10,16 @@ from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
 from unigame import cli
 from unigame.backbones import registry as families
+from unigame.backbones.janus.size import pro_config, size_of_config
+from unigame.backbones.memory import GIB, estimate
 from unigame.cli import doctor as module
-from unigame.cli.memory import GIB, estimate
-from unigame.cli.sizes import janus_pro_config, janus_size
 from unigame.errors import UserError
 from unigame.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
 def size():
-    return janus_size("folder", janus_pro_config("1B"))
+    return size_of_config("folder", pro_config("1B"))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ RECIPES = Path(unigame.__file__).parent / "recipes"
 def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
     recipe = f"janus_pro_{name.lower()}"
     plan = load_recipe(recipe, ["--bf16", "false"])  # a CPU has no bf16; the weights have
-    found = estimate(janus_size(name, janus_pro_config(name)), module.setting_of(plan), "bfloat16")
+    found = estimate(size_of_config(name, pro_config(name)), module.setting_of(plan), "bfloat16")
     total = f"{found.total / GIB:.1f}"
     rows = (RECIPES / "README.md").read_text().splitlines()
     (row,) = [line for line in rows if line.startswith(f"| `{recipe}`")]
@@ -85,7 +85,7 @@ def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
     assert f"{total} GiB" in head and f"| {total} |" in cells
     if name == "7B":
         kept = estimate(
-            janus_size(name, janus_pro_config(name)),
+            size_of_config(name, pro_config(name)),
             replace(module.setting_of(plan), checkpointing=False),
             "bfloat16",
         )

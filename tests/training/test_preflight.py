@@ -240,10 +240,10 @@ def test_doctor_estimates_a_recipe_that_cannot_run_here(
 ) -> None:
     from dataclasses import replace
 
+    from unigame.backbones.janus.size import pro_config, size_of_config
     from unigame.cli import doctor
-    from unigame.cli.sizes import janus_pro_config, janus_size
 
-    size = janus_size("folder", janus_pro_config("1B"))
+    size = size_of_config("folder", pro_config("1B"))
     monkeypatch.setattr(doctor, "_check_bundled_model", lambda: (True, "it loads"))
     monkeypatch.setattr(doctor, "size_of", lambda name: replace(size, name=name))
     monkeypatch.setattr(doctor, "janus_size", lambda name, config: replace(size, name=name))

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -136,38 +137,43 @@ def check_weight_files(folder: Path, plain: str = _WEIGHTS) -> int:
     Raises:
         UserError: names the first file that is missing, cut off or unreadable.
     """
-    values = 0
-    for name in _weight_files(folder, plain):
-        file = folder / name
-        if not file.is_file():
+    index = folder / f"{plain}.index.json"
+    names = weight_names(index) if index.is_file() else [plain]
+    if not index.is_file() and not (folder / plain).is_file():
+        if (folder / "pytorch_model.bin").is_file():
             raise UserError(
-                f"weight file {str(file)!r} is missing; download the checkpoint again, or check "
-                "that the copy was complete"
+                f"model folder {str(folder)!r} holds only pytorch_model.bin, a pickle that can run "
+                "code when it is loaded; save the checkpoint as safetensors"
             )
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = [opened.get_slice(key).get_shape() for key in opened.keys()]
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"weight file {str(file)!r} is unreadable ({error}); it may be cut off or a Git "
-                "LFS pointer: download it again"
-            ) from error
-        if not found:
-            raise UserError(f"weight file {str(file)!r} holds no tensors; download it again")
-        values += sum(math.prod(shape) for shape in found)
+    values = 0
+    for name in names:
+        opened = open_safetensors(folder / name)
+        values += sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
     return values
 
 
-def _weight_files(folder: Path, plain: str) -> list[str]:
-    index = folder / f"{plain}.index.json"
-    if index.is_file():
-        return weight_names(index)
-    if not (folder / plain).is_file() and (folder / "pytorch_model.bin").is_file():
+def open_safetensors(file: Path) -> Any:
+    """A weight file, opened and not read.
+
+    Raises:
+        UserError: it is missing, cut off, unreadable or empty.
+    """
+    if not file.is_file():
         raise UserError(
-            f"model folder {str(folder)!r} holds only pytorch_model.bin, a pickle that can run "
-            "code when it is loaded; save the checkpoint as safetensors"
+            f"weight file {str(file)!r} is missing; download the checkpoint again, or check "
+            "that the copy was complete"
         )
-    return [plain]
+    try:
+        opened = safe_open(file, framework="pt")
+        empty = not opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"weight file {str(file)!r} is unreadable ({error}); it may be cut off or a Git "
+            "LFS pointer: download it again"
+        ) from error
+    if empty:
+        raise UserError(f"weight file {str(file)!r} holds no tensors; download it again")
+    return opened
 
 
 def check_dtype(dtype: str) -> str:

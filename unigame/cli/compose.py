@@ -34,7 +34,7 @@ def compose(
         DrawConfig,
         build_config,
     )
-    from unigame.backbones.composed.making import compose as write
+    from unigame.backbones.composed.load import compose as write
 
     wanted = ComposedConfig(
         language=language,

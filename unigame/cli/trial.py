@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unigame.cli.sizes import size_of
+from unigame.backbones.memory import size_of
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -170,8 +170,8 @@ def _slice(
     import torch
     from transformers import JanusForConditionalGeneration
 
+    from unigame.backbones.janus.layout import build_processor
     from unigame.backbones.janus.model import JanusBackbone
-    from unigame.backbones.janus.processor import build_processor
     from unigame.synthetic.questions import vocabulary
 
     config = copy.deepcopy(config)

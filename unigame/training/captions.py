@@ -23,9 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unigame.backbones.base import Backbone
-from unigame.backbones.common.identity import weights_digest
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION, Backbone
+from unigame.backbones.common.adapter_files import weights_digest
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common.lora import ADAPTER_WEIGHTS, read_adapter
+from unigame.backbones.common.adapter_files import ADAPTER_WEIGHTS, read_adapter
 from unigame.errors import UserError
 from unigame.training import checkpoint, identity
 from unigame.training.config import UniGameConfig

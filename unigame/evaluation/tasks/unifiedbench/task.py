@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.data import SkipReport
 from unigame.data.images import IMAGE_SUFFIXES
 from unigame.errors import UserError
