@@ -86,12 +86,9 @@ def fetch_config(hub_id: str) -> Path:
 def read_model_type(
     config_file: Path, supported: Collection[str], hub_id: str | None = None
 ) -> str:
-    """The ``model_type`` of a config.json, if it is one that we support.
+    """The ``model_type`` of a config.json, if it is a ``supported`` one.
 
-    Args:
-        config_file: to read.
-        supported: the families' model types.
-        hub_id: where the file came from, for the error message; None: from a local folder.
+    ``hub_id`` is where the file came from, for the error message; None: from a local folder.
 
     Raises:
         UserError: missing or broken file, or no unified model; it says what it is instead.
@@ -130,9 +127,7 @@ def check_files(folder: Path) -> None:
 def check_weight_files(folder: Path, plain: str = _WEIGHTS) -> int:
     """The number of values in the safetensors files of a folder, by their headers.
 
-    Args:
-        folder: of the weights.
-        plain: the file's name, where there is only one.
+    ``plain`` is the file's name, where there is only one.
 
     Raises:
         UserError: names the first file that is missing, cut off or unreadable.

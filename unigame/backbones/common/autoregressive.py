@@ -112,31 +112,11 @@ class AutoregressiveBackbone(ReadingBackbone):
             states_BNH = self.image_states(rows, codes_BN)
         return VisualStates(full_precision(states_BNH), codes_BN)
 
-    def draw(
-        self,
-        states_BNH: Tensor,
-        codes: Tensor,
-        *,
-        num_candidates: int = 1,
-        anchor: float = 0.0,
-        temperature: float = 1.0,
-        sample: bool = False,
-        generator: torch.Generator | None = None,
-        hard: bool = True,
-    ) -> Drawing:
+    def draw(self, states_BNH: Tensor, codes: Tensor, **choice: Any) -> Drawing:
         # hard=False decodes the softmax mixture itself: a smooth map, for checking the gradient.
         # Float64 states on a float64 model stay float64.
-        drawn = draw_codes(
-            self.image_logits(states_BNH),
-            codes.to(states_BNH.device),
-            self.codebook(),
-            num_candidates=num_candidates,
-            anchor=anchor,
-            temperature=temperature,
-            sample=sample,
-            generator=generator,
-            hard=hard,
-        )
+        logits_BNV = self.image_logits(states_BNH)
+        drawn = draw_codes(logits_BNV, codes.to(states_BNH.device), self.codebook(), **choice)
         return Drawing(self.decode_vectors(drawn.vectors_MNE), drawn.codes_MN)
 
     def render(self, compact: Tensor) -> Tensor:

@@ -83,11 +83,7 @@ def compose(
 ) -> Path:
     """Make a composed model: check that the parts fit, and write a fresh connector beside them.
 
-    Args:
-        folder: to write; made where it is not there.
-        config: the parts and settings.
-        seed: of the connector's weights.
-        fit_width: set ``connector.width`` to what the denoiser reads.
+    ``fit_width`` sets ``connector.width`` to what the denoiser reads.
 
     Raises:
         UserError: see ``check_parts``; or the folder holds a model already.
