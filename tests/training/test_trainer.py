@@ -12,7 +12,7 @@ from transformers import JanusForConditionalGeneration
 
 from tests.training.helpers import Losses, Records, logs, lora_weights, make_config, make_trainer
 from unigame.backbones import load_backbone
-from unigame.backbones.janus.layout import load_processor
+from unigame.backbones.janus.load import load_processor
 from unigame.errors import UserError
 from unigame.methods.selfplay import stack_compact
 from unigame.methods.selfplay.answers import ReadAnswers, own_loss
