@@ -10,8 +10,7 @@ from torch import nn
 from tools.janus_nano import clip, common, gates, language, reader, tokenizer, vision
 from tools.janus_nano.progress import Loop, chance
 from unigame.backbones import load_backbone
-from unigame.backbones.janus.layout import JanusLayout
-from unigame.backbones.janus.processor import build_processor
+from unigame.backbones.janus.layout import JanusLayout, build_processor
 from unigame.synthetic.dataset import to_pil
 from unigame.synthetic.pretrain.common import Log
 from unigame.synthetic.pretrain.tokenizer import cell_targets

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.tiny import random_images, shared_tiny_janus, stir_lora, tiny_backbone
 from tests.training.helpers import Records, game_of, lora_weights, make_trainer
 from unigame import SyntheticDataset, load_backbone
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.errors import UserError
 from unigame.methods.captions import MadeCaptions
 from unigame.methods.selfplay import SelfPlay, SelfPlaySettings

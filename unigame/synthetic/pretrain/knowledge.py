@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
-from unigame.backbones.janus.layout import JanusLayout
+from unigame.backbones.janus.layout import SPECIAL_TOKENS, JanusLayout, build_processor
+from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.backbones.janus.processor import SPECIAL_TOKENS, build_processor
 
 from ..dataset import to_pil
 from ..knowledge import Fact, facts, knowledge_words
@@ -44,7 +44,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-2) -> 
     """Teach ``janus_nano/`` the words, in place."""
     torch.manual_seed(seed + 3)
     log = Log(folder, "knowledge")
-    backbone = extend(JanusBackbone.from_pretrained(folder / "janus_nano"))
+    backbone = extend(from_pretrained(folder / "janus_nano"))
     taught = [f for f in facts() if f.taught]
     codes = pictures_of(backbone, sorted({triple(f) for f in taught}), seed, portion(4, scale))
     log(words=len(knowledge_words()), prompts=len(taught), combinations=len(codes))

@@ -22,9 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, JanusForConditionalGeneration, JanusProcessor
 
-from unigame.backbones.common.prompts import CAPTION_QUESTION
-from unigame.backbones.janus.layout import JanusLayout
-from unigame.backbones.janus.processor import build_processor
+from unigame.backbones.base import CAPTION_QUESTION
+from unigame.backbones.janus.layout import JanusLayout, build_processor
 
 from ..questions import KINDS, ask, vocabulary
 from ..reader import object_match, read, truth

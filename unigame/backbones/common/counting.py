@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from unigame.cli.memory import LORA_RANK, Dtype, PictureBytes
+from unigame.backbones.common.hub_model import LORA_TARGETS
+from unigame.backbones.memory import LORA_RANK, Dtype, PictureBytes
 
 Build = Callable[[], Any]
 Run = Callable[[Any], Tensor]
@@ -32,8 +33,6 @@ def count(module: nn.Module) -> int:
 
 def count_lora(language_model: nn.Module) -> int:
     """Weights of LoRA on the usual linear layers: rank x (inputs + outputs) of each."""
-    from unigame.backbones.common.hub_model import LORA_TARGETS
-
     return LORA_RANK * sum(
         module.in_features + module.out_features
         for name, module in language_model.named_modules()

@@ -1,10 +1,10 @@
 """What fits: an estimate of training memory from parameter counts and saved activations.
 
-The figures of a checkpoint come from ``sizes.py``. Activations are what autograd keeps for the
-backward pass. For language models and vision towers they are bytes per element by kind of layer;
-those constants were read off small models of the same classes by counting saved tensors, and a test
-repeats the count. What draws (and reads codes) is counted itself, without memory. It is an
-estimate: ``SLACK`` stands for the allocator's slack and kernels' workspaces.
+The figures of a checkpoint come from its family's ``size.py``, which the registry names.
+Activations are what autograd keeps for the backward pass. For language models and vision towers
+they are bytes per element by kind of layer; those constants were read off small models of the same
+classes by counting saved tensors, and a test repeats the count. What draws (and reads codes) is
+counted itself, without memory. ``SLACK`` stands for the allocator's slack and kernels' workspaces.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
+from unigame.errors import UserError
 
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
@@ -29,8 +33,6 @@ _WEIGHT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 _LM_BYTES: dict[Dtype, tuple[float, float]] = {"float32": (74.0, 20.0), "bfloat16": (59.0, 13.5)}
 # Frozen vision encoder with gradient to its input, bytes per token, layer and hidden unit.
 _VISION_BYTES: dict[Dtype, float] = {"float32": 40.0, "bfloat16": 20.0}
-# Pairs of a place and a code whose scores reading has in memory at once (``reading.PAIRS``).
-PAIRS = 1 << 27
 # Scores, probabilities, a straight-through mix and a gradient over the codebook, in float32.
 _CODEBOOK_BYTES = 16
 
@@ -92,6 +94,41 @@ class ModelSize:
     reads_codes: bool = False
     pictures_at_once: int | None = None
     notes: tuple[str, ...] = ()
+
+
+def size_of(name: str) -> ModelSize:
+    """The size of a checkpoint from its configurations alone.
+
+    Raises:
+        UserError: it is no model of a family that says its size, or files of it are missing.
+    """
+    from unigame.backbones.folder import fetch_config, find_checkpoint, read_model_type
+    from unigame.backbones.model_files import loading_from
+
+    checkpoint = find_checkpoint(name)
+    hub_id = None if isinstance(checkpoint, Path) else checkpoint
+    file = checkpoint / "config.json" if isinstance(checkpoint, Path) else fetch_config(checkpoint)
+    model_type = read_model_type(file, available_backbones(), hub_id)
+    info = find_info(model_type)
+    if info is None or info.size is None:
+        known = sorted(family.model_type for family in BUILT_IN if family.size)
+        raise UserError(
+            f"{name!r} is of family {model_type!r}, which does not say how large its models are; "
+            f"doctor can estimate {', '.join(known)}"
+        )
+    with loading_from(name, ("config.json",)):
+        found: ModelSize = resolve(model_type, info.size)(name, file, hub_id)
+    return found
+
+
+def published_sizes() -> list[ModelSize]:
+    """The sizes of published checkpoints that families know without a download."""
+    return [
+        size
+        for info in BUILT_IN
+        if info.published
+        for size in resolve(info.model_type, info.published)()
+    ]
 
 
 @dataclass(frozen=True)
@@ -214,6 +251,8 @@ def picture_activations(size: ModelSize, samples: int, setting: Setting, dtype: 
 
 def codebook_activations(size: ModelSize, samples: int) -> float:
     """Bytes of scores over the codebook, when codes are drawn and when codes are read."""
+    from unigame.backbones.common.codes import PAIRS
+
     pairs = samples * size.image_tokens * size.codebook_size
     read = min(pairs, PAIRS) if size.reads_codes else 0  # reading takes them in parts
     return (pairs + read) * _CODEBOOK_BYTES

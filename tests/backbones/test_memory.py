@@ -13,19 +13,20 @@ from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
 from unigame.backbones import load_backbone
+from unigame.backbones.common import counting
+from unigame.backbones.common.codes import PAIRS
 from unigame.backbones.common.fast import lean_decoder
-from unigame.cli import counting
-from unigame.cli.memory import (
-    PAIRS,
+from unigame.backbones.janus.size import pro_config, size_of_config
+from unigame.backbones.memory import (
     PictureBytes,
     Setting,
     codebook_activations,
     estimate,
     lm_activations,
     picture_activations,
+    size_of,
     vision_activations,
 )
-from unigame.cli.sizes import janus_pro_config, janus_size, size_of
 
 SAMPLES = 2
 
@@ -62,7 +63,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def size(config):
-    return janus_size("tiny", config)
+    return size_of_config("tiny", config)
 
 
 def saved_bytes(forward, module):
@@ -204,7 +205,7 @@ def test_scores_of_codes_that_are_read_are_made_in_parts(size):
 
 def test_published_sizes_are_counted_right():
     """Against the parameter counts that the model cards of the checkpoints give."""
-    one, seven = (janus_size(name, janus_pro_config(name)) for name in ("1B", "7B"))
+    one, seven = (size_of_config(name, pro_config(name)) for name in ("1B", "7B"))
     assert one.parameters == pytest.approx(2.09e9, rel=0.01)
     assert seven.parameters == pytest.approx(7.42e9, rel=0.01)
     assert one.image_tokens == seven.image_tokens == 576

@@ -7,22 +7,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unigame.backbones.common.counting import count, count_lora, leaf, on_meta, saved_bytes
 from unigame.backbones.composed.config import ComposedConfig, read_config
 from unigame.backbones.composed.connector import Connector, TrainedParts
 from unigame.backbones.composed.diffusion import ImageBranch, NoiseLevels
 from unigame.backbones.composed.parts import Parts, check_parts
 from unigame.backbones.composed.vision import ENCODERS, build_reader
-from unigame.cli.counting import count, count_lora, leaf, on_meta, saved_bytes
-from unigame.cli.memory import DTYPES, Dtype, ModelSize, PictureBytes
+from unigame.backbones.memory import DTYPES, Dtype, ModelSize, PictureBytes
 
 
-def composed_size(name: str, folder: Path) -> ModelSize:
-    """The size of the model that ``folder/config.json`` describes. Reads no weights.
+def size_of(name: str, file: Path, hub_id: str | None) -> ModelSize:
+    """The size of the model that ``config.json`` describes. Reads no weights.
 
     Raises:
         UserError: see ``check_parts``.
     """
-    config = read_config(folder)
+    config = read_config(file.parent)
     parts = check_parts(config)
     language, eyes = on_meta(lambda: _language(parts)), on_meta(lambda: _encoder(parts))
     trained = on_meta(lambda: TrainedParts(parts.hidden_size, config.connector, parts.feature_size))
