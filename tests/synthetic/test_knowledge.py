@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import unigame
+from tools.janus_nano_48 import knowledge
+from tools.janus_nano_48.common import Log
 from unigame.backbones import load_backbone
 from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone
@@ -22,8 +24,6 @@ from unigame.synthetic.knowledge import (
     facts,
     knowledge_words,
 )
-from unigame.synthetic.pretrain import knowledge
-from unigame.synthetic.pretrain.common import Log
 from unigame.synthetic.questions import vocabulary
 from unigame.synthetic.world import CELLS, COLOURS, SHAPES
 

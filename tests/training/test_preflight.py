@@ -230,7 +230,10 @@ def test_a_recipe_for_another_machine_can_be_looked_at() -> None:
     assert plan.lacks and "bf16" in plan.lacks
     assert plan.training.bf16 and plan.training.per_device_train_batch_size == 4
     assert load_recipe("janus_nano", here=False).lacks is None
-    assert adversary_for(load_recipe("janus_pro_7b", here=False).settings_of("selfplay")).eps_max == 0.02
+    assert (
+        adversary_for(load_recipe("janus_pro_7b", here=False).settings_of("selfplay")).eps_max
+        == 0.02
+    )
 
 
 @pytest.mark.usefixtures("laptop")

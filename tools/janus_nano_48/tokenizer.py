@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from ..reader import object_match, read, truth
-from ..world import CELL_PX, COLOURS, GRID, SHAPES, Scene
+from unigame.synthetic.reader import object_match, read, truth
+from unigame.synthetic.world import CELL_PX, COLOURS, GRID, SHAPES, Scene
+
 from .common import (
     CODES,
     Log,

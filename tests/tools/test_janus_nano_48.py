@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
+from tools.janus_nano_48 import language, main
+from tools.janus_nano_48.common import broad_scenes, portion
 from unigame.synthetic.knowledge import knowledge_words
-from unigame.synthetic.pretrain import language, main
-from unigame.synthetic.pretrain.common import broad_scenes, portion
 from unigame.synthetic.questions import KINDS
 
 

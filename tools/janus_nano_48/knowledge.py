@@ -25,12 +25,12 @@ from transformers import JanusForConditionalGeneration
 from unigame.backbones.janus.layout import SPECIAL_TOKENS, JanusLayout, build_processor
 from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone
+from unigame.synthetic.dataset import to_pil
+from unigame.synthetic.knowledge import Fact, facts, knowledge_words
+from unigame.synthetic.questions import vocabulary
+from unigame.synthetic.reader import read
+from unigame.synthetic.world import BACKGROUNDS, CELLS, JITTER_PX, RADIUS_RANGE, Scene, Thing
 
-from ..dataset import to_pil
-from ..knowledge import Fact, facts, knowledge_words
-from ..questions import vocabulary
-from ..reader import read
-from ..world import BACKGROUNDS, CELLS, JITTER_PX, RADIUS_RANGE, Scene, Thing
 from .common import Log, portion, warm_cosine
 from .language import code_logits, save_checkpoint
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import JanusConfig
 
-from ..world import CELL_PX, SIDE, TEXTURES, Scene, random_scene, render, shape_mask
+from unigame.synthetic.world import CELL_PX, SIDE, TEXTURES, Scene, random_scene, render, shape_mask
 
 PATCH_PX, TOKENS, CODES, WIDTH = 8, 36, 1024, 192
 

@@ -14,11 +14,11 @@ import torch
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.backbones.janus.model import JanusBackbone
+from unigame.synthetic.dataset import SyntheticDataset, to_pil
+from unigame.synthetic.knowledge import facts
+from unigame.synthetic.reader import object_match, read, truth
+from unigame.synthetic.world import Scene, caption, random_scene
 
-from ..dataset import SyntheticDataset, to_pil
-from ..knowledge import facts
-from ..reader import object_match, read, truth
-from ..world import Scene, caption, random_scene
 from .common import Log, portion
 from .knowledge import drawn_right
 

@@ -24,10 +24,10 @@ from transformers import GenerationConfig, JanusForConditionalGeneration, JanusP
 
 from unigame.backbones.base import CAPTION_QUESTION
 from unigame.backbones.janus.layout import JanusLayout, build_processor
+from unigame.synthetic.questions import KINDS, ask, vocabulary
+from unigame.synthetic.reader import object_match, read, truth
+from unigame.synthetic.world import SIDE, Scene, caption, random_scene
 
-from ..questions import KINDS, ask, vocabulary
-from ..reader import object_match, read, truth
-from ..world import SIDE, Scene, caption, random_scene
 from . import tokenizer, vision
 from .common import (
     TOKENS,

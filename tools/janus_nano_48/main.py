@@ -1,4 +1,4 @@
-"""``unigame pretrain``: the recipe of ``janus-nano`` as one command."""
+"""``python -m tools.janus_nano_48``: the recipe of ``janus-nano`` as one command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages in order; returns 1 if a gate fails."""
     parser = argparse.ArgumentParser(
-        prog="unigame pretrain",
+        prog="python -m tools.janus_nano_48",
         description="Train the bundled model from scratch: an hour to two of one core. The log "
         "is kept in OUTPUT/log.jsonl and the model in OUTPUT/janus_nano.",
     )

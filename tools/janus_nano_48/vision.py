@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVisionModel
 
-from ..world import COLOURS, GRID, SHAPES, Corruption, Scene
+from unigame.synthetic.world import COLOURS, GRID, SHAPES, Corruption, Scene
+
 from .common import (
     PATCH_PX,
     TOKENS,
