@@ -312,8 +312,8 @@ class Backbone(nn.Module, ABC):
 
         ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
-        Candidates are drawn one after another from ``generator``: K of them in one call are those
-        of several calls, with ``sample``, that draw K together.
+        Candidates are drawn one after another from ``generator``: drawing K at once equals drawing
+        them, with ``sample``, in several calls.
         """
 
     def require_drawing(self) -> None:
