@@ -26,6 +26,12 @@ TAGS = {
 }
 """Who speaks, by the names that people give them; a data set's own by the option ``tags``."""
 
+MESSAGES = {
+    "messages": "conversations in 'messages' (TRL, ms-swift, OpenAI)",
+    "conversations": "conversations in 'conversations' (LLaVA / ShareGPT)",
+    "conversation": "conversations in 'conversation'",
+}
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
 MALFORMED = "malformed conversation"
 NO_PICTURE = "text without a picture"
 UNSHOWN = "pictures that no mark shows"
@@ -188,12 +194,24 @@ def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -
     return turns
 
 
+def schema_of(cells: Mapping[str, Any]) -> str | None:
+    """Which of the schemas a row has, in words; None: it is no conversation."""
+    for name, words in MESSAGES.items():
+        if isinstance(cells.get(name), list):
+            return words
+    for asked, said in PAIRS:
+        if cells.get(asked) is not None and cells.get(said) is not None:
+            return f"questions in {asked!r} with answers in {said!r}"
+    drawn = _text(cells.get("caption")) or _prompt(cells)
+    return "pictures in 'images' with captions" if drawn and "images" in cells else None
+
+
 def _messages(cells: Mapping[str, Any]) -> list[Any]:
     """The messages of a row; none where it has only a picture, or only what is to be drawn."""
-    for name in ("messages", "conversations", "conversation"):
+    for name in MESSAGES:
         if cells.get(name) is not None:
             return _listed(cells[name])
-    for asked, said in (("prompt", "completion"), ("prompt", "response"), ("query", "response")):
+    for asked, said in PAIRS:
         if cells.get(asked) is not None and cells.get(said) is not None:
             before = [
                 message
