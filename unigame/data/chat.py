@@ -35,6 +35,7 @@ PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response")
 MALFORMED = "malformed conversation"
 NO_PICTURE = "text without a picture"
 UNSHOWN = "pictures that no mark shows"
+UNANSWERED = "question without an answer"
 MORE_MARKS = "more image marks than pictures"
 LINK = "link to a picture"
 
@@ -48,11 +49,12 @@ class Turn:
     """One question and its answer.
 
     Attributes:
+        answer: None where the conversation ends with the question.
         shown: number of pictures that were shown up to here.
     """
 
     question: str
-    answer: str
+    answer: str | None
     shown: int
 
 
@@ -133,6 +135,9 @@ def _records(
             yield SkippedRow(id, NO_TEXT, f"{len(chat.pictures)} pictures")
     for number, turn in enumerate(chat.turns):
         place = id if len(chat.turns) == 1 else f"{id}/{number}"
+        if turn.answer is None:
+            yield SkippedRow(place, UNANSWERED, turn.question[:80])
+            continue
         if turn.shown != 1:
             reason = SEVERAL if turn.shown else NO_PICTURE
             yield SkippedRow(place, reason, f"{turn.shown} pictures up to turn {number}")
@@ -191,7 +196,7 @@ def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -
             raise BadChat(MALFORMED, f"an empty {'answer' if asked else 'question'}")
         turns.append(Turn(asked, words, shown))
         asked = ""
-    return turns
+    return [*turns, Turn(asked, None, shown)] if asked else turns
 
 
 def schema_of(cells: Mapping[str, Any]) -> str | None:
