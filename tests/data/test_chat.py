@@ -120,11 +120,13 @@ def test_each_answer_is_a_record_with_the_picture_that_was_shown(folder):
     turns = said("Hi", "hello", "<image>Which?", "red", "Sure?", "yes")
     row = {"id": "a", "image": "red ü.png", "conversations": turns}
     data = Chat(write_json(folder / "t.json", [row]))
-    assert [(data[i]["id"], data[i]["question"], data[i]["answer"]) for i in range(len(data))] == [
-        ("a/1", "Which?", "red"),
-        ("a/2", "Sure?", "yes"),
-    ]
+    records = [(row["id"], row["question"], row["answer"]) for row in data]
+    assert records == [("a/1", "Which?", "red"), ("a/2", "Which?␟red␞Sure?", "yes")]
     assert data.skips.skipped == {"a/0": "text without a picture"}
+    alone = Chat(folder / "t.json", turns="split")
+    assert [row["question"] for row in alone] == ["Which?", "Sure?"]
+    with pytest.raises(UserError, match="turns is 'joined'"):
+        Chat(folder / "t.json", turns="joined")
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,21 @@ def test_trained_tokens_are_those_of_the_answers(folder, tiny_path):
         text = processor.apply_chat_template(messages, tokenize=False, **settings)
         return processor(text=text, images=[picture])["input_ids"][0]
 
+    def spoken(*texts):
+        who = ("user", "assistant")
+        turns = [{"role": who[n % 2], "content": [part(text)]} for n, text in enumerate(texts)]
+        turns[0]["content"].insert(0, {"type": "image"})
+        return turns
+
+    later = said("a b", "no", f"<image>{QUESTION}", "blue", "how many", "one", "is it red", "no")
+    path.write_text(json.dumps({"image": "blue.png", "messages": later}))
+    last = Chat(path)[2]
+    asked = backbone.preprocessor.answer(last["question"], last["answer"])
+    context = spoken(QUESTION, "blue", "how many", "one", "is it red", "no")
+    assert list(asked.prompt) == list(ids(context[:-1], add_generation_prompt=True))
+    assert list(asked.prompt + asked.answer) == [*ids(context), layout.eos_id]
+    prompt = backbone.preprocessor.prompt(last["question"])
+    assert prompt == backbone.preprocessor.prompt("is it red")
     for row, answer in zip(data, ("red", "blue", "blue"), strict=True):
         asked = backbone.preprocessor.answer(row["question"], row["answer"])
         user = {"role": "user", "content": [{"type": "image"}, part(QUESTION)]}

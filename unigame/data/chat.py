@@ -1,7 +1,8 @@
 """The schema of conversations about pictures: LLaVA, TRL, ms-swift, LLaMA-Factory, OpenAI.
 
-Each answer becomes a record of its own, with the question before it and the picture that was shown
-by then. What cannot be a record yet is counted: turns without a picture or with several.
+Each answer becomes a record of its own, with the question before it, the earlier turns if wanted,
+and the picture that was shown by then. What cannot be a record yet is counted: turns without a
+picture or with several.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
 from unigame.data.rows import open_rows, root_of
 from unigame.data.tables import TABLE_SUFFIXES, read_table
+from unigame.errors import UserError
+from unigame.turns import join_turns
 
 MARKS = re.compile(r"\s*<image(?:_placeholder)?>\s*")
 TAGS = {
@@ -32,6 +35,7 @@ MESSAGES = {
     "conversation": "conversations in 'conversation'",
 }
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
+TURNS = ("context", "split")
 MALFORMED = "malformed conversation"
 NO_PICTURE = "text without a picture"
 UNSHOWN = "pictures that no mark shows"
@@ -79,6 +83,8 @@ class Chat(RecordDataset):
         revision: Branch, tag or commit on the Hub.
         images: Where relative image paths start; by default the folder of the file.
         tags: What a data set calls its speakers, where it is unusual: ``{user: Q, assistant: A}``.
+        turns: ``"context"``: a question carries the turns before it, from the one that shows the
+            picture; ``"split"``: each stands alone.
         cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache.
         verify, limit: See :class:`RecordDataset`; ``limit`` counts answers.
 
@@ -96,10 +102,13 @@ class Chat(RecordDataset):
         revision: str | None = None,
         images: str | Path | None = None,
         tags: Mapping[str, str] | None = None,
+        turns: str = "context",
         cache_dir: str | Path | None = None,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
+        if turns not in TURNS:
+            raise UserError(f"turns is {turns!r}; choose from {', '.join(TURNS)}")
         table = Path(path).expanduser()
         speakers = {word: speaker for speaker, words in TAGS.items() for word in words}
         speakers |= {word: speaker for speaker, word in (tags or {}).items()}
@@ -113,14 +122,15 @@ class Chat(RecordDataset):
                 )
             for number, cells in enumerate(found):
                 given = cells.get("id")
-                yield from _records(str(number if given is None else given), cells, speakers)
+                id = str(number if given is None else given)
+                yield from _records(id, cells, speakers, turns == "context")
 
         root = root_of(path, hub, images)
         super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
 
 
 def _records(
-    id: str, cells: Mapping[str, Any], speakers: Mapping[str, str]
+    id: str, cells: Mapping[str, Any], speakers: Mapping[str, str], context: bool
 ) -> Iterator[Row | SkippedRow]:
     """The records of one row, and what of it cannot be one."""
     try:
@@ -133,6 +143,7 @@ def _records(
             yield Row(id=id, image=chat.pictures[0], caption=chat.caption)
         else:
             yield SkippedRow(id, NO_TEXT, f"{len(chat.pictures)} pictures")
+    earlier: list[tuple[str, str]] = []
     for number, turn in enumerate(chat.turns):
         place = id if len(chat.turns) == 1 else f"{id}/{number}"
         if turn.answer is None:
@@ -145,10 +156,11 @@ def _records(
         yield Row(
             id=place,
             image=chat.pictures[0],
-            question=turn.question,
+            question=join_turns(earlier, turn.question),
             answer=turn.answer,
             caption=chat.caption,
         )
+        earlier += [(turn.question, turn.answer)] if context else []
 
 
 def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversation:

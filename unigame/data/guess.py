@@ -42,8 +42,8 @@ def guess_source(text: str) -> Guess:
     if path.is_dir():
         return _guess_folder(text, path)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        rows = (row for _, row in read_table(path))
-        return _by_rows(text, rows, {"path": text}, table=True)
+        cells = (row for _, row in read_table(path))
+        return _by_rows(text, cells, {"path": text}, table=True)
     if path.is_file() or any(letter in text for letter in "*?["):
         return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
     owner, _, name = text.partition("/")
