@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from tests.data.files import BLUE, GREEN, RED, color_of, png, write, write_json, write_jsonl
 from unigame.data import Chat, build_dataset
 from unigame.data.chat import MALFORMED, MORE_MARKS, SEVERAL, UNSHOWN
+from unigame.data.links import UNASKED
 from unigame.errors import UserError
 
 
@@ -136,7 +137,7 @@ def test_each_answer_is_a_record_with_the_picture_that_was_shown(folder):
         ({"images": TWO, "messages": spoken("<image><image>?", "x")}, SEVERAL),
         ({"images": TWO, "messages": spoken("<image>?", "x")}, UNSHOWN),
         ({"image": "blue.png", "messages": spoken("<image>?", "x", "<image>?", "y")}, MORE_MARKS),
-        ({"image": "http://x/a.png", "messages": spoken("?", "x")}, "link to a picture"),
+        ({"image": "http://x/a.png", "messages": spoken("?", "x")}, UNASKED),
         ({"image": "gone.png", "messages": spoken("?", "x")}, "missing image"),
         ({"image": "blue.png", "messages": spoken("?", "")}, MALFORMED),
         ({"image": "blue.png", "messages": said("?", "x", who=("Q", "A"))}, MALFORMED),

@@ -89,11 +89,15 @@ def _show(
     counted = report.summary() if isinstance(report, SkipReport) else f"{len(part)} rows"
     console.print(Text(f"\nsource {number} ({where}): {counted}", style="bold"))
     layout = getattr(backbone, "layout", None)
-    usable, refused, found = [], [], []
+    usable: list[Any] = []
+    refused: list[str] = []
+    found: list[Any] = []
     for texts in texts_of_rows(part, spread(len(part), MEASURED)):
-        problem = _problem(texts, backbone)
-        (refused if problem else usable).append(problem or texts)
-        found += [] if problem else read_rows(texts, backbone.preprocessor, layout)
+        if problem := _problem(texts, backbone):
+            refused.append(f"{texts.get('id')}: {problem}")
+            continue
+        usable.append(texts)
+        found += read_rows(texts, backbone.preprocessor, layout)
     both = sum(bool(t.get("answer")) and bool(t.get("caption")) for t in usable)
     answered = sum(bool(t.get("answer")) for t in usable)
     captioned = sum(bool(t.get("caption")) for t in usable)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data.dataset import NO_TEXT, SEVERAL, RecordDataset, Row
+from unigame.data.links import Links, NotFetched
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
 from unigame.data.rows import open_rows, root_of
@@ -41,7 +42,6 @@ NO_PICTURE = "text without a picture"
 UNSHOWN = "pictures that no mark shows"
 UNANSWERED = "question without an answer"
 MORE_MARKS = "more image marks than pictures"
-LINK = "link to a picture"
 
 
 class BadChat(Exception):
@@ -85,7 +85,9 @@ class Chat(RecordDataset):
         tags: What a data set calls its speakers, where it is unusual: ``{user: Q, assistant: A}``.
         turns: ``"context"``: a question carries the turns before it, from the one that shows the
             picture; ``"split"``: each stands alone.
-        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache.
+        fetch: Whether pictures behind links may be downloaded; never assumed.
+        cache_dir: Where ``datasets`` keeps its arrow copy, and ``fetch`` pictures; by default the
+            user's caches.
         verify, limit: See :class:`RecordDataset`; ``limit`` counts answers.
 
     Raises:
@@ -103,6 +105,7 @@ class Chat(RecordDataset):
         images: str | Path | None = None,
         tags: Mapping[str, str] | None = None,
         turns: str = "context",
+        fetch: bool = False,
         cache_dir: str | Path | None = None,
         verify: str = "exists",
         limit: int | None = None,
@@ -111,6 +114,7 @@ class Chat(RecordDataset):
             raise UserError(f"turns is {turns!r}; choose from {', '.join(TURNS)}")
         table = Path(path).expanduser()
         speakers = {word: speaker for speaker, words in TAGS.items() for word in words}
+        links = Links(fetch, cache_dir)
         speakers |= {word: speaker for speaker, word in (tags or {}).items()}
 
         def rows() -> Iterator[Row | SkippedRow]:  # opened once the options below are checked
@@ -123,26 +127,31 @@ class Chat(RecordDataset):
             for number, cells in enumerate(found):
                 given = cells.get("id")
                 id = str(number if given is None else given)
-                yield from _records(id, cells, speakers, turns == "context")
+                yield from _records(id, cells, speakers, links, turns == "context")
 
         root = root_of(path, hub, images)
         super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
 
 
 def _records(
-    id: str, cells: Mapping[str, Any], speakers: Mapping[str, str], context: bool
+    id: str,
+    cells: Mapping[str, Any],
+    speakers: Mapping[str, str],
+    links: Links,
+    context: bool,
 ) -> Iterator[Row | SkippedRow]:
     """The records of one row, and what of it cannot be one."""
     try:
         chat = read_chat(cells, speakers)
-    except BadChat as error:
+        pictures = [links(cell) for cell in chat.pictures]
+    except (BadChat, NotFetched) as error:
         yield SkippedRow(id, *error.args)
         return
     if not chat.turns:
-        if chat.caption and len(chat.pictures) == 1:
-            yield Row(id=id, image=chat.pictures[0], caption=chat.caption)
+        if chat.caption and len(pictures) == 1:
+            yield Row(id=id, image=pictures[0], caption=chat.caption)
         else:
-            yield SkippedRow(id, NO_TEXT, f"{len(chat.pictures)} pictures")
+            yield SkippedRow(id, NO_TEXT, f"{len(pictures)} pictures")
     earlier: list[tuple[str, str]] = []
     for number, turn in enumerate(chat.turns):
         place = id if len(chat.turns) == 1 else f"{id}/{number}"
@@ -155,7 +164,7 @@ def _records(
             continue
         yield Row(
             id=place,
-            image=chat.pictures[0],
+            image=pictures[0],
             question=join_turns(earlier, turn.question),
             answer=turn.answer,
             caption=chat.caption,
@@ -278,8 +287,6 @@ def _spoken(message: Any, speakers: Mapping[str, str]) -> tuple[str, str, list[A
 def _picture(cell: Any) -> Any:
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str) and re.match(r"(?i)https?://", cell):
-        raise BadChat(LINK, cell[:80])
     if not isinstance(cell, str | bytes | TableCell | None):
         raise BadChat(MALFORMED, f"a picture is {type(cell).__name__}")
     return cell

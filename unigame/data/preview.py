@@ -5,14 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from unigame.backbones.base import Preprocessor
 from unigame.data.peek import peek_texts
 from unigame.data.records import RecordSource, SkippedRow, load_record_or_skip
 from unigame.errors import UserError
+
+if TYPE_CHECKING:
+    from unigame.backbones.base import Preprocessor
 
 MEASURED = 1_000
 SHEET_ROWS = 24

@@ -60,6 +60,7 @@ SOURCES: dict[str, dict[str, Rule]] = {
     "chat": {
         **_OPENED,
         "tags": _TAGS,
+        "fetch": Switch(help="Whether pictures behind links may be downloaded."),
         "turns": Text(choices=("context", "split"), help="Are earlier turns read?"),
     },
     "synthetic": {
