@@ -11,10 +11,12 @@ LAST = "is it big"
 
 
 def test_turns_come_out_as_they_went_in() -> None:
-    assert split_turns(join_turns(EARLIER, LAST)) == (EARLIER, LAST)
-    assert split_turns(LAST) == ([], LAST)
-    assert split_turns(join_turns([], "a␟b␞c")) == ([], "a b c")
-    assert split_turns("not␞ours") == ([], "not␞ours")
+    assert split_turns(join_turns(EARLIER, LAST)) == (EARLIER, LAST, "")
+    assert split_turns(join_turns(EARLIER, LAST, "big")) == (EARLIER, LAST, "big")
+    assert split_turns(join_turns([], LAST, "big")) == ([], LAST, "big")
+    assert split_turns(LAST) == ([], LAST, "")
+    assert split_turns(join_turns([], "a␟b␞c")) == ([], "a b c", "")
+    assert split_turns("not␞ours") == ([], "not␞ours", "")
 
 
 def test_a_family_reads_earlier_turns_and_trains_the_last_answer(backbone: Backbone) -> None:
@@ -31,4 +33,10 @@ def test_a_family_reads_earlier_turns_and_trains_the_last_answer(backbone: Backb
     with torch.no_grad():
         losses = [backbone.answer_loss(images, [text], ["yes"]) for text in (question, LAST)]
     assert losses[0] != pytest.approx(losses[1].item())
+    system = backbone.layout.question_ids(join_turns(EARLIER, LAST, "triangle cross"))
+    words = layout.tokenizer.decode([token for token in system if token >= 0])
+    if backbone.facts.family in ("emu3", "composed"):
+        assert words.index("triangle") < words.index("circle") and "helpful" not in words
+    else:
+        assert tuple(system) == asked.prompt
     assert backbone.preprocessor.prompt(question) == backbone.preprocessor.prompt(LAST)

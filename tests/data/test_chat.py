@@ -84,7 +84,8 @@ def test_every_schema_gives_the_same_record(folder, schema, form):
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n")
     record = dict(Chat(path)[0])
     assert color_of(record.pop("image")) == "red"
-    assert record == {"id": "a", "question": "Which colour?", "answer": "red", "caption": None}
+    question = "␟Be brief.␞Which colour?" if schema == "system" else "Which colour?"
+    assert record == {"id": "a", "question": question, "answer": "red", "caption": None}
 
 
 def test_tables_of_datasets(tmp_path):

@@ -69,6 +69,7 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
     caption: str | None = None
+    system: str = ""
 
 
 class Chat(RecordDataset):
@@ -165,7 +166,7 @@ def _records(
         yield Row(
             id=place,
             image=pictures[0],
-            question=join_turns(earlier, turn.question),
+            question=join_turns(earlier, turn.question, chat.system),
             answer=turn.answer,
             caption=chat.caption,
         )
@@ -199,7 +200,8 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
         marks[next((i for i, (who, *_) in enumerate(spoken) if who == "user"), 0)] = len(pictures)
     if sum(marks) < len(pictures):
         raise BadChat(UNSHOWN, f"{sum(marks)} marks, {len(pictures)} pictures")
-    return Conversation(_turns(spoken, marks), pictures, caption)
+    system = "\n".join(text.strip() for who, text, _ in spoken if who == "system")
+    return Conversation(_turns(spoken, marks), pictures, caption, system)
 
 
 def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -> list[Turn]:
@@ -208,7 +210,7 @@ def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -
     for (who, text, _), count in zip(spoken, marks, strict=True):
         shown += count
         words = MARKS.sub("\n", text).strip()
-        if who == "system":  # each family's layout has its own
+        if who == "system":
             continue
         if who == "user":
             asked = f"{asked}\n{words}".strip()

@@ -175,9 +175,11 @@ class ChatLayout(TokenLayout):
         return ""
 
     def turns(self, question: str, num_images: int = 1) -> list[Message]:
-        """The conversation that asks a question about its images, earlier turns included."""
-        earlier, last = split_turns(question)
-        first, *texts = [text for pair in earlier for text in pair] + [last]
+        """The conversation that asks a question about its images, earlier turns included.
+
+        A system prompt is left out: a family that knows where it stands adds it.
+        """
+        first, *texts = split_turns(question).texts
         speakers = ("assistant", "user")
         return [
             {"role": "user", "content": _content(first, num_images)},

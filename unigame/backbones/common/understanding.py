@@ -42,7 +42,7 @@ class LayoutPreprocessor:
 
     def prompt(self, text: str) -> PromptTokens:
         """What a picture is drawn of; of a question with earlier turns, the question."""
-        return PromptTokens(tuple(self.layout.prompt_ids(split_turns(text)[1])))
+        return PromptTokens(tuple(self.layout.prompt_ids(split_turns(text).question)))
 
 
 class ReadingBackbone(HubModel):

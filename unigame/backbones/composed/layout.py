@@ -12,7 +12,10 @@ Places of image tokens and queries hold the ids ``IMAGE`` and ``QUERY``, which n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
+
+from jinja2 import TemplateError
 
 from unigame.backbones.common.layout import TokenLayout, special_marks
 from unigame.backbones.composed.vision import Reader
@@ -92,9 +95,11 @@ class ComposedLayout(TokenLayout):
     # ---- inside --------------------------------------------------------------------------------
     def _turns(self, question: str) -> tuple[str, str, str]:
         """The prompt, and the text around an answer behind it."""
-        earlier, last = split_turns(question)
-        first, *texts = [text for pair in earlier for text in pair] + [last]
+        asked = split_turns(question)
+        first, *texts = asked.texts
         user = self._user(first, with_image=True)
+        if asked.system and self._takes_system:
+            user.insert(0, {"role": "system", "content": self._content(asked.system)})
         for number, text in enumerate(texts):
             role = ("assistant", "user")[number % 2]
             user.append({"role": role, "content": self._content(text)})
@@ -106,6 +111,15 @@ class ComposedLayout(TokenLayout):
             return prompt, "", after
         lead = before[len(prompt) :]
         return (before, "", after) if lead.strip() else (prompt, lead, after)
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the chat template has a place for a system prompt; some refuse it."""
+        system = {"role": "system", "content": self._content(_ANSWER_MARK)}
+        try:
+            return _ANSWER_MARK in self._render([system, *self._user("a", with_image=False)])
+        except TemplateError:
+            return False
 
     def _user(self, text: str, with_image: bool) -> list[dict[str, Any]]:
         return [{"role": "user", "content": self._content(text, with_image)}]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unigame.backbones.common.layout import ChatLayout, Message
 from unigame.errors import UserError
+from unigame.turns import split_turns
 
 ROW_END = "<|extra_200|>"
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -67,8 +68,9 @@ class Emu3Layout(ChatLayout):
         return str(self.processor.bos_token)
 
     def turns(self, question: str, num_images: int = 1) -> list[Message]:
-        # With the system prompt that Emu3-Chat was tuned on.
-        system = {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]}
+        # With the system prompt that Emu3-Chat was tuned on, unless the question brings its own.
+        said = split_turns(question).system or SYSTEM_PROMPT
+        system = {"role": "system", "content": [{"type": "text", "text": said}]}
         return [system, *super().turns(question, num_images)]
 
     def reply_text(self, question: str, answer: str) -> str:
