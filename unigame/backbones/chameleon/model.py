@@ -116,6 +116,10 @@ class ChameleonBackbone(ChameleonCore):
         """The vectors (V, E) that latents are compared with and that the decoder reads."""
         return self.chameleon.model.vqmodel.quantize.embedding.weight
 
+    def kinship(self) -> Tensor:
+        """What the language model reads of each code."""
+        return self.chameleon.get_input_embeddings().weight[self.token_V]
+
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
         """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable.
 

@@ -80,6 +80,10 @@ class AutoregressiveBackbone(ReadingBackbone):
     def codebook(self) -> Tensor:
         """The vectors (V, E) that the decoder reads."""
 
+    def kinship(self) -> Tensor:
+        """Vectors (V, D) by which codes that mean nearly the same are near: the decoder's."""
+        return self.codebook()
+
     @abstractmethod
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
         """Codebook vectors -> images (M, 3, S, S) in [0, 1]. Differentiable."""
@@ -106,6 +110,7 @@ class AutoregressiveBackbone(ReadingBackbone):
         sample: bool = False,
         generator: torch.Generator | None = None,
         hard: bool = True,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         """States -> candidate images, straight-through over the codebook. See the contract.
 
@@ -122,6 +127,8 @@ class AutoregressiveBackbone(ReadingBackbone):
             sample=sample,
             generator=generator,
             hard=hard,
+            anchor_width=anchor_width,
+            kinship_VD=self.kinship() if anchor_width > 0 else None,
         )
         return Drawing(self.decode_vectors(drawn.vectors_MNE), drawn.codes_MN)
 

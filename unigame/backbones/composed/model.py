@@ -82,6 +82,7 @@ class ComposedBackbone(ComposedCore):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         """States -> candidate images, by noising the latents and denoising them again.
 

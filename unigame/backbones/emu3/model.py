@@ -111,6 +111,10 @@ class Emu3Backbone(Emu3Core):
         """A picture's codes and the ends of its rows."""
         return self.layout.num_image_tokens + self.layout.grid
 
+    def kinship(self) -> Tensor:
+        """What the language model reads of each code."""
+        return self.visual_rows(self.emu3.get_input_embeddings().weight)
+
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
         """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable."""
         return self._in_parts(self._decode, vectors_MNE)
