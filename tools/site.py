@@ -40,8 +40,11 @@ def _packages() -> dict[str, list[str]]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the generated pages to the navigation."""
+    """Add the generated pages to the navigation, and those of docs/ that it does not name."""
     assert config.nav is not None
+    pages = sorted(file.relative_to(ROOT / "docs").as_posix() for file in ROOT.glob("docs/**/*.md"))
+    if more := [page for page in pages if page not in str(config.nav)]:
+        config.nav.append({"Further pages": more})
     config.nav.append({"Code": [{path: uri} for path, uri in _outside().items()]})
     pages = [{package: f"reference/{package}.md"} for package in _packages()]
     config.nav.append({"API reference": pages})

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from tests.data.files import BLUE, GREEN, RED, color_of, jpeg, png, ten, write, write_jsonl
-from unigame.data import Captions, HFData
+from unigame.data import VQA, Captions, HFData
 from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 
@@ -147,6 +147,31 @@ def test_pictures_of_a_table_stay_in_it(tmp_path):
     assert all(isinstance(row.image, TableCell) for row in data._rows)
     again = pickle.loads(pickle.dumps(data))  # as a spawned worker gets it
     assert [color_of(again[i]["image"]) for i in range(2)] == ["red", "blue"]
+
+
+def test_lists_of_pictures_and_captions_by_other_names(tmp_path):
+    """List-typed image columns; BAGEL's json of captions; `prompt` is what a picture shows."""
+    rows = {
+        "image": [[png(RED)], [png(RED), png(BLUE)], [], [png(GREEN)]],
+        "captions": ['{"a": "red", "b": "a red square"}', '{"a": "two"}', "x", '["green"]'],
+    }
+    Dataset.from_dict(
+        rows, features=Features({"image": List(Image()), "captions": Value("string")})
+    ).to_parquet(tmp_path / "t.parquet")
+    data = HFData(tmp_path / "t.parquet")
+    assert [(data[i]["caption"], color_of(data[i]["image"])) for i in range(len(data))] == [
+        ("red", "red"),
+        ("green", "green"),
+    ]
+    assert data.skips.skipped == {"1": "several pictures", "2": "missing image"}
+    write(tmp_path / "a.png", png(RED))
+    table = write_jsonl(tmp_path / "t.jsonl", [{"path": "a.png", "prompt": "red"}])
+    assert [reader(table)[0]["caption"] for reader in (Captions, HFData)] == ["red", "red"]
+    asked = {"path": "a.png", "prompt": "Answer briefly.", "question": "Which?", "answer": "red"}
+    assert VQA(write_jsonl(tmp_path / "q.jsonl", [asked]))[0]["caption"] is None
+    bad = write_jsonl(tmp_path / "b.jsonl", [{"path": "a.png", "captions": "{broken"}])
+    with pytest.raises(UserError, match=r"b\.jsonl:1: captions is no json"):
+        Captions(bad)
 
 
 def test_raw_bytes_column(tmp_path):

@@ -184,7 +184,7 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(output, quick=True, model=str(model))
     assert first.exists() and (output / "compare.md").exists()
-    with pytest.raises(UserError, match="seed=0, and this one has 1.*--overwrite"):
+    with pytest.raises(UserError, match="seed was 0 and is now 1.*--overwrite"):
         demo.run_demo(output, quick=True, seed=1, model=str(model))
     monkeypatch.setattr(demo, "_run_arm", run_arm)
     demo.run_demo(output, quick=True, seed=1, model=str(model), overwrite=True)

@@ -45,10 +45,10 @@ def test_a_rerun_takes_the_place_of_a_finished_demo_at_its_end(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seed": 1}, "seed=0, and this one has 1"),
-        ({"sizes": {"ood": 99}}, "sizes.ood=12, and this one has 99"),
-        ({"arms": {"sft": {}}}, "arms.sft.steps=2, and this one has None"),
-        ({"more": 5}, "more=None, and this one has 5"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"sizes": {"ood": 99}}, "sizes.ood was 12 and is now 99"),
+        ({"arms": {"sft": {}}}, "arms.sft.steps was 2 and is now null"),
+        ({"more": 5}, "more was null and is now 5"),
     ],
 )
 def test_another_demo_is_replaced_only_where_asked(

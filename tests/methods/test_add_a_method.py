@@ -38,7 +38,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_it_is_short(module: str) -> None:
-    assert len([line for line in module.splitlines() if line.strip()]) <= 60
+    assert len(module.splitlines()) <= 60
 
 
 def test_it_is_found_by_name_and_has_its_settings(module: str, tmp_path: Path) -> None:

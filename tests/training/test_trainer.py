@@ -20,7 +20,7 @@ from tests.training.helpers import (
     make_trainer,
 )
 from unigame.backbones import load_backbone
-from unigame.backbones.janus.processor import load_processor
+from unigame.backbones.janus.load import load_processor
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers, own_loss
 from unigame.methods.selfplay import stack_compact

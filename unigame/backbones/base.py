@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, cas
 import torch
 from torch import Tensor, nn
 
-from unigame.backbones.common import lora
-from unigame.backbones.common.identity import weights_digest
-from unigame.backbones.common.prompts import CAPTION_QUESTION
-from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
     import peft
     from PIL import Image
+
+    from unigame.backbones.common.layout import TextRules
+
+CAPTION_QUESTION = "describe the image"
 
 
 @dataclass
@@ -270,6 +270,18 @@ class Backbone(nn.Module, ABC):
         prompt = self.preprocessor.prompt
         return [prompt(text) if isinstance(text, str) else text for text in prompts]
 
+    def rows_and_codes(
+        self, images: Tensor, prompts: Prompts, codes: Tensor | None
+    ) -> tuple[list[PromptTokens], Tensor]:
+        """``prompt_tokens``, and the pictures in compact form: known ``codes``, or encoded."""
+        if codes is None:
+            codes = self.encode_images(images)
+        codes = codes.to(self.device)
+        if len(prompts) != len(codes):
+            raise ValueError(f"{len(prompts)} prompts but {len(codes)} images")
+        codes = codes if codes.is_floating_point() else codes.long()
+        return self.prompt_tokens(prompts), codes
+
     # ---- generation ----------------------------------------------------------------------------
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
@@ -401,11 +413,15 @@ class Backbone(nn.Module, ABC):
     @contextmanager
     def lora_merged(self) -> Iterator[None]:
         """Within: LoRA layers do one product, with W + BA, and learn nothing."""
-        with lora.merged(self):
+        from unigame.backbones.common.lora import merged
+
+        with merged(self):
             yield
 
     def weights_digest(self) -> str:
         """Which base weights these are, whatever their precision and the device: 16 digits."""
+        from unigame.backbones.common.adapter_files import weights_digest
+
         return weights_digest(self)
 
     def activation_checkpointing_enable(

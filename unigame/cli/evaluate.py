@@ -131,10 +131,8 @@ def _evaluate(args: SimpleNamespace, output: Path) -> None:
             of which nothing was scored, after the others are recorded and shown.
     """
     from unigame.evaluation.ask import Drawing
-    from unigame.evaluation.attacks.robustness_record import NAME as ROBUSTNESS
-    from unigame.evaluation.attacks.robustness_record import robustness_entry
+    from unigame.evaluation.attacks import robustness_record
     from unigame.evaluation.bars import Bars
-    from unigame.evaluation.batching import is_out_of_memory
     from unigame.evaluation.miniature import DRAWING
     from unigame.evaluation.record import write_json
     from unigame.evaluation.registry import benchmark_names, build_benchmark, check_variants
@@ -150,25 +148,19 @@ def _evaluate(args: SimpleNamespace, output: Path) -> None:
         import datasets
 
         datasets.disable_progress_bars()
-    options = _scorers(args, names)
-    benchmarks = [build_benchmark(name, {**options, **_variants(args, name)}) for name in names]
+    scorers = _scorers(args, names)
+    benchmarks = [build_benchmark(name, {**scorers, **_variants(args, name)}) for name in names]
     attacks = _attacks(args)
     jobs = load_jobs(benchmarks, sources, limit=args.limit)
     attacked = _attacked(jobs) if attacks else None
     # The adversary practises on the whole data set's pictures, or its choice would hang on --limit.
-    whole = attacked.loaded.items if attacked else None
+    whole = attacked.loaded.items if attacked else []
     if attacked is not None and args.limit is not None:
         whole = attacked.benchmark.load(sources[attacked.benchmark.name]).items
     backbone, model = _load_model(args)
     if attacks is not None and attacks.adversary is not None:
         backbone.require_drawing()  # now, not after hours of other benchmarks
     usual = DRAWING if args.synthetic else Drawing()
-    drawing = Drawing(
-        args.seed,
-        usual.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        usual.temperature if args.temperature is None else args.temperature,
-    )
-    console = make_console()
     with Bars({job.benchmark.name: job.benchmark.title for job in jobs}) as bars:
         record = run_jobs(
             backbone,
@@ -176,34 +168,21 @@ def _evaluate(args: SimpleNamespace, output: Path) -> None:
             output=output,
             model=model,
             batch_size=args.batch_size,
-            drawing=drawing,
+            drawing=Drawing(
+                args.seed,
+                usual.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+                usual.temperature if args.temperature is None else args.temperature,
+            ),
             max_images=args.max_images,
             progress=bars,
         )
     if attacked is not None:
-        items = len(attacked.loaded.items)
-        with console.status(f"Robustness on {attacked.benchmark.title}") as status:
-            try:
-                entry = robustness_entry(
-                    backbone,
-                    attacked.benchmark,
-                    attacked.loaded,
-                    attacks,
-                    whole=whole,
-                    check=_content_check(args, backbone),
-                    report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"an attack on {attacks.batch_size} pictures at once does not fit into memory; "
-                    "give a smaller --batch-size"
-                ) from error
-        record["benchmarks"][ROBUSTNESS] = entry
+        entry = _robustness(args, backbone, attacked, attacks, whole)
+        record["benchmarks"][robustness_record.NAME] = entry
         write_json(output / RESULTS, record)
-        names = [*names, ROBUSTNESS]
+        names = [*names, robustness_record.NAME]
     print_record(record, names)
+    console = make_console()
     console.print(f"\nWrote {output / RESULTS}")
     if args.synthetic:
         console.print("Synthetic data: these figures compare models of this small world only.")
@@ -256,11 +235,8 @@ def _sources(args: SimpleNamespace, names: Sequence[str], output: Path) -> dict[
 
 def _root(args: SimpleNamespace, names: Sequence[str], output: Path) -> Path | None:
     """The folder of the benchmarks' folders; None: the Hub."""
-    chosen = args.data_root
-    if chosen is None:
-        return None
-    if chosen != SYNTHETIC:
-        return Path(chosen).expanduser()
+    if not args.synthetic:
+        return None if args.data_root is None else Path(args.data_root).expanduser()
     from unigame.synthetic.benchmarks import write_benchmarks
 
     return write_benchmarks(output / SYNTHETIC, size=SYNTHETIC_SIZE, names=names)
@@ -367,13 +343,37 @@ def _attacks(args: SimpleNamespace) -> Any:
     return config.only(kinds)
 
 
-def _content_check(args: SimpleNamespace, backbone: Any) -> Any:
-    """Who says that an attacked picture kept its content: on the synthetic world, its reader."""
+def _robustness(
+    args: SimpleNamespace, backbone: Any, attacked: Any, attacks: Any, whole: Sequence[Any]
+) -> dict[str, Any]:
+    """The record's entry on the attacked benchmark."""
+    from unigame.evaluation.attacks import robustness_record
+    from unigame.evaluation.batching import is_out_of_memory
     from unigame.evaluation.world import ReaderCheck
     from unigame.synthetic.world import SIDE
+    from unigame.system.console import make_console
 
+    count = len(attacked.loaded.items)
+    # Who says that an attacked picture kept its content: on the synthetic world, its reader.
     fits = args.synthetic and backbone.facts.image_size == SIDE
-    return ReaderCheck() if fits else None
+    with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
+        try:
+            return robustness_record.robustness_entry(
+                backbone,
+                attacked.benchmark,
+                attacked.loaded,
+                attacks,
+                whole=whole,
+                check=ReaderCheck() if fits else None,
+                report=lambda done: status.update(f"Robustness: {done} of {count} questions"),
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"an attack on {attacks.batch_size} pictures at once does not fit into memory; "
+                "give a smaller --batch-size"
+            ) from error
 
 
 def _attacked(jobs: Sequence[Any]) -> Any:

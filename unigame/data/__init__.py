@@ -5,6 +5,7 @@ See ``docs/data.md``. Nothing here knows of models or training.
 
 from unigame.data.build import build_dataset
 from unigame.data.captions import Captions
+from unigame.data.chat import Chat
 from unigame.data.hf import HFData
 from unigame.data.images import CorruptImage, load_image
 from unigame.data.mixture import Mixture
@@ -23,6 +24,7 @@ from unigame.data.webdataset import WebDataset
 __all__ = [
     "VQA",
     "Captions",
+    "Chat",
     "CorruptImage",
     "HFData",
     "Mixture",

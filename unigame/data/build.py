@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unigame.data.captions import Captions
+from unigame.data.chat import Chat
 from unigame.data.hf import HFData
 from unigame.data.mixture import Mixture
 from unigame.data.records import RecordSource
@@ -31,6 +32,7 @@ TYPES: dict[str, Callable[..., RecordSource]] = {
     "captions": Captions,
     "webdataset": WebDataset,
     "hf": HFData,
+    "chat": Chat,
     "synthetic": _synthetic,
 }
 """A type that is new here needs a table of its settings in ``settings.SOURCES``, too."""

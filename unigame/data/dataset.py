@@ -17,6 +17,7 @@ from unigame.errors import UserError
 
 VERIFY = ("none", "exists", "decode")
 NO_TEXT = "no text"
+SEVERAL = "several pictures"
 SECOND_PICTURE = "second picture of one name"
 
 

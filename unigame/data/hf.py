@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from unigame.data.dataset import RecordDataset, Row
+from unigame.data.dataset import SEVERAL, RecordDataset, Row
 from unigame.data.pairs import find_columns, lenient_row, texts_of
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
-from unigame.data.rows import Rows, TableRows, open_local, open_split
+from unigame.data.rows import Rows, TableRows, open_rows, root_of
 from unigame.errors import UserError
 
 
@@ -53,22 +53,19 @@ class HFData(RecordDataset):
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
-        options = {"name": name, "revision": revision, "cache_dir": cache_dir}
-        given = {key: str(value) for key, value in options.items() if value is not None}
         where = f"{path} ({split})"
         # With an answer mandatory, a column of answers is needed; otherwise a question will do.
         asked = "answer" if require_answers else "question"
 
         def rows() -> Iterator[Row | SkippedRow]:  # opened once the options below are checked
-            found = (open_split if hub else open_local)(str(path), split, **given)
+            found = open_rows(
+                path, split, hub=hub, name=name, revision=revision, cache_dir=cache_dir
+            )
             needs = ("image", ("caption", asked, "answers"))
             fields = find_columns(found.columns, columns, required=needs, where=where)
             yield from _rows(found, fields, where, require_answers)
 
-        local = Path(path).expanduser()
-        root = None if hub else local if local.is_dir() else local.parent
-        if images is not None:
-            root = Path(images).expanduser()
+        root = root_of(path, hub, images)
         super().__init__(rows(), where=where, root=root, verify=verify, limit=limit)
 
 
@@ -78,14 +75,19 @@ def _rows(
     if isinstance(rows, TableRows):
         rows = rows.only(fields.values())
     for number, cells in enumerate(rows):
+        given = cells.get(fields.get("id", ""))
+        id = str(number if given is None else given)
         image = cells.get(fields["image"])
+        if isinstance(image, list) and len(image) < 2:
+            image = image[0] if image else None
+        elif isinstance(image, list):
+            yield SkippedRow(id, SEVERAL, f"{len(image)} of them")
+            continue
         if not isinstance(image, TableCell | str | None):
             raise UserError(
                 f"{where}: column {fields['image']!r} holds {type(image).__name__} "
                 f"({image!r:.40}), but one image, its bytes or its path is needed; name the right "
                 "column with columns: {image: <column>}"
             )
-        given = cells.get(fields.get("id", ""))
-        id = str(number if given is None else given)
         place = f"{where} row {number}"
         yield lenient_row(id, image, texts_of(cells, fields, place), place, require_answers)

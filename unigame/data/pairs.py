@@ -16,13 +16,14 @@ from unigame.data.dataset import NO_TEXT, Row
 from unigame.data.records import SkippedRow, most_common_answer
 from unigame.data.tables import read_table
 from unigame.errors import UserError
+from unigame.system.json_text import parse_json
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image", "image_path", "file_name", "filename", "path", "jpg", "jpeg", "png", "webp"),
     "question": ("question",),
     "answer": ("multiple_choice_answer", "answer"),
     "answers": ("answers",),
-    "caption": ("caption", "text", "txt"),
+    "caption": ("caption", "text", "txt", "prompt", "captions"),
     "id": ("question_id", "id"),
 }
 """Names under which a field is looked for, the first present one wins."""
@@ -55,6 +56,8 @@ def find_columns(
         for field, defaults in DEFAULT_COLUMNS.items()
         if not set(defaults).isdisjoint(names)
     }
+    if found.get("caption") == "prompt" and "question" in found:
+        del found["caption"]  # beside a question it may be anything
     for field, column in check_fields(chosen).items():
         if column not in names:
             raise UserError(
@@ -101,7 +104,7 @@ def texts_of(cells: Mapping[str, Any], columns: Mapping[str, str], place: str) -
     return {
         "question": _text(cells, columns.get("question"), place),
         "answer": most_common_answer(answers) if answer is None and answers else answer,
-        "caption": _text(cells, columns.get("caption"), place),
+        "caption": _caption(cells, columns.get("caption"), place),
         "answers": answers,
     }
 
@@ -114,6 +117,21 @@ def _text(cells: Mapping[str, Any], column: str | None, place: str) -> str | Non
     if not isinstance(value, str):
         raise UserError(f"{place}: {column} is {value!r:.60}, but must be text (put it in quotes)")
     return value.strip() or None
+
+
+def _caption(cells: Mapping[str, Any], column: str | None, place: str) -> str | None:
+    """A text; of several (a list, or an object as json, as BAGEL has it) the first."""
+    value = None if column is None else cells.get(column)
+    if column == "captions" and isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise UserError(f"{place}: captions is no json ({error}); mend the row") from None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    return _text({str(column): value}, column, place)
 
 
 def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,19 @@ _LONGEST_PATH = 1024
 
 
 class TableCell(NamedTuple):
-    """A picture that stays in its table on disk: row ``number`` of a table with one column."""
+    """A picture that stays in its table on disk: row ``number`` of a table with one column.
+
+    Where the column holds lists, ``place`` is that of the picture in its list.
+    """
 
     table: Any
     number: int
+    place: int | None = None
 
     def load(self) -> Any:
         """The cell: bytes, or bytes and path."""
-        return next(iter(self.table[self.number].values()))
+        cell = next(iter(self.table[self.number].values()))
+        return cell if self.place is None else cell[self.place]
 
 
 class TarSlice(NamedTuple):
@@ -156,6 +162,7 @@ def _file_of(cell: Any, root: Path | None) -> str:
 
 
 def _from_base64(text: str, root: Path | None) -> bytes:
+    text = re.sub(r"^data:[^,]{0,100};base64,", "", text)
     # A picture of less than 64 base64 letters (48 bytes) does not exist, a file name does.
     if len(text) > 64:
         try:

@@ -14,6 +14,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,13 @@ class TableRows(Sequence[dict[str, Any]]):
 
         self.columns: list[str] = list(table.column_names)
         images = [name for name, kind in table.features.items() if _is_image(kind)]
+        stored = datasets.Image(decode=False)
         for name in images:
-            if isinstance(table.features[name], datasets.Image):
-                table = table.cast_column(name, datasets.Image(decode=False))
+            kind = table.features[name]
+            if isinstance(_item(kind), datasets.Image):
+                table = table.cast_column(name, replace(kind, feature=stored))
+            elif isinstance(kind, datasets.Image):
+                table = table.cast_column(name, stored)
         self.table = table
         self._pictures = {name: table.select_columns([name]) for name in images}
         self._texts = table.remove_columns(images)
@@ -81,11 +86,17 @@ class TableRows(Sequence[dict[str, Any]]):
 
 
 def _shown(table: Any, start: int, stop: int) -> list[Any]:
-    """The cells of one column of pictures, without reading any: TableCell, path or None."""
+    """The cells of a column of pictures, or of lists of them, without reading any."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
     cells = table.with_format("arrow")[start:stop].column(0)
+    if pa.types.is_nested(cells.type) and not pa.types.is_struct(cells.type):
+        lengths = [length or 0 for length in pc.list_value_length(cells).to_pylist()]
+        return [
+            [TableCell(table, start + offset, place) for place in range(length)]
+            for offset, length in enumerate(lengths)
+        ]
     paths = [None] * len(cells)
     embedded = pc.is_valid(cells)
     if pa.types.is_struct(cells.type):
@@ -97,10 +108,16 @@ def _shown(table: Any, start: int, stop: int) -> list[Any]:
     ]
 
 
+def _item(kind: Any) -> Any:
+    """What a column of lists holds, whatever a release of `datasets` calls it; None: no lists."""
+    return getattr(kind, "feature", None)
+
+
 def _is_image(kind: Any) -> bool:
-    """A column of pictures, declared as such or not: bytes, or bytes with a path."""
+    """A column of pictures, declared as such or not: bytes, or bytes with a path; or of lists."""
     import datasets
 
+    kind = _item(kind) or kind
     if isinstance(kind, dict):
         return set(kind) >= {"bytes", "path"}
     binary = isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
@@ -129,6 +146,24 @@ Rows = TableRows | TextRows
 
 
 # ---- what `datasets` finds -----------------------------------------------------------------------
+
+
+def open_rows(path: str | Path, split: str, *, hub: bool, **options: Any) -> Rows:
+    """The rows of a split on this machine or, with ``hub``, of the Hub.
+
+    Raises:
+        UserError: see :func:`open_local`.
+    """
+    given = {key: str(value) for key, value in options.items() if value is not None}
+    return (open_split if hub else open_local)(str(path), split, **given)
+
+
+def root_of(path: str | Path, hub: bool, images: str | Path | None) -> Path | None:
+    """Where relative paths of pictures start; None: the files of the Hub are not here."""
+    local = Path(path).expanduser()
+    if images is not None:
+        return Path(images).expanduser()
+    return None if hub else local if local.is_dir() else local.parent
 
 
 def open_local(path: str | Path, split: str, **options: Any) -> Rows:

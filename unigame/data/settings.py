@@ -23,6 +23,22 @@ _FILES: dict[str, Rule] = {
     **_COMMON,
     "verify": Text(choices=VERIFY, help="What is checked of every picture before training."),
 }
+_OPENED: dict[str, Rule] = {
+    **_FILES,
+    "path": _PATH,
+    "hub": Switch(help="Whether path is an id on the Hub."),
+    "name": _PATH_OR_NONE,
+    "split": Text(),
+    "revision": _PATH_OR_NONE,
+    "images": _PATH_OR_NONE,
+    "cache_dir": _PATH_OR_NONE,
+}
+_TAGS = Table(
+    item=Text(),
+    keys=("user", "assistant", "system"),
+    optional=True,
+    help="What the data calls its speakers: {user: Q, assistant: A}.",
+)
 SOURCES: dict[str, dict[str, Rule]] = {
     "vqa": {
         **_FILES,
@@ -40,18 +56,8 @@ SOURCES: dict[str, dict[str, Rule]] = {
         "path": OneOf(rules=(Many(least=1), Text()), help="tar, folder, glob, {000..331}, or list"),
         "columns": _COLUMNS,
     },
-    "hf": {
-        **_FILES,
-        "path": _PATH,
-        "hub": Switch(help="Whether path is an id on the Hub."),
-        "name": _PATH_OR_NONE,
-        "split": Text(),
-        "revision": _PATH_OR_NONE,
-        "columns": _COLUMNS,
-        "images": _PATH_OR_NONE,
-        "require_answers": Switch(),
-        "cache_dir": _PATH_OR_NONE,
-    },
+    "hf": {**_OPENED, "columns": _COLUMNS, "require_answers": Switch()},
+    "chat": {**_OPENED, "tags": _TAGS},
     "synthetic": {
         **_COMMON,
         "split": Text(),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ def choose_folder(output: Path, config: dict[str, Any], overwrite: bool = False)
     if not overwrite:
         if (output / _EARLIER[0]).exists():
             raise UserError(
-                f"{str(output / _EARLIER[0])!r} is the table of an earlier version's demo; give "
-                "another --output, or --overwrite to replace it"
+                f"{str(output / _EARLIER[0])!r} is no part of a demo (an earlier version wrote its "
+                "table there); give another --output, or --overwrite to replace it"
             )
         for folder in known:
             _refuse_other(folder, config)
@@ -69,10 +68,11 @@ def begin(folder: Path, config: dict[str, Any]) -> bool:
 def finish(folder: Path, output: Path) -> None:
     """A finished demo takes its place; only now does an older one go."""
     (folder / MARKER).unlink()
+    for name in _EARLIER:
+        (output / name).unlink(missing_ok=True)
     if folder == output:
         return
-    for name in (MARKER, *_EARLIER):
-        (output / name).unlink(missing_ok=True)
+    (output / MARKER).unlink(missing_ok=True)
     old = output / _REPLACED
     old.mkdir(exist_ok=True)
     for new in sorted(folder.iterdir()):
@@ -111,27 +111,18 @@ def _settings_of(folder: Path) -> Any:
 
 
 def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
+    from unigame.evaluation.record import differences  # imports torch
+
     found = _settings_of(folder)
     if found == config:
         return
     what = "something else than a demo's settings"
     if isinstance(found, dict):
-        name, there, here = next(_differences(found, config))
-        what = f"a demo with {name}={there!r}, and this one has {here!r}"
+        what = f"a demo with other settings: {'; '.join(differences(found, config))}"
     raise UserError(
         f"{str(folder / SETTINGS)!r} is of {what}; give another --output, or --overwrite to "
         "replace it"
     )
-
-
-def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Settings that differ, by their dotted names."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in [*wanted, *(name for name in found if name not in wanted)]:
-            inner = f"{path}.{name}".lstrip(".")
-            yield from _differences(found.get(name), wanted.get(name), inner)
-    elif found != wanted:
-        yield path, found, wanted
 
 
 def _remove(path: Path) -> None:

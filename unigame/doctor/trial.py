@@ -15,10 +15,9 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unigame.cli.sizes import size_of
+from unigame.backbones.memory import size_of
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,20 +114,12 @@ def _janus_config(name: str) -> JanusConfig:
     """The configuration of a Janus checkpoint; of a Hub id nothing else is fetched."""
     from transformers import JanusConfig
 
-    from unigame.backbones import available_backbones
-    from unigame.backbones.folder import fetch_config, find_checkpoint, read_model_type
-    from unigame.backbones.model_files import loading_from
+    from unigame.backbones.folder import find_checkpoint
 
-    checkpoint = find_checkpoint(name)
-    if isinstance(checkpoint, Path):
-        file = checkpoint / "config.json"
-    else:
-        file = fetch_config(checkpoint)
-    family = read_model_type(file, available_backbones())
-    if family != "janus":
+    found, _ = JanusConfig.get_config_dict(find_checkpoint(name))
+    if (family := found.get("model_type")) != "janus":
         raise UserError(f"a large model can only be tried if it is a Janus; {name!r} is {family}")
-    with loading_from(name, ("config.json",)):
-        return JanusConfig.from_json_file(file)
+    return JanusConfig.from_dict(found)
 
 
 def sample_rows(plan: Recipe) -> tuple[list[dict[str, Any]], int | None]:
@@ -171,8 +162,8 @@ def _slice(
     import torch
     from transformers import JanusForConditionalGeneration
 
+    from unigame.backbones.janus.layout import build_processor
     from unigame.backbones.janus.model import JanusBackbone
-    from unigame.backbones.janus.processor import build_processor
     from unigame.synthetic.questions import vocabulary
 
     config = copy.deepcopy(config)

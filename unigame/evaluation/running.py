@@ -43,16 +43,16 @@ class Silent:
     """Progress that nobody looks at."""
 
     def begin(self, name: str, total: int, done: int) -> None:
-        """Nothing is shown."""
+        """Nothing."""
 
     def advance(self, name: str, count: int) -> None:
-        """Nothing is shown."""
+        """Nothing."""
 
     def scoring(self, name: str) -> None:
-        """Nothing is shown."""
+        """Nothing."""
 
     def end(self, name: str, entry: Mapping[str, Any] | None) -> None:
-        """Nothing is shown."""
+        """Nothing."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from unigame.backbones.base import Backbone
 from unigame.evaluation.attacks.adversary import Adversary, practice_of
 from unigame.evaluation.attacks.robustness import RobustnessConfig, measure_robustness
 from unigame.evaluation.examples import Example
+from unigame.evaluation.record import metrics_json
 from unigame.methods.rows import Rows
-from unigame.reports.metrics import to_json
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset, caption
 from unigame.synthetic.dataset import to_pil
@@ -133,10 +133,8 @@ def attack_entry(
     attacked = found.metrics.get("adversary")
     if attacked is None:
         return None
-    shown = {
-        "accuracy": replace(attacked, name="accuracy", label="accuracy"),
-        **{name: metric for name, metric in found.metrics.items() if name in ("redrawn", "clean")},
-    }
+    others = [metric for name, metric in found.metrics.items() if name in ("redrawn", "clean")]
+    shown = [replace(attacked, name="accuracy", label="accuracy"), *others]
     return {
         "title": "under a fresh attack",
         "dataset": {"id": "synthetic test questions", "fingerprint": _fingerprint(examples)},
@@ -146,10 +144,7 @@ def attack_entry(
             "scored": len(attacked.units),
             "skipped": {"the attack changed what the picture shows": found.changed["adversary"]},
         },
-        "metrics": {
-            name: {**to_json(metric), "headline": name == "accuracy"}
-            for name, metric in shown.items()
-        },
+        "metrics": metrics_json(shown),
     }
 
 

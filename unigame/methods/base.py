@@ -29,7 +29,7 @@ from unigame.errors import UserError
 from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.rows import Batch, LossName, Rows
-from unigame.settings.rules import Rule, reject_unknown, rules_of
+from unigame.settings.rules import Rule, check_fields, reject_unknown, rules_of
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
@@ -97,6 +97,8 @@ class Method:
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
     losses: ClassVar[tuple[LossName, ...]] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
+    rate: ClassVar[str] = ""
+    """Name of the setting that is its player's learning rate, for messages about divergence."""
     run: Run
 
     def __init__(self, settings: Any = None, **values: Any) -> None:
@@ -109,6 +111,7 @@ class Method:
                 f"{' and single settings' if values else ''}; give one "
                 f"{self.Settings.__name__}, or its fields by name"
             )
+        check_fields(settings)
         self.settings = settings
 
     @classmethod

@@ -135,6 +135,7 @@ class Comparison:
         tables: as in the paper: a row for each model, a column for each benchmark.
         details: a table for each benchmark: a row for each metric, a column for each model.
         notes: what a reader must know before believing the tables.
+        detail_notes: and the details.
         verdict: a sentence above the notes; empty: none.
     """
 
@@ -143,6 +144,7 @@ class Comparison:
     tables: tuple[Grid, ...]
     details: Mapping[str, Grid]
     notes: tuple[str, ...]
+    detail_notes: tuple[str, ...] = ()
     verdict: str = ""
 
     def marked(self, row: int, mark: int) -> list[str]:
@@ -319,19 +321,26 @@ def compare(records: Sequence[Record], labels: Sequence[str], baseline: int = 0)
     _check_agreement(records)
     comparer = _Comparer(records, tuple(labels), baseline)
     names = dict.fromkeys(name for record in records for name in record.benchmarks)
-    details = {name: comparer.details(name) for name in names}
     known = {column.benchmark for columns in TABLES.values() for column in columns}
-    further = tuple(Column(grid.title, name) for name, grid in details.items() if name not in known)
+    titles = {n: r.benchmarks[n].title for n in names for r in records if n in r.benchmarks}
+    further = tuple(Column(titles[name], name) for name in names if name not in known)
     wanted = {**TABLES, "Further benchmarks": further}
     tables = [comparer.table(title, columns) for title, columns in wanted.items()]
     _count(comparer)
-    notes = [
-        *_same_weights(records, labels),
-        *_other_generation(comparer),
-        *comparer.notes(),
-        *_trained(records, labels),
-    ]
-    return Comparison(tuple(labels), baseline, tuple(filter(None, tables)), details, tuple(notes))
+    noted = tuple(comparer.notes())
+    return Comparison(
+        labels=tuple(labels),
+        baseline=baseline,
+        tables=tuple(filter(None, tables)),
+        details={name: comparer.details(name) for name in names},
+        notes=(
+            *_same_weights(records, labels),
+            *_other_generation(comparer),
+            *noted,
+            *_trained(records, labels),
+        ),
+        detail_notes=tuple(note for note in comparer.notes() if note not in noted),
+    )
 
 
 def what_differs(ours: BenchmarkRecord, base: BenchmarkRecord) -> list[str]:

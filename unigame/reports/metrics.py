@@ -286,7 +286,7 @@ def paired_figures(
     return Paired(value, ours_R - theirs_R, n=len(metric.units), clusters=num_clusters)
 
 
-def percentile_interval(figures_R: Array, level: float) -> tuple[float, float]:
+def percentile_interval(figures_R: Array, level: float = 0.95) -> tuple[float, float]:
     """The central ``level`` of the resampled figures.
 
     Raises:

@@ -107,6 +107,8 @@ def to_markdown(comparison: Comparison) -> str:
         lines += [f"**{comparison.verdict}**", ""]
     lines += ["## Notes", "", *(f"- {note}" for note in _notes(comparison)), ""]
     lines += ["## Details", ""]
+    if comparison.detail_notes:
+        lines += [*(f"- {note}" for note in comparison.detail_notes), ""]
     for grid in comparison.details.values():
         rows = [
             label + next((cell.unit for cell in cells if cell.figure), "")

@@ -10,16 +10,16 @@ from unigame.evaluation.summary import summarise
 from unigame.reports.metrics import Metric, Unit
 
 
+def _scored(name: str, value: float, scale: float) -> Scored:
+    return Scored([Metric(name, name, (Unit("all", (value / scale,)),), scale=scale)])
+
+
 def _consistency(inputs: Mapping[str, Any]) -> dict[str, float]:
-    figures = {
-        "unifiedbench": (inputs["unifiedbench_0_100"] / 100, 100.0),
-        "wise": (inputs["wise_0_1"], 1.0),
+    parts = {
+        "unifiedbench": _scored("overall", inputs["unifiedbench_0_100"], 100.0),
+        "wise": _scored("wiscore", inputs["wise_0_1"], 1.0),
     }
-    scored = {
-        name: Scored([Metric("overall", "overall", (Unit("all", (value,)),), scale=scale)])
-        for name, (value, scale) in figures.items()
-    }
-    score = summarise(scored)["consistency"]
+    score = summarise(parts)["consistency"]
     assert score is not None
     return {"score": score["value"]}
 

@@ -13,8 +13,8 @@ from unigame.evaluation.attacks.adversary import ContentCheck, set_aside
 from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, measure_robustness
 from unigame.evaluation.base import Benchmark, Item, Loaded
 from unigame.evaluation.examples import Score, from_items, vqa_match
+from unigame.evaluation.record import metrics_json
 from unigame.evaluation.running import pictures_digest
-from unigame.reports.metrics import to_json
 
 NAME = "robustness"
 
@@ -107,10 +107,7 @@ def robustness_entry(
         "warnings": _warnings(found, config, scored),
         "details": _details(found, set_apart),
         "seconds": round(time.perf_counter() - started, 3),
-        "metrics": {
-            name: {**to_json(metric), "headline": number == 0}
-            for number, (name, metric) in enumerate(found.metrics.items())
-        },
+        "metrics": metrics_json(found.metrics.values()),
         "pictures": pictures_digest(loaded.items),
     }
 

@@ -309,11 +309,7 @@ def _flat(visuals: Any) -> list[Any]:
 
 
 def _image(visual: Any, task: str) -> Image.Image | Path:
-    """A picture, or the path of one.
-
-    Raises:
-        UserError: a video or a sound.
-    """
+    """A picture, or the path of one."""
     if isinstance(visual, Image.Image):
         return visual
     if isinstance(visual, str | Path) and Path(visual).suffix.lower() in IMAGE_SUFFIXES:

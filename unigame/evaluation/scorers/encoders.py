@@ -22,7 +22,7 @@ from transformers import AutoModel
 
 from unigame.backbones.folder import check_device
 from unigame.errors import UserError
-from unigame.evaluation.scorers.pretrained import Pretrained, locate
+from unigame.evaluation.scorers.pretrained import Pretrained, PretrainedScorer, locate
 from unigame.evaluation.scorers.registry import is_scorer, open_scorer
 
 DREAMSIM = "dreamsim"
@@ -67,7 +67,7 @@ class NamedEncoder(NamedTuple):
     encoder: Encoder
 
 
-class HubEncoder:
+class HubEncoder(PretrainedScorer):
     """A vision encoder of transformers.
 
     The feature is the projected image feature of CLIP (and LongCLIP), the pooled feature of SigLIP,
@@ -99,11 +99,6 @@ class HubEncoder:
                 "be given in Python, as an object with a name and a method encode"
             )
 
-    @property
-    def name(self) -> str:
-        """The checkpoint."""
-        return self.checkpoint.name
-
     def encode(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """One vector per picture, (N, D), float32, not normalised."""
         batches = [
@@ -123,14 +118,6 @@ class HubEncoder:
             else:
                 features_ND = model(**inputs).last_hidden_state[:, 0]
         return features_ND.cpu().numpy()
-
-    def check(self) -> None:
-        """Read the weights once, so that a broken checkpoint is found before any drawing."""
-        self.checkpoint.check()
-
-    def unload(self) -> None:
-        """Let the weights go."""
-        self.checkpoint.unload()
 
 
 class DreamSimEncoder:

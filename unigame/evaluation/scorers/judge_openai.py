@@ -217,11 +217,7 @@ async def _read(chunks: AsyncIterator[bytes], most: int) -> bytes:
 
 
 def _key() -> str:
-    """The key, if there is one.
-
-    Raises:
-        UserError: it holds what a header cannot; the key itself is not shown.
-    """
+    """The key, if there is one."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(

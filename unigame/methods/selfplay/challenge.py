@@ -124,9 +124,10 @@ def challenge(
             return functools.reduce(Reading.beside, [read_alike(delta, 1) for delta in deltas])
 
         def read_alike(delta_BNH: Tensor, count: int) -> Reading:
+            perturbed_BNH = states_BNH + delta_BNH  # both float32: see perturber.py
             return draw_and_read(
                 backbone,
-                states_BNH + delta_BNH,  # both float32: see perturber.py
+                perturbed_BNH,
                 states_BNH,
                 codes,
                 rows,

@@ -130,6 +130,7 @@ class SelfPlay(Method):
     )
     phases = ("challenge", "mine", "mix")
     losses = ("answer",)
+    rate = "perturber_learning_rate"
 
     def __init__(
         self,
@@ -723,6 +724,12 @@ class SelfPlay(Method):
         """Write this process's state; what U read of hard pictures is read again."""
         self.buffer.forget_tokens()
         super().save(folder, rank, world_size)
+
+    def load(self, folder: Path, rank: int, world_size: int) -> None:
+        """Restore C and this process's state; a run that goes on draws by the same captions."""
+        super().load(folder, rank, world_size)
+        if self.captions is not None:
+            self.captions.read(folder.parent)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves, except C's weights."""

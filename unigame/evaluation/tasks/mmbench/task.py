@@ -89,11 +89,7 @@ class MMBench(Benchmark):
         return {**super().variant(), "matcher": matcher_name(self.matcher)}
 
     def prepare(self) -> None:
-        """See that the matcher is there, before the model is asked anything.
-
-        Raises:
-            UserError: it is not, or is of another kind.
-        """
+        """See that the matcher is there, before the model is asked anything."""
         if isinstance(self.matcher, HFMatcher):
             self.matcher.check()
 
@@ -328,11 +324,7 @@ def _whole_questions(
 
 
 def _text(row: Row, name: str) -> str:
-    """A text cell; empty where it is missing, which may be written ``nan``.
-
-    Raises:
-        BadRow: a value that is no text.
-    """
+    """A text cell; empty where it is missing, which may be written ``nan``."""
     value = row.get(name)
     if value is None or value == "nan" or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -203,11 +203,7 @@ def _read_list(value: str | list[Any]) -> list[str] | None:
 
 
 def _answer(row: Row, options: Sequence[str] | None) -> str | list[str]:
-    """The answer, or several; letters where there are options.
-
-    Raises:
-        BadRow: no answer, or not of these options.
-    """
+    """The answer, or several; letters where there are options."""
     answer = field(row, "answer", str | list)
     if answer in _NO_ANSWER:
         raise BadRow("no answer")

@@ -154,10 +154,6 @@ class WISE(Benchmark):
 
         The headline is the WiScore, 0 to 1; then each category's, and the judge's three scores
         (means, 0 to 2). No metric at all where no picture has a score.
-
-        Raises:
-            UserError: no judge, a judge that cannot work at all, or missing scores where the
-                ``official`` variant needs all of them (the replies so far are kept).
         """
         judge = self._chosen_judge()
         found = self._judgements(judge, items, predictions, folder)
