@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.nn import functional as F
 
 from unigame.backbones import base
@@ -30,16 +29,15 @@ class ToyPreprocessor:  # layout and image processor, no weights: it pickles
 class ToyBackbone(base.Backbone):
     def __init__(self):
         super().__init__()
-        self.words, self.places = nn.Embedding(256, H), nn.Embedding(N, H)
-        self.eye, self.body, self.lora_body = (nn.Linear(size, H, False) for size in (3, H, H))
-        self.text_head, self.image_head = nn.Linear(H, 256), nn.Linear(H, len(PALETTE))
+        self.words, self.places = torch.nn.Embedding(256, H), torch.nn.Embedding(N, H)
+        self.eye, self.body, self.lora_body = (
+            torch.nn.Linear(size, H, False) for size in (3, H, H)
+        )
+        self.text_head, self.image_head = torch.nn.Linear(H, 256), torch.nn.Linear(H, len(PALETTE))
         self.requires_grad_(False)
         self.preprocessor, self.adapted = ToyPreprocessor(), False
-        count, parts = (
-            sum(weight.numel() for weight in self.parameters()),
-            (("lora_body",), ("eye",)),
-        )
-        self.facts = base.BackboneFacts("toy", SIDE, N, H, 8, *parts, torch.float32, count)
+        of = (("lora_body",), ("eye",), torch.float32, sum(w.numel() for w in self.parameters()))
+        self.facts = base.BackboneFacts("toy", SIDE, N, H, len(PALETTE), *of)
 
     def think(self, states):
         return torch.tanh(self.body(states) + (self.lora_body(states) if self.adapted else 0))
@@ -81,16 +79,16 @@ class ToyBackbone(base.Backbone):
 
     def draw(self, states_BNH, codes, **choice):
         drawn = draw_codes(self.image_head(states_BNH), codes, PALETTE, **choice)
-        pixels = drawn.vectors_MNE.mT.unflatten(2, (2, 2))
-        return base.Drawing(F.interpolate(pixels, (SIDE, SIDE)), drawn.codes_MN)
+        return base.Drawing(self.render(drawn.vectors_MNE), drawn.codes_MN)
 
-    def render(self, compact):
-        return F.interpolate(PALETTE[compact.long()].mT.unflatten(2, (2, 2)), (SIDE, SIDE))
+    def render(self, compact):  # codes, or the colours themselves
+        colours = compact if compact.dim() == 3 else PALETTE[compact.long()]
+        return F.interpolate(colours.mT.unflatten(2, (2, 2)), (SIDE, SIDE))
 
     def generation_loss(self, images, captions, *, codes=None):
         rows, codes = self.rows_and_codes(images, captions, codes)
-        logits_BVN = self.image_head(self.states(rows)).mT
-        return F.cross_entropy(logits_BVN, codes, reduction="none").mean(-1)
+        scores = self.image_head(self.states(rows)).mT
+        return F.cross_entropy(scores, codes, reduction="none").mean(-1)
 
     def generate(self, prompts, *, seed=0, do_sample=True, seeds=None, **settings):
         drawn, seeds = [], seeds_of_rows(len(prompts), seed, seeds)
@@ -101,7 +99,7 @@ class ToyBackbone(base.Backbone):
 
     def add_lora(self, config=None):
         self.adapted = True
-        nn.init.zeros_(self.lora_body.requires_grad_(True).weight)
+        torch.nn.init.zeros_(self.lora_body.requires_grad_(True).weight)
         return self
 
     @contextmanager

@@ -35,13 +35,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     short = {
         "max_steps": 2,
         "per_device_train_batch_size": 4,
-        "hard_batch_size": 2,
-        "buffer_min_size": 2,
         "data.0.size": 60,
         "warmup_steps": 0,
     }
     words = [w for name, value in short.items() for w in (f"--{name}", str(value))]
-    monkeypatch.setattr(demo, "load_recipe", lambda name, extra: whole(name, [*words, *extra]))
+    game = ["--hard_batch_size", "2", "--buffer_min_size", "2"]
+
+    def load(name: str, extra: list[str]) -> Any:
+        return whole(name, [*words, *([] if "sft" in extra else game), *extra])
+
+    monkeypatch.setattr(demo, "load_recipe", load)
     monkeypatch.setattr(demo, "QUICK", TINY)
     monkeypatch.setattr(demo, "QUICK_SHARE", 1)
     # A random model draws nothing that the reader knows: let every attacked picture count.

@@ -30,6 +30,7 @@ import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
@@ -115,6 +116,8 @@ class UniGameTrainer(ResumableTrainer):
         require_rows(train_dataset)
         require_map_style(train_dataset, args.world_size)
         require_work(args, train_dataset, self.methods)
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # it cannot count our batches' rows
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
