@@ -307,10 +307,13 @@ class Backbone(nn.Module, ABC):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         """G: states -> candidate images, differentiable in the states (straight-through).
 
-        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
+        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing), and with
+        an ``anchor_width`` above 0 also toward codes near them. That is named only where it is
+        asked for; latents are always drawn by plain distance, so it changes nothing there. With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
         Candidates are drawn one after another from ``generator``: drawing K at once equals drawing
         them, with ``sample``, in several calls.

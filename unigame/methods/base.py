@@ -91,7 +91,7 @@ class Method:
     name: ClassVar[str]
     """As it is listed; also the source of its rows and the prefix of its files."""
     Settings: ClassVar[type]
-    figures: ClassVar[tuple[str, ...]] = ()
+    figures: tuple[str, ...] = ()
     """Names of what it logs; every process must have the same ones."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
@@ -189,6 +189,10 @@ class Method:
             batch: this micro-batch on its device, as the frozen parts read it.
             step: optimizer steps done.
         """
+
+    def plays_alone(self, step: int) -> bool:
+        """Whether the model stays as it is in this step: only players move. On all ranks alike."""
+        return False
 
     def step_rows(self) -> list[Rows]:
         """Rows that join this micro-batch, each group with its ``weight``. May be empty."""

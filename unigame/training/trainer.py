@@ -206,15 +206,21 @@ class UniGameTrainer(ResumableTrainer):
         batch, step = self._read(inputs.to(self.args.device)), self.state.global_step
         for method in self.methods:
             method.before_step(batch, step)
+        if any(method.plays_alone(step) for method in self.methods):
+            self._end_step()
+            return torch.zeros((), device=self.args.device)
         added = [rows for method in self.methods for rows in method.step_rows()]
         with self.timer.phase("understand"):
             parts = self._parts(batch, added, num_items_in_batch)
             loss, read = self._descend(model, parts, num_items_in_batch)
         self._tell(read, parts["answer"], batch.answers.counts)
+        self._end_step()
+        return loss
+
+    def _end_step(self) -> None:
         if self.accelerator.sync_gradients:
             for method in self.methods:
                 method.end_step()
-        return loss
 
     def _read(self, batch: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""

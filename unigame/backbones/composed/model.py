@@ -132,6 +132,7 @@ class ComposedBackbone(ReadingBackbone):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         if num_candidates < 1:
             raise ValueError(f"num_candidates={num_candidates} draws nothing; give 1 or more")
