@@ -68,7 +68,10 @@ def _perturber(settings: SelfPlaySettings, log: Log) -> list[Finding]:
     if settings.perturbation == "none":
         return []
     if settings.perturbation == "learned":
-        for name, least in (("perturber_learning_rate", 0.0), ("perturber_grad_norm", DEAD_GRADIENT)):
+        for name, least in (
+            ("perturber_learning_rate", 0.0),
+            ("perturber_grad_norm", DEAD_GRADIENT),
+        ):
             values = log.values(name)
             if values and max(values) <= least:
                 says = f"{name} was at most {max(values):.1g} throughout, so C never moved"
@@ -133,6 +136,6 @@ def _buffer(game: SelfPlay, log: Log) -> list[Finding]:
         return [Finding("buffer frozen", says, knob, {"buffer_size": size})]
     if accepted is None or accepted >= FROZEN:
         return []
-    says = f"{100 * accepted:.2f} % of the candidates are accepted (acceptance_rate): it is not renewed"
+    says = f"it is not renewed: {100 * accepted:.2f} % are accepted (acceptance_rate)"
     knob = "lower hard_quantile or clip_floor"
     return [Finding("buffer frozen", says, knob, {"acceptance_rate": accepted})]

@@ -45,8 +45,8 @@ from unigame.errors import Diverged, UserError
 from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
-from unigame.methods.findings import Finding
 from unigame.methods.captions import MadeCaptions
+from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, Rows
 from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, stack_compact
 from unigame.methods.selfplay.challenge import (
