@@ -26,7 +26,7 @@ def save_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> P
     Raises:
         UserError: no panel finds any of its keys in the log.
     """
-    drawn = [(panel, lines) for panel in PANELS if (lines := series(panel, log_history))]
+    drawn = [(panel, found) for panel in PANELS if (found := series(panel, log_history))]
     if not drawn:
         keys = sorted({key for entry in log_history for key in entry})
         raise UserError(
