@@ -35,12 +35,18 @@ from unigame.backbones.composed.parts import (
     load_image_branch,
     load_language,
 )
-from unigame.backbones.composed.pixels import load_tokenizer, square_pixels, vision_pixels
+from unigame.backbones.composed.pixels import (
+    copy_settings,
+    load_tokenizer,
+    square_pixels,
+    vision_pixels,
+)
 from unigame.backbones.composed.vision import Reader, build_reader
 from unigame.backbones.model_files import loading_from
 from unigame.errors import UserError
 
 TRAINABLE_PARTS = ("connector", "projector")
+MERGED_LANGUAGE = "language"
 
 
 class ComposedCore(ReadingBackbone):
@@ -187,6 +193,21 @@ class ComposedCore(ReadingBackbone):
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.settings.save(folder)
         self.trained.save(folder)
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Write a composed model whose language model, in ``language/`` beside it, is merged.
+
+        The parts that no adapter touches stay where they are.
+        """
+        if isinstance(self.model, peft.PeftModel):
+            self.model = self.model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        own = Path(folder) / MERGED_LANGUAGE
+        own.mkdir(parents=True)
+        copy_settings(self.settings.language, own)
+        self.model.save_pretrained(own)
+        self.processor.save_pretrained(own)
+        self.save_pretrained(folder)
+        self.settings.save(folder, language=MERGED_LANGUAGE)
 
     def load_adapter(self, folder: str | Path) -> None:
         """Load a PEFT adapter; during warm-up, the connector of a checkpoint of the warm-up.

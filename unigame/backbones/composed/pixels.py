@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from unigame.backbones.model_files import loading_from, processor_from, read_jso
 from unigame.errors import UserError
 
 _GREY = [127, 127, 127]
+SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def square_pixels(
@@ -59,6 +61,20 @@ def vision_pixels(reference: str, side: int) -> PixelTwin:
                 "pixels cannot be brought to the scale that the eyes know; download it again"
             )
         return square_pixels(side, mean, std)
+
+
+def copy_settings(reference: str, folder: Path) -> None:
+    """The language model's own small files, such as its image processor's, for a copy of it."""
+    if Path(reference).is_dir():
+        place = Path(reference)
+    else:
+        from huggingface_hub import snapshot_download
+
+        place = Path(snapshot_download(reference, allow_patterns=list(SETTINGS_FILES)))
+    for pattern in SETTINGS_FILES:
+        for file in place.glob(pattern):
+            if "index" not in file.name:  # of the weights' files, which are written anew
+                shutil.copyfile(file, folder / file.name)
 
 
 def load_tokenizer(reference: str) -> Any:
