@@ -390,6 +390,17 @@ class Backbone(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the LoRA adapter in PEFT's format (or the whole model where there is none)."""
 
+    def save_merged(self, folder: str | Path) -> None:
+        """Write a plain checkpoint with the adapter added to the weights; the adapter is gone then.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no save_merged, so its adapters stay "
+            "beside their base; load the adapter instead"
+        )
+
     @abstractmethod
     def load_adapter(self, folder: str | Path) -> None:
         """Load a PEFT adapter of ``save_pretrained``; an empty or foreign one is an error."""

@@ -68,7 +68,8 @@ def _changed(args: UniGameConfig) -> dict[str, Any]:
 
 def _command(words: Sequence[str]) -> str:
     """As it was typed, without secrets."""
-    text = shlex.join([Path(words[0]).name, *words[1:]])
+    name = Path(words[0]).name
+    text = shlex.join(["unigame" if name == "__main__.py" else name, *words[1:]])
     return re.sub(r"(--\w*token[ =])\S+", r"\1...", text)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -24,6 +25,7 @@ CLASSES = {
     style.WRONG: "wrong",
     style.RIGHT: "right",
 }
+DASHED = (style.DRAWN, style.HARD, style.WRONG)
 LEAD = Panel(
     "Who is ahead: right answers that C takes beyond redrawing",
     (Line("lead", "C's lead", style.ADVERSARIAL),),
@@ -98,7 +100,8 @@ def plot(panel: Panel, series: Series) -> Markup:
     """The lines of a panel over the steps."""
     values = [value for _, _, line in series for value in line]
     steps = [step for _, line, _ in series for step in line]
-    ticks = _ticks(min(0.0, *values), max(values) if max(values) > min(values) else values[0] + 1)
+    top = max(0.0, *values)
+    ticks = _ticks(min(0.0, *values), top if top > 0 or min(values) < 0 else 1.0)
     low, high = ticks[0], ticks[-1]
     first, last = min(steps), max(max(steps), min(steps) + 1)
 
@@ -123,7 +126,9 @@ def plot(panel: Panel, series: Series) -> Markup:
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 8}" text-anchor="middle">step</text>')
     heights = _apart([y(line[-1]) for _, _, line in series])
-    for (line, at, found), height in zip(series, heights, strict=True):
+    # Dashed lines over the solid ones: where two coincide, both are seen.
+    order = sorted(zip(series, heights, strict=True), key=lambda pair: pair[0][0].colour in DASHED)
+    for (line, at, found), height in order:
         points = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in zip(at, found, strict=True))
         kind = CLASSES[line.colour]
         if len(at) == 1:
@@ -159,8 +164,6 @@ def _apart(heights: list[float], least: float = 12.0) -> list[float]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Four or five round numbers around the values."""
-    from math import ceil, floor, log10
-
     rough = (high - low) / 4
     size = 10.0 ** floor(log10(rough))
     step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough - 1e-12)

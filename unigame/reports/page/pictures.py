@@ -50,6 +50,7 @@ class Card:
     outcome: str
     shown: tuple[Shown, ...]
     difference: str
+    same: bool
     small: bool
 
 
@@ -79,7 +80,7 @@ def _plain(text: str) -> str:
 
 
 def _card(entry: Mapping[str, Any]) -> Card:
-    titles = {"clean": "clean", "redrawn": "redrawn, no attack", "attacked": "attacked"}
+    titles = {"clean": "clean", "redrawn": "redrawn", "attacked": "attacked"}
     opened = {kind: _open(entry["pictures"][kind]) for kind in titles}
     said, similarity = entry.get("said", {}), entry.get("similarity", {})
     answer = str(entry.get("answer", ""))
@@ -94,13 +95,15 @@ def _card(entry: Mapping[str, Any]) -> Card:
         )
         for kind, title in titles.items()
     )
+    difference = _difference(opened["redrawn"], opened["attacked"])
     return Card(
         question=str(entry.get("question", "")),
         answer=answer,
         caption=str(entry.get("caption") or ""),
         outcome=_outcome(*(one.right for one in shown)),
         shown=shown,
-        difference=data_uri(_difference(opened["redrawn"], opened["attacked"])),
+        difference=data_uri(difference),
+        same=difference.getextrema() == ((127, 127),) * 3,
         small=max(opened["clean"].size) <= SMALL,
     )
 
@@ -116,7 +119,7 @@ def _outcome(clean: bool, redrawn: bool, attacked: bool) -> str:
 def _difference(one: Image.Image, other: Image.Image) -> Image.Image:
     """Grey where nothing changed; brighter or darker, by colour, where something did."""
     gap = np.asarray(other, dtype=np.float32) - np.asarray(one.resize(other.size), dtype=np.float32)
-    return Image.fromarray((127.5 + AMPLIFIED * gap / 2).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((127.5 + AMPLIFIED * gap).clip(0, 255).astype(np.uint8))
 
 
 def _open(path: Path) -> Image.Image:
