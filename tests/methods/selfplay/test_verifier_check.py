@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.methods.selfplay.helpers import make_batch
-from unigame.methods.selfplay.verifier_check import ENOUGH, VerifierCheck, auc, others
+from unigame.methods.selfplay.verifier_check import ENOUGH, VerifierCheck, auc
 from unigame.methods.semantics import SimilarityScorer
 
 
@@ -44,9 +44,13 @@ def test_a_verifier_of_style_is_told_once_with_its_figure(
     assert caplog.text.count("AUC") == told
 
 
-def test_another_picture_is_one_of_another_text() -> None:
-    assert others(["a", "a", "b"]) == ([0, 1, 2], [2, 2, 0])
-    assert others(["a", "a"]) == ([], [])
+def test_a_picture_of_the_same_text_is_no_other_one() -> None:
+    check = VerifierCheck(Pattern(), "mine", 0.9)
+    rows = make_batch(2)
+    rows.captions = ["the same", "the same"]
+    check.see(rows)
+    check.judge()
+    assert check.auc is None
 
 
 def test_auc_counts_ties_half() -> None:
