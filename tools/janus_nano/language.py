@@ -49,7 +49,7 @@ ASKED = (  # questions asked of every scene at every step; the hard kinds more o
     *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
     *("comparison", "count", "colour", "shape", "position", "position"),
 )
-PHASES = ((200, 8, 0), (350, 6, 20), (350, 3, 36))
+PHASES = ((200, 8, 0), (350, 3, 32), (400, 2, 36))
 """(steps, scenes asked about in a step, captions drawn in a step), in order."""
 EVALUATE_EVERY = 200
 
