@@ -32,11 +32,11 @@ from alive_models import MODELS, ROOT, Family, Play, World, make_world
 
 from unigame.backbones.base import Backbone
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     FeatureSimilarity,
-    GameBatch,
     HardSampleBuffer,
     Perturber,
+    Rows,
+    SelfPlaySettings,
     challenge,
     mine,
     perturber_step,
@@ -162,11 +162,11 @@ class Game:
 
     def __init__(self, backbone: Backbone, settings: Play, seed: int) -> None:
         self.backbone = backbone
-        self.config = ChallengeConfig(
+        self.config = SelfPlaySettings(
             anchor=settings.anchor,
             label_weight=settings.label_weight,
             clip_floor=0.0,
-            quantile=0.5,
+            hard_quantile=0.5,
         )
         self.perturber = Perturber(
             backbone.facts.hidden_size,
@@ -187,7 +187,7 @@ class Game:
     def step(self, world: World, step: int, *, c_learns: bool, u_learns: bool) -> None:
         """C attacks, and ascends if it learns; the buffer is fed; U descends if it learns."""
         rows = world.batch(BATCH, self.rng)
-        batch = GameBatch(rows.images, rows.questions, rows.answers, rows.captions)
+        batch = Rows(rows.images, rows.questions, rows.answers, rows.captions)
         result = challenge(
             self.backbone,
             self.perturber,
@@ -217,7 +217,7 @@ class Game:
     @torch.no_grad()
     def measure(self, held_out: World) -> dict[str, float]:
         """CE of the true answers on clean held-out scenes, and on the pictures C makes of them."""
-        batch = GameBatch(held_out.images, held_out.questions, held_out.answers, held_out.captions)
+        batch = Rows(held_out.images, held_out.questions, held_out.answers, held_out.captions)
         result = challenge(
             self.backbone, self.perturber, batch, self.config, self.similarity, with_grad=False
         )

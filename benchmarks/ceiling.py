@@ -19,12 +19,18 @@ from typing import Any
 from transformers import set_seed
 
 from unigame.backbones import load_backbone
-from unigame.evaluation.world import accuracy
-from unigame.reports.bootstrap import bootstrap_difference, bootstrap_mean
+from unigame.evaluation.world import Scores, accuracy
+from unigame.reports.metrics import Metric, Unit, difference, estimate
 from unigame.synthetic import SyntheticDataset
 from unigame.training import UniGameConfig, UniGameTrainer
 
 NEEDED = 0.05
+
+
+def metric(scores: Scores) -> Metric:
+    """The share of right answers, with the picture of each question."""
+    units = zip(scores.keys, scores.values, scores.clusters, strict=True)
+    return Metric("accuracy", "accuracy", tuple(Unit(k, (v,), c) for k, v, c in units), scale=1)
 
 
 def arm(model: str, split: str | None, args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -35,7 +41,6 @@ def arm(model: str, split: str | None, args: argparse.Namespace, seed: int) -> d
         with tempfile.TemporaryDirectory() as folder:
             config = UniGameConfig(
                 output_dir=folder,
-                challenge_every=0,
                 max_steps=args.steps,
                 per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate,
@@ -45,7 +50,8 @@ def arm(model: str, split: str | None, args: argparse.Namespace, seed: int) -> d
                 logging_steps=50,
             )
             data = SyntheticDataset(split, args.steps * args.batch_size, seed)
-            UniGameTrainer(model=backbone, args=config, train_dataset=data).train()
+            trainer = UniGameTrainer(backbone, config, data, methods=["sft"])
+            trainer.train()
     backbone.eval()
     return {
         name: accuracy(backbone, name, args.questions, 0)
@@ -70,12 +76,11 @@ def main() -> None:
         sft, real = (arm(args.model, split, args, seed) for split in ("train", "augmented"))
         figures: dict[str, Any] = {}
         for name in sft:
-            means = {
-                k: bootstrap_mean(v[name].values, v[name].clusters)
-                for k, v in (("base", base), ("sft", sft), ("augmented", real))
+            metrics = {
+                k: metric(v[name]) for k, v in (("base", base), ("sft", sft), ("augmented", real))
             }
-            gain = bootstrap_difference(real[name].values, sft[name].values, real[name].clusters)
-            figures[name] = {**means, "gain": gain}
+            gain = difference(metrics["augmented"], metrics["sft"])
+            figures[name] = {k: estimate(m) for k, m in metrics.items()} | {"gain": gain}
         record["seeds"][seed] = figures
         print(
             json.dumps(

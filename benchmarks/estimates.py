@@ -26,8 +26,8 @@ from models import build
 from step_cost import Bench
 from step_cost import parse_arguments as step_arguments
 
-from unigame.cli.peak import tensor_bytes
-from unigame.cli.trial import sample_rows, try_recipe
+from unigame.doctor.peak import tensor_bytes
+from unigame.doctor.trial import sample_rows, try_recipe
 from unigame.training.recipe import Recipe
 
 
@@ -57,14 +57,15 @@ def compare(name: str, batch_size: int, repetitions: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(backbone, step_arguments(words), Path(folder))
         data = [{"type": "synthetic", "size": 64}]
-        plan = Recipe(model=name, training=bench.args, data=data, dtype="float32")
+        methods = {"selfplay": bench.game.as_dict()}
+        plan = Recipe(model=name, training=bench.args, data=data, dtype="float32", methods=methods)
         bench.batch = bench.trainer.data_collator(sample_rows(plan)[0])
         found = try_recipe(plan, config, backbone.facts.num_parameters)
         bench.fill_buffer()
         times = [meters.seconds(lambda: bench.step("unigame"), device) for _ in range(repetitions)]
         trainer = bench.trainer
-        assert trainer.game is not None and trainer.optimizer and trainer.game.optimizer
-        alive = tensor_bytes(backbone, trainer.optimizer, trainer.game.optimizer)
+        assert trainer.optimizer and bench.game.optimizer
+        alive = tensor_bytes(backbone, trainer.optimizer, bench.game.optimizer)
         peak = alive + bench.peak(lambda: bench.step("unigame"))
     return {
         "seconds": errors(found.seconds, statistics.median(times)),

@@ -51,7 +51,7 @@ from models import SHAPES, build
 from step_cost import KINDS, Bench
 from step_cost import parse_arguments as step_arguments
 
-from unigame.cli.peak import tensor_bytes
+from unigame.doctor.peak import tensor_bytes
 
 RUN_STEPS = 5_000
 # Rough seconds that a part takes on an H100: it is not begun with less time left.

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.cli.peak import peak_bytes, tensor_bytes
+from unigame.doctor.peak import peak_bytes, tensor_bytes
 
 QUESTION, ANSWER = "what colour is the circle", "red"
 IGNORED = -100

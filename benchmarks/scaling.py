@@ -161,7 +161,7 @@ def measure(shape: Shape, point: Point, options: argparse.Namespace) -> dict[str
         setattr(wanted, name, getattr(options, name))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(backbone, wanted, Path(folder))
-        bench.args.num_candidates = point.candidates  # of the kind "unigame"
+        bench.game.settings.num_candidates = point.candidates  # of the kind "unigame"
         bench.fill_buffer()
         figures: dict[str, Any] = {"point": asdict(point), "gflops": {}, "terms": {}, "tokens": {}}
         for kind in STEPS:

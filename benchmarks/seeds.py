@@ -22,6 +22,11 @@ from typing import Any
 
 import record
 
+from unigame.reports.compare import compare
+from unigame.reports.records import read_record
+
+ARMS = ("base", "sft", "sft_equal_samples", "round_trip", "unigame")
+
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Read, print, and write the JSON file."""
@@ -30,7 +35,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args(argv)
     runs = [read(folder) for folder in options.demos]
-    seeds = [run["seed"] for run in runs]
+    seeds = [run["config"]["seed"] for run in runs]
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         parser.error(f"seeds {seeds}: give demos of two different seeds at least, each once")
     if any(alike(run) != alike(runs[0]) for run in runs):
@@ -41,42 +46,50 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """A finished demo's results."""
-    file = folder / "results.json"
+    """A finished demo: its settings, and its arms compared with plain fine-tuning."""
+    file = folder / "config.json"
     if not file.exists() or (folder / "INCOMPLETE").exists():
         sys.exit(f"{folder} is no finished demo; make it: unigame demo --seed N --output {folder}")
-    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return results
+    config = json.loads(file.read_text(encoding="utf-8"))
+    arms = [arm for arm in ARMS if (folder / "arms" / arm).exists()]
+    records = [read_record(folder / "arms" / arm / "evaluation") for arm in arms]
+    return {"config": config, "compared": compare(records, arms, arms.index("sft"))}
 
 
 def alike(run: dict[str, Any]) -> str:
     """What must be the same in all of them, as text."""
     settings = {name: value for name, value in run["config"].items() if name != "seed"}
-    return json.dumps([settings, sorted(run["differences"])], sort_keys=True)
+    return json.dumps([settings, run["compared"].labels], sort_keys=True)
 
 
 def spread(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """``{figure: {"label", "digits", arm: {"mean", "sd", "above_zero", "values"}}}``.
 
-    An arm that has a figure in fewer than two seeds is left out there.
+    An arm that has a difference in fewer than two seeds is left out there.
     """
-    first = runs[0]
     figures: dict[str, dict[str, Any]] = {}
-    for name, info in first["metric_info"].items():
-        label = info["label"] + (", points" if info["unit"] == "%" else "")
-        figures[name] = {"label": label, "digits": info["digits"]}
-        for arm in first["differences"]:
-            gaps = [run["differences"][arm].get(name) for run in runs]
-            values = [gap["value"] for gap in gaps if gap is not None]
-            if len(values) < 2:  # no picture of an attack may have kept its content
-                continue
-            figures[name][arm] = {
-                "mean": round(statistics.mean(values), 4),
-                "sd": round(statistics.stdev(values), 4),
-                "above_zero": sum(value > 0 for value in values),
-                "values": [round(value, 4) for value in values],
-            }
-    return figures
+    for run in runs:
+        for grid in run["compared"].tables:
+            for arm, cells in zip(grid.rows, grid.cells, strict=True):
+                for title, cell in zip(grid.columns, cells, strict=True):
+                    points, digits = (", points", 1) if cell.scale == 100 else ("", 3)
+                    row = figures.setdefault(title, {"label": title + points, "digits": digits})
+                    if cell.gap is not None:
+                        row.setdefault(arm, {"values": []})["values"].append(cell.gap["value"])
+    return {title: _summed_up(row) for title, row in figures.items()}
+
+
+def _summed_up(row: dict[str, Any]) -> dict[str, Any]:
+    found = {name: row[name] for name in ("label", "digits")}
+    for arm in (arm for arm in ARMS if len(row.get(arm, {"values": ()})["values"]) > 1):
+        values = row[arm]["values"]
+        found[arm] = {
+            "mean": round(statistics.mean(values), 4),
+            "sd": round(statistics.stdev(values), 4),
+            "above_zero": sum(value > 0 for value in values),
+            "values": [round(value, 4) for value in values],
+        }
+    return found
 
 
 def table(figures: dict[str, dict[str, Any]], seeds: int) -> list[str]:

@@ -47,10 +47,12 @@ from models import build
 from PIL import Image
 
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.cli.peak import peak_bytes, tensor_bytes
+from unigame.doctor.peak import peak_bytes, tensor_bytes
+from unigame.methods.selfplay import SelfPlay
 from unigame.training import UniGameConfig, UniGameTrainer
-from unigame.training.metrics import PHASES
+from unigame.training.metrics import PHASES as OF_TRAINER
 
+PHASES = (*OF_TRAINER[:2], *SelfPlay.phases, *OF_TRAINER[2:])
 QUESTION, ANSWER = "what colour is the circle", "red"
 # kind of step -> its settings of the game; None: no game
 KINDS: dict[str, dict[str, Any] | None] = {
@@ -112,10 +114,19 @@ class Bench:
         self.args = UniGameConfig(
             output_dir=str(folder),
             per_device_train_batch_size=options.batch_size,
-            challenge_share=options.challenge_share,
-            challenge_micro_batch=options.challenge_micro_batch,
             gradient_checkpointing=options.gradient_checkpointing,
             cache_codes=options.cache_codes,
+            max_steps=1000,
+            bf16=options.bf16,
+            use_cpu=options.cpu,
+            disable_tqdm=True,
+        )
+        if options.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable()
+        data = pictures(options.batch_size, backbone.facts.image_size)
+        self.game = SelfPlay(
+            challenge_share=options.challenge_share,
+            challenge_micro_batch=options.challenge_micro_batch,
             eps_mode="relative",
             eps_max=0.6,
             eps_init=0.3,
@@ -125,18 +136,12 @@ class Bench:
             missing_captions="question",  # a description is made once, and is no part of a step
             drop_learned=False,  # the one batch is soon learned, and its cost is what is asked for
             redrawn_every=0,  # by default one challenge in ten costs a quarter more
-            max_steps=1000,
-            bf16=options.bf16,
-            use_cpu=options.cpu,
-            disable_tqdm=True,
         )
-        if options.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable()
-        data = pictures(options.batch_size, backbone.facts.image_size)
-        self.trainer = UniGameTrainer(model=backbone, args=self.args, train_dataset=data)
+        self.trainer = UniGameTrainer(
+            model=backbone, args=self.args, train_dataset=data, methods=[self.game]
+        )
         self.trainer.create_optimizer_and_scheduler(num_training_steps=self.args.max_steps)
         self.batch = self.trainer.data_collator(data)
-        self.game = self.trainer.game
         self.kinds = options.kinds
         self.device = self.args.device
 
@@ -145,7 +150,7 @@ class Bench:
         trainer = self.trainer
         with self.playing(kind):
             _, counts = trainer.get_batch_samples(iter([self.batch]), 1, self.device)
-            trainer.training_step(trainer.model, dict(self.batch), counts)
+            trainer.training_step(trainer.model, self.batch, counts)
             parameters = trainer.backbone.trainable_parameters()
             torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
             assert trainer.optimizer is not None
@@ -155,19 +160,13 @@ class Bench:
     @contextmanager
     def playing(self, kind: str) -> Any:
         """The trainer set up for one kind of step."""
-        settings, game, args = KINDS[kind], self.game, self.args
-        before = (args.challenge_share, args.num_candidates)
-        assert game is not None
-        config = game.config
-        self.trainer.game = None if settings is None else game
-        for name, value in (settings or {}).items():
-            setattr(args, name, value)
-        game.config = replace(config, num_candidates=args.num_candidates)
+        changes, before = KINDS[kind], self.game.settings
+        self.trainer.methods = [] if changes is None else [self.game]
+        self.game.settings = replace(before, **(changes or {}))
         try:
             yield
         finally:
-            args.challenge_share, args.num_candidates = before
-            self.trainer.game, game.config = game, config
+            self.trainer.methods, self.game.settings = [self.game], before
 
     def fill_buffer(self, most: int = 20) -> None:
         """Play until a mixed batch gets all of its hard samples.
@@ -175,8 +174,7 @@ class Bench:
         Raises:
             RuntimeError: the buffer stays too small, so no step would cost what a step costs.
         """
-        assert self.game is not None
-        wanted = self.args.resolved_hard_batch_size
+        wanted = self.game.settings.hard_rows(self.args.per_device_train_batch_size)
         for _ in range(most):
             self.step("unigame")
             if len(self.game.buffer) >= wanted:

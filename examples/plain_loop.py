@@ -8,10 +8,10 @@ import sys
 
 import torch
 
-from unigame import GameBatch, HardSampleBuffer, Perturber, load_backbone
+from unigame import HardSampleBuffer, Perturber, Rows, load_backbone
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     FeatureSimilarity,
+    SelfPlaySettings,
     challenge,
     mine,
     perturber_step,
@@ -28,7 +28,7 @@ def main(model: str = "janus-nano", steps: int = 20) -> None:
     perturber = Perturber(size, eps_max=0.6, eps_init=0.3, eps_mode="relative").to(device)
     player_c = torch.optim.AdamW(perturber.parameters(), lr=5e-3)
     player_u = torch.optim.AdamW(backbone.trainable_parameters(), lr=2e-4)
-    buffer, config = HardSampleBuffer(capacity=50), ChallengeConfig(anchor=6.0, label_weight=0.5)
+    buffer, config = HardSampleBuffer(capacity=50), SelfPlaySettings(anchor=6.0, label_weight=0.5)
     similarity = FeatureSimilarity(backbone.image_features)
     data = SyntheticDataset("train", size=8 * steps, questions_per_scene=1)
 
@@ -37,7 +37,7 @@ def main(model: str = "janus-nano", steps: int = 20) -> None:
         rows = [data[i] for i in range(8 * step, 8 * step + 8)]
         images = backbone.preprocess([row["image"] for row in rows]).to(device)
         questions, answers = [row["question"] for row in rows], [row["answer"] for row in rows]
-        batch = GameBatch(images, questions, answers, [row["caption"] for row in rows])
+        batch = Rows(images, questions, answers, [row["caption"] for row in rows])
         # 2. C nudges what the model is about to draw, so that the drawing misleads the model.
         result = challenge(backbone, perturber, batch, config, similarity)
         perturber_step(result, perturber, player_c)

@@ -31,6 +31,12 @@ def test_relative_links_lead_to_files(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_pages_of_the_sites_navigation_exist():
+    nav = re.findall(r"- ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
+    assert len(nav) > 15
+    assert [page for page in nav if not (ROOT / "docs" / page).exists()] == []
+
+
 @pytest.mark.parametrize("page", FOLDERS, ids=lambda page: page.parent.name)
 def test_a_folders_page_has_a_line_for_each_file(page):
     named = set(re.findall(r"^\| `([\w./]+)` \|", page.read_text(encoding="utf-8"), flags=re.M))
@@ -55,13 +61,17 @@ def test_each_name_of_the_method_is_in_its_file(name, file):
 
 
 def test_each_setting_named_by_the_method_exists():
-    from unigame.training.config import UniGameConfig
-
     text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     table = text.split("| ablation | setting |")[1]
     names = set(re.findall(r"`([a-z]\w+)(?=[:`])", table)) - {"decoder", "cosine", "none"}
     assert len(names) > 10
-    assert names <= set(UniGameConfig.__dataclass_fields__)
+    assert names - {"methods"} <= settings_of_a_run()
+
+
+def settings_of_a_run() -> set[str]:
+    from unigame import SelfPlaySettings, UniGameConfig
+
+    return {*UniGameConfig.__dataclass_fields__, *SelfPlaySettings.__dataclass_fields__}
 
 
 def python_examples():
@@ -75,11 +85,9 @@ def test_the_readme_example_uses_what_exists():
     (names,) = re.findall(r"from unigame import (.*)", example)
     for name in names.split(", "):
         assert getattr(unigame, name)
-    from unigame.training.config import UniGameConfig
-
     settings = re.findall(r"^    (\w+)=", example, flags=re.M)
     assert len(settings) > 5
-    assert set(settings) <= set(UniGameConfig.__dataclass_fields__)
+    assert set(settings) <= settings_of_a_run()
 
 
 def test_every_public_name_resolves():
@@ -87,3 +95,12 @@ def test_every_public_name_resolves():
         assert getattr(unigame, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Unigame'"):
         _ = unigame.Unigame
+
+
+def test_the_walk_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/walk.md shows each station of a sample; at most twelve files."""
+    page = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")
+    stations = re.findall(r"^\| \d+ \|.*`(unigame/[\w/]+\.py)`", page, flags=re.M)
+    assert 0 < len(stations) <= 12 and all((ROOT / path).is_file() for path in stations)
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", page, flags=re.S)[0], {})  # noqa: S102

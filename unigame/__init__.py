@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from unigame.backbones import load_backbone
     from unigame.backbones.base import Backbone, BackboneFacts
     from unigame.errors import UserError
-    from unigame.methods.selfplay import (
-        ChallengeConfig,
-        GameBatch,
+    from unigame.methods.base import Method
+    from unigame.methods.rows import Rows
+    from unigame.methods.selfplay import (  # type: ignore[no-redef]
         HardSample,
         HardSampleBuffer,
         Perturber,
+        SelfPlay,
+        SelfPlaySettings,
         challenge,
         mine,
         perturber_step,
     )
+    from unigame.methods.sft import SFT
     from unigame.synthetic import SyntheticDataset
     from unigame.training.config import UniGameConfig
     from unigame.training.trainer import UniGameTrainer
@@ -32,11 +35,14 @@ __version__ = "0.1.0"
 _HOME = {
     "Backbone": "unigame.backbones.base",
     "BackboneFacts": "unigame.backbones.base",
-    "ChallengeConfig": "unigame.methods.selfplay",
-    "GameBatch": "unigame.methods.selfplay",
     "HardSample": "unigame.methods.selfplay",
     "HardSampleBuffer": "unigame.methods.selfplay",
+    "Method": "unigame.methods.base",
     "Perturber": "unigame.methods.selfplay",
+    "Rows": "unigame.methods.rows",
+    "SFT": "unigame.methods.sft",
+    "SelfPlay": "unigame.methods.selfplay",
+    "SelfPlaySettings": "unigame.methods.selfplay",
     "SyntheticDataset": "unigame.synthetic",
     "UniGameConfig": "unigame.training.config",
     "UniGameTrainer": "unigame.training.trainer",
@@ -50,11 +56,14 @@ _HOME = {
 __all__ = [
     "Backbone",
     "BackboneFacts",
-    "ChallengeConfig",
-    "GameBatch",
     "HardSample",
     "HardSampleBuffer",
+    "Method",
     "Perturber",
+    "Rows",
+    "SFT",
+    "SelfPlay",
+    "SelfPlaySettings",
     "SyntheticDataset",
     "UniGameConfig",
     "UniGameTrainer",

@@ -17,3 +17,7 @@ class OneProcessError(UserError):
 
     All other errors of users are met by every process alike, and said by the first.
     """
+
+
+class Diverged(UserError):
+    """A loss, a gradient norm or a weight is not finite."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -432,3 +435,36 @@ def test_candidates_drawn_in_turn_are_those_drawn_at_once(backbone: Backbone) ->
 def test_what_it_reads_is_frozen_where_no_gradient_comes_from_there(backbone: Backbone) -> None:
     with_lora(backbone)
     assert backbone.reads_frozen == (not backbone.embed_images(images_for(backbone)).requires_grad)
+
+
+# ---- tokens -----------------------------------------------------------------------------------
+def test_tokens_of_texts_give_the_same_losses_and_states(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images, prepared = images_for(backbone), backbone.preprocessor
+    asked = [prepared.answer(q, a) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    prompts = [prepared.prompt(text) for text in PROMPTS]
+    losses = backbone.answer_token_losses(images, asked)
+    assert torch.equal(
+        losses.loss_MA, backbone.answer_token_losses(images, QUESTIONS, ANSWERS).loss_MA
+    )
+    assert torch.equal(backbone.answer_loss(images, asked), losses.mean())
+    assert losses.own()[1].tolist() == [row.own for row in asked]
+    assert backbone.answer_lengths(asked).tolist() == [len(row.answer) for row in asked]
+    states = backbone.visual_states(images, prompts).states_BNH
+    assert torch.equal(states, backbone.visual_states(images, PROMPTS).states_BNH)
+    backbone.train()
+    torch.manual_seed(3)
+    loss_B = backbone.generation_loss(images, prompts)
+    torch.manual_seed(3)
+    assert torch.equal(loss_B, backbone.generation_loss(images, PROMPTS))
+
+
+def test_the_preprocessor_works_in_a_spawned_process(backbone: Backbone) -> None:
+    picture = Image.new("RGB", (37, 20), (255, 0, 128))
+    kept = pickle.loads(pickle.dumps(backbone.preprocessor))
+    assert torch.equal(kept.pictures([picture]), backbone.preprocess([picture]))
+    with ProcessPoolExecutor(1, get_context("spawn")) as worker:
+        answer = worker.submit(backbone.preprocessor.answer, QUESTIONS[0], ANSWERS[0])
+        prompt = worker.submit(backbone.preprocessor.prompt, PROMPTS[0])
+        assert answer.result() == backbone.preprocessor.answer(QUESTIONS[0], ANSWERS[0])
+        assert prompt.result() == backbone.preprocessor.prompt(PROMPTS[0])

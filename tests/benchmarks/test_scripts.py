@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import unigame
+from tests.reports.record_files import benchmark, mean_metric, record, write
 
 SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
@@ -117,40 +118,37 @@ def test_busy_machine_compares_ways_in_processes_of_their_own(scripts, tmp_path,
 
 
 # ---- seeds -------------------------------------------------------------------------------------
-def demo_folder(folder, seed: int, gain: float, **config) -> str:
+def demo_folder(folder, seed: int, gain: int, **config) -> str:
+    """A demo of 100 questions: SFT answers 50 rightly, and UniGame ``gain`` more."""
     folder.mkdir()
-    info = (
-        {"label": "VQAv2", "unit": "%", "digits": 1},
-        {"label": "WISE", "unit": "", "digits": 3},
-    )
-    gaps = {"vqav2": {"value": gain}, "wise": {"value": -gain / 10}}
-    results = {
-        "seed": seed,
-        "config": {"seed": seed, "quick": False, **config},
-        "metric_info": dict(zip(gaps, info, strict=True)),
-        "differences": {"base": {name: {"value": 0.0} for name in gaps}, "unigame": gaps},
-    }
-    (folder / "results.json").write_text(json.dumps(results))
+    for arm, right in (("base", 50), ("sft", 50), ("unigame", 50 + gain)):
+        values = [1.0] * right + [0.0] * (100 - right)
+        benchmarks = {
+            name: benchmark(name, mean_metric(values, scale=scale))
+            for name, scale in (("vqav2", 100.0), ("wise", 1.0))
+        }
+        write(folder / "arms" / arm, "evaluation", record(benchmarks))
+    settings = {"seed": seed, "quick": False, **config}
+    (folder / "config.json").write_text(json.dumps(settings))
     return str(folder)
 
 
 def test_seeds_gives_mean_and_spread(scripts, tmp_path, capsys):
-    folders = [demo_folder(tmp_path / str(n), n, gain) for n, gain in enumerate([1.0, 2.0, -0.6])]
+    folders = [demo_folder(tmp_path / str(n), n, gain) for n, gain in enumerate([10, 20, -6])]
     file = tmp_path / "seeds.json"
     scripts.seeds.main([*folders, "--json", str(file)])
     found = read(file)["differences"]
-    assert found["vqav2"]["unigame"]["values"] == [1.0, 2.0, -0.6]
-    assert found["vqav2"]["unigame"]["mean"] == 0.8 and found["vqav2"]["unigame"]["above_zero"] == 2
-    assert found["vqav2"]["unigame"]["sd"] == pytest.approx(1.3115, abs=1e-4)
-    assert (
-        "| VQAv2, points | +0.0 ± 0.0 (0 of 3) | +0.8 ± 1.3 (2 of 3) |" in capsys.readouterr().out
-    )
-    assert found["wise"]["unigame"]["mean"] == -0.08
+    unigame = found["VQAv2"]["unigame"]
+    assert unigame["values"] == [10, 20, -6] and unigame["above_zero"] == 2
+    assert unigame["mean"] == 8 and unigame["sd"] == pytest.approx(13.1149, abs=1e-4)
+    row = "| VQAv2, points | +0.0 ± 0.0 (0 of 3) | +8.0 ± 13.1 (2 of 3) |"
+    assert row in capsys.readouterr().out
+    assert found["WISE"]["unigame"]["mean"] == 0.08
 
 
 def test_seeds_takes_only_what_compares(scripts, tmp_path, capsys):
-    one, same = (demo_folder(tmp_path / name, 0, 1.0) for name in ("one", "same"))
-    other = demo_folder(tmp_path / "other", 1, 1.0, quick=True)
+    one, same = (demo_folder(tmp_path / name, 0, 10) for name in ("one", "same"))
+    other = demo_folder(tmp_path / "other", 1, 10, quick=True)
     for folders, word in (([one, same], "two different seeds"), ([one, other], "more than the")):
         with pytest.raises(SystemExit):
             scripts.seeds.main(folders)

@@ -51,7 +51,7 @@ def test_names_that_do_not_tell_models_apart_become_folders(files, tmp_path, cap
         (["{0}", "{0}"], "is named twice"),
         (["{0}", "base"], "is named twice"),
         (["{0}", "{1}", "--baseline", "3"], "--baseline is 3; give a number from 1 to 2"),
-        (["{0}", "{1}", "--baseline", "0"], "0 is too small"),
+        (["{0}", "{1}", "--baseline", "0"], "0 is not in the range"),
         (["{0}", "{1}", "--labels", "a"], "--labels has 1 names for 2 files"),
         (["{0}", "{1}", "--labels", "a,a"], "every name must be different"),
         (["{0}", "{1}", "--labels", "a,"], "every name must be different and not empty"),

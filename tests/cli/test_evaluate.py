@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,8 +16,8 @@ from tests.evaluation.scorers.judge_server import Answer, judge_server
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame import cli
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.cli.evaluate_console import Bars
 from unigame.errors import UserError
+from unigame.evaluation.bars import Bars
 from unigame.evaluation.record import folder_sha256
 
 SUBSETS = ("adversarial", "popular", "random")
@@ -141,15 +142,20 @@ def test_one_split_of_one_benchmark(pope, tmp_path):
 def test_data_of_the_hub_are_asked_for_as_the_user_says(tmp_path, monkeypatch, capsys):
     asked = []
 
+    def load_builder(path, name, *, revision):
+        asked.append((path, name, revision))
+        return SimpleNamespace(name="parquet", config=SimpleNamespace(data_files=None))
+
     def load_dataset(path, name, *, split, revision):
         asked.append((path, name, split, revision))
         raise ConnectionError("offline")
 
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     words = ["--split", "test", "--config", "pope=default", "--hub-id", "me/POPE"]
     assert evaluate(*words, "--revision", "v1", "--output", tmp_path / "out") == 2
-    assert asked == [("me/POPE", "default", "test", "v1")]
-    assert "cannot read me/POPE" in capsys.readouterr().err
+    assert asked == [("me/POPE", "default", "v1"), ("me/POPE", "default", "test", "v1")]
+    assert "me/POPE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -167,8 +173,8 @@ def test_data_of_the_hub_are_asked_for_as_the_user_says(tmp_path, monkeypatch, c
             ["--split", "dev", "--data-root", "data"],
             "no files dev-*.parquet; it has the split test",
         ),
-        (["--output", "file", "--data-root", "data"], "--output file is a file"),
-        (["--limit", "0"], "0 is too small"),
+        (["--output", "file", "--data-root", "data"], "--output='file' is a file"),
+        (["--limit", "0"], "0 is not in the range"),
         (["--benchmarks", "wise", "--data-root", "wise", "--judge", "x"], "no judge 'x'"),
         (["--benchmarks", "wise", "--rubric", "absent.txt"], "absent.txt"),
     ],

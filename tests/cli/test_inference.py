@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.data.files import BLUE, RED, jpeg, png
 from unigame.cli import main
-from unigame.cli.inference import read_picture
+from unigame.cli.answer import read_picture
 from unigame.data.images import decode_image
 from unigame.errors import UserError
 

@@ -67,10 +67,10 @@ def test_webdataset_and_hf_types(tmp_path):
         ({"verfy": "exists"}, "unknown key 'verfy'; did you mean 'verify'"),
         ({"split": "train"}, "unknown key 'split'"),
         ({"path": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
-        ({"path": 7}, "path must be a path, got 7"),
-        ({"limit": "ten"}, "limit must be .* got 'ten'"),
-        ({"limit": 0}, "limit must be .* got 0"),
-        ({"verify": True}, "verify is True"),
+        ({"path": 7}, "path: 7 does not exist"),
+        ({"limit": "ten"}, "limit='ten'"),
+        ({"limit": 0}, "limit=0"),
+        ({"verify": True}, "verify=True"),
         ({"columns": "image"}, "columns"),
     ],
 )
@@ -97,7 +97,7 @@ def test_missing_required_key_and_missing_weights(captions, vqa):
         build_dataset([vqa, {"type": "captions"}])
     with pytest.raises(UserError, match=r"source 1 \(captions\) has no weight"):
         build_dataset([{**vqa, "weight": 1}, captions])
-    with pytest.raises(UserError, match="weight 'much'"):
+    with pytest.raises(UserError, match="source 1.weight='much'"):
         build_dataset([{**vqa, "weight": 1}, {**captions, "weight": "much"}])
 
 
@@ -123,5 +123,5 @@ def test_synthetic_is_delegated(monkeypatch):
     assert len(build_dataset([{"type": "synthetic", "split": "ood", "size": 50}], seed=7)) == 50
     build_dataset([{"type": "synthetic", "size": 50, "seed": 1, "limit": 9}], limit=20)
     assert made == [("ood", 50, 7), ("train", 9, 1)]
-    with pytest.raises(UserError, match="size must be"):
+    with pytest.raises(UserError, match="size=0"):
         build_dataset([{"type": "synthetic", "size": 0}])

@@ -19,7 +19,7 @@ from tests.data.files import (
 )
 from unigame.data import VQA, Captions
 from unigame.errors import UserError
-from unigame.evaluation.tasks.vqav2.files import read_vqa_files
+from unigame.evaluation.tasks.vqav2.task import read_vqa_files
 
 
 def test_vqav2_official_files(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.files import BLUE, GREEN, RED, color_of, jpeg, png, write, write_tar
 from unigame.data import WebDataset
-from unigame.data.webdataset import expand_shards
+from unigame.data.paths import expand_shards
 from unigame.errors import UserError
 
 

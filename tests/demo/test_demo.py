@@ -10,10 +10,11 @@ import pytest
 
 from tests.tiny import make_tiny_janus
 from unigame.demo import run as demo
+from unigame.demo.folder import finished_arms
 from unigame.errors import UserError
 from unigame.evaluation import world
-from unigame.reports.arms import ROWS
-from unigame.reports.compare import compare
+from unigame.reports.compare import Cell, Comparison, Grid, compare
+from unigame.reports.metrics import Difference
 from unigame.reports.records import read_record
 from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import vocabulary
@@ -34,13 +35,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     short = {
         "max_steps": 2,
         "per_device_train_batch_size": 4,
-        "hard_batch_size": 2,
-        "buffer_min_size": 2,
         "data.0.size": 60,
         "warmup_steps": 0,
     }
     words = [w for name, value in short.items() for w in (f"--{name}", str(value))]
-    monkeypatch.setattr(demo, "load_recipe", lambda name, extra: whole(name, [*words, *extra]))
+    game = ["--hard_batch_size", "2", "--buffer_min_size", "2"]
+
+    def load(name: str, extra: list[str]) -> Any:
+        return whole(name, [*words, *([] if "sft" in extra else game), *extra])
+
+    monkeypatch.setattr(demo, "load_recipe", load)
     monkeypatch.setattr(demo, "QUICK", TINY)
     monkeypatch.setattr(demo, "QUICK_SHARE", 1)
     # A random model draws nothing that the reader knows: let every attacked picture count.
@@ -55,44 +59,64 @@ def test_every_arm_is_trained_measured_and_written(
     model: Path, small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "demo"
-    returned = demo.run_demo(output, quick=True, seed=3, model=str(model))
-    written = json.loads((output / "results.json").read_text())
-    assert written == json.loads(json.dumps(returned))
-    assert list(written["arms"]) == ["base", "sft", "sft_equal_samples", "round_trip", "unigame"]
-    assert written["seed"] == 3
-    for arm, entry in written["arms"].items():
-        assert list(entry["metrics"]) == [row.name for row in ROWS]
-        assert entry["steps"] == (0 if arm == "base" else 2)
-        for figure in entry["metrics"].values():
-            assert figure["low"] <= figure["value"] <= figure["high"] and figure["n"] > 0
-    changed = written["config"]["arms"]
-    assert changed["sft_equal_samples"]["per_device_train_batch_size"] == 6
-    assert changed["round_trip"] == {"perturbation": "none", "max_steps": 2}
-    for name in ("config.json", "gallery.png", "curves.png", "table.md", "table.csv"):
+    found = demo.run_demo(output, quick=True, seed=3, model=str(model))
+    assert found.labels == ("base", "SFT", "SFT, equal samples", "round trip", "UniGame")
+    assert found.labels[found.baseline] == "SFT"
+    assert [column for grid in found.tables for column in grid.columns] == COLUMNS
+    for grid in found.tables:
+        for label, cells in zip(grid.rows, grid.cells, strict=True):
+            for column, cell in zip(grid.columns, cells, strict=True):
+                figure = cell.figure
+                assert figure is not None and figure["low"] <= figure["value"] <= figure["high"]
+                assert bool(cell.gap or cell.reason) == (label != "SFT"), (label, column)
+    assert any("(seed 3)" in note for note in found.notes)
+    (cost,) = [note for note in found.notes if note.startswith("Training: ")]
+    assert "base 0 understanding steps" in cost and "UniGame 2 understanding steps" in cost
+    config = json.loads((output / "config.json").read_text())
+    assert config["seed"] == 3
+    assert config["arms"]["sft_equal_samples"]["per_device_train_batch_size"] == 6
+    assert config["arms"]["round_trip"] == {"perturbation": "none", "max_steps": 2}
+    for name in ("gallery.png", "curves.png", "compare.md", "compare.csv", "compare.tex"):
         assert (output / name).stat().st_size > 0
-    for arm, gaps in written["differences"].items():
-        assert arm == "sft" or list(gaps) == [row.name for row in ROWS]
-    assert "sft" not in written["differences"]
     assert (output / "adapter" / "adapter_model.safetensors").exists()
     assert not (output / "INCOMPLETE").exists()
-    assert "UniGame" in capsys.readouterr().out
-    check_records(output, written)
-    table = (output / "table.md").read_text()
-    assert (
-        "| VQAv2, % |" in table and "| WISE |" in table and "| under a fresh attack, % |" in table
-    )
-
-
-def check_records(output: Path, written: dict[str, Any]) -> None:
-    """Every arm's record is one that `unigame compare` takes, with the same figures."""
-    records = [read_record(output / "arms" / arm / "evaluation") for arm in ("base", "sft")]
+    said = capsys.readouterr().out
+    assert "UniGame" in said and found.verdict[:20] in said
+    # Every arm's record is one that `unigame compare` takes.
+    records = [read_record(output / "arms" / arm / "evaluation") for arm in demo.ARMS]
     assert records[0].weights != records[1].weights
-    found = compare(records, ["base", "sft"], baseline=1)
-    assert set(found.details) == {row.benchmark for row in ROWS if row.benchmark != "summary"}
-    (grid,) = [grid for grid in found.tables if "VQAv2" in grid.columns]
-    figure = grid.cells[0][grid.columns.index("VQAv2")].figure
-    assert figure is not None
-    assert figure.value == written["arms"]["base"]["metrics"]["vqav2"]["value"]
+    again = compare(records, found.labels, baseline=1)
+    assert again.tables == found.tables
+
+
+COLUMNS = [
+    *("VQAv2", "MMMU", "MMBench", "POPE", "overall"),
+    *("GenEval", "UnifiedBench", "WISE", "consistency", "NaturalBench", "AdVQA"),
+    *("out of distribution", "OOD without counting"),
+    *("redrawn without attack", "under a fresh attack"),
+]
+
+
+def judged(gaps: dict[str, float]) -> Comparison:
+    """What the demo says of arms with these differences on one benchmark, +-0.1."""
+    cells = []
+    for label in demo.ARMS:
+        value = gaps.get(label, 0.0)
+        gap = Difference(value=value, low=value - 0.1, high=value + 0.1, n=99, clusters=99)
+        cells.append((Cell("accuracy", "accuracy", gap=None if label == "sft" else gap),))
+    labels = tuple(demo.LABELS.get(arm, arm) for arm in demo.ARMS)
+    grid = Grid("Understanding", ("POPE",), labels, tuple(cells))
+    return demo._judged(Comparison(labels, 1, (grid,), {}, ("last",)), seed=7)
+
+
+def test_a_gain_that_a_control_shares_is_not_credited_to_the_attack() -> None:
+    found = judged({"unigame": 0.5, "round_trip": 0.5})
+    assert found.verdict == "UniGame beat SFT on: POPE."
+    assert any("without any attack beat SFT as well on: POPE" in note for note in found.notes)
+    assert "seed 7" in found.notes[0] and found.notes[-1] == "last"
+    for gaps in ({"unigame": 0.5, "base": 0.5}, {"round_trip": 0.5}):
+        assert not any("without any attack" in note for note in judged(gaps).notes)
+    assert judged({"unigame": -0.5}).verdict.endswith("worse than SFT on: POPE.")
 
 
 def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
@@ -112,18 +136,18 @@ def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
     monkeypatch.setattr(demo, "_run_arm", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(output, quick=True, model=str(model))
-    assert list(json.loads((output / "results.json").read_text())["arms"]) == ["base"]
+    assert finished_arms(output) == (output, ["base"])
     again: list[str] = []
     monkeypatch.setattr(
         demo, "_run_arm", lambda arm, *rest: (again.append(arm), run_arm(arm, *rest))[1]
     )
     demo.run_demo(output, quick=True, model=str(model))
     assert again == ["sft"]
-    # A finished demo starts afresh, and so would other settings.
+    # A finished demo starts afresh.
     again.clear()
-    monkeypatch.setattr(demo, "ARMS", ("base",))
+    monkeypatch.setattr(demo, "ARMS", ("sft",))
     demo.run_demo(output, quick=True, model=str(model))
-    assert again == ["base"]
+    assert again == ["sft"]
 
 
 def test_a_demo_into_a_pipe_says_where_it_is_as_it_goes(
@@ -151,10 +175,10 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
     model: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, run_arm = tmp_path / "demo", demo._run_arm
-    monkeypatch.setattr(demo, "ARMS", ("base",))
+    monkeypatch.setattr(demo, "ARMS", ("sft",))
     demo.run_demo(output, quick=True, model=str(model))
-    scores = output / "arms" / "base" / "scores.json"
-    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"first": True}))
+    first = output / "arms" / "sft" / "first"
+    first.touch()
 
     def stop(*arguments: Any) -> Any:
         raise KeyboardInterrupt
@@ -162,13 +186,12 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
     monkeypatch.setattr(demo, "_run_arm", stop)
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(output, quick=True, model=str(model))
-    assert "first" in json.loads(scores.read_text())
-    assert list(json.loads((output / "results.json").read_text())["arms"]) == ["base"]
-    with pytest.raises(UserError, match="seed=0, and this one has 1.*--overwrite"):
+    assert first.exists() and (output / "compare.md").exists()
+    with pytest.raises(UserError, match="seed was 0 and is now 1.*--overwrite"):
         demo.run_demo(output, quick=True, seed=1, model=str(model))
     monkeypatch.setattr(demo, "_run_arm", run_arm)
     demo.run_demo(output, quick=True, seed=1, model=str(model), overwrite=True)
-    assert "first" not in json.loads(scores.read_text())
+    assert not first.exists()
     assert json.loads((output / "config.json").read_text())["seed"] == 1
     left = {file.name for file in output.iterdir()}
     assert "rerun" not in left and "INCOMPLETE" not in left and ".replaced" not in left

@@ -14,7 +14,7 @@ from unigame.demo.folder import begin, choose_folder, finish, finished_arms
 from unigame.demo.progress import PlainLines, progress_on
 from unigame.errors import UserError
 
-CONFIG = {"seed": 0, "sizes": {"ood": 12}, "arms": {"sft": {"steps": 2}}, "pair": (1, 2)}
+CONFIG = {"seed": 0, "sizes": {"ood": 12}, "arms": {"sft": {"steps": 2}}, "pair": [1, 2]}
 
 
 def demo(output: Path, config: dict, word: str, overwrite: bool = False) -> None:
@@ -23,8 +23,8 @@ def demo(output: Path, config: dict, word: str, overwrite: bool = False) -> None
     begin(folder, config)
     arm = folder / "arms" / word
     arm.mkdir(parents=True)
-    (arm / "scores.json").write_text(word)
-    (folder / "results.json").write_text(word)
+    (arm / "DONE").touch()
+    (folder / "compare.md").write_text(word)
     finish(folder, output)
 
 
@@ -32,11 +32,11 @@ def test_a_rerun_takes_the_place_of_a_finished_demo_at_its_end(tmp_path: Path) -
     demo(tmp_path, CONFIG, "old")
     folder = choose_folder(tmp_path, CONFIG)
     assert not begin(folder, CONFIG) and folder != tmp_path
-    assert (tmp_path / "results.json").read_text() == "old"
+    assert (tmp_path / "compare.md").read_text() == "old"
     assert finished_arms(tmp_path) == (folder, [])
     assert choose_folder(tmp_path, CONFIG) == folder and begin(folder, CONFIG)  # goes on
     demo(tmp_path, CONFIG, "new")
-    assert (tmp_path / "results.json").read_text() == "new"
+    assert (tmp_path / "compare.md").read_text() == "new"
     assert finished_arms(tmp_path) == (tmp_path, ["new"])
     assert not folder.exists()
 
@@ -45,10 +45,10 @@ def test_a_rerun_takes_the_place_of_a_finished_demo_at_its_end(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seed": 1}, "seed=0, and this one has 1"),
-        ({"sizes": {"ood": 99}}, "sizes.ood=12, and this one has 99"),
-        ({"arms": {"sft": {}}}, "arms.sft.steps=2, and this one has None"),
-        ({"more": 5}, "more=None, and this one has 5"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"sizes": {"ood": 99}}, "sizes.ood was 12 and is now 99"),
+        ({"arms": {"sft": {}}}, "arms.sft.steps was 2 and is now null"),
+        ({"more": 5}, "more was null and is now 5"),
     ],
 )
 def test_another_demo_is_replaced_only_where_asked(
@@ -58,17 +58,30 @@ def test_another_demo_is_replaced_only_where_asked(
         demo(tmp_path, CONFIG, "old")
     else:
         begin(tmp_path, CONFIG)
-        (tmp_path / "results.json").write_text("old")
+        (tmp_path / "compare.md").write_text("old")
     with pytest.raises(UserError, match=named) as caught:
         choose_folder(tmp_path, CONFIG | change)
     assert str(tmp_path) in str(caught.value) and "--overwrite" in str(caught.value)
-    assert (tmp_path / "results.json").read_text() == "old"
+    assert (tmp_path / "compare.md").read_text() == "old"
     demo(tmp_path, CONFIG | change, "new", overwrite=True)
-    assert (tmp_path / "results.json").read_text() == "new"
-    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(
-        json.dumps(CONFIG | change)
-    )
+    assert (tmp_path / "compare.md").read_text() == "new"
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG | change
     assert not (tmp_path / "INCOMPLETE").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_demo_of_an_earlier_version_is_replaced_only_where_asked(
+    tmp_path: Path, finished: bool
+) -> None:
+    begin(tmp_path, CONFIG)
+    (tmp_path / "results.json").write_text("{}")  # one table of all arms, in a form of its own
+    if finished:
+        (tmp_path / "INCOMPLETE").unlink()
+    with pytest.raises(UserError, match=r"results\.json.* earlier version.*--overwrite"):
+        choose_folder(tmp_path, CONFIG)
+    demo(tmp_path, CONFIG, "new", overwrite=True)
+    assert (tmp_path / "compare.md").read_text() == "new"
+    assert not (tmp_path / "results.json").exists()
 
 
 @pytest.mark.parametrize("name", ["arms", "adapter", "results.json"])

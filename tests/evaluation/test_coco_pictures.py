@@ -11,7 +11,7 @@ from PIL import Image
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.coco_pictures import CocoPictures
-from unigame.evaluation.tasks.vqav2.files import read_vqa_files
+from unigame.evaluation.tasks.vqav2.task import read_vqa_files
 
 NUMBER = "000000000042"
 
@@ -100,7 +100,7 @@ def test_vqas_questions_say_whose_pictures_they_mean(tmp_path):
 
 
 def test_popes_pictures_are_those_that_it_names(tmp_path):
-    from unigame.evaluation.tasks.pope.rows import read_pope
+    from unigame.evaluation.tasks.pope.task import read_pope
 
     draw(
         tmp_path,

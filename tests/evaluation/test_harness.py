@@ -23,17 +23,18 @@ from tests.evaluation.fakes import (
     questions,
 )
 from tests.evaluation.tables import write_parquet
-from unigame.cli.evaluate_console import Bars, print_record
+from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 from unigame.evaluation.ask import Drawing, cut, picture_name
+from unigame.evaluation.bars import Bars
 from unigame.evaluation.base import DataSource, Item, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
-from unigame.evaluation.pictures import LazyCell
 from unigame.evaluation.run import evaluate
 from unigame.evaluation.running import asked
 from unigame.evaluation.source import picture
 from unigame.evaluation.store import JsonlStore
 from unigame.evaluation.tasks.pope.task import POPE
+from unigame.reports.record_text import print_record
 
 
 def run(backbone: FakeBackbone, output: Path, *benchmarks: Quiz, **options: Any) -> dict[str, Any]:
@@ -391,7 +392,7 @@ def cells(folder: Path, colour: tuple[int, int, int]) -> dict[str, Any]:
     (folder / "1.png").write_bytes(data)
     image = Image.open(io.BytesIO(data))
     image.load()
-    loaded = LazyCell(lambda: {"bytes": data, "path": None})
+    loaded = TableCell([{"image": {"bytes": data, "path": None}}], 0)
     return {"path": "1.png", "bytes": data, "lazy": loaded, "image": image,
             "base64": base64.b64encode(data).decode()}  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -12,15 +13,14 @@ from PIL import Image
 
 from tests.data.files import BLUE, GREEN, color_of, png, write, write_json, write_jsonl
 from unigame.data.images import CorruptImage
+from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 from unigame.evaluation import source as module
 from unigame.evaluation.base import DataSource, Item
-from unigame.evaluation.pictures import LazyCell
 from unigame.evaluation.source import (
     BadRow,
     Rows,
     field,
-    find_file,
     fingerprint,
     picture,
     read_json,
@@ -63,7 +63,7 @@ def test_parquet(tmp_path, place):
     rows = read(tmp_path / "pope")
     assert [row["question"] for row in rows.rows] == ["question 0", "question 1", "question 2"]
     assert rows.rows[0]["answers"] == ["yes", "no"]
-    assert rows.rows[1]["image"] is None and isinstance(rows.rows[0]["image"], LazyCell)
+    assert rows.rows[1]["image"] is None and isinstance(rows.rows[0]["image"], TableCell)
     assert rows.info.as_dict() | {"fingerprint": ""} == {
         "id": "pope",
         "split": "test",
@@ -184,13 +184,17 @@ def test_the_hub_is_asked_for_what_the_source_overrides(monkeypatch):
     asked = []
     commit = "0123456789abcdef0123456789abcdef01234567"
 
-    def load_dataset(path, name, *, split, revision):
+    def load_builder(path, **options):
+        return SimpleNamespace(name="parquet", config=None)
+
+    def load_dataset(path, name=None, *, split, revision=None):
         asked.append((path, name, split, revision))
         found = table()
         found.info.download_checksums = {f"hf://datasets/{path}@{commit}/test.parquet": {}}
         return found
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
     options = {"config": "default", "split": "test", "required": ["question"]}
     rows = read_rows(DataSource(), hub_id="lab/POPE", **options)
     assert rows.root is None and rows.info.revision == commit and rows.info.config == "default"
@@ -204,13 +208,29 @@ def test_the_hub_is_asked_for_what_the_source_overrides(monkeypatch):
         read_rows(DataSource(), hub_id=None, **options)
 
 
+def test_a_csv_of_the_hub_stays_text_and_says_its_commit(tmp_path, monkeypatch):
+    """pandas would take the answer None for an empty cell, and 007 for a number."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    local = write(tmp_path / "download", "question,answer\nWho?,None\nWhich?,007\n")
+    files = {"test": [f"hf://datasets/lab/csv@{commit}/test.csv"]}
+    builder = SimpleNamespace(name="csv", config=SimpleNamespace(data_files=files))
+    manager = SimpleNamespace(download_and_extract=lambda names: [str(local)] * len(names))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    monkeypatch.setattr(datasets, "DownloadManager", lambda: manager)
+    rows = read_rows(
+        DataSource(), hub_id="lab/csv", config=None, split="test", required=["question"]
+    )
+    assert [row["answer"] for row in rows.rows] == ["None", "007"]
+    assert rows.info.revision == commit
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
-    def load_dataset(*_, **__):
+    def load_dataset_builder(*_, **__):
         raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(UserError, match=r"lab/POPE \(config default, split test\).*no route\)"):
-        read_rows(DataSource(), hub_id="lab/POPE", config=None, split="test", required=[])
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    with pytest.raises(UserError, match=r"'test' of lab/POPE \(config Full\).*no route\)"):
+        read_rows(DataSource(), hub_id="lab/POPE", config="Full", split="test", required=[])
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -288,22 +308,6 @@ def test_fields_of_the_right_kind_and_of_the_wrong_one():
 
 
 # ---- files and fingerprints ----------------------------------------------------------------------
-
-
-def test_find_file_takes_earlier_patterns_first_and_never_guesses(tmp_path):
-    write(tmp_path / "v1_questions.json", "{}")
-    write(tmp_path / "sub" / "annotations.json", "{}")
-    assert find_file(tmp_path, ["*nothing*", "*questions*.json"], "x").name == "v1_questions.json"
-    assert find_file(tmp_path, ["**/annotations.json"], "x").parent.name == "sub"
-    with pytest.raises(
-        UserError, match=r"no file for the labels \(\*labels\*\); it holds sub/, v1"
-    ):
-        find_file(tmp_path, ["*labels*"], "the labels")
-    write(tmp_path / "v2_questions.json", "{}")
-    with pytest.raises(UserError, match="several files that may be questions: v1_.*, v2_"):
-        find_file(tmp_path, ["*questions*.json"], "questions")
-    with pytest.raises(UserError, match="no folder"):
-        find_file(tmp_path / "absent", ["*"], "x")
 
 
 def test_read_json_names_the_file(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from tests.tiny import make_tiny_janus
 from unigame.backbones import Backbone, load_backbone
-from unigame.methods.selfplay import GameBatch, Perturber
+from unigame.methods.selfplay import Perturber, Rows
 
 
 @cache
@@ -19,14 +19,14 @@ def tiny_janus() -> Backbone:
         return load_backbone(make_tiny_janus(folder), device="cpu")
 
 
-def batch_of(size: int = 3, side: int = 16) -> GameBatch:
+def batch_of(size: int = 3, side: int = 16) -> Rows:
     colours = ["red", "green", "blue", "yellow"]
-    return GameBatch(
+    return Rows(
         images=torch.rand(size, 3, side, side, generator=torch.Generator().manual_seed(5)),
         questions=[f"what colour is the {s}" for s in ("circle", "square", "cross")][:size],
         answers=colours[:size],
-        prompts=[f"a {colour} shape" for colour in colours][:size],
-        sources=[f"picture {i}" for i in range(size)],
+        captions=[f"a {colour} shape" for colour in colours][:size],
+        ids=[f"picture {i}" for i in range(size)],
     )
 
 

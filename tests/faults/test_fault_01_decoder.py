@@ -8,14 +8,14 @@ import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     HardSampleBuffer,
+    SelfPlaySettings,
     challenge,
     mine,
     stack_compact,
 )
 
-CONFIG = ChallengeConfig(quantile=0.0, anchor=1.0)
+CONFIG = SelfPlaySettings(hard_quantile=0.0, anchor=1.0)
 
 
 def test_gradient_reaches_c_through_the_decoder_and_only_there(monkeypatch):
@@ -51,7 +51,7 @@ def test_mined_picture_differs_from_the_clean_one_and_from_the_plain_redrawing()
     plain = backbone.draw(visual.states_BNH, own, anchor=CONFIG.anchor).images
     clean = backbone.render(own)
     for sample in buffer.samples:
-        b = batch.sources.index(sample.source)
+        b = batch.ids.index(sample.source)
         mined = backbone.render(stack_compact([sample]))[0]
         assert (mined - clean[b]).abs().max() > 1e-2
         assert (mined - plain[b]).abs().max() > 1e-2
@@ -73,5 +73,5 @@ def test_c_reads_the_same_tensor_in_training_and_in_mining():
         visual.states_BNH + perturber(visual.states_BNH), visual.codes, anchor=CONFIG.anchor
     )
     for sample in buffer.samples:
-        b = batch.sources.index(sample.source)
+        b = batch.ids.index(sample.source)
         assert torch.equal(stack_compact([sample])[0], again.compact[b])

@@ -6,9 +6,9 @@ import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     HardSampleBuffer,
     NoPerturber,
+    SelfPlaySettings,
     challenge,
     mine,
     stack_compact,
@@ -28,7 +28,7 @@ def test_candidates_are_redrawings_of_their_own_image_by_its_own_prompt(monkeypa
 
     monkeypatch.setattr(backbone, "visual_states", recorded)
     monkeypatch.setattr(backbone, "generate", never)
-    challenge(backbone, strong_perturber(), batch, ChallengeConfig())
+    challenge(backbone, strong_perturber(), batch, SelfPlaySettings())
     ((images, prompts),) = calls
     assert torch.equal(images, batch.images)
     assert prompts == list(batch.prompts) and prompts != list(batch.questions)
@@ -36,7 +36,7 @@ def test_candidates_are_redrawings_of_their_own_image_by_its_own_prompt(monkeypa
 
 def test_without_attack_and_with_a_strong_anchor_the_candidate_is_the_image_itself():
     backbone, batch = tiny_janus(), batch_of()
-    result = challenge(backbone, NoPerturber(), batch, ChallengeConfig(anchor=1e4))
+    result = challenge(backbone, NoPerturber(), batch, SelfPlaySettings(anchor=1e4))
     own = backbone.encode_images(batch.images)
     assert torch.equal(result.drawing.compact, own)
     assert torch.allclose(result.drawing.images, backbone.render(own), atol=1e-5)
@@ -45,13 +45,13 @@ def test_without_attack_and_with_a_strong_anchor_the_candidate_is_the_image_itse
 
 def test_label_stays_tied_to_the_image_that_was_redrawn():
     backbone, batch, buffer = tiny_janus(), batch_of(), HardSampleBuffer()
-    config = ChallengeConfig(anchor=1e4, num_candidates=2, quantile=0.0)
+    config = SelfPlaySettings(anchor=1e4, num_candidates=2, hard_quantile=0.0)
     generator = torch.Generator().manual_seed(0)
     result = challenge(backbone, NoPerturber(), batch, config, generator=generator)
     mine(result, batch, buffer, config)
     own = backbone.encode_images(batch.images)
     assert len(buffer) == 6
     for sample in buffer.samples:
-        b = batch.sources.index(sample.source)
+        b = batch.ids.index(sample.source)
         assert torch.equal(stack_compact([sample])[0], own[b])
         assert (sample.question, sample.answer) == (batch.questions[b], batch.answers[b])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
-from unigame.methods.selfplay import ChallengeConfig, HardSampleBuffer, accept, challenge, mine
+from unigame.methods.selfplay import HardSampleBuffer, SelfPlaySettings, accept, challenge, mine
 from unigame.methods.semantics import SimilarityScorer
 
 
@@ -29,7 +29,7 @@ def test_hard_and_similar_not_hard_or_dissimilar():
 
 def test_what_lost_its_meaning_never_enters_the_buffer():
     backbone, batch, buffer = tiny_janus(), batch_of(), HardSampleBuffer()
-    config = ChallengeConfig(quantile=0.0, clip_floor=0.3)
+    config = SelfPlaySettings(hard_quantile=0.0, clip_floor=0.3)
     scorer = Fixed([0.9, 0.1, 0.3])
     result = challenge(backbone, strong_perturber(), batch, config, scorer)
     # The dissimilar one may even look hardest: the floor's bonus is in its H.

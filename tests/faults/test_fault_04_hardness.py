@@ -11,14 +11,14 @@ import torch
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from tests.tiny import make_tiny_janus
 from unigame.backbones import load_backbone
+from unigame.methods.answers import own_loss
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     HardSampleBuffer,
+    SelfPlaySettings,
     challenge,
     mine,
     perturber_step,
 )
-from unigame.methods.selfplay.answers import own_loss
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def with_dropout():
 
 def test_each_candidate_has_the_hardness_it_would_have_alone():
     backbone, batch, buffer = tiny_janus(), batch_of(), HardSampleBuffer()
-    config = ChallengeConfig(quantile=0.0)
+    config = SelfPlaySettings(hard_quantile=0.0)
     result = challenge(backbone, strong_perturber(), batch, config)
     mine(result, batch, buffer, config)
     stored = [s.hardness for s in buffer.samples]
     assert max(stored) - min(stored) > 1e-3
     for sample in buffer.samples:
-        b = batch.sources.index(sample.source)
+        b = batch.ids.index(sample.source)
         image = result.drawing.images[b : b + 1].detach()
         alone = own_loss(backbone.answer_token_losses(image, [sample.question], [sample.answer]))
         assert alone.item() == pytest.approx(sample.hardness, abs=1e-4)
@@ -57,7 +57,7 @@ def test_dropout_is_off_while_measuring_and_on_again_afterwards(with_dropout):
     ]
     assert not torch.equal(*noisy)
     perturber = strong_perturber()
-    first, second = (challenge(backbone, perturber, batch, ChallengeConfig()) for _ in range(2))
+    first, second = (challenge(backbone, perturber, batch, SelfPlaySettings()) for _ in range(2))
     assert torch.equal(first.hardness_BK, second.hardness_BK)
     dropouts = [m for m in backbone.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     assert dropouts and all(m.training for m in dropouts)
@@ -72,7 +72,7 @@ def test_dropout_stays_off_when_checkpointing_runs_the_model_again(with_dropout)
             backbone.gradient_checkpointing_enable()
         perturber = strong_perturber()
         before = [p.detach().clone() for p in perturber.parameters()]
-        result = challenge(backbone, perturber, batch, ChallengeConfig())
+        result = challenge(backbone, perturber, batch, SelfPlaySettings())
         perturber_step(result, perturber, torch.optim.SGD(perturber.parameters(), lr=0.1))
         moved.append(
             torch.cat(

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from unigame.backbones.base import Backbone, Drawing, VisualStates
-from unigame.methods.selfplay import ChallengeConfig, GameBatch, Perturber, challenge
+from unigame.methods.selfplay import Perturber, Rows, SelfPlaySettings, challenge
 
 WIDTH = 4096
 
@@ -44,9 +44,9 @@ def test_direction_and_length_survive_at_the_papers_scale(autocast):
     backbone = OnlyDrawing()
     torch.manual_seed(0)
     perturber = Perturber(WIDTH, width=32, eps_max=0.02, eps_init=0.01)
-    batch = GameBatch(torch.zeros(2, 3, 4, 4), ["q", "q"], ["a", "a"])
+    batch = Rows(torch.zeros(2, 3, 4, 4), ["q", "q"], ["a", "a"])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        result = challenge(backbone, perturber, batch, ChallengeConfig())
+        result = challenge(backbone, perturber, batch, SelfPlaySettings())
     assert result.delta_BNH.dtype == backbone.drawn.dtype == torch.float32
     effective = backbone.drawn.detach().double() - backbone.states.double()
     assert cosine_similarity(effective, result.delta_BNH.double(), dim=-1).min() > 0.999
@@ -59,9 +59,9 @@ def test_direction_and_length_survive_at_the_papers_scale(autocast):
 def test_everything_that_supervises_c_is_float32():
     backbone = OnlyDrawing()
     perturber = Perturber(WIDTH, width=8)
-    batch = GameBatch(torch.zeros(2, 3, 4, 4), ["q", "q"], ["a", "a"])
+    batch = Rows(torch.zeros(2, 3, 4, 4), ["q", "q"], ["a", "a"])
     backbone.answer_loss = lambda *_, embeds: embeds.mean(dim=(1, 2)).bfloat16()
-    result = challenge(backbone, perturber, batch, ChallengeConfig(lambda_norm=1.0))
+    result = challenge(backbone, perturber, batch, SelfPlaySettings(lambda_norm=1.0))
     gradients = torch.autograd.grad(result.objective, list(perturber.parameters()))
     assert result.objective.dtype == result.hardness_BK.dtype == torch.float32
     assert {gradient.dtype for gradient in gradients} == {torch.float32}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
-from unigame.methods.selfplay import ChallengeConfig, HardSampleBuffer, challenge, mine
+from unigame.methods.selfplay import HardSampleBuffer, SelfPlaySettings, challenge, mine
 
 HARD_BATCH = 2
 
 
 def test_replay_over_many_steps_takes_nothing_out_and_fills_the_hard_batch():
     backbone, batch = tiny_janus(), batch_of()
-    buffer, config = HardSampleBuffer(capacity=8, seed=1), ChallengeConfig(quantile=0.0)
+    buffer, config = HardSampleBuffer(capacity=8, seed=1), SelfPlaySettings(hard_quantile=0.0)
     mine(challenge(backbone, strong_perturber(), batch, config), batch, buffer, config)
     held = buffer.samples
     assert len(held) == 3
@@ -24,7 +24,7 @@ def test_replay_over_many_steps_takes_nothing_out_and_fills_the_hard_batch():
 
 def test_challenge_mining_and_replay_leave_the_global_generator_alone():
     backbone, batch = tiny_janus(), batch_of()
-    buffer, config = HardSampleBuffer(seed=1), ChallengeConfig(num_candidates=2, quantile=0.0)
+    buffer, config = HardSampleBuffer(seed=1), SelfPlaySettings(num_candidates=2, hard_quantile=0.0)
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(123)
     before = torch.get_rng_state()

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.tiny import make_tiny_janus
-from tests.training.helpers import Records, make_trainer
-from unigame.training.batches import Batch, game_batch
+from tests.training.helpers import Records, game_of, make_trainer
+from unigame.methods.rows import Batch
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -27,7 +27,7 @@ def orders(model: Path, folder: Path, seed: int) -> list[list[str]]:
     epochs = []
     for epoch in range(2):
         loader.set_epoch(epoch)
-        epochs.append([name for batch in loader for name in batch["ids"]])
+        epochs.append([name for batch in loader for name in batch.records.ids])
     return epochs
 
 
@@ -53,17 +53,15 @@ class Watched(UniGameTrainer):
         self.replayed: list[int] = []
         self.sizes: list[int] = []
 
-    def _encode(self, inputs: Batch) -> Batch:
+    def _read(self, batch: Batch) -> Batch:
         self.before.append(global_random_state())
-        return super()._encode(inputs)
+        return super()._read(batch)
 
-    def _mix(self, inputs: Batch) -> Batch:
-        assert self.game is not None
-        mixed = super()._mix(inputs)
+    def _descend(self, model: Any, parts: Any, counts: Any) -> Any:
         self.after.append(global_random_state())
-        self.replayed.append(len(mixed["hard"]["answers"]) if "hard" in mixed else 0)
-        self.sizes.append(len(self.game.buffer))
-        return mixed
+        self.replayed.append(sum(rows.source.count("selfplay") for rows in parts["answer"]))
+        self.sizes.append(len(game_of(self).buffer))
+        return super()._descend(model, parts, counts)
 
 
 def global_random_state() -> tuple[bytes, ...]:
@@ -105,12 +103,11 @@ def test_the_buffer_feeds_every_step_and_is_never_drained(tiny: Path, tmp_path: 
 def test_candidates_keep_their_own_question_and_answer(tiny: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny, tmp_path, Records(8), num_candidates=2)
     inputs = next(iter(trainer.get_train_dataloader()))
-    batch, counts = game_batch(trainer._encode(inputs))
-    assert counts and trainer.game is not None
-    result, _ = trainer.game.play(batch)
-    trainer.game.mine(result, batch, 0)
-    answers = dict(zip(inputs["ids"], inputs["answers"], strict=True))
-    samples = trainer.game.buffer.samples
+    batch = game_of(trainer).challenged(trainer._read(inputs))
+    result, _ = game_of(trainer).play(batch)
+    game_of(trainer).mine(result, batch, 0)
+    answers = dict(zip(inputs.records.ids, inputs.records.answers, strict=True))
+    samples = game_of(trainer).buffer.samples
     assert len(samples) == 8
     assert len({sample.answer for sample in samples}) > 1
     assert all(sample.answer == answers[str(sample.source)] for sample in samples)

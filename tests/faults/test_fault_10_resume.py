@@ -53,7 +53,7 @@ NEEDED = (
     "adapter_model.safetensors",
     "adapter_config.json",
     "perturber.safetensors",
-    "game_state.pt",
+    "selfplay_state.pt",
     "optimizer.pt",
     "scheduler.pt",
     "rng_state.pth",
@@ -86,14 +86,14 @@ def test_an_adapter_without_weights_is_refused(tiny: Path, copy: Path, tmp_path:
 
 
 def test_a_game_state_of_nothing_is_refused(tiny: Path, copy: Path, tmp_path: Path) -> None:
-    torch.save({}, copy / "game_state.pt")
-    with pytest.raises(UserError, match="not a game state"):
+    torch.save({}, copy / "selfplay_state.pt")
+    with pytest.raises(UserError, match="not a method's state"):
         make_trainer(tiny, tmp_path, max_steps=3).train(resume_from_checkpoint=str(copy))
 
 
 def test_another_perturber_is_refused(tiny: Path, copy: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny, tmp_path, max_steps=3, perturber_width=8)
-    with pytest.raises(UserError, match="another perturber"):
+    with pytest.raises(UserError, match="perturber.safetensors holds other"):
         trainer.train(resume_from_checkpoint=str(copy))
 
 
@@ -104,7 +104,7 @@ def test_code_in_a_checkpoint_is_never_run(tiny: Path, copy: Path, tmp_path: Pat
         def __reduce__(self):  # type: ignore[no-untyped-def]
             return (Path.touch, (witness,))
 
-    torch.save({"version": 1, "buffer": Evil()}, copy / "game_state.pt")
+    torch.save({"version": 2, "buffer": Evil()}, copy / "selfplay_state.pt")
     with pytest.raises(UserError, match="cannot be read"):
         make_trainer(tiny, tmp_path, max_steps=3).train(resume_from_checkpoint=str(copy))
     assert not witness.exists()
@@ -132,9 +132,9 @@ def test_a_checkpoint_holds_no_pickled_model(tiny: Path, saved: Path) -> None:
 
 def test_a_run_resumed_as_another_game_is_refused(tiny: Path, tmp_path: Path) -> None:
     make_trainer(
-        tiny, tmp_path, max_steps=1, challenge_every=0, save_strategy="steps", save_steps=1
+        tiny, tmp_path, max_steps=1, methods=["sft"], save_strategy="steps", save_steps=1
     ).train()
-    with pytest.raises(UserError, match="challenge_every=0"):
+    with pytest.raises(UserError, match="other methods"):
         make_trainer(tiny, tmp_path, max_steps=2).train(resume_from_checkpoint=True)
 
 

@@ -10,18 +10,18 @@ from torch.nn.functional import cosine_similarity
 
 from tests.faults.play import batch_of, tiny_janus
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     FeatureSimilarity,
     NoPerturber,
     Perturber,
+    SelfPlaySettings,
     challenge,
     perturber_step,
 )
 
-BASE = ChallengeConfig(anchor=1.0, lambda_norm=1.0, l2=1.0, tv=1.0, label_weight=1.0)
+BASE = SelfPlaySettings(anchor=1.0, lambda_norm=1.0, l2=1.0, tv=1.0, label_weight=1.0)
 
 
-def play(config: ChallengeConfig, **perturber_settings: float):
+def play(config: SelfPlaySettings, **perturber_settings: float):
     """One challenge with a freshly built C; equal settings give equal results."""
     backbone = tiny_janus()
     settings = {"eps_max": 1.0, "eps_init": 0.5, **perturber_settings}
@@ -32,7 +32,7 @@ def play(config: ChallengeConfig, **perturber_settings: float):
     return challenge(backbone, perturber, batch_of(), config, scorer), perturber
 
 
-def update(config: ChallengeConfig, **perturber_settings: float) -> torch.Tensor:
+def update(config: SelfPlaySettings, **perturber_settings: float) -> torch.Tensor:
     """What AdamW adds to C's weights in one step, flat."""
     result, perturber = play(config, **perturber_settings)
     before = [p.detach().clone() for p in perturber.parameters()]
@@ -44,11 +44,11 @@ def update(config: ChallengeConfig, **perturber_settings: float) -> torch.Tensor
 
 
 def gate_gradient(lambda_norm: float) -> float:
-    result, perturber = play(ChallengeConfig(anchor=1.0, lambda_norm=lambda_norm))
+    result, perturber = play(SelfPlaySettings(anchor=1.0, lambda_norm=lambda_norm))
     return torch.autograd.grad(result.objective, perturber.gate)[0].item()
 
 
-def gradient(config: ChallengeConfig) -> torch.Tensor:
+def gradient(config: SelfPlaySettings) -> torch.Tensor:
     result, perturber = play(config)
     gradients = torch.autograd.grad(result.objective, list(perturber.parameters()))
     return torch.cat([g.flatten() for g in gradients])
@@ -76,12 +76,12 @@ def test_lambda_moves_the_gate_and_its_optimizer_step():
     assert gate[0.0] > gate[1.0] > gate[80.0]
     assert gate[80.0] < 0  # a heavy price on the norm closes the gate, whatever CE says
     assert not torch.allclose(
-        update(ChallengeConfig(anchor=1.0)), update(ChallengeConfig(anchor=1.0, lambda_norm=80.0))
+        update(SelfPlaySettings(anchor=1.0)), update(SelfPlaySettings(anchor=1.0, lambda_norm=80.0))
     )
 
 
 def test_eps_and_eps_max_change_candidates_and_update():
-    config = ChallengeConfig(anchor=1.0)
+    config = SelfPlaySettings(anchor=1.0)
     batch = batch_of()
     plain = challenge(tiny_janus(), NoPerturber(), batch, config).drawing.compact
     changed = []

@@ -34,7 +34,7 @@ def run(model: Path, folder: Path, data: Any, batch: int, **settings: Any) -> tu
         model,
         folder,
         data,
-        challenge_every=0,
+        methods=["sft"],
         max_steps=3,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=8 // batch,

@@ -1,4 +1,4 @@
-"""``challenge_every=0`` is SFT: the same losses, step by step, as the plain Trainer on raw Janus.
+"""``methods=["sft"]`` is SFT: the same losses, step by step, as the plain Trainer on raw Janus.
 
 The reference knows nothing of this package: ``transformers.Trainer`` on PEFT's model of
 ``JanusForConditionalGeneration``, inputs and labels straight from ``JanusProcessor``.
@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, JanusForConditionalGeneration, Trainer, TrainingArguments
 
 from tests.training.helpers import Losses, Records, lora_weights, make_trainer
-from unigame.backbones.janus.processor import load_processor
+from unigame.backbones.janus.load import load_processor
 
 
 class PlainCollator:
@@ -86,7 +86,7 @@ def test_sft_equals_the_plain_trainer(
         "gradient_accumulation_steps": accumulation,
     }
     ours = make_trainer(
-        tiny_path, tmp_path, data, challenge_every=0, loss_reduction=reduction, **settings
+        tiny_path, tmp_path, data, methods=["sft"], loss_reduction=reduction, **settings
     )
     ours.backbone.save_pretrained(tmp_path / "start")
     ours.train()
@@ -109,7 +109,7 @@ def test_sample_and_token_reduction_differ_when_answers_do(tiny_path: Path, tmp_
     losses = {}
     for reduction in ("sample", "token"):
         trainer = make_trainer(
-            tiny_path, tmp_path, data, challenge_every=0, loss_reduction=reduction, max_steps=1
+            tiny_path, tmp_path, data, methods=["sft"], loss_reduction=reduction, max_steps=1
         )
         trainer.train()
         losses[reduction] = Losses(trainer.state.log_history).values[0]

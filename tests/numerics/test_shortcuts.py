@@ -10,9 +10,9 @@ import torch
 
 from tests.faults.play import batch_of, strong_perturber, tiny_janus
 from tests.tiny import tiny_backbone
-from tests.training.helpers import logs, lora_weights, make_trainer
-from unigame.methods.selfplay import ChallengeConfig, challenge
-from unigame.training.batches import MixedRows, split_batch, understanding_inputs
+from tests.training.helpers import game_of, logs, lora_weights, make_trainer
+from unigame.methods.rows import Rows, join, split_groups
+from unigame.methods.selfplay import SelfPlaySettings, challenge
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -25,28 +25,29 @@ def trained(model: Path, folder: Path, **settings) -> UniGameTrainer:
 def assert_same_players(one: UniGameTrainer, other: UniGameTrainer) -> None:
     for name, weight in lora_weights(one).items():
         assert torch.allclose(weight, lora_weights(other)[name], atol=1e-5), name
-    assert one.game is not None and other.game is not None
-    pairs = zip(one.game.perturber.parameters(), other.game.perturber.parameters(), strict=True)
+    pairs = zip(
+        game_of(one).perturber.parameters(), game_of(other).perturber.parameters(), strict=True
+    )
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
-    ours, theirs = one.game.buffer.samples, other.game.buffer.samples
+    ours, theirs = game_of(one).buffer.samples, game_of(other).buffer.samples
     assert [s.source for s in ours] == [s.source for s in theirs]
     assert all(torch.equal(a.compact, b.compact) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_kept_tokens_change_nothing_but_the_work(tiny_path: Path, tmp_path: Path, monkeypatch):
     plain = trained(tiny_path, tmp_path / "a", keep_tokens_mb=0)
-    assert all(sample.tokens is None for sample in plain.game.buffer.samples)
+    assert all(sample.tokens is None for sample in game_of(plain).buffer.samples)
     kept = make_trainer(tiny_path, tmp_path / "b", max_steps=4, buffer_min_size=2)
     monkeypatch.setattr(kept.backbone, "render", lambda compact: pytest.fail("drawn again"))
     kept.train()
-    assert all(sample.tokens is not None for sample in kept.game.buffer.samples)
+    assert all(sample.tokens is not None for sample in game_of(kept).buffer.samples)
     assert_same_players(plain, kept)
 
 
 def test_kept_tokens_are_those_of_the_stored_picture(tiny_path: Path, tmp_path: Path):
     trainer = trained(tiny_path, tmp_path)
     backbone = trainer.backbone.eval()
-    for sample in trainer.game.buffer.samples:
+    for sample in game_of(trainer).buffer.samples:
         again = backbone.embed_images(backbone.render(sample.compact[None].long()))[0]
         assert torch.allclose(sample.tokens, again, atol=1e-5)
 
@@ -101,22 +102,24 @@ def test_an_understanding_step_in_passes_is_the_whole_step(
 
 
 def test_passes_hold_every_row_once_and_there_are_always_so_many():
-    inputs = {
-        "has_answer_B": torch.tensor([True, False, True]),
-        "hard": {"questions": ["q"] * 2, "answers": ["a"] * 2, "tokens": None, "pixels": None},
-    }
-    passes = MixedRows.all_of(inputs).split(3)
-    assert [rows.index for rows in passes] == [[0, 1], [2], [3]]
-    assert [rows.is_hard_B.tolist() for rows in passes] == [[False, False], [True], [True]]
-    passes = MixedRows.all_of({"has_answer_B": torch.tensor([True])}).split(3)
-    assert [rows.count for rows in passes] == [1, 0, 0]
-    assert [rows.counts_B.tolist() for rows in passes] == [[True], [False], [False]]
+    clean = Rows(torch.rand(2, 3, 4, 4), ids=["a", "b"], share_R=torch.ones(2))
+    hard = Rows(torch.rand(2, 3, 4, 4), ids=["c", "d"], share_R=torch.ones(2))
+    passes = split_groups([clean, hard], 3)
+    assert [[rows.ids for rows in groups] for groups, _ in passes] == [
+        [["a", "b"]],
+        [["c"]],
+        [["d"]],
+    ]
+    passes = split_groups([clean.pick([0])], 3)
+    assert [count for _, count in passes] == [1, 0, 0]
+    assert [groups[0].share_R.tolist() for groups, _ in passes] == [[1], [0], [0]]
+    assert [groups[0].counts for groups, _ in passes] == [True, False, False]
 
 
 def test_every_rank_runs_equally_many_parts_whatever_it_holds():
-    shares = [share for _, share in split_batch(batch_of(2), 3)]
+    shares = [share for _, share in batch_of(2).split(3)]
     assert shares == [0.5, 0.5, 0.0]
-    parts = split_batch(batch_of(3), 2)
+    parts = batch_of(3).split(2)
     assert [len(part) for part, _ in parts] == [2, 1]
     assert parts[1][0].questions == batch_of(3).questions[2:]
 
@@ -126,7 +129,7 @@ def test_candidates_without_a_graph_are_the_same_candidates():
 
     def play(learned: int | None):
         generator = torch.Generator().manual_seed(7)
-        config = ChallengeConfig(num_candidates=3, gradient_candidates=learned)
+        config = SelfPlaySettings(num_candidates=3, gradient_candidates=learned)
         return challenge(backbone, perturber, batch, config, generator=generator)
 
     every, one = play(None), play(1)
@@ -152,7 +155,7 @@ def test_candidates_drawn_a_few_at_a_time_are_the_same_candidates(monkeypatch):
     for at_once, passes in ((None, [1, 4]), (4, [1, 2, 2]), (7, [1, 3, 1]), (1, [1] * 5)):
         drawn.clear()
         generator = torch.Generator().manual_seed(7)
-        config = ChallengeConfig(num_candidates=5)
+        config = SelfPlaySettings(num_candidates=5)
         results.append(
             challenge(
                 backbone, perturber, batch, config, generator=generator, pictures_at_once=at_once
@@ -170,13 +173,8 @@ def test_hard_tokens_keep_their_digits_beside_a_bfloat16_model():
     backbone = tiny_backbone("bfloat16")
     clean_BNH = backbone.embed_images(torch.rand(1, 3, 16, 16)).bfloat16()
     hard_HNH = clean_BNH.float() + 1e-4  # a delta that bfloat16 would round away
-    inputs = {
-        "has_answer_B": torch.tensor([True]),
-        "questions": ["what colour is it"],
-        "answers": ["red"],
-        "tokens": clean_BNH,
-        "hard": {"questions": ["is it big"], "answers": ["no"], "tokens": hard_HNH},
-    }
-    embeds_MNH = understanding_inputs(backbone, inputs, MixedRows.all_of(inputs))["embeds"]
+    clean = Rows(embeds=clean_BNH, questions=["what colour is it"], answers=["red"])
+    hard = Rows(embeds=hard_HNH, questions=["is it big"], answers=["no"])
+    embeds_MNH = join([clean, hard], backbone.embed_images).embeds
     assert torch.equal(embeds_MNH[0], clean_BNH[0].float())
     assert torch.equal(embeds_MNH[1], hard_HNH[0])

@@ -8,10 +8,10 @@ from rich.console import Console
 from tests.reports.record_files import answers, benchmark, four, mean_metric, record, write
 from unigame import cli
 from unigame.errors import UserError
-from unigame.reports.compare import compare
-from unigame.reports.compare_text import print_comparison, to_csv, to_latex, to_markdown
+from unigame.reports.compare import Cell, compare, verdict
 from unigame.reports.metrics import Metric, Unit, difference
 from unigame.reports.records import read_record
+from unigame.reports.tables import print_comparison, to_csv, to_latex, to_markdown
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_a_difference_is_paired_and_marked_where_its_interval_excludes_zero(comp
     assert base.gap is None
     metrics = [mean_metric(answers(right)) for right in (0.7, 0.4)]
     expected = difference(*metrics)
-    assert (better.gap.value, better.gap.low) == (expected["value"], expected["low"])
-    assert better.gap.low > 0
-    assert not same.gap.excludes_zero
+    assert (better.gap["value"], better.gap["low"]) == (expected["value"], expected["low"])
+    assert better.gap["low"] > 0
+    assert same.gap["low"] <= 0 <= same.gap["high"] and same.mark == 0
     text = to_markdown(comparison)
     row = {name: next(x for x in text.splitlines() if x.startswith(f"| {name}")) for name in
            ("base", "better", "same")}  # fmt: skip
@@ -55,7 +55,7 @@ def test_the_baseline_can_be_any_of_them(compared):
     comparison, _ = compared(baseline=1, one=pope(0.4), two=pope(0.7))
     one, two = only_cells(comparison)
     assert two.gap is None
-    assert one.gap.high < 0
+    assert one.gap["high"] < 0
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_handful_of_pictures_shows_no_difference(compared):
 def test_a_difference_over_some_of_the_items_says_so(compared):
     fewer = {"pope": benchmark("pope", mean_metric(answers(0.5)[:40]))}
     comparison, _ = compared(base=fewer, other=pope(0.5))
-    assert only_cells(comparison)[1].gap.n == 40
+    assert only_cells(comparison)[1].gap["n"] == 40
     assert any("the difference is over 40 of 60" in note for note in comparison.notes)
 
 
@@ -161,9 +161,7 @@ def test_the_paper_s_tables_have_its_columns_in_its_order(compared):
         ("NaturalBench", "AdVQA"),
     ]
     generation = comparison.tables[1].cells[0]
-    shown = [
-        cell.info.show(0.5 * scale) for cell, scale in zip(generation, (1, 100, 1), strict=True)
-    ]
+    shown = [cell.show(0.5 * scale) for cell, scale in zip(generation, (1, 100, 1), strict=True)]
     assert shown == ["0.500", "50.00", "0.500"]
     assert list(comparison.details) == [*others, *understanding]
 
@@ -182,12 +180,14 @@ def test_the_overall_is_compared_part_by_part(compared):
         base=record(base, summary=base_score), better=record(better, "b", summary=better_score)
     )
     cells = [row[-1] for row in comparison.tables[0].cells]
-    gaps = [cell.gap.value for cell in comparison.tables[0].cells[1][:4]]
-    assert cells[1].gap.value == pytest.approx(sum(gaps) / 4)
-    assert cells[1].gap.value == pytest.approx(cells[1].figure.value - cells[0].figure.value)
-    assert cells[1].gap.low > 0
+    gaps = [cell.gap["value"] for cell in comparison.tables[0].cells[1][:4]]
+    assert cells[1].gap["value"] == pytest.approx(sum(gaps) / 4)
+    assert cells[1].gap["value"] == pytest.approx(
+        cells[1].figure["value"] - cells[0].figure["value"]
+    )
+    assert cells[1].gap["low"] > 0
     rows = [row for row in csv_rows(comparison, records, "better") if row["benchmark"] == "summary"]
-    assert float(rows[0]["difference"]) == cells[1].gap.value
+    assert float(rows[0]["difference"]) == cells[1].gap["value"]
 
 
 def test_an_overall_with_an_unlike_part_is_not_compared(compared):
@@ -230,6 +230,57 @@ def test_what_was_left_out_is_noted(compared):
     assert only_cells(comparison)[1].gap is not None
 
 
+def test_what_is_true_of_all_models_is_noted_once(compared):
+    noted = {name: pope(warnings=["slow"]) for name in ("base", "one", "two")}
+    assert compared(**noted)[0].notes == ("POPE, every model: slow",)
+    noted = {"zero": pope(warnings=["fast"]), **{f"new {n}": pope(warnings=["slow"]) for n in "ab"}}
+    assert compared(**noted)[0].notes == ("POPE, zero: fast", "POPE, every model but zero: slow")
+
+
+def test_what_training_cost_is_noted(compared):
+    trained = record(pope(), sha="b") | {"training": {"steps": 46, "seconds": 31.4}}
+    comparison, _ = compared(base=pope(), sft=trained)
+    assert comparison.notes == ("Training: sft 46 understanding steps in 31 s.",)
+
+
+@pytest.mark.parametrize(
+    ("rights", "sentence"),
+    [
+        (
+            (0.9, 0.5, 0.1),
+            "new beat old on: VQAv2; no measurable difference on: MMMU; worse than old on: POPE.",
+        ),
+        (
+            (0.5, 0.5, 0.5),
+            "new did not beat old on any figure; "
+            "no measurable difference on: VQAv2, MMMU and POPE.",
+        ),
+        ((0.9, 0.9, 0.5), "new beat old on: VQAv2 and MMMU; no measurable difference on: POPE."),
+    ],
+)
+def test_the_verdict_says_whatever_came_out(compared, rights, sentence):
+    old, new = (
+        {
+            name: benchmark(name, mean_metric(answers(right)))
+            for name, right in zip(names, r, strict=True)
+        }
+        for names, r in ((("vqav2", "mmmu", "pope"), shares) for shares in ((0.5,) * 3, rights))
+    )
+    assert verdict(compared(old=old, new=new)[0], 1) == sentence
+
+
+def test_without_differences_nothing_is_claimed(compared):
+    unlike = pope(0.9, variant={"prompt": "bare", "parser": "official"})
+    assert verdict(compared(base=pope(), other=unlike)[0], 1).startswith("No verdict")
+
+
+def test_an_interval_that_touches_zero_is_no_mark():
+    for low, high, mark in ((0.0, 0.1, 0), (-0.1, 0.0, 0), (0.01, 0.1, 1), (-0.1, -0.01, -1)):
+        gap = {"value": (low + high) / 2, "low": low, "high": high, "n": 9, "clusters": 9}
+        assert Cell("acc", "Acc", gap=gap).mark == mark
+        assert Cell("yes_ratio", "yes", judged=False, gap=gap).mark == 0
+
+
 def test_records_of_the_same_weights_are_noticed(compared):
     one = record(pope(), sha="aa", adapter="sft")
     comparison, _ = compared(base=record(pope(), sha="aa"), one=one, two=one)
@@ -244,7 +295,7 @@ def test_a_yes_ratio_is_neither_better_nor_worse(compared):
 
     comparison, _ = compared(base=entry((1, 0, 0, 0)), other=entry((0, 0, 1, 0)))
     lines = to_markdown(comparison).splitlines()
-    details = {line.split(" | ")[0]: line for line in lines[lines.index("## Details") :]}
+    details = {line.split(",")[0]: line for line in lines[lines.index("## Details") :]}
     assert "-100.0 [-100.0, -100.0] ▼" in details["| accuracy"]
     assert details["| yes_ratio"].rstrip(" |").endswith("-100.0 [-100.0, -100.0]")
 
@@ -283,7 +334,7 @@ def test_the_terminal_shows_tables_and_notes(compared, encoding, sign):
     print_comparison(comparison, Console(file=out, width=80))
     out.seek(0)
     text = out.read()
-    assert "Understanding" in text and "POPE, other: slow" in text
+    assert "Understanding" in text and "POPE, %" in text and "POPE, other: slow" in text
     assert sign in text
 
 
@@ -292,7 +343,7 @@ def test_the_terminal_shows_tables_and_notes(compared, encoding, sign):
     [
         ("", r"is not JSON"),
         ("[]", "is no record of an evaluation; pass what"),
-        ('{"arms": {}}', "it is a demo's; pass what `unigame evaluate` wrote"),
+        ('{"arms": {}}', "earlier version's demo; .*run/arms/\\*/evaluation"),
         ('{"format": "unigame-evaluation/9"}', "has the format 'unigame-evaluation/9'"),
         ('{"format": 3}', "is no record"),
         (record({}), "holds no benchmark"),

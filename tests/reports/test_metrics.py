@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from unigame.errors import UserError
-from unigame.reports.bootstrap import bootstrap_difference, bootstrap_mean
+from unigame.reports import metrics
 from unigame.reports.metrics import (
     Metric,
     Unit,
@@ -118,38 +118,64 @@ def test_the_interval_of_a_macro_f1_agrees_with_the_textbook_loop():
     assert [figure["low"], figure["high"]] == pytest.approx(textbook(metric, macro_f1), abs=0.8)
 
 
-def test_a_plain_mean_agrees_with_bootstrap_mean():
+def test_a_plain_mean_agrees_with_the_textbook_loop_on_unequal_clusters():
     rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(60), rng.integers(1, 6, size=60))
-    values = rng.integers(0, 4, size=len(clusters)) * 0.3
-    ours = estimate(mean_metric(values, clusters, scale=1), resamples=6000)
-    theirs = bootstrap_mean(values, clusters.tolist(), resamples=6000)
-    assert ours["value"] == pytest.approx(theirs["value"])
-    assert ours["n"] == theirs["n"]
-    assert [ours["low"], ours["high"]] == pytest.approx([theirs["low"], theirs["high"]], abs=0.006)
+    clusters = np.repeat(np.arange(40), rng.integers(1, 9, size=40))
+    values = (rng.random(40)[clusters] + rng.random(len(clusters)) > 1).astype(float)
+    metric = mean_metric(values, clusters, scale=1)
+    figure = estimate(metric, resamples=4000)
+    assert figure["value"] == pytest.approx(values.mean()) and figure["n"] == len(values)
+    expected = textbook(metric, lambda units: np.mean([u.counts[0] for u in units]), 4000)
+    assert [figure["low"], figure["high"]] == pytest.approx(expected, abs=0.01)
+
+
+def width(figure):
+    return figure["high"] - figure["low"]
+
+
+def test_clusters_of_equal_questions_widen_the_interval():
+    values = np.repeat(np.random.default_rng(0).integers(0, 2, size=50), 20)
+    alone, clustered = (
+        estimate(mean_metric(values, clusters)) for clusters in (None, np.repeat(np.arange(50), 20))
+    )
+    assert width(clustered) / width(alone) == pytest.approx(np.sqrt(20), rel=0.15)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        figure = estimate(mean_metric(rng.random(60) < 0.7, scale=1), resamples=300, seed=seed)
+        hits += figure["low"] <= 0.7 <= figure["high"]
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_the_seed_decides_and_cluster_names_do_not():
+    values, ids = np.random.default_rng(0).random(30), [i // 3 for i in range(30)]
+    first = estimate(mean_metric(values, ids), seed=3)
+    assert estimate(mean_metric(values, [f"scene-{i}" for i in ids]), seed=3) == first
+    assert estimate(mean_metric(values, ids), seed=4) != first
 
 
 def test_equal_clusters_are_drawn_as_one_kind(monkeypatch):
     """A thousand right and wrong answers are two kinds: blocks hold two cells a resample."""
-    seen = []
-    from unigame.reports import bootstrap, metrics
+    seen, draw = [], metrics._resampled_sums
 
-    def spy(sums_CK, **kwargs):
+    def spy(sums_CK, *rest):
         seen.append(len(sums_CK))
-        return bootstrap.resampled_sums(sums_CK, **kwargs)
+        return draw(sums_CK, *rest)
 
-    monkeypatch.setattr(metrics, "resampled_sums", spy)
-    values = [1.0] * 700 + [0.0] * 300
-    figure = estimate(mean_metric(values))
+    monkeypatch.setattr(metrics, "_resampled_sums", spy)
+    figure = estimate(mean_metric([1.0] * 700 + [0.0] * 300))
     assert seen == [2]
     sigma = 100 * np.sqrt(0.7 * 0.3 / 1000)
-    assert figure["high"] - figure["low"] == pytest.approx(2 * 1.96 * sigma, rel=0.08)
+    assert width(figure) == pytest.approx(2 * 1.96 * sigma, rel=0.08)
 
 
 def test_blocks_of_resamples_change_nothing(monkeypatch):
     metric = mean_metric(np.random.default_rng(0).random(30))
     whole = estimate(metric, resamples=100)
-    monkeypatch.setattr("unigame.reports.bootstrap._BLOCK_CELLS", 70)
+    monkeypatch.setattr(metrics, "_BLOCK_CELLS", 70)
     assert estimate(metric, resamples=100) == whole
 
 
@@ -164,10 +190,10 @@ def test_a_difference_is_paired_on_shared_ids_whatever_their_order():
     assert gap["n"] == gap["clusters"] == 400
     assert gap["value"] == pytest.approx(0.025, abs=0.002)
     assert 0 < gap["low"] < gap["value"] < gap["high"] < 0.03
-    direct = bootstrap_difference(
-        [u.counts[0] for u in better.units], [u.counts[0] for u in base.units]
-    )
+    gaps = [u.counts[0] - b.counts[0] for u, b in zip(better.units, base.units, strict=True)]
+    direct = estimate(mean_metric(gaps, scale=1))
     assert [gap["low"], gap["high"]] == pytest.approx([direct["low"], direct["high"]], abs=2e-4)
+    assert width(estimate(better)) > 5 * width(gap), "pairing cancels how hard the pictures are"
 
 
 def test_the_groups_of_a_unit_are_part_of_its_name():
@@ -194,6 +220,13 @@ def test_the_groups_of_a_unit_are_part_of_its_name():
 def test_bad_metrics_are_named(metric, message):
     with pytest.raises(UserError, match=message):
         estimate(metric)
+
+
+@pytest.mark.parametrize("setting", [{"level": 1.5}, {"resamples": 0}])
+def test_impossible_settings_of_the_bootstrap_are_named(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(UserError, match=f"{name} is {value}"):
+        estimate(mean_metric([1.0]), **setting)
 
 
 @pytest.mark.parametrize(

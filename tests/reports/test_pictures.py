@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from matplotlib import colors
@@ -7,7 +5,7 @@ from PIL import Image
 
 from unigame.errors import UserError
 from unigame.reports import style
-from unigame.reports.curves import PANELS, load_log_history, save_curves
+from unigame.reports.curves import PANELS, save_curves
 from unigame.reports.gallery import enlarge, save_gallery
 
 
@@ -126,14 +124,3 @@ def test_curves_skip_gaps_and_figures_that_are_not_finite(tmp_path):
 def test_the_same_log_gives_the_same_bytes(tmp_path):
     first = save_curves(GAME_LOG, tmp_path / "a.png").read_bytes()
     assert save_curves(GAME_LOG, tmp_path / "b.png").read_bytes() == first
-
-
-def test_log_history_is_read_from_a_trainer_state(tmp_path):
-    path = tmp_path / "trainer_state.json"
-    path.write_text(json.dumps({"log_history": GAME_LOG}))
-    assert load_log_history(path) == GAME_LOG
-    path.write_text("[]")
-    with pytest.raises(UserError, match="has no log_history"):
-        load_log_history(path)
-    with pytest.raises(UserError, match="cannot read"):
-        load_log_history(tmp_path / "none.json")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from unigame.errors import UserError
-from unigame.synthetic import SyntheticDataset, natural_groups
+from unigame.synthetic import SyntheticDataset
 from unigame.synthetic.dataset import CONDITIONS, SPLITS
-from unigame.synthetic.questions import ASK, KINDS, PLURALS, ask, vocabulary
+from unigame.synthetic.questions import ASK, KINDS, PLURALS, ask, groups, vocabulary
 from unigame.synthetic.world import CELLS, HELD_OUT, Scene, Thing, caption, random_scene
 
 SINGULAR = {plural: shape for shape, plural in PLURALS.items()}
@@ -101,7 +101,7 @@ def test_every_word_is_in_the_vocabulary() -> None:
 
 
 def test_groups_have_opposite_answers_that_are_true() -> None:
-    for group in natural_groups(60, seed=5):
+    for group in groups(60, seed=5):
         answers = [[solve(s, q) for q in group.questions] for s in group.scenes]
         assert answers == [["yes", "no"], ["no", "yes"]], group
         assert not any((t.colour, t.shape) in HELD_OUT for s in group.scenes for t in s.things)

@@ -12,12 +12,11 @@ from transformers import CLIPModel, CLIPProcessor
 
 from tools.janus_nano import clip, common, gates, language, reader, tokenizer, vision
 from tools.janus_nano.progress import Loop, chance
+from tools.janus_nano_48.common import Log
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.backbones import load_backbone
-from unigame.backbones.janus.layout import JanusLayout
-from unigame.backbones.janus.processor import build_processor
+from unigame.backbones.janus.layout import JanusLayout, build_processor
 from unigame.synthetic.dataset import to_pil
-from unigame.synthetic.pretrain.common import Log
-from unigame.synthetic.pretrain.tokenizer import cell_targets
 from unigame.synthetic.questions import vocabulary
 from unigame.synthetic.reader import exact_match, read, truth
 from unigame.synthetic.world import random_scene

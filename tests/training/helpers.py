@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from unigame.backbones import load_backbone
+from unigame.methods.selfplay import SelfPlay
 from unigame.training.config import UniGameConfig
 from unigame.training.trainer import UniGameTrainer
 
@@ -53,7 +54,27 @@ class Losses:
         self.values = [entry["loss"] for entry in history if "loss" in entry]
 
 
+GAME: dict[str, Any] = {
+    "perturber_width": 16,
+    "eps_mode": "relative",
+    "eps_max": 1.0,
+    "eps_init": 0.5,
+    "clip_floor": -1.0,
+    "hard_quantile": 0.0,
+    "missing_captions": "question",  # a random model's descriptions are long, and say nothing
+}
+
+
+def blocks(settings: dict[str, Any]) -> dict[str, Any]:
+    """The ``methods`` and ``training`` blocks of a recipe with these settings, by name."""
+    rest = dict(settings)
+    methods = rest.pop("methods", None)
+    game = {name: rest.pop(name) for name in list(rest) if name in SelfPlay.rules()}
+    return {"methods": {"selfplay": game} if methods is None else methods, "training": rest}
+
+
 def make_config(folder: Path, **settings: Any) -> UniGameConfig:
+    """Settings of a small run; those of self-play are left to ``make_game``."""
     defaults: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": 2,
@@ -64,15 +85,15 @@ def make_config(folder: Path, **settings: Any) -> UniGameConfig:
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": 3,
-        "perturber_width": 16,
-        "eps_mode": "relative",
-        "eps_max": 1.0,
-        "eps_init": 0.5,
-        "clip_floor": -1.0,
-        "hard_quantile": 0.0,
-        "missing_captions": "question",  # a random model's descriptions are long, and say nothing
     }
-    return UniGameConfig(**{**defaults, **settings})
+    own = {name: value for name, value in settings.items() if name not in SelfPlay.rules()}
+    return UniGameConfig(**{**defaults, **own})
+
+
+def make_game(**settings: Any) -> SelfPlay:
+    """Self-play of a small run, with those of the settings that are its own."""
+    own = {name: value for name, value in settings.items() if name in SelfPlay.rules()}
+    return SelfPlay(**{**GAME, **own})
 
 
 def make_trainer(
@@ -83,8 +104,10 @@ def make_trainer(
     dropout: float = 0.0,
     eval_dataset: Any = None,
     kind: type[UniGameTrainer] = UniGameTrainer,
+    methods: Sequence[Any] | None = None,
     **settings: Any,
 ) -> UniGameTrainer:
+    """A trainer of a small run; ``settings`` are the run's and self-play's, by name."""
     torch.manual_seed(0)  # of LoRA's initial weights
     return kind(
         model=load_backbone(model, device="cpu"),
@@ -92,7 +115,12 @@ def make_trainer(
         train_dataset=data or Records(),
         eval_dataset=eval_dataset,
         peft_config=peft.LoraConfig(**{**LORA, "lora_dropout": dropout}),
+        methods=[make_game(**settings)] if methods is None else methods,
     )
+
+
+def game_of(trainer: UniGameTrainer) -> SelfPlay:
+    return trainer.method("selfplay")
 
 
 def lora_weights(trainer: UniGameTrainer) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.training.helpers import Records, lora_weights, make_trainer
+from tests.training.helpers import Records, game_of, lora_weights, make_trainer
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -24,7 +24,7 @@ class Epochs(Records):
 def sft_settings(batch: int) -> dict[str, Any]:
     return {
         "data": Records(8),
-        "challenge_every": 0,
+        "methods": ["sft"],
         "per_device_train_batch_size": batch,
         "max_steps": 2,
         "lr_scheduler_type": "constant",
@@ -37,8 +37,8 @@ def game_settings(batch: int) -> dict[str, Any]:
 
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
     found = {"u": lora_weights(trainer)}
-    if trainer.game is not None:
-        perturber = trainer.game.perturber.named_parameters()
+    if any(method.name == "selfplay" for method in trainer.methods):
+        perturber = game_of(trainer).perturber.named_parameters()
         found["c"] = {name: weight.detach().clone() for name, weight in perturber}
     return found
 
@@ -56,14 +56,13 @@ def main(model: Path, folder: Path) -> None:
         missing_captions="model",
     )
     game.train()
-    assert game.game is not None
-    read = torch.tensor(len(game.game.buffer))
-    recent = game.game.buffer.recent.state_dict()["minings"]
+    read = torch.tensor(len(game_of(game).buffer))
+    recent = game_of(game).buffer.recent.state_dict()["minings"]
     sft = make_trainer(model, folder / "sft", **sft_settings(batch=2))
     sft.train()
     record = {
         "game": {**weights_of(game), "hard": {"read": read}, "recent": recent, "epoch": data.epoch},
-        "described": game.captions.made if game.captions else 0,
+        "described": game_of(game).captions.made,
         "sft": weights_of(sft),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")

@@ -11,29 +11,28 @@ from packaging.version import Version
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from tests.training.helpers import make_config
+from tests.training.helpers import make_config, make_game
 from unigame.errors import UserError
-from unigame.methods.selfplay.challenge import ChallengeConfig
+from unigame.methods.selfplay import SelfPlay, SelfPlaySettings
+from unigame.methods.selfplay.settings import SCHEDULES
 from unigame.settings.rules import INF, Number
-from unigame.training.config import UniGameConfig, rules_of
-from unigame.training.game_state import challenge_config
-from unigame.training.settings import RULES, SCHEDULES, TRACKERS
+from unigame.training.config import UniGameConfig, training_rules
+from unigame.training.settings import RULES, TRACKERS
 
 # Older ones have settings that are gone since; they are read by their declared types.
 TABLE_IS_OF_THIS = Version(transformers.__version__) >= Version("5.23")
 
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
-    args = UniGameConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert (args.beta, args.learning_rate, args.perturber_learning_rate) == (0.5, 2e-5, 5e-3)
-    assert (args.eps_max, args.eps_init, args.perturber_depth) == (0.02, 0.01, 3)
-    assert (args.clip_weight, args.clip_floor, args.hard_quantile) == (0.2, 0.3, 0.6)
-    assert (args.buffer_capacity, args.max_grad_norm, args.perturber_max_grad_norm) == (50, 1, 1)
+    args, game = UniGameConfig(output_dir=str(tmp_path), use_cpu=True), SelfPlaySettings()
+    assert (game.beta, args.learning_rate, game.perturber_learning_rate) == (0.5, 2e-5, 5e-3)
+    assert (game.eps_max, game.eps_init, game.perturber_depth) == (0.02, 0.01, 3)
+    assert (game.clip_weight, game.clip_floor, game.hard_quantile) == (0.2, 0.3, 0.6)
+    assert (game.buffer_capacity, args.max_grad_norm, game.perturber_max_grad_norm) == (50, 1, 1)
     assert args.remove_unused_columns is False
     assert args.report_to == []
     assert args.data_seed == args.seed
-    assert args.resolved_hard_batch_size == 4  # one for two clean ones, at batch 8
-    assert challenge_config(args) == ChallengeConfig()
+    assert game.hard_rows(8) == 4  # one for two clean ones
 
 
 def test_every_setting_is_in_the_table_and_every_own_one_explained() -> None:
@@ -45,12 +44,18 @@ def test_every_setting_is_in_the_table_and_every_own_one_explained() -> None:
             assert item.name in RULES
         elif item.init and TABLE_IS_OF_THIS:
             assert item.name in RULES
+    for item in fields(SelfPlaySettings):
+        assert len(item.metadata["help"]) > 10 and "rule" in item.metadata, item.name
 
 
 def test_every_number_has_a_range() -> None:
     hints = get_type_hints(UniGameConfig)
-    numbers = [name for name in rules_of(UniGameConfig) if {int, float} & kinds(hints[name])]
-    assert len(numbers) > 60
+    known = training_rules(UniGameConfig)
+    numbers = [name for name in known if {int, float} & kinds(hints[name])]
+    assert len(numbers) > 30
+    for name, rule in SelfPlay.rules().items():
+        if isinstance(rule, Number):
+            assert rule.low > -INF or rule.high < INF, name
     for name in numbers:
         rule = RULES[name] if TABLE_IS_OF_THIS else RULES.get(name, Number(low=0))
         assert isinstance(rule, Number) and (rule.low > -INF or rule.high < INF), name
@@ -68,12 +73,13 @@ def test_the_trackers_are_those_of_transformers() -> None:
     ("settings", "message"),
     [
         ({"challenge_every": -1}, "challenge_every=-1"),
+        ({"challenge_every": 0}, r"methods: \[sft\]"),
         ({"challenge_every": 1.5}, "whole number"),
         ({"beta": -0.1}, "beta=-0.1"),
         ({"beta": float("nan")}, "beta=nan"),
         ({"beta": "high"}, "beta='high'"),
         ({"perturb_space": "pixels"}, "decoder, tokens"),
-        ({"similarity": "dino"}, "clip, cosine, none"),
+        ({"similarity": "dino"}, "cosine, clip, none"),
         ({"similarity": "clip"}, "similarity_model"),
         ({"label_weight": 1.0, "label_similarity": "clip"}, "similarity_model"),
         ({"eps_init": 0.5, "eps_max": 0.1}, "below eps_max"),
@@ -97,12 +103,8 @@ def test_the_trackers_are_those_of_transformers() -> None:
 )
 def test_impossible_values(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        make_config(tmp_path, **settings)
+        make_game(**settings).check(make_config(tmp_path, **settings))
     assert "\n" not in str(caught.value)
-
-
-def test_plain_fine_tuning_ignores_what_only_the_game_needs(tmp_path: Path) -> None:
-    assert not make_config(tmp_path, challenge_every=0, similarity="clip").plays
 
 
 def test_gradient_checkpointing_under_either_name(tmp_path: Path) -> None:
@@ -114,21 +116,17 @@ def test_gradient_checkpointing_under_either_name(tmp_path: Path) -> None:
 def test_every_schedule_of_c_runs(tmp_path: Path) -> None:
     for name in SCHEDULES:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-        args = make_config(tmp_path, perturber_lr_scheduler_type=name, perturber_warmup_steps=2)
-        schedule = get_scheduler(
-            args.perturber_lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=args.perturber_warmup_steps,
-            num_training_steps=5,
-        )
+        game = make_game(perturber_lr_scheduler_type=name).settings
+        kind = game.perturber_lr_scheduler_type
+        schedule = get_scheduler(kind, optimizer, num_warmup_steps=2, num_training_steps=5)
         optimizer.step()
         schedule.step()
 
 
 def test_megabytes_may_have_a_fraction(tmp_path: Path) -> None:
     """Recipes and the command line hand every float over as one, 256 as 256.0."""
-    assert make_config(tmp_path, keep_tokens_mb=256.0).keep_tokens_mb == 256.0
-    assert make_config(tmp_path, keep_tokens_mb=0.5).keep_tokens_mb == 0.5
+    assert make_game(keep_tokens_mb=256.0).settings.keep_tokens_mb == 256.0
+    assert make_game(keep_tokens_mb=0.5).settings.keep_tokens_mb == 0.5
 
 
 def test_a_mac_trains_on_its_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

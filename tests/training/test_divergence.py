@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.helpers import lora_weights, make_trainer
+from tests.training.helpers import game_of, lora_weights, make_trainer
 from unigame.errors import UserError
 from unigame.training.guard import Diverged
 from unigame.training.trainer import UniGameTrainer
@@ -42,7 +42,7 @@ class BadLoss(Bad):
 def test_a_loss_that_is_not_finite_ends_the_run(
     tiny_path: Path, tmp_path: Path, value: float, hides: bool
 ) -> None:
-    settings = {"challenge_every": 0, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    settings = {"methods": ["sft"], "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(
         tiny_path, tmp_path, kind=BadLoss, logging_nan_inf_filter=hides, **settings
     )
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
 
 def test_a_gradient_that_is_not_finite_reaches_no_weight(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
-        tiny_path, tmp_path, kind=Bad, max_steps=4, challenge_every=0, max_grad_norm=0.0
+        tiny_path, tmp_path, kind=Bad, max_steps=4, methods=["sft"], max_grad_norm=0.0
     )
     trainer.value, trainer.in_gradient = float("inf"), True  # type: ignore[attr-defined]
     with pytest.raises(Diverged, match="step 3 of 4"):
@@ -76,7 +76,7 @@ def test_one_bad_micro_batch_of_several_is_enough(tiny_path: Path, tmp_path: Pat
                 float("nan") if self.calls == 1 else 0.0
             )
 
-    settings = {"challenge_every": 0, "gradient_accumulation_steps": 2}
+    settings = {"methods": ["sft"], "gradient_accumulation_steps": 2}
     trainer = make_trainer(
         tiny_path, tmp_path, kind=First, per_device_train_batch_size=2, **settings
     )
@@ -92,10 +92,9 @@ def test_weights_that_are_not_finite_are_not_saved(tiny_path: Path, tmp_path: Pa
         trainer.save_model()
     assert not list(tmp_path.rglob("adapter_model.safetensors"))
     other = make_trainer(tiny_path, tmp_path)
-    assert other.game is not None
     with torch.no_grad():
-        next(iter(other.game.perturber.parameters())).fill_(float("inf"))
-    with pytest.raises(Diverged, match="C's weight"):
+        next(iter(game_of(other).perturber.parameters())).fill_(float("inf"))
+    with pytest.raises(Diverged, match="selfplay's weight .*perturber_learning_rate"):
         other.save_model()
 
 
@@ -103,22 +102,20 @@ def test_updates_of_c_that_are_left_out_are_said_and_end_the_game(
     tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(tiny_path, tmp_path)
-    assert trainer.game is not None
     for _ in range(9):
-        trainer.game._note(float("inf"))
+        game_of(trainer)._note(float("inf"))
     assert "1 so far" in caplog.text and "8 so far" in caplog.text
-    trainer.game._note(1.0)
+    game_of(trainer)._note(1.0)
     for _ in range(9):
-        trainer.game._note(float("nan"))
+        game_of(trainer)._note(float("nan"))
     with pytest.raises(Diverged, match="perturber_learning_rate"):
-        trainer.game._note(float("nan"))
+        game_of(trainer)._note(float("nan"))
 
 
 def test_a_c_that_is_not_finite_is_found_in_the_run(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=3, perturber_steps=10)
-    assert trainer.game is not None
     with torch.no_grad():
-        next(iter(trainer.game.perturber.parameters())).fill_(float("nan"))
+        next(iter(game_of(trainer).perturber.parameters())).fill_(float("nan"))
     with pytest.raises(Diverged, match="10th time in a row"):
         trainer.train()
 
@@ -126,7 +123,7 @@ def test_a_c_that_is_not_finite_is_found_in_the_run(tiny_path: Path, tmp_path: P
 @pytest.mark.parametrize(
     "settings",
     [
-        {"learning_rate": 1e30, "challenge_every": 0},
+        {"learning_rate": 1e30, "methods": ["sft"]},
         {"beta": float("inf")},
         {"perturber_learning_rate": 1e30, "perturber_steps": 10},
     ],
@@ -147,7 +144,7 @@ def test_a_learning_rate_that_breaks_u_leaves_the_adapter_of_before(
     tiny_path: Path, tmp_path: Path, steps: int
 ) -> None:
     trainer = make_trainer(
-        tiny_path, tmp_path, learning_rate=1e30, challenge_every=0, max_steps=steps
+        tiny_path, tmp_path, learning_rate=1e30, methods=["sft"], max_steps=steps
     )
     start = lora_weights(trainer)
     with pytest.raises(Diverged, match=r"last_finite \(step 0\)"):

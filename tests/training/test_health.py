@@ -14,13 +14,17 @@ import yaml
 from torch.utils.data import IterableDataset
 
 import unigame.backbones
-from tests.training.helpers import Records, make_config, make_trainer
+from tests.training.helpers import Records, blocks, game_of, make_config, make_game, make_trainer
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
 from unigame.data.kinds import kinds_of
 from unigame.errors import UserError
-from unigame.training import health, run
-from unigame.training.health import ReplayTally, offered_at_most, require_work
+from unigame.methods.registry import as_methods
+from unigame.methods.selfplay.health import ReplayTally, offered_at_most
+from unigame.methods.sft import SFT
+from unigame.system import say
+from unigame.training import run
+from unigame.training.health import require_work
 
 
 def only_captions(size: int = 6) -> Records:
@@ -42,7 +46,7 @@ def table(folder: Path, data: Records, name: str = "rows") -> dict[str, Any]:
 
 
 def recipe(folder: Path, model: Path, data: Records, **settings: Any) -> Path:
-    training = {
+    chosen = {
         "max_steps": 2,
         "use_cpu": True,
         "save_strategy": "no",
@@ -53,7 +57,7 @@ def recipe(folder: Path, model: Path, data: Records, **settings: Any) -> Path:
         **settings,
     }
     path = folder / "recipe.yaml"
-    tree = {"model": str(model), "data": [table(folder, data)], "training": training}
+    tree = {"model": str(model), "data": [table(folder, data)], **blocks(chosen)}
     path.write_text(yaml.safe_dump({**tree, "lora": {"r": 2}}))
     return path
 
@@ -67,25 +71,25 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- refused before a weight is loaded -----------------------------------------------------------
-@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("methods", [["sft"], ["selfplay"]])
 def test_captions_without_a_weight_are_refused(
-    tmp_path: Path, no_weights: None, every: int
+    tmp_path: Path, no_weights: None, methods: list[str]
 ) -> None:
-    path = recipe(tmp_path, tmp_path / "model", only_captions(), challenge_every=every)
+    path = recipe(tmp_path, tmp_path / "model", only_captions(), methods=methods)
     with pytest.raises(UserError, match="generation_weight=0 .* 6 rows"):
         run.main(path)
     mixed = [table(tmp_path, only_captions(3), "a"), table(tmp_path, only_captions(2), "b")]
     with pytest.raises(UserError, match="generation_weight=0 .* 5 rows"):
-        require_work(make_config(tmp_path, challenge_every=every), build_dataset(mixed))
+        require_work(make_config(tmp_path), build_dataset(mixed), as_methods(methods))
     with pytest.raises(UserError, match="generation_weight=0"):
-        require_work(make_config(tmp_path, challenge_every=every), only_captions())
+        require_work(make_config(tmp_path), only_captions(), as_methods(methods))
 
 
 def test_a_game_on_captions_alone_is_refused(tmp_path: Path, no_weights: None) -> None:
     path = recipe(tmp_path, tmp_path / "model", only_captions(), generation_weight=1.0)
-    with pytest.raises(UserError, match="challenge_every=1"):
+    with pytest.raises(UserError, match="selfplay"):
         run.main(path)
-    require_work(make_config(tmp_path, challenge_every=0, generation_weight=1.0), only_captions())
+    require_work(make_config(tmp_path, generation_weight=1.0), only_captions(), [SFT()])
 
 
 @pytest.mark.parametrize(
@@ -106,28 +110,32 @@ def test_a_buffer_that_can_never_be_full_enough_is_refused(
         data.items = [*data.items, {**item, "question": None, "answer": None, "caption": "a cat"}]
     config = make_config(tmp_path, generation_weight=1.0, **settings)
     with pytest.raises(UserError, match="buffer_per_source"):
-        require_work(config, data)
+        require_work(config, data, [make_game(**settings)])
     twice = [table(tmp_path, Records(rows), "c"), {"type": "synthetic", "size": 60}]
-    require_work(config, build_dataset(twice))  # another source brings enough
+    require_work(
+        config, build_dataset(twice), [make_game(**settings)]
+    )  # another source brings enough
 
 
 def test_what_can_be_filled_is_not_refused(tmp_path: Path) -> None:
     settings = {"buffer_min_size": 8, "buffer_per_source": 2}
-    require_work(make_config(tmp_path, **settings), Records(4))
+    config, game = make_config(tmp_path), make_game(**settings)
+    require_work(config, Records(4), [game])
     with pytest.raises(UserError, match="buffer_min_size=8"):
-        require_work(make_config(tmp_path, **settings), Records(3))
-    for off in ({"buffer": False}, {"challenge_every": 0}, {"buffer_per_source": None}):
-        require_work(make_config(tmp_path, **{**settings, **off}), Records(3))
+        require_work(config, Records(3), [game])
+    for off in ({"buffer": False}, {"buffer_per_source": None}):
+        require_work(config, Records(3), [make_game(**{**settings, **off})])
+    require_work(config, Records(3), [SFT()])
     nameless = Records(3)
     for item in nameless.items:
         item["id"] = ""  # nobody's, so it is not capped
-    require_work(make_config(tmp_path, **settings), nameless)
+    require_work(config, nameless, [game])
 
 
 def test_no_picture_is_read_to_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [table(tmp_path, Records(4), "a"), table(tmp_path, only_captions(3), "b")]
     data = build_dataset([*sources, {"type": "synthetic", "size": 5}])
-    monkeypatch.setattr("unigame.data.reader.decode_image", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("unigame.data.pictures.decode_image", lambda _: pytest.fail("read"))
     monkeypatch.setattr("unigame.synthetic.dataset.to_pil", lambda _: pytest.fail("drawn"))
     kinds = kinds_of(data, enough=100)
     assert kinds is not None
@@ -154,7 +162,7 @@ def test_a_stream_that_teaches_nothing_is_stopped(tiny_path: Path, tmp_path: Pat
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What this module warned of; the checks of texts and of the floor have tests of their own."""
     said = [r for r in caplog.records if r.levelno == logging.WARNING]
-    return [r.getMessage() for r in said if r.name == health.__name__]
+    return [r.getMessage() for r in said if r.name == say.__name__]
 
 
 def test_replay_that_does_not_begin_is_warned_of(
@@ -174,7 +182,7 @@ def test_candidates_that_are_all_refused_are_warned_of(
     trainer.train()
     assert [said for said in warnings_of(caplog) if "clip_floor=1.0" in said]
     assert len(warnings_of(caplog)) == 2  # after a tenth, and once it is certain
-    assert trainer.replay_tally() == ReplayTally(candidates=72)
+    assert game_of(trainer).tally == ReplayTally(candidates=72)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,7 @@ def test_what_a_run_can_offer_at_most(tmp_path: Path) -> None:
     settings = {"challenge_every": 2, "mine_every": 2, "challenge_share": 0.5, "num_candidates": 3}
     config = make_config(tmp_path, gradient_accumulation_steps=2, **settings)
     # of 5 steps 0, 2, 4 are challenged, of these 0 and 4 mined; 2 micro-batches of 2 samples
-    assert offered_at_most(config, 5) == 2 * 2 * 2 * 3
+    assert offered_at_most(make_game(**settings).settings, config, 5) == 2 * 2 * 2 * 3
 
 
 # ---- said at the end -----------------------------------------------------------------------------
@@ -247,7 +255,7 @@ def test_the_closing_lines_say_what_was_replayed(
     run.main(path, ["--buffer_min_size", "40", "--output_dir", str(tmp_path / "b")])
     said = " ".join(capsys.readouterr().out.split())
     assert "Replay never happened" in said and "buffer_min_size=40" in said
-    run.main(path, ["--challenge_every", "0", "--output_dir", str(tmp_path / "c")])
+    run.main(path, ["--methods", "sft", "--output_dir", str(tmp_path / "c")])
     assert "Replay" not in capsys.readouterr().out
 
 
@@ -255,7 +263,7 @@ def test_rows_that_train_nothing_are_counted(tiny_path: Path, tmp_path: Path) ->
     data = only_captions(4)
     data.items[0] = Records(1).items[0]
     for weight, unused in ((0.0, 3.0), (1.0, 0.0)):
-        settings = {"generation_weight": weight, "challenge_every": 0, "max_steps": 1}
+        settings = {"generation_weight": weight, "methods": ["sft"], "max_steps": 1}
         trainer = make_trainer(tiny_path, tmp_path, data, **settings)
         trainer.train()
         assert trainer.state.log_history[0]["unused_rows"] == unused

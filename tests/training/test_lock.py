@@ -58,7 +58,7 @@ def test_the_second_run_is_refused_and_told_who_is_there(
 
 
 def test_two_runs_of_one_process_are_two_runs(tiny_path: Path, tmp_path: Path) -> None:
-    second = make_trainer(tiny_path, tmp_path, challenge_every=0)
+    second = make_trainer(tiny_path, tmp_path, methods=["sft"])
     refused: list[str] = []
 
     class Starts(TrainerCallback):
@@ -67,7 +67,7 @@ def test_two_runs_of_one_process_are_two_runs(tiny_path: Path, tmp_path: Path) -
                 second.train()
             refused.append(str(caught.value))
 
-    first = make_trainer(tiny_path, tmp_path, challenge_every=0)
+    first = make_trainer(tiny_path, tmp_path, methods=["sft"])
     first.add_callback(Starts())
     first.train()
     assert len(refused) == 2 and all(str(tmp_path) in text for text in refused)

@@ -20,7 +20,7 @@ import unigame.backbones
 from tests.training.helpers import Records
 from unigame import cli
 from unigame.errors import UserError
-from unigame.evaluation.attacks.robustness_record import adversary_of
+from unigame.evaluation.attacks.adversary import adversary_for
 from unigame.system.writable import require_writable
 from unigame.training import config, preflight
 from unigame.training.recipe import load_recipe
@@ -42,7 +42,6 @@ def recipe(tiny_path: Path, tmp_path: Path) -> Path:
         "max_steps": 1,
         "use_cpu": True,
         "per_device_train_batch_size": 2,
-        "challenge_every": 0,
         "disable_tqdm": True,
         "eval_strategy": "steps",
         "eval_steps": 1,
@@ -50,7 +49,7 @@ def recipe(tiny_path: Path, tmp_path: Path) -> Path:
     }
     path = tmp_path / "recipe.yaml"
     tree = {"model": str(tiny_path), "data": [source], "eval_data": [source], "lora": {"r": 2}}
-    path.write_text(yaml.safe_dump({**tree, "training": training}))
+    path.write_text(yaml.safe_dump({**tree, "methods": ["sft"], "training": training}))
     return path
 
 
@@ -90,11 +89,11 @@ def refused(recipe: Path, words: list[str], *fragments: str) -> None:
         (["--optim", "galore_adamw"], ["optim", "galore_adamw"]),
         (["--optim_args", "fast"], ["optim_args", "fast"]),
         (
-            ["--challenge_every", "1", "--similarity", "clip", "--similarity_model", "gone/clip/x"],
+            ["--methods=selfplay", "--similarity", "clip", "--similarity_model", "gone/clip/x"],
             ["similarity_model", "gone/clip/x"],
         ),
         (
-            "--challenge_every 1 --label_weight 1 --label_similarity clip "
+            "--methods selfplay --label_weight 1 --label_similarity clip "
             "--similarity_model ./gone".split(),
             ["similarity_model", "./gone"],
         ),
@@ -138,7 +137,7 @@ def test_a_damaged_clip_folder(recipe: Path, tmp_path: Path, damage: str) -> Non
     folder = tmp_path / "clip"
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"size": 8}')
-    words = ["--challenge_every", "1", "--similarity", "clip", "--similarity_model", str(folder)]
+    words = ["--methods", "selfplay", "--similarity", "clip", "--similarity_model", str(folder)]
     with pytest.raises(AssertionError, match="weights were loaded"):  # whole, it passes
         main(recipe, words)
     (folder / damage).write_text("{")
@@ -231,7 +230,10 @@ def test_a_recipe_for_another_machine_can_be_looked_at() -> None:
     assert plan.lacks and "bf16" in plan.lacks
     assert plan.training.bf16 and plan.training.per_device_train_batch_size == 4
     assert load_recipe("janus_nano", here=False).lacks is None
-    assert adversary_of("janus_pro_7b").eps_max == 0.02
+    assert (
+        adversary_for(load_recipe("janus_pro_7b", here=False).settings_of("selfplay")).eps_max
+        == 0.02
+    )
 
 
 @pytest.mark.usefixtures("laptop")
@@ -240,13 +242,13 @@ def test_doctor_estimates_a_recipe_that_cannot_run_here(
 ) -> None:
     from dataclasses import replace
 
-    from unigame.cli import doctor
-    from unigame.cli.sizes import janus_pro_config, janus_size
+    from unigame.backbones.janus.size import pro_config, size_of_config
+    from unigame.doctor import report as doctor
 
-    size = janus_size("folder", janus_pro_config("1B"))
+    size = size_of_config("folder", pro_config("1B"))
     monkeypatch.setattr(doctor, "_check_bundled_model", lambda: (True, "it loads"))
     monkeypatch.setattr(doctor, "size_of", lambda name: replace(size, name=name))
-    monkeypatch.setattr(doctor, "janus_size", lambda name, config: replace(size, name=name))
+    monkeypatch.setattr(doctor, "published_sizes", lambda: [size])
     assert cli.main(["doctor", "--recipe", "janus_pro_7b"]) == 0
     shown = capsys.readouterr().out
     assert "This recipe" in shown and "cannot be trained here" in shown and "bf16" in shown
@@ -405,9 +407,10 @@ def test_help_of_a_recipe_lists_every_setting_in_groups(
     for item in fields(config.UniGameConfig):
         if item.init and item.name not in config.UNSUPPORTED:
             assert f"--{item.name} " in shown, item.name
-    for setting in ("--model janus-nano", "--lora.r 16", "--data.0.size 3000", "--beta 0.125"):
+    for setting in ("--model janus-nano", "--lora.r 16", "--data.0.size 3000"):
         assert setting in shown
-    assert shown.index("Pace of the two players") < shown.index("--challenge_every")
+    assert "--selfplay.beta 0.125" in shown
+    assert shown.index("Method selfplay") < shown.index("--selfplay.challenge_every")
     assert "learned | random | none" in shown and "Weight of the hard samples" in shown
 
 

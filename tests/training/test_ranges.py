@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ import pytest
 from tests.tiny import tiny_backbone
 from unigame.backbones.common import lora_settings
 from unigame.data import build_dataset
-from unigame.data.build import TYPES, inspect
+from unigame.data.build import TYPES
 from unigame.data.settings import SOURCES
 from unigame.errors import UserError
+from unigame.methods.selfplay import SelfPlay
 from unigame.settings.rules import Number, OneOf, Rule, Switch, Text, Whole
 from unigame.settings.yaml_words import Word
-from unigame.training.config import UniGameConfig, rules_of
+from unigame.training.config import UniGameConfig, training_rules
 from unigame.training.recipe import build_recipe, load_recipe
 from unigame.training.settings import RULES
 
-HERE = rules_of(UniGameConfig)  # the table also has settings of other versions of transformers
+HERE = {
+    **training_rules(UniGameConfig),
+    **SelfPlay.rules(),
+}  # the table also has settings of other versions of transformers
 NUMBERS = sorted(name for name, rule in HERE.items() if isinstance(rule, Number))
 TEXTS = sorted(name for name, rule in HERE.items() if isinstance(rule, Text) and rule.choices)
 SWITCHES = sorted(name for name, rule in HERE.items() if isinstance(rule, Switch))
@@ -49,7 +54,7 @@ def refused(recipe: Path, name: str, word: str) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_finite_and_in_its_range(recipe: Path, name: str) -> None:
-    rule = rules_of(UniGameConfig)[name]
+    rule = HERE[name]
     assert isinstance(rule, Number)
     for word in (".inf", "1e400", "many"):
         refused(recipe, name, word)
@@ -68,7 +73,10 @@ def test_a_number_is_finite_and_in_its_range(recipe: Path, name: str) -> None:
         refused(recipe, name, "null")
     for value in (float("nan"), True, [1]):
         with pytest.raises(UserError, match=name):
-            UniGameConfig(output_dir="x", use_cpu=True, **{name: value})
+            if name in SelfPlay.rules():
+                SelfPlay(**{name: value})
+            else:
+                UniGameConfig(output_dir="x", use_cpu=True, **{name: value})
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -269,8 +277,8 @@ def test_made_settings_can_be_made_again(tmp_path: Path) -> None:
     from dataclasses import replace
 
     made = UniGameConfig(output_dir=str(tmp_path), use_cpu=True, eval_strategy="steps")
-    again = replace(made, beta=0.25)
-    assert again.beta == 0.25 and again.eval_strategy == "steps" and again.report_to == []
+    again = replace(made, seed=3)
+    assert again.seed == 3 and again.eval_strategy == "steps" and again.report_to == []
 
 
 def test_rules_describe_what_they_take() -> None:
@@ -282,7 +290,8 @@ def test_rules_describe_what_they_take() -> None:
 def test_a_tree_of_python_is_checked_too() -> None:
     tree: dict[str, Any] = {"model": "m", "data": [{"type": "synthetic"}]}
     for block, value in (
-        ("training", {"beta": float("inf")}),
+        ("training", {"learning_rate": float("inf")}),
+        ("methods", {"selfplay": {"beta": float("inf")}}),
         ("lora", {"r": float("nan")}),
         ("data", [{"type": "synthetic", "size": -3}]),
         ("data", [{"type": "synthetic", "weight": float("nan")}]),

@@ -62,4 +62,4 @@ def test_two_ranks_play_one_game(tiny_path: Path, tmp_path: Path) -> None:
     assert (one["buffer"], other["buffer"]) == (3, 0)
     assert all({"clean_ce", "generation_loss", "hard_ce"} <= entry.keys() for entry in one["logs"])
     names = {path.name for path in (tmp_path / "game" / "checkpoint-2").iterdir()}
-    assert {"game_state_0.pt", "game_state_1.pt", "perturber.safetensors"} <= names
+    assert {"selfplay_state_0.pt", "selfplay_state_1.pt", "perturber.safetensors"} <= names

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from unigame.errors import UserError
-from unigame.training.recipe import load_recipe
+from unigame.training.recipe import build_recipe, load_recipe
 
 GOOD: dict[str, Any] = {
     "model": "janus-nano",
@@ -34,9 +34,9 @@ def test_overrides_reach_every_block(recipe: Path) -> None:
     assert made.lora == {"r": 4}
     config = made.lora_config()
     assert config is not None and config.r == 4
-    training = made.training
-    assert (training.learning_rate, training.perturber_steps, training.max_steps) == (1e-4, 2, 3)
-    assert (training.buffer, training.cache_codes, training.run_name) == (False, True, "17")
+    training, game = made.training, made.settings_of("selfplay")
+    assert (training.learning_rate, game.perturber_steps, training.max_steps) == (1e-4, 2, 3)
+    assert (game.buffer, training.cache_codes, training.run_name) == (False, True, "17")
     assert training.eval_strategy.value == "no"
     assert training.output_dir == "runs/mine"
 
@@ -61,12 +61,47 @@ def test_overrides_reach_every_block(recipe: Path) -> None:
         (["--data", "[]"], "data is empty"),
         (["--data", "vqa"], "not a list of sources"),
         (["--training", "3"], "training=3"),
+        (["--methods", "selfplya"], "did you mean selfplay"),
+        (["--methods", "{selfplay: 3}"], "methods.selfplay=3"),
+        (["--methods", "3"], "'3'"),
+        (["--selfplay.betaa", "1"], "did you mean 'beta'"),
+        (["--methods", "sft", "--selfplay.beta", "1"], "--methods sft,selfplay"),
+        (["--methods", "sft", "--beta", "1"], "--methods sft,selfplay"),
+        (["--challenge_every", "0"], r"methods: \[sft\]"),
     ],
 )
 def test_wrong_overrides_name_value_and_fix(recipe: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(recipe, words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "methods"),
+    [
+        ([], {"selfplay": 0.5}),
+        (["--methods", "sft"], {"sft": None}),
+        (["--methods", "[sft, selfplay]"], {"sft": None, "selfplay": 0.5}),
+        (["--beta", "0.25", "--methods", "sft,selfplay"], {"sft": None, "selfplay": 0.25}),
+        (["--selfplay.beta", "0.25"], {"selfplay": 0.25}),
+        (["--methods.selfplay.beta=0.25"], {"selfplay": 0.25}),
+        (["--methods", "{selfplay: {beta: 0.25}}"], {"selfplay": 0.25}),
+    ],
+)
+def test_methods_are_listed_and_set(
+    recipe: Path, words: list[str], methods: dict[str, float | None]
+) -> None:
+    made = load_recipe(recipe, words)
+    found = {name: getattr(made.settings_of(name), "beta", None) for name in made.methods}
+    assert found == methods
+    assert [method.name for method in made.build_methods()] == list(methods)
+    assert made.settings_of("other") is None
+
+
+def test_a_recipe_of_before_methods_says_what_to_write() -> None:
+    tree = {**GOOD, "training": {"beta": 0.25, "use_cpu": True}}
+    with pytest.raises(UserError, match=r"training.beta .*methods: \{selfplay: \{beta: 0.25\}\}"):
+        build_recipe(tree)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +148,10 @@ def test_the_expected_recipes_are_shipped() -> None:
 
 def test_paper_settings_of_the_7b_recipe() -> None:
     made = load_recipe("janus_pro_7b", ["--use_cpu", "--bf16", "false"])
-    training = made.training
-    assert (training.perturber_learning_rate, training.learning_rate) == (5e-3, 2e-5)
-    assert (training.eps_max, training.eps_init, training.eps_mode) == (0.02, 0.01, "absolute")
-    assert (training.beta, training.hard_quantile, training.clip_floor) == (0.5, 0.6, 0.3)
-    assert (training.max_steps, training.buffer_capacity) == (16000, 50)
+    training, game = made.training, made.settings_of("selfplay")
+    assert (game.perturber_learning_rate, training.learning_rate) == (5e-3, 2e-5)
+    assert (game.eps_max, game.eps_init, game.eps_mode) == (0.02, 0.01, "absolute")
+    assert (game.beta, game.hard_quantile, game.clip_floor) == (0.5, 0.6, 0.3)
+    assert (training.max_steps, game.buffer_capacity) == (16000, 50)
     assert (made.lora["r"], made.lora["lora_alpha"], made.lora["lora_dropout"]) == (16, 32, 0.05)
     assert [source["type"] for source in made.data] == ["vqa", "captions"]

@@ -77,7 +77,7 @@ def test_a_record_that_cannot_be_used_costs_its_row_and_is_counted(
         Foreign(rows_with(change)),
         max_steps=2,
         per_device_train_batch_size=10,
-        challenge_every=0,
+        methods=["sft"],
     )
     trainer.train()
     assert sum(entry["skipped_records"] for entry in logs(trainer)) == 1
@@ -115,7 +115,7 @@ def test_a_fault_of_most_records_is_refused_before_the_first_step(
     kind: Any, change: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     rows = [{**row, **change} for row in rows_with({})]
-    trainer = make_trainer(shared_tiny_janus(), tmp_path, kind(rows), challenge_every=0)
+    trainer = make_trainer(shared_tiny_janus(), tmp_path, kind(rows), methods=["sft"])
     with pytest.raises(UserError, match="train_dataset") as caught:
         trainer.train()
     assert named in str(caught.value) and "\n" not in str(caught.value)
@@ -189,7 +189,7 @@ def test_no_text_may_hold_a_mark_of_its_family(make: Any) -> None:
     backbone = make()
     rules, layout = backbone.text_rules, backbone.layout
     ends = layout.tokenizer.eos_token
-    image = getattr(layout, "image_mark", None) or backbone.processor.image_token
+    image = layout.picture_mark
     for mark in (ends, image):
         for field in ("question", "answer", "caption"):
             texts = {"question": "what", "answer": "red", "caption": "a", field: f"x {mark} y"}
@@ -220,7 +220,7 @@ def test_max_length_is_a_filter_that_was_asked_for(tmp_path: Path) -> None:
         {**row, "answer": "red " * 40 if i % 2 else "red"} for i, row in enumerate(rows_with({}))
     ]
     trainer = make_trainer(
-        shared_tiny_janus(), tmp_path, rows, max_length=60, challenge_every=0, max_steps=5
+        shared_tiny_janus(), tmp_path, rows, max_length=60, methods=["sft"], max_steps=5
     )
     trainer.train()
     assert trainer.data_check.report.counts() == {"too many tokens (max_length: 60)": 10}

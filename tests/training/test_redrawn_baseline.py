@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.helpers import Losses, Records, logs, lora_weights, make_trainer
+from tests.training.helpers import Losses, Records, game_of, logs, lora_weights, make_trainer
 from unigame.evaluation.attacks.fresh import attacked_images
+from unigame.methods.answers import reads_right
 from unigame.methods.selfplay import NoPerturber
-from unigame.methods.selfplay.answers import reads_right
-from unigame.training.batches import game_batch
 from unigame.training.trainer import UniGameTrainer
 
 BESIDE = {
@@ -43,12 +42,15 @@ def test_the_baseline_changes_no_bit_of_the_game(
     assert Losses(without.state.log_history).values == Losses(beside.state.log_history).values
     weights = lora_weights(beside)
     assert all(torch.equal(weight, weights[n]) for n, weight in lora_weights(without).items())
-    assert without.game is not None and beside.game is not None
-    assert torch.equal(without.game.generator.get_state(), beside.game.generator.get_state())
-    for one, other in zip(without.game.buffer.samples, beside.game.buffer.samples, strict=True):
+    assert torch.equal(
+        game_of(without).generator.get_state(), game_of(beside).generator.get_state()
+    )
+    for one, other in zip(
+        game_of(without).buffer.samples, game_of(beside).buffer.samples, strict=True
+    ):
         assert torch.equal(one.compact, other.compact) and one.hardness == other.hardness
     for one, other in zip(
-        without.game.perturber.parameters(), beside.game.perturber.parameters(), strict=True
+        game_of(without).perturber.parameters(), game_of(beside).perturber.parameters(), strict=True
     ):
         assert torch.equal(one, other)
     assert not any("redrawn_ce" in entry for entry in logs(without))
@@ -94,11 +96,10 @@ def test_right_answers_lost_by_the_redrawing_alone_are_counted(
     tiny_path: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(tiny_path, tmp_path, Records(8), per_device_train_batch_size=8)
-    game, backbone = trainer.game, trainer.backbone
-    assert game is not None
-    batch, _ = game_batch(trainer._encode(next(iter(trainer.get_train_dataloader()))))
+    game, backbone = game_of(trainer), trainer.backbone
+    batch = game.challenged(trainer._read(next(iter(trainer.get_train_dataloader()))))
     game.play(batch, step=0)
-    images = attacked_images(backbone, NoPerturber(), batch, game.config)
+    images = attacked_images(backbone, NoPerturber(), batch, game.settings)
     with torch.no_grad(), backbone.without_dropout():
         expected = ~reads_right(
             backbone.answer_token_losses(images, batch.questions, batch.answers)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.helpers import Records, lora_weights, make_trainer
+from tests.training.helpers import Records, game_of, lora_weights, make_trainer
 from unigame.data.mixture import Mixture
 from unigame.errors import UserError
-from unigame.training.checkpoint import PERTURBER_FILE
+from unigame.methods.selfplay.method import PERTURBER_FILE
 from unigame.training.epochs import require_map_style
 from unigame.training.trainer import UniGameTrainer
 
@@ -29,11 +29,10 @@ def history(trainer: UniGameTrainer, after: int) -> list[dict[str, float]]:
 
 
 def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
-    assert left.game is not None and right.game is not None
-    for name, weight in left.game.perturber.state_dict().items():
-        assert torch.equal(weight, right.game.perturber.state_dict()[name]), name
-    assert len(left.game.buffer) == len(right.game.buffer) > 0
-    for one, other in zip(left.game.buffer.samples, right.game.buffer.samples, strict=True):
+    for name, weight in game_of(left).perturber.state_dict().items():
+        assert torch.equal(weight, game_of(right).perturber.state_dict()[name]), name
+    assert len(game_of(left).buffer) == len(game_of(right).buffer) > 0
+    for one, other in zip(game_of(left).buffer.samples, game_of(right).buffer.samples, strict=True):
         assert torch.equal(one.compact, other.compact)
         assert (one.answer, one.hardness, one.source, one.step, one.seen) == (
             other.answer,
@@ -42,9 +41,9 @@ def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
             other.step,
             other.seen,
         )
-    assert torch.equal(left.game.generator.get_state(), right.game.generator.get_state())
-    assert left.game.tally == right.game.tally
-    assert torch.equal(left.game.buffer.recent.values, right.game.buffer.recent.values)
+    assert torch.equal(game_of(left).generator.get_state(), game_of(right).generator.get_state())
+    assert game_of(left).tally == game_of(right).tally
+    assert torch.equal(game_of(left).buffer.recent.values, game_of(right).buffer.recent.values)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_extra_files_are_there_before_rotation_and_push(
     monkeypatch.setattr(trainer, "_push_from_checkpoint", push)
     monkeypatch.setattr(trainer, "_finish_current_push", lambda: None)
     trainer.train()
-    wanted = {"adapter_model.safetensors", "perturber.safetensors", "game_state.pt"}
+    wanted = {"adapter_model.safetensors", "perturber.safetensors", "selfplay_state.pt"}
     assert len(pushed) == 3
     assert all(wanted <= names for names in pushed)
     left = [path for path in tmp_path.iterdir() if path.name.startswith("checkpoint-")]
@@ -131,7 +130,7 @@ def test_the_best_adapter_is_loaded_at_the_end(tiny_path: Path, tmp_path: Path) 
         eval_strategy="steps",
         eval_steps=1,
         load_best_model_at_end=True,
-        challenge_every=0,
+        methods=["sft"],
     )
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
@@ -157,10 +156,9 @@ def test_the_best_adapter_comes_with_the_perturber_it_was_trained_against(
         load_best_model_at_end=True,
     )
     trainer.train()
-    assert trainer.game is not None
     best, other = (load_file(tmp_path / f"checkpoint-{n}" / PERTURBER_FILE) for n in (1, 2))
     assert Path(str(trainer.state.best_model_checkpoint)).name == "checkpoint-1"
-    found = trainer.game.perturber.state_dict()
+    found = game_of(trainer).perturber.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in best.items())
     assert any(not torch.equal(best[name], other[name]) for name in best)
 
@@ -170,7 +168,7 @@ def test_a_mixture_goes_on_within_its_second_epoch(tiny_path: Path, tmp_path: Pa
         # 7 places an epoch, 2 a batch: step 5 is inside the second epoch. Its 5 places of the
         # larger source are other rows than the first epoch's.
         data = Mixture([Records(9), Records(3)], weights=[3, 1], seed=1, size=7)
-        settings = {"max_steps": 7, "per_device_train_batch_size": 2, "challenge_every": 0}
+        settings = {"max_steps": 7, "per_device_train_batch_size": 2, "methods": ["sft"]}
         saving = {"save_strategy": "steps", "save_steps": 5}
         return make_trainer(tiny_path, tmp_path / "run", data, **settings, **saving)
 

@@ -99,7 +99,8 @@ def test_a_run_is_not_written_over_without_being_asked(
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert after == before
     main(recipe, ["--overwrite_output_dir", "--beta", "0.1", "--max_steps", "1"])
-    assert json.loads((finished / "unigame_config.json").read_text())["beta"] == 0.1
+    run = json.loads((finished / "run.json").read_text())
+    assert run["methods"]["selfplay"]["beta"] == 0.1
     assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-1"}
     assert not (finished / "_replaced").exists()
 
@@ -153,7 +154,7 @@ def test_a_run_that_was_stopped_before_it_saved_its_result_is_finished(
         (["--lora.r", "3"], "lora.r: 2 there, 3 here"),
         (["--data.0.limit", "5"], "data.0.limit: None there, 5 here"),
         (["--seed", "1"], "seed: 42 there, 1 here"),
-        (["--challenge_every", "0"], "challenge_every: 1 there, 0 here"),
+        (["--methods", "sft"], "methods: selfplay there, sft here"),
     ],
 )
 def test_another_recipe_is_not_resumed_and_no_weight_loaded(

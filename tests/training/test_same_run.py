@@ -10,7 +10,7 @@ import peft
 import pytest
 
 from tests.tiny import make_tiny_janus
-from tests.training.helpers import LORA, Records, make_config, make_trainer
+from tests.training.helpers import LORA, Records, make_config, make_game, make_trainer
 from unigame.backbones import load_backbone
 from unigame.data.mixture import Mixture
 from unigame.errors import UserError
@@ -42,7 +42,7 @@ def refused(trainer: UniGameTrainer, checkpoint: Path) -> str:
         ("beta", 0.25),
         ("buffer_capacity", 7),
         ("buffer", False),
-        ("challenge_every", 0),
+        ("challenge_every", 3),
         ("hard_quantile", 0.5),
         ("perturber_learning_rate", 1e-4),
         ("per_device_train_batch_size", 2),
@@ -60,8 +60,10 @@ def test_another_setting_is_named_with_both_values(
 ) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=2, **{name: value})
     said = refused(trainer, saved)
-    here = make_config(tmp_path, **{name: value}).to_dict()[name]
-    there = make_config(tmp_path).to_dict()[name]
+    here, there = (
+        {**make_config(tmp_path, **chosen).to_dict(), **make_game(**chosen).as_dict()}[name]
+        for chosen in ({name: value}, {})
+    )
     assert f"{name}: {there} there, {here} here" in said
 
 
@@ -80,6 +82,7 @@ def test_another_lora_is_another_run(saved: Path, tiny_path: Path, tmp_path: Pat
         make_config(tmp_path, max_steps=2),
         Records(),
         peft_config=peft.LoraConfig(**{**LORA, "lora_alpha": 64}),
+        methods=[make_game()],
     )
     assert "lora.lora_alpha: 8 there, 64 here" in refused(trainer, saved)
 
@@ -122,7 +125,7 @@ def test_a_mixture_in_its_second_epoch_is_still_the_same_data(
     tiny_path: Path, tmp_path: Path
 ) -> None:
     data = Mixture([Records(9), Records(3)], weights=[3, 1], seed=1, size=4)
-    settings = {"challenge_every": 0, "per_device_train_batch_size": 2, **SAVING}
+    settings = {"methods": ["sft"], "per_device_train_batch_size": 2, **SAVING}
     make_trainer(tiny_path, tmp_path, data, max_steps=3, **settings).train()
     assert data.epoch == 1
     again = make_trainer(tiny_path, tmp_path, data, max_steps=4, **settings)

@@ -71,7 +71,7 @@ def test_an_evaluation_is_cut_and_not_waited_for(tiny_path: Path, tmp_path: Path
         tiny_path,
         tmp_path,
         eval_dataset=Records(8),
-        challenge_every=0,
+        methods=["sft"],
         per_device_eval_batch_size=1,
         eval_strategy="steps",
         eval_steps=1,
@@ -87,7 +87,7 @@ def test_an_evaluation_is_cut_and_not_waited_for(tiny_path: Path, tmp_path: Path
 
 
 def test_a_signal_in_the_last_step_keeps_what_was_trained(tiny_path: Path, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "save_strategy": "no", "max_steps": 2, "challenge_every": 0}
+    settings = {**SETTINGS, "save_strategy": "no", "max_steps": 2, "methods": ["sft"]}
     trainer = make_trainer(tiny_path, tmp_path, **settings)
     trainer.add_callback(Signals("SIGTERM", step=3, where="on_train_end"))
     with pytest.raises(signals.Stopped):
@@ -129,7 +129,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_other_threads_train_without_handlers(tiny_path: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_path, tmp_path, challenge_every=0)
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
     thread = threading.Thread(target=trainer.train)
     thread.start()
     thread.join()

@@ -10,13 +10,20 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from tests.training.helpers import Losses, Records, logs, lora_weights, make_config, make_trainer
+from tests.training.helpers import (
+    Losses,
+    Records,
+    game_of,
+    logs,
+    lora_weights,
+    make_config,
+    make_trainer,
+)
 from unigame.backbones import load_backbone
-from unigame.backbones.janus.processor import load_processor
+from unigame.backbones.janus.load import load_processor
 from unigame.errors import UserError
+from unigame.methods.answers import ReadAnswers, own_loss
 from unigame.methods.selfplay import stack_compact
-from unigame.methods.selfplay.answers import ReadAnswers, own_loss
-from unigame.training.batches import Rows
 from unigame.training.trainer import UniGameTrainer
 
 GAME_FIGURES = {
@@ -42,8 +49,7 @@ GAME_FIGURES = {
 
 
 def perturber_weights(trainer: UniGameTrainer) -> torch.Tensor:
-    assert trainer.game is not None
-    return torch.cat([p.detach().flatten() for p in trainer.game.perturber.parameters()])
+    return torch.cat([p.detach().flatten() for p in game_of(trainer).perturber.parameters()])
 
 
 def test_both_players_move_and_everything_is_logged(tiny_path: Path, tmp_path: Path) -> None:
@@ -69,8 +75,8 @@ def test_update_ratio_of_the_players(tiny_path: Path, tmp_path: Path) -> None:
         tiny_path, tmp_path, max_steps=5, challenge_every=2, perturber_steps=3, mine_every=2
     )
     trainer.train()
-    assert trainer.game is not None and trainer.game.optimizer is not None
-    steps = {int(state["step"]) for state in trainer.game.optimizer.state.values()}
+    assert game_of(trainer).optimizer is not None
+    steps = {int(state["step"]) for state in game_of(trainer).optimizer.state.values()}
     assert steps == {9}  # steps 0, 2, 4, three updates each
     assert ["adversarial_ce" in entry for entry in logs(trainer)] == [True, False] * 2 + [True]
     assert ["acceptance_rate" in entry for entry in logs(trainer)] == [True] + [False] * 3 + [True]
@@ -94,7 +100,7 @@ def test_the_quantile_looks_back_also_without_a_buffer(tiny_path: Path, tmp_path
         settings = {"buffer": lasting, "per_device_train_batch_size": 1, "hard_quantile": 0.9}
         trainer = make_trainer(tiny_path, tmp_path, Records(8), max_steps=8, **settings)
         trainer.train()
-        assert trainer.game is not None and len(trainer.game.buffer.recent) == 8
+        assert len(game_of(trainer).buffer.recent) == 8
         rates = [entry["acceptance_rate"] for entry in logs(trainer)]
         assert rates[0] == 1.0 and sum(rates) < 7  # of one candidate alone, all would pass
 
@@ -103,8 +109,7 @@ def test_replays_refresh_the_hardness_in_the_buffer(tiny_path: Path, tmp_path: P
     settings = {"challenge_every": 100, "hard_batch_size": 4, "drop_learned": False}
     trainer = make_trainer(tiny_path, tmp_path, max_steps=3, **settings)
     trainer.train()
-    assert trainer.game is not None
-    samples = trainer.game.buffer.samples
+    samples = game_of(trainer).buffer.samples
     assert [sample.step for sample in samples] == [0] * 4
     assert [sample.seen for sample in samples] == [2] * 4
     mean = sum(sample.hardness for sample in samples) / 4
@@ -119,7 +124,7 @@ def test_a_sample_that_u_has_learned_leaves(tiny_path: Path, tmp_path: Path, dro
         tiny_path, tmp_path, Records(1), max_steps=12, lr_scheduler_type="constant", **settings
     )
     trainer.train()
-    assert trainer.game is not None and len(trainer.game.buffer) == (0 if drop else 1)
+    assert len(game_of(trainer).buffer) == (0 if drop else 1)
     replays = [entry for entry in logs(trainer) if "hard_answer_ce" in entry]
     assert len(replays) < 12 if drop else len(replays) == 12
     right = [entry["hard_answer_ce"] < math.log(2) for entry in replays]
@@ -130,8 +135,8 @@ def test_a_sample_that_u_has_learned_leaves(tiny_path: Path, tmp_path: Path, dro
 def test_fresh_candidates_are_not_written_back(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=2, buffer=False)
     trainer.train()
-    assert trainer.game is not None and trainer.game.buffer.samples
-    assert all(sample.seen is None for sample in trainer.game.buffer.samples)
+    assert game_of(trainer).buffer.samples
+    assert all(sample.seen is None for sample in game_of(trainer).buffer.samples)
     assert all("learned_rate" not in entry for entry in logs(trainer))
 
 
@@ -156,11 +161,10 @@ def test_token_space_draws_nothing(tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_plain_fine_tuning_never_plays(tiny_path: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_path, tmp_path, challenge_every=0, max_steps=3)
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"], max_steps=3)
     for verb in ("draw", "render", "encode_images", "visual_states", "generation_loss"):
         setattr(trainer.backbone, verb, _refuse)
     trainer.train()
-    assert trainer.game is None
     assert set(logs(trainer)[0]) & GAME_FIGURES == {"clean_ce", "seconds_understand"}
     assert logs(trainer)[0]["clean_ce"] == pytest.approx(logs(trainer)[0]["loss"], abs=1e-6)
 
@@ -180,13 +184,12 @@ def test_hard_weight_is_beta_of_the_mean(tiny_path: Path, tmp_path: Path) -> Non
 
 def test_attack_success_counts_flips_from_right_to_wrong(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=1)
-    game = trainer.game
-    assert game is not None
+    game = game_of(trainer)
     wrong = torch.tensor([[False, True], [True, True], [True, True], [False, False]])
     game._wrong_BK = {"attack_success_rate": wrong}
     own = torch.tensor([0.1, 0.2, 4.0, 0.3])
     clean = ReadAnswers(own, own, own < 1)  # samples 0, 1 and 3 are read right
-    trainer._record_understanding(clean, torch.zeros(4, dtype=torch.bool), Rows([0, 1, 2, 3], 4))
+    game.after_loss(clean, clean[:0], step=0)
     figures = trainer.meter.flush(lambda pairs: pairs)
     assert figures["attack_success_rate"] == pytest.approx(3 / 6)
 
@@ -197,9 +200,8 @@ def test_the_game_judges_without_the_end_mark_that_u_learns(
     trainer = make_trainer(tiny_path, tmp_path, max_steps=1, learning_rate=0.0)
     data = Records()
     trainer.train()
-    assert trainer.game is not None
     backbone, entry = trainer.backbone.eval().requires_grad_(False), logs(trainer)[0]
-    played = {sample.source for sample in trainer.game.buffer.samples}
+    played = {sample.source for sample in game_of(trainer).buffer.samples}
     rows = [item for item in data.items if item["id"] in played]
     losses = backbone.answer_token_losses(
         backbone.preprocess([row["image"] for row in rows]),
@@ -210,7 +212,7 @@ def test_the_game_judges_without_the_end_mark_that_u_learns(
     assert entry["clean_ce"] == pytest.approx(whole, abs=1e-5)
     assert entry["clean_answer_ce"] == pytest.approx(own, abs=1e-5)
     assert own != pytest.approx(whole, abs=1e-3)
-    for sample in trainer.game.buffer.samples:
+    for sample in game_of(trainer).buffer.samples:
         picture = backbone.render(stack_compact([sample]))
         losses = backbone.answer_token_losses(picture, [sample.question], [sample.answer])
         assert sample.hardness == pytest.approx(own_loss(losses).item(), abs=1e-4)
@@ -321,7 +323,7 @@ def test_a_stand_in_batch_moves_nobody(tiny_path: Path, tmp_path: Path) -> None:
     assert Losses(trainer.state.log_history).values == [0.0]
     assert torch.equal(before_c, perturber_weights(trainer))
     assert all(torch.equal(before_u[name], w) for name, w in lora_weights(trainer).items())
-    assert trainer.game is not None and len(trainer.game.buffer) == 0
+    assert len(game_of(trainer).buffer) == 0
 
 
 def test_cached_codes_change_nothing_but_time(tiny_path: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.helpers import Records, make_trainer
+from tests.training.helpers import Records, game_of, make_trainer
 from tests.training.ranks import game_settings, sft_settings, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +49,7 @@ def test_the_quantile_is_that_of_one_process_with_both_batches(ranks, tiny_path,
     settings = game_settings(batch=4) | {"missing_captions": "model"}  # as on the ranks
     single = make_trainer(tiny_path, tmp_path, Records(12), **settings, max_steps=1)
     single.train()
-    assert single.game is not None
-    expected = single.game.buffer.recent.values
+    expected = game_of(single).buffer.recent.values
     first, second = (rank["game"]["recent"] for rank in ranks)
     assert len(first) == 4 and len(expected) == 4
     assert torch.allclose(first[0], expected, atol=1e-5)

@@ -80,7 +80,7 @@ def test_every_flipped_bit_and_missing_file_is_one_line_that_names_it(
 def test_true_takes_the_newest_whole_one_and_says_which(
     run: Path, tiny_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    name = "game_state.pt" if name == "game" else name
+    name = "selfplay_state.pt" if name == "game" else name
     flip(run / "checkpoint-3" / name)
     (run / "checkpoint-2" / name).unlink()
     trainer = make_trainer(tiny_path, run, max_steps=4)
@@ -190,7 +190,7 @@ def test_the_best_checkpoint_keeps_its_place_in_the_state(tiny_path: Path, tmp_p
         tiny_path,
         tmp_path,
         eval_dataset=Records(4),
-        challenge_every=0,
+        methods=["sft"],
         learning_rate=5.0,  # the first step is the best
         lr_scheduler_type="constant",
         max_steps=3,
@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_line(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    trainer = make_trainer(tiny_path, tmp_path, challenge_every=0, max_steps=1, **SAVING)
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"], max_steps=1, **SAVING)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="checkpoint-1 cannot be written .No space left"):
         trainer.train()

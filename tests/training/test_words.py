@@ -101,7 +101,8 @@ def test_a_word_for_a_text_stays_that_word(recipe: Path, word: str) -> None:
         assert set_by(recipe, "data.0.path", word).data[0]["path"] == word
         assert set_by(recipe, "adapter", word).adapter == word
         assert set_by(recipe, "model", word).model == word
-        assert set_by(recipe, "similarity_model", word).training.similarity_model == word
+        game = set_by(recipe, "similarity_model", word).settings_of("selfplay")
+        assert game.similarity_model == word
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,8 @@ def test_null_takes_back_what_may_be_without_a_value(recipe: Path) -> None:
     words = ["--adapter", "null", "--eval_data", "null", "--lora", "null"]
     made = load_recipe(recipe, [*words, "--similarity_model", "null", "--hard_batch_size", "null"])
     assert (made.adapter, made.eval_data, made.lora) == (None, [], {})
-    assert made.training.similarity_model is None and made.training.hard_batch_size is None
+    game = made.settings_of("selfplay")
+    assert game.similarity_model is None and game.hard_batch_size is None
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_lists_and_mappings_on_the_command_line(recipe: Path) -> None:
     words = ["--data", "[{type: captions, path: 007, weight: 2}]", "--train_parts", "connector"]
     words += ["--lora.target_modules", "[q_proj, v_proj]", "--lora.rank_pattern", "{q_proj: 8}"]
     words += ["--lr_scheduler_type", "cosine_with_min_lr"]
-    words += ["--lr_scheduler_kwargs", '{"min_lr": 1e-6}', "--challenge_every", "0"]
+    words += ["--lr_scheduler_kwargs", '{"min_lr": 1e-6}', "--methods", "sft"]
     words += ["--generation_weight", "1", "--report_to", "none"]
     made = load_recipe(recipe, words)
     assert made.data == [{"type": "captions", "path": "007", "weight": 2}]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.training.helpers import Losses, Records, lora_weights, make_trainer
+from tests.training.helpers import Losses, Records, game_of, lora_weights, make_trainer
 
 
 class Sorted(Records):
@@ -33,7 +33,7 @@ def joint(model: Path, folder: Path, batch: int) -> list[float]:
         model,
         folder / "joint",
         Sorted(8),
-        challenge_every=0,
+        methods=["sft"],
         generation_weight=0.5,
         max_steps=3,
         per_device_train_batch_size=batch,
@@ -59,14 +59,13 @@ def main(model: Path, folder: Path) -> None:
         missing_captions="model",  # rank 1 has nothing to describe
     )
     game.train()
-    assert game.game is not None
     rank = game.args.process_index
     result = {
         "losses": losses,
         "lora": checksum(lora_weights(game)),
-        "perturber": checksum(game.game.perturber.state_dict()),
-        "updates": sorted(int(s["step"]) for s in game.game.optimizer.state.values())[-1],
-        "buffer": len(game.game.buffer),
+        "perturber": checksum(game_of(game).perturber.state_dict()),
+        "updates": sorted(int(s["step"]) for s in game_of(game).optimizer.state.values())[-1],
+        "buffer": len(game_of(game).buffer),
         "logs": [entry for entry in game.state.log_history if "loss" in entry],
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(result))

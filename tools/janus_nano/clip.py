@@ -28,8 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.tokenizer import cell_targets
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.synthetic.world import CELLS, COLOURS, GRID, SHAPES, Scene, Severity, Thing, caption
 
 from . import tokenizer

@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.knowledge import drawn_right
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.backbones import load_backbone
 from unigame.backbones.common.lora import language_model_lora
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.synthetic.dataset import CONDITIONS, SyntheticDataset, to_pil
 from unigame.synthetic.knowledge import facts
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.knowledge import drawn_right
-from unigame.synthetic.pretrain.tokenizer import cell_targets
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene, caption, random_scene
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.tokenizer import cell_targets, kmeans, picture_loss
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.tokenizer import cell_targets, kmeans, picture_loss
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene
 

@@ -18,18 +18,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from unigame.backbones.common.prompts import CAPTION_QUESTION
-from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
     import peft
     from PIL import Image
+
+    from unigame.backbones.common.layout import TextRules
+
+CAPTION_QUESTION = "describe the image"
 
 
 @dataclass
@@ -57,6 +59,52 @@ class Drawing:
 
     images: Tensor
     compact: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """A question about one picture and its true answer, as token ids.
+
+    Attributes:
+        prompt: all that stands before the answer, the places of the picture included.
+        answer: ends with the end mark.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def own(self) -> int:
+        """Tokens of the answer without its end mark; an empty answer is nothing but that mark."""
+        return max(1, len(self.answer) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """What a picture is drawn of, as token ids, up to the place of the first drawn token."""
+
+    ids: tuple[int, ...]
+
+
+Questions = Sequence[str] | Sequence[AnswerTokens]
+"""Questions as texts, beside their answers; or both as tokens, and then no answers beside them."""
+Prompts = Sequence[str] | Sequence[PromptTokens]
+
+
+class Preprocessor(Protocol):
+    """Pictures and texts as a model takes them: layout and image processor, no weights.
+
+    It pickles, so that a worker process of a data loader can tokenise.
+    """
+
+    def pictures(self, images: Sequence[Image.Image]) -> Tensor:
+        """PIL images -> (B, 3, S, S) in [0, 1] on the CPU, by the checkpoint's own resize."""
+
+    def answer(self, question: str, answer: str) -> AnswerTokens:
+        """A question about one picture, and its true answer."""
+
+    def prompt(self, text: str) -> PromptTokens:
+        """A caption, to draw a picture of."""
 
 
 class AnswerLosses(NamedTuple):
@@ -114,6 +162,7 @@ class Backbone(nn.Module, ABC):
     """
 
     facts: BackboneFacts
+    preprocessor: Preprocessor
     source: str = ""
     """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     max_images: ClassVar[int] = 1
@@ -145,8 +194,8 @@ class Backbone(nn.Module, ABC):
     def answer_loss(
         self,
         images: Tensor | None,
-        questions: Sequence[str],
-        answers: Sequence[str],
+        questions: Questions,
+        answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
     ) -> Tensor:
@@ -154,14 +203,15 @@ class Backbone(nn.Module, ABC):
 
         Logits are computed at answer positions only. Give either ``images`` (B, 3, S, S) or
         ``embeds`` (B, N, H), already projected tokens (token-space perturbation). ``images`` may
-        have K * len(questions) rows: row ``b * K + k`` is then asked question ``b``.
+        have K * len(questions) rows: row ``b * K + k`` is then asked question ``b``. Texts and
+        tokens of the same texts (``answer_tokens``) give the same loss, bit for bit.
         """
 
     def answer_token_losses(
         self,
         images: Tensor | None,
-        questions: Sequence[str],
-        answers: Sequence[str],
+        questions: Questions,
+        answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
     ) -> AnswerLosses:
@@ -173,15 +223,20 @@ class Backbone(nn.Module, ABC):
         loss_M = self.answer_loss(images, questions, answers, embeds=embeds)
         return AnswerLosses(loss_M[:, None], torch.ones_like(loss_M, dtype=torch.long))
 
-    def answer_lengths(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Tokens that ``answer_loss`` averages over in each answer, (B,), int64, on the CPU.
+    def answer_lengths(self, questions: Questions, answers: Sequence[str] | None = None) -> Tensor:
+        """Tokens that ``answer_loss`` averages over in each answer, (B,), int64, on the CPU."""
+        return torch.tensor([len(row.answer) for row in self.answer_tokens(questions, answers)])
 
-        Only ``loss_reduction="token"`` asks for it, so a backbone may leave it out.
-        """
-        raise UserError(
-            f"backbone family {self.facts.family!r} does not count answer tokens; "
-            "use loss_reduction=sample"
-        )
+    def answer_tokens(
+        self, questions: Questions, answers: Sequence[str] | None = None
+    ) -> list[AnswerTokens]:
+        """Questions and answers as tokens; tokens pass as they are."""
+        if answers is None:
+            return list(cast(Sequence[AnswerTokens], questions))
+        if len(questions) != len(answers):
+            raise ValueError(f"{len(questions)} questions but {len(answers)} answers")
+        texts = zip(cast(Sequence[str], questions), answers, strict=True)
+        return [self.preprocessor.answer(question, answer) for question, answer in texts]
 
     @abstractmethod
     def answer(
@@ -210,6 +265,23 @@ class Backbone(nn.Module, ABC):
         """What texts of the data must not hold, and how long a row may be; None: not known."""
         return None
 
+    def prompt_tokens(self, prompts: Prompts) -> list[PromptTokens]:
+        """Drawing prompts as tokens; tokens pass as they are."""
+        prompt = self.preprocessor.prompt
+        return [prompt(text) if isinstance(text, str) else text for text in prompts]
+
+    def rows_and_codes(
+        self, images: Tensor, prompts: Prompts, codes: Tensor | None
+    ) -> tuple[list[PromptTokens], Tensor]:
+        """``prompt_tokens``, and the pictures in compact form: known ``codes``, or encoded."""
+        if codes is None:
+            codes = self.encode_images(images)
+        codes = codes.to(self.device)
+        if len(prompts) != len(codes):
+            raise ValueError(f"{len(prompts)} prompts but {len(codes)} images")
+        codes = codes if codes.is_floating_point() else codes.long()
+        return self.prompt_tokens(prompts), codes
+
     # ---- generation ----------------------------------------------------------------------------
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
@@ -217,7 +289,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def visual_states(
-        self, images: Tensor, prompts: Sequence[str], *, codes: Tensor | None = None
+        self, images: Tensor, prompts: Prompts, *, codes: Tensor | None = None
     ) -> VisualStates:
         """z_hat by ONE teacher-forced pass over [prompt, begin-of-image, codes]. No gradient.
 
@@ -240,8 +312,8 @@ class Backbone(nn.Module, ABC):
 
         ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
-        Candidates are drawn one after another from ``generator``: K of them in one call are those
-        of several calls, with ``sample``, that draw K together.
+        Candidates are drawn one after another from ``generator``: drawing K at once equals drawing
+        them, with ``sample``, in several calls.
         """
 
     def require_drawing(self) -> None:
@@ -259,7 +331,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def generation_loss(
-        self, images: Tensor, captions: Sequence[str], *, codes: Tensor | None = None
+        self, images: Tensor, captions: Prompts, *, codes: Tensor | None = None
     ) -> Tensor:
         """Caption -> image loss of each sample, (B,): CE over image codes, or noise prediction."""
 
@@ -282,9 +354,9 @@ class Backbone(nn.Module, ABC):
         """
 
     # ---- the model as an object ----------------------------------------------------------------
-    @abstractmethod
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """PIL images -> (B, 3, S, S) in [0, 1] on the CPU, by the checkpoint's own resize."""
+        """``preprocessor.pictures``."""
+        return self.preprocessor.pictures(images)
 
     @abstractmethod
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
@@ -335,6 +407,20 @@ class Backbone(nn.Module, ABC):
         """
 
     # ---- shared --------------------------------------------------------------------------------
+    @contextmanager
+    def lora_merged(self) -> Iterator[None]:
+        """Within: LoRA layers do one product, with W + BA, and learn nothing."""
+        from unigame.backbones.common.lora import merged
+
+        with merged(self):
+            yield
+
+    def weights_digest(self) -> str:
+        """Which base weights these are, whatever their precision and the device: 16 digits."""
+        from unigame.backbones.common.adapter_files import weights_digest
+
+        return weights_digest(self)
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,

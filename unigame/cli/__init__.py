@@ -1,5 +1,5 @@
-"""The ``unigame`` command: ``main`` reads the arguments, one module runs each command."""
+"""The ``unigame`` command: ``main`` runs it, one module holds each command."""
 
-from unigame.cli.main import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, build_parser, main
+from unigame.cli.main import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR, main
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_OK", "EXIT_USER_ERROR", "build_parser", "main"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_OK", "EXIT_USER_ERROR", "main"]

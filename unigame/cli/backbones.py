@@ -9,19 +9,28 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from unigame.cli.app import command, option
+from unigame.cli.endings import next_step
 
-from unigame.backbones.registry import BUILT_IN, Family, list_families
-from unigame.cli.console import make_console, next_step
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from unigame.backbones.registry import Family
 
 _UNKNOWN = "-"
 
 
-def backbones(*, as_json: bool = False) -> None:
-    """Print the families: a table, then what is to be known of each; or all of it as JSON."""
+@command("list the model families: what each can do, what is installed")
+@option("--json", "as_json", is_flag=True, help="the same for programs")
+def backbones(as_json: bool) -> None:
+    """List the model families: a table, then what is to be known of each."""
+    from rich.text import Text
+
+    from unigame.backbones.registry import BUILT_IN, list_families
+    from unigame.system.console import make_console
+
     families = list_families()
     if as_json:
         sys.stdout.write(json.dumps([asdict(family) for family in families], indent=2) + "\n")
@@ -39,6 +48,10 @@ def backbones(*, as_json: bool = False) -> None:
 
 
 def _overview(families: Sequence[Family]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("model_type", no_wrap=True)
     table.add_column("draws", no_wrap=True)
@@ -70,6 +83,9 @@ def _state(family: Family) -> str:
 
 def _details(family: Family) -> Table:
     """What does not fit in the table, one line a fact."""
+    from rich.table import Table
+    from rich.text import Text
+
     lines: list[tuple[str, str]] = []
     if family.problem:
         lines.append(("problem", family.problem))

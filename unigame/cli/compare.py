@@ -5,45 +5,51 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unigame.cli.console import next_step
+from unigame.cli import options
+from unigame.cli.app import argument, command, option
+from unigame.cli.endings import next_step
 from unigame.errors import UserError
-from unigame.reports.compare import compare
-from unigame.reports.compare_text import print_comparison, to_csv, to_latex, to_markdown
-from unigame.reports.records import Record, read_record
+from unigame.system.writable import require_writable
+
+if TYPE_CHECKING:
+    from unigame.reports.records import Record
 
 
-def compare_records(
-    paths: Sequence[Path],
-    *,
-    output: Path,
-    baseline: int = 1,
-    labels: Sequence[str] | None = None,
-) -> None:
-    """Print the comparison, and write compare.md, compare.csv and compare.tex to ``output``.
+@command("lay evaluations side by side: tables with paired differences")
+@argument(
+    "records",
+    "results.json, or its folder",
+    type=options.PATH,
+    nargs=-1,
+    required=True,
+    metavar="RESULTS...",
+)
+@option("--output", type=options.PATH, default="runs/compare", help="folder to write")
+@option(
+    "--baseline",
+    type=options.POSITIVE,
+    default=1,
+    help="which file the differences are to, from 1",
+)
+@option("--labels", help="names of the models: base,sft,unigame")
+def compare(records: Sequence[Path], output: Path, baseline: int, labels: str | None) -> None:
+    """Print the paper's tables for several results.json of `unigame evaluate`.
 
-    Args:
-        paths: ``results.json`` files, or the folders that hold them; at least two.
-        output: folder to write to.
-        baseline: which file, counted from 1, the differences are to.
-        labels: names of the models, in the order of the files; None: from the records.
-
-    Raises:
-        UserError: fewer than two files, a file named twice, a file that is no record, labels or a
-            baseline that do not fit the files.
+    They have paired differences to one of the models, and are written as Markdown, CSV and LaTeX.
     """
-    _check(paths, baseline, labels)
-    records = [read_record(path) for path in paths]
-    comparison = compare(records, labels or _labels(records), baseline - 1)
+    require_writable(output, "--output")
+    from unigame.reports.compare import compare as compared
+    from unigame.reports.records import read_record
+    from unigame.reports.tables import print_comparison, write_comparison
+
+    names = None if labels is None else [name.strip() for name in labels.split(",")]
+    _check(records, baseline, names)
+    found = [read_record(path) for path in records]
+    comparison = compared(found, names or _labels(found), baseline - 1)
     print_comparison(comparison)
-    output.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "md": to_markdown(comparison),
-        "csv": to_csv(comparison, records),
-        "tex": to_latex(comparison),
-    }
-    for suffix, text in texts.items():
-        (output / f"compare.{suffix}").write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_comparison(comparison, found, output)
     next_step(
         f"read {output}/compare.md, which has every metric and why a difference is missing",
         f"put it into a paper: {output}/compare.tex (booktabs); plot it: {output}/compare.csv",

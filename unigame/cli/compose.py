@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from unigame.cli.console import make_console, next_step
+from unigame.cli import options
+from unigame.cli.app import argument, command, option
+from unigame.cli.endings import next_step
+from unigame.system.writable import require_writable
 
 
+@command("make a model from a VLM or LLM and a diffusion image branch")
+@argument("folder", "to write", type=options.PATH)
+@option("--language", required=True, help="VLM or LLM (folder or Hub id)")
+@option("--denoiser", required=True, help="diffusers pipeline (folder or Hub id)")
+@option("--vision-encoder", help="SigLIP or CLIP, for a text-only LLM")
+@option("--vae", help="another VAE than the pipeline's")
+@option("--image-size", type=options.POSITIVE, default=512, help="px, drawn")
+@option("--vision-size", type=options.POSITIVE, help="px, read (Qwen only)")
+@option("--num-queries", type=options.POSITIVE, default=64, help="drawn from")
+@option("--strength", type=float, default=0.5, help="noise of a redrawing, (0, 1]")
+@option("--draw-steps", type=options.POSITIVE, default=1, help="of a redrawing")
+@option("--seed", type=options.SEED, default=0, help="of the connector's weights")
 def compose(
     folder: Path,
-    *,
-    language: str,
-    denoiser: str,
-    vision_encoder: str | None = None,
-    vae: str | None = None,
-    image_size: int = 512,
-    vision_size: int | None = None,
-    num_queries: int = 64,
-    strength: float = 0.5,
-    draw_steps: int = 1,
-    seed: int = 0,
+    seed: int,
+    num_queries: int,
+    strength: float,
+    draw_steps: int,
+    **parts: Any,
 ) -> None:
-    """Check that the parts fit and write ``config.json`` and a fresh connector into ``folder``.
+    """Check that the parts fit, and write config.json and an untrained connector.
 
-    Raises:
-        UserError: a part that is not supported, cannot be had, or does not fit the others.
+    The parts stay where they are. See docs/backbones/composed.md.
     """
+    require_writable(folder, "folder")
     from dataclasses import asdict
 
-    from unigame.backbones.composed.config import (
-        ComposedConfig,
-        ConnectorConfig,
-        DrawConfig,
-        build_config,
-    )
-    from unigame.backbones.composed.making import compose as write
+    from unigame.backbones.composed import config
+    from unigame.backbones.composed.load import compose as write
+    from unigame.system.console import make_console
 
-    wanted = ComposedConfig(
-        language=language,
-        denoiser=denoiser,
-        vision_encoder=vision_encoder,
-        vae=vae,
-        image_size=image_size,
-        vision_size=vision_size,
-        connector=ConnectorConfig(num_queries=num_queries),
-        draw=DrawConfig(strength=strength, steps=draw_steps),
+    wanted = config.ComposedConfig(
+        **parts,
+        connector=config.ConnectorConfig(num_queries=num_queries),
+        draw=config.DrawConfig(strength=strength, steps=draw_steps),
     )
-    write(folder, build_config(asdict(wanted)), seed=seed)
-    parts = "connector" if vision_encoder is None else "connector,projector"
+    write(folder, config.build_config(asdict(wanted)), seed=seed)
+    trained = "connector" if parts["vision_encoder"] is None else "connector,projector"
     make_console().print(f"Composed {folder}: its connector is untrained, so it draws noise yet.")
-    next_step(
-        f"unigame train composed_warm_up --model {folder} --train_parts {parts}",
-    )
+    next_step(f"unigame train composed_warm_up --model {folder} --train_parts {trained}")

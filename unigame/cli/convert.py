@@ -5,22 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unigame.cli.console import make_console, next_step
+import click
+
+from unigame.cli import options
+from unigame.cli.app import argument, command, option
+from unigame.cli.endings import kept, next_step
+from unigame.system.writable import require_writable
 
 if TYPE_CHECKING:
-    from unigame.backbones.janus.convert import Conversion, Dtype
+    from unigame.backbones.janus.convert import Dtype
 
 
-def convert(source: str, output: Path, *, dtype: Dtype = "keep") -> Conversion:
-    """Convert ``source`` (folder or Hub id) into the new folder ``output`` and say what was done.
+@command("turn an original deepseek-ai Janus into the Hub format")
+@argument("source", "folder or Hub id: deepseek-ai/Janus-Pro-1B")
+@argument("output", "folder to write; new or empty", type=options.PATH)
+@option(
+    "--dtype",
+    type=click.Choice(("keep", "float32", "bfloat16")),
+    default="keep",
+    help="of the weights",
+)
+def convert(source: str, output: Path, dtype: Dtype) -> None:
+    """Write Janus-1.3B or Janus-Pro as load_backbone and transformers read it.
 
-    Raises:
-        UserError: see ``unigame.backbones.janus.convert.convert``.
+    Every value is compared. See docs/backbones/janus.md.
     """
+    require_writable(output, "output")
     from unigame.backbones.janus.convert import convert as write
+    from unigame.system.console import make_console
 
     console = make_console()
-    done = write(source, output, dtype=dtype, say=lambda line: console.print(f"  {line}"))
+    with kept(lambda: f"Stopped; {output} was not written. Run the same command again."):
+        done = write(source, output, dtype=dtype, say=lambda line: console.print(f"  {line}"))
     same = "every value compared with the original and equal"
     if dtype != "keep":
         same = f"every value compared with the original's, rounded to {dtype}, and equal"
@@ -42,4 +58,3 @@ def convert(source: str, output: Path, *, dtype: Dtype = "keep") -> Conversion:
         f'unigame generate "a red disc" --model {output}',
         f"unigame train janus_pro_1b --model {output}",
     )
-    return done

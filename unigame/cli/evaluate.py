@@ -2,26 +2,128 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from unigame.cli.console import make_console, next_step
-from unigame.cli.evaluate_arguments import SYNTHETIC
+from unigame.cli import options
+from unigame.cli.app import command, option
+from unigame.cli.endings import kept, next_step
 from unigame.errors import UserError
+from unigame.system.writable import require_writable
 
-BUNDLED = "janus-nano"
+SYNTHETIC = "synthetic"
 SUBMISSION = "submission"
 """The parser variant that writes answers for a challenge server and gives no figure."""
 SYNTHETIC_SIZE = 200
 """Questions of each synthetic benchmark; ``--limit`` asks fewer of them."""
 
+_DATA = "Data; of several benchmarks: vqav2=testdev,pope=random"
+_VARIANTS = "Variants, where references differ (docs/evaluation.md)"
+_DRAWING = "Pictures that the model draws"
+_SCORING = "Models that score"
+_ROBUSTNESS = "Robustness (docs/robustness.md)"
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the command and return the record.
+
+@command("run benchmarks: unigame evaluate --model PATH --benchmarks pope,naturalbench")
+@options.model
+@options.adapter
+@options.dtype
+@option("--benchmarks", required=True, help="names with commas between, such as pope,mmmu; or all")
+@option("--limit", type=options.POSITIVE, help="items of each benchmark")
+@option("--output", type=options.PATH, help="folder to write; default runs/evaluate/<model>")
+@option("--batch-size", type=options.POSITIVE, help="default: what should fit")
+@option("--seed", type=options.SEED, default=0, help="of the drawn pictures")
+@option(
+    "--data-root",
+    group=_DATA,
+    help="folder with one folder per benchmark (DIR/pope/), or 'synthetic' for small made-up "
+    "data (the default of janus-nano); otherwise data come from the Hub",
+)
+@option("--split", group=_DATA, help="another than the benchmark's own")
+@option("--config", group=_DATA, help="configuration, such as cn of MMBench or Full of POPE")
+@option("--hub-id", group=_DATA, help="another copy on the Hub, such as MMMU/MMMU")
+@option("--revision", group=_DATA, help="commit, tag or branch of the copy on the Hub")
+@option("--prompt", group=_VARIANTS, help="such as bare, or pope=bare,mmmu=torchumm")
+@option("--parser", group=_VARIANTS, help="such as official, or vqav2=official,mmmu=bagel")
+@option(
+    "--max-images",
+    type=options.POSITIVE,
+    group=_VARIANTS,
+    help="pictures that a question may show",
+)
+@option("--samples", type=options.POSITIVE, group=_DRAWING, help="of each GenEval prompt")
+@option(
+    "--guidance-scale",
+    type=options.guidance,
+    group=_DRAWING,
+    help="default 5; on synthetic data 1 (none)",
+)
+@option(
+    "--temperature",
+    type=options.temperature,
+    group=_DRAWING,
+    help="default 1; on synthetic data 0.7",
+)
+@option(
+    "--caption-tokens",
+    type=options.POSITIVE,
+    group=_DRAWING,
+    help="longest caption in UnifiedBench",
+)
+@option("--judge", group=_SCORING, help="of WISE: hf:ID or openai:MODEL@BASE_URL")
+@option(
+    "--rubric",
+    type=options.PATH,
+    group=_SCORING,
+    help="of the judge: text file, such as the official",
+)
+@option("--detector", group=_SCORING, help="of GenEval: instance segmentation, Hub id or folder")
+@option("--matcher", group=_SCORING, help="of MMBench's unread replies: a text LLM, as hf:ID")
+@option("--colours", group=_SCORING, help="of GenEval: CLIP, Hub id or folder")
+@option("--encoders", group=_SCORING, help="of UnifiedBench: paper, uae, or names and ids")
+@option(
+    "--robustness",
+    group=_ROBUSTNESS,
+    help="also measure, on the first benchmark that asks questions: adversary, pgd, "
+    "corruptions, with commas between",
+)
+@option(
+    "--attack-recipe",
+    group=_ROBUSTNESS,
+    help="recipe whose bounds the adversary takes, such as janus_nano",
+)
+def evaluate(model: str, adapter: str | None, output: Path | None, **chosen: Any) -> None:
+    """Ask a model the items of benchmarks, score its replies, write predictions and results.json.
+
+    A run that was stopped goes on where it was.
+    """
+    args = SimpleNamespace(model=model, adapter=adapter, **chosen)
+    if output is None:  # named after the model and its adapter
+        parts = [Path(path).name for path in (model, adapter) if path]
+        output = Path("runs") / "evaluate" / "+".join(parts)
+    require_writable(output, "--output")
+    if args.data_root is None and model == options.BUNDLED:
+        args.data_root = SYNTHETIC
+    args.synthetic = args.data_root == SYNTHETIC
+    with kept(lambda: _kept(output)):
+        _evaluate(args, output)
+    next_step(f"compare with another model:  unigame compare OTHER {shlex.quote(str(output))}")
+
+
+def _kept(output: Path) -> str:
+    count = sum(file.read_bytes().count(b"\n") for file in output.glob("*/predictions.jsonl"))
+    return (
+        f"Stopped; {count} predictions are kept in {output}. Run the same command again to go on "
+        "from there."
+    )
+
+
+def _evaluate(args: SimpleNamespace, output: Path) -> None:
+    """Ask, score, print and write the record.
 
     Raises:
         UserError: unknown benchmarks or variants, data or scorers that cannot be had, a model that
@@ -29,41 +131,36 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             of which nothing was scored, after the others are recorded and shown.
     """
     from unigame.evaluation.ask import Drawing
-    from unigame.evaluation.attacks.robustness_record import NAME as ROBUSTNESS
-    from unigame.evaluation.attacks.robustness_record import robustness_entry
-    from unigame.evaluation.batching import is_out_of_memory
+    from unigame.evaluation.attacks import robustness_record
+    from unigame.evaluation.bars import Bars
     from unigame.evaluation.miniature import DRAWING
     from unigame.evaluation.record import write_json
     from unigame.evaluation.registry import benchmark_names, build_benchmark, check_variants
     from unigame.evaluation.run import RESULTS, load_jobs, run_jobs
+    from unigame.reports.record_text import print_record
+    from unigame.system.console import make_console
 
     names = benchmark_names(args.benchmarks)
     check_variants(names, args.prompt, "prompt")
     check_variants(names, args.parser, "parser")
-    output = output_folder(args)
     sources = _sources(args, names, output)
-    _quiet_datasets(_data_root(args) is not None)
-    options = _scorers(args, names)
-    benchmarks = [build_benchmark(name, {**options, **_variants(args, name)}) for name in names]
+    if args.data_root is not None:  # a download keeps its bars
+        import datasets
+
+        datasets.disable_progress_bars()
+    scorers = _scorers(args, names)
+    benchmarks = [build_benchmark(name, {**scorers, **_variants(args, name)}) for name in names]
     attacks = _attacks(args)
     jobs = load_jobs(benchmarks, sources, limit=args.limit)
     attacked = _attacked(jobs) if attacks else None
     # The adversary practises on the whole data set's pictures, or its choice would hang on --limit.
-    whole = attacked.loaded.items if attacked else None
+    whole = attacked.loaded.items if attacked else []
     if attacked is not None and args.limit is not None:
         whole = attacked.benchmark.load(sources[attacked.benchmark.name]).items
     backbone, model = _load_model(args)
     if attacks is not None and attacks.adversary is not None:
         backbone.require_drawing()  # now, not after hours of other benchmarks
-    usual = DRAWING if _data_root(args) == SYNTHETIC else Drawing()
-    drawing = Drawing(
-        args.seed,
-        usual.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        usual.temperature if args.temperature is None else args.temperature,
-    )
-
-    from unigame.cli.evaluate_console import Bars, print_record
-
+    usual = DRAWING if args.synthetic else Drawing()
     with Bars({job.benchmark.name: job.benchmark.title for job in jobs}) as bars:
         record = run_jobs(
             backbone,
@@ -71,42 +168,25 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             output=output,
             model=model,
             batch_size=args.batch_size,
-            drawing=drawing,
+            drawing=Drawing(
+                args.seed,
+                usual.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+                usual.temperature if args.temperature is None else args.temperature,
+            ),
             max_images=args.max_images,
             progress=bars,
         )
     if attacked is not None:
-        items = len(attacked.loaded.items)
-        with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
-            try:
-                entry = robustness_entry(
-                    backbone,
-                    attacked.benchmark,
-                    attacked.loaded,
-                    attacks,
-                    whole=whole,
-                    check=_content_check(args, backbone),
-                    report=lambda done: status.update(f"Robustness: {done} of {items} questions"),
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"an attack on {attacks.batch_size} pictures at once does not fit into memory; "
-                    "give a smaller --batch-size"
-                ) from error
-        record["benchmarks"][ROBUSTNESS] = entry
+        entry = _robustness(args, backbone, attacked, attacks, whole)
+        record["benchmarks"][robustness_record.NAME] = entry
         write_json(output / RESULTS, record)
-        names = [*names, ROBUSTNESS]
+        names = [*names, robustness_record.NAME]
     print_record(record, names)
-    make_console().print(f"\nWrote {output / RESULTS}")
-    if SYNTHETIC == _data_root(args):
-        make_console().print(
-            "Synthetic data: these figures compare models of this small world only."
-        )
+    console = make_console()
+    console.print(f"\nWrote {output / RESULTS}")
+    if args.synthetic:
+        console.print("Synthetic data: these figures compare models of this small world only.")
     _check_scored(record, names)
-    next_step(f"compare with another model:  unigame compare OTHER {shlex.quote(str(output))}")
-    return record
 
 
 def _check_scored(record: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -130,68 +210,33 @@ def _check_scored(record: Mapping[str, Any], names: Sequence[str]) -> None:
         )
 
 
-def output_folder(args: argparse.Namespace) -> Path:
-    """Where the record goes: named after the model and its adapter, unless it was given.
-
-    Raises:
-        UserError: it is a file.
-    """
-    if args.output is not None:
-        output = Path(args.output)
-    else:
-        parts = [Path(str(path)).name for path in (args.model, args.adapter) if path]
-        output = Path("runs") / "evaluate" / "+".join(parts)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; name a folder")
-    return output
-
-
-def interrupted_note(args: argparse.Namespace) -> str:
-    """One line for Ctrl-C: what is on disk."""
-    output = output_folder(args)
-    kept = 0
-    for file in output.glob("*/predictions.jsonl"):
-        kept += file.read_bytes().count(b"\n")
-    return (
-        f"Stopped; {kept} predictions are kept in {output}. Run the same command again to go on "
-        "from there."
-    )
-
-
 # ---- data ----------------------------------------------------------------------------------------
 
 
-def _data_root(args: argparse.Namespace) -> str | None:
-    return SYNTHETIC if args.data_root is None and args.model == BUNDLED else args.data_root
-
-
-def _sources(args: argparse.Namespace, names: Sequence[str], output: Path) -> dict[str, Any]:
+def _sources(args: SimpleNamespace, names: Sequence[str], output: Path) -> dict[str, Any]:
     """Benchmark name -> where its data lie, and which part of them is read."""
     from unigame.evaluation.base import DataSource
     from unigame.evaluation.registry import check_choices, choice_for
 
-    chosen = {option: getattr(args, option) for option in ("split", "config", "hub_id", "revision")}
-    for option, text in chosen.items():
-        check_choices(names, text, option.replace("_", "-"))
-    if _data_root(args) is not None and (args.hub_id or args.revision):
+    chosen = {name: getattr(args, name) for name in ("split", "config", "hub_id", "revision")}
+    for name, text in chosen.items():
+        check_choices(names, text, name.replace("_", "-"))
+    if args.data_root is not None and (args.hub_id or args.revision):
         raise UserError("--hub-id and --revision are of data on the Hub; leave out --data-root")
     root = _root(args, names, output)
     return {
         name: DataSource(
             root=None if root is None else _folder(root, name, len(names) == 1),
-            **{option: choice_for(name, text) for option, text in chosen.items()},
+            **{key: choice_for(name, text) for key, text in chosen.items()},
         )
         for name in names
     }
 
 
-def _root(args: argparse.Namespace, names: Sequence[str], output: Path) -> Path | None:
+def _root(args: SimpleNamespace, names: Sequence[str], output: Path) -> Path | None:
     """The folder of the benchmarks' folders; None: the Hub."""
-    chosen = _data_root(args)
-    if chosen is None:
-        return None
-    if chosen != SYNTHETIC:
-        return Path(chosen).expanduser()
+    if not args.synthetic:
+        return None if args.data_root is None else Path(args.data_root).expanduser()
     from unigame.synthetic.benchmarks import write_benchmarks
 
     return write_benchmarks(output / SYNTHETIC, size=SYNTHETIC_SIZE, names=names)
@@ -211,53 +256,37 @@ def _folder(root: Path, name: str, alone: bool) -> Path:
     )
 
 
-def _quiet_datasets(local: bool) -> None:
-    """No bars for reading local files; a download keeps its own."""
-    if local:
-        import datasets
-
-        datasets.disable_progress_bars()
-
-
 # ---- variants and scorers ------------------------------------------------------------------------
 
 
-def _variants(args: argparse.Namespace, name: str) -> dict[str, str | None]:
+def _variants(args: SimpleNamespace, name: str) -> dict[str, str | None]:
     from unigame.evaluation.miniature import world_variants
     from unigame.evaluation.registry import variant_for
 
     prompt = variant_for(name, args.prompt, "prompt")
     parser = variant_for(name, args.parser, "parser")
-    if _data_root(args) == SYNTHETIC:
+    if args.synthetic:
         usual = world_variants(name)
         prompt, parser = prompt or usual["prompt"], parser or usual["parser"]
     return {"prompt": prompt, "parser": parser}
 
 
-def _scorers(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+def _scorers(args: SimpleNamespace, names: Sequence[str]) -> dict[str, Any]:
     """What scores, by the names of the benchmarks' arguments; None: their defaults."""
-    options: dict[str, Any] = {"samples": args.samples}
-    if _data_root(args) == SYNTHETIC:
-        options |= _stand_ins(names)
-    if args.caption_tokens is not None:
-        options["caption_tokens"] = args.caption_tokens
-    if args.matcher is not None:
-        options["matcher"] = args.matcher
-    if args.colours is not None:
-        options["colours"] = args.colours
+    chosen: dict[str, Any] = {"samples": args.samples}
+    if args.synthetic:
+        chosen |= _stand_ins(names)
+    asked = ("caption_tokens", "matcher", "colours", "detector", "encoders")
+    chosen |= {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
     if args.judge is not None:
         from unigame.evaluation.scorers.judges import parse_judge
 
-        options["judge"] = parse_judge(args.judge)
+        chosen["judge"] = parse_judge(args.judge)
     if args.rubric is not None:
         from unigame.evaluation.scorers.judges import Rubric
 
-        options["rubric"] = Rubric.from_file(args.rubric)
-    if args.detector is not None:
-        options["detector"] = args.detector
-    if args.encoders is not None:
-        options["encoders"] = args.encoders
-    return options
+        chosen["rubric"] = Rubric.from_file(args.rubric)
+    return chosen
 
 
 def _stand_ins(names: Sequence[str]) -> dict[str, Any]:
@@ -274,37 +303,77 @@ def _stand_ins(names: Sequence[str]) -> dict[str, Any]:
     if "unifiedbench" in names:
         from unigame.backbones import load_backbone
 
-        scorers["encoders"] = stand_ins.stand_in_encoders(load_backbone(BUNDLED))
+        scorers["encoders"] = stand_ins.stand_in_encoders(load_backbone(options.BUNDLED))
     return scorers
 
 
 # ---- robustness ----------------------------------------------------------------------------------
 
 
-def _attacks(args: argparse.Namespace) -> Any:
+def _game_of(recipe: str) -> Any:
+    """The settings of self-play in a recipe."""
+    from unigame.training.recipe import load_recipe
+
+    settings = load_recipe(recipe, here=False).settings_of("selfplay")
+    if settings is None:
+        raise UserError("it does not list method selfplay, so it says nothing of an attack")
+    return settings
+
+
+def _attacks(args: SimpleNamespace) -> Any:
     """What ``--robustness`` asks for, as a ``RobustnessConfig``; None without it."""
     if args.robustness is None:
         if args.attack_recipe is not None:
             raise UserError("--attack-recipe without --robustness; add --robustness adversary")
         return None
+    from unigame.evaluation.attacks.adversary import adversary_for
     from unigame.evaluation.attacks.robustness import RobustnessConfig
-    from unigame.evaluation.attacks.robustness_record import adversary_of
 
     kinds = [kind.strip() for kind in args.robustness.split(",") if kind.strip()]
-    recipe = args.attack_recipe or ("janus_nano" if args.model == BUNDLED else None)
-    config = RobustnessConfig(adversary=adversary_of(recipe)) if recipe else RobustnessConfig()
+    recipe = args.attack_recipe or ("janus_nano" if args.model == options.BUNDLED else None)
+    config = RobustnessConfig()
+    if recipe:
+        try:
+            adversary = adversary_for(_game_of(recipe))
+        except UserError as error:
+            raise UserError(f"--attack-recipe {recipe}: {error}") from error
+        config = replace(config, adversary=adversary)
     if args.batch_size is not None:
         config = replace(config, batch_size=args.batch_size)
     return config.only(kinds)
 
 
-def _content_check(args: argparse.Namespace, backbone: Any) -> Any:
-    """Who says that an attacked picture kept its content: on the synthetic world, its reader."""
+def _robustness(
+    args: SimpleNamespace, backbone: Any, attacked: Any, attacks: Any, whole: Sequence[Any]
+) -> dict[str, Any]:
+    """The record's entry on the attacked benchmark."""
+    from unigame.evaluation.attacks import robustness_record
+    from unigame.evaluation.batching import is_out_of_memory
     from unigame.evaluation.world import ReaderCheck
     from unigame.synthetic.world import SIDE
+    from unigame.system.console import make_console
 
-    fits = _data_root(args) == SYNTHETIC and backbone.facts.image_size == SIDE
-    return ReaderCheck() if fits else None
+    count = len(attacked.loaded.items)
+    # Who says that an attacked picture kept its content: on the synthetic world, its reader.
+    fits = args.synthetic and backbone.facts.image_size == SIDE
+    with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
+        try:
+            return robustness_record.robustness_entry(
+                backbone,
+                attacked.benchmark,
+                attacked.loaded,
+                attacks,
+                whole=whole,
+                check=ReaderCheck() if fits else None,
+                report=lambda done: status.update(f"Robustness: {done} of {count} questions"),
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"an attack on {attacks.batch_size} pictures at once does not fit into memory; "
+                "give a smaller --batch-size"
+            ) from error
 
 
 def _attacked(jobs: Sequence[Any]) -> Any:
@@ -324,7 +393,7 @@ def _attacked(jobs: Sequence[Any]) -> Any:
 # ---- the model -----------------------------------------------------------------------------------
 
 
-def _load_model(args: argparse.Namespace) -> tuple[Any, Mapping[str, Any]]:
+def _load_model(args: SimpleNamespace) -> tuple[Any, Mapping[str, Any]]:
     """The model, and what the record says of it."""
     import torch
 

@@ -16,12 +16,12 @@ import peft
 from rich.text import Text
 
 from unigame.backbones.common import lora_settings
-from unigame.cli.console import next_step
+from unigame.cli.endings import next_step
 from unigame.data.settings import SOURCES
 from unigame.settings.rules import Rule
 from unigame.settings.rules import Text as TextRule
 from unigame.system.console import make_console
-from unigame.training.config import UNSUPPORTED, UniGameConfig, rules_of
+from unigame.training.config import UNSUPPORTED, UniGameConfig, training_rules
 from unigame.training.recipe import BLOCKS, Recipe, load_recipe
 from unigame.training.settings import GROUPS
 
@@ -73,6 +73,13 @@ def groups(plan: Recipe) -> Iterator[tuple[str, list[Line]]]:
             yield title, list(_lines(rules, source, f"{block}.{place}."))
     defaults = {i.name: i.default for i in fields(peft.LoraConfig) if i.default is not MISSING}
     yield "LoRA", list(_lines(lora_settings.RULES, {**defaults, **plan.lora}, "lora."))
+    for method in plan.build_methods():
+        helps = {item.name: item.metadata.get("help", "") for item in fields(method.settings)}
+        lines = [
+            Line(f"{method.name}.{name}", getattr(method.settings, name), rule, helps[name])
+            for name, rule in method.rules().items()
+        ]
+        yield f"Method {method.name}", lines
     yield from _training(plan.training)
 
 
@@ -80,7 +87,9 @@ def _training(settings: UniGameConfig) -> Iterator[tuple[str, list[Line]]]:
     helps = {item.name: item.metadata.get("help", "") for item in fields(settings)}
     own = {item.name for item in fields(settings)} - {i.name for i in _inherited()}
     rules = {
-        name: rule for name, rule in rules_of(UniGameConfig).items() if name not in UNSUPPORTED
+        name: rule
+        for name, rule in training_rules(UniGameConfig).items()
+        if name not in UNSUPPORTED
     }
     named = {name for group in GROUPS.values() for name in group}
     tables = {**GROUPS, "Others": {n: rule for n, rule in rules.items() if n not in named}}

@@ -1,4 +1,4 @@
-"""``unigame train``: hand the recipe to the training code, and say how to go on after a signal."""
+"""``unigame train``: a recipe and its overrides, and how to go on after a signal."""
 
 from __future__ import annotations
 
@@ -6,18 +6,37 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from unigame.cli.app import argument, command
+from unigame.cli.endings import kept
 from unigame.errors import UserError
 
 
-def train(recipe: str, overrides: Sequence[str]) -> None:
-    """Train from a recipe with ``--key value`` overrides."""
+@command(
+    "train from a recipe: unigame train janus_nano --learning_rate 1e-4",
+    epilog="All settings, with the values of a recipe: unigame train RECIPE --help",
+    # What follows the recipe is the recipe reader's, --help too.
+    context_settings={"allow_interspersed_args": False},
+)
+@argument("recipe", "YAML file or the name of a shipped recipe")
+@argument("overrides", "settings to change", nargs=-1, metavar="[--key value]...")
+def train(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Train from a YAML recipe: a file, or the name of a shipped one.
+
+    Any setting of the recipe can follow as --key value; a dotted path reaches inside: --lora.r 8.
+    """
+    words = list(overrides)
+    if {"--help", "-h"} & set(words):
+        from unigame.cli.settings_help import print_settings
+
+        return print_settings(recipe, words)
     from unigame.training.run import main
 
-    main(recipe, list(overrides))
+    with kept(lambda: _kept(recipe, words)):
+        main(recipe, words)
 
 
-def interrupted_note(recipe: str, overrides: Sequence[str]) -> str:
-    """One line: the newest checkpoint of the interrupted run and the command that resumes it."""
+def _kept(recipe: str, overrides: Sequence[str]) -> str:
+    """The newest checkpoint of the interrupted run and the command that resumes it."""
     from unigame.training.recipe import load_recipe
     from unigame.training.run_folder import checkpoints, is_finished, step_of
 
@@ -30,8 +49,8 @@ def interrupted_note(recipe: str, overrides: Sequence[str]) -> str:
         return f"Stopped; no checkpoint was due yet in {folder}, so a new run starts over."
     if is_finished(folder, step_of(found[0])):
         return f"Stopped; the training was done and its result is in {folder}."
-    kept = _without(overrides, "--resume_from_checkpoint", "--overwrite_output_dir")
-    words = ["unigame", "train", recipe, *kept, "--resume_from_checkpoint", str(found[0])]
+    rest = _without(overrides, "--resume_from_checkpoint", "--overwrite_output_dir")
+    words = ["unigame", "train", recipe, *rest, "--resume_from_checkpoint", str(found[0])]
     return f"Stopped; kept {found[0]}. Resume: {shlex.join(words)}"
 
 

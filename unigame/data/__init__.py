@@ -4,9 +4,10 @@ See ``docs/data.md``. Nothing here knows of models or training.
 """
 
 from unigame.data.build import build_dataset
+from unigame.data.captions import Captions
+from unigame.data.chat import Chat
 from unigame.data.hf import HFData
 from unigame.data.images import CorruptImage, load_image
-from unigame.data.local import VQA, Captions
 from unigame.data.mixture import Mixture
 from unigame.data.records import (
     Record,
@@ -17,11 +18,13 @@ from unigame.data.records import (
     split_rows,
 )
 from unigame.data.skips import SkipReport
+from unigame.data.vqa import VQA
 from unigame.data.webdataset import WebDataset
 
 __all__ = [
     "VQA",
     "Captions",
+    "Chat",
     "CorruptImage",
     "HFData",
     "Mixture",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unigame.data.reader import VERIFY
+from unigame.data.dataset import VERIFY
 from unigame.settings.rules import Many, Number, OneOf, Rule, Switch, Table, Text, Whole, check_all
 
 MOST = 2**31 - 1
@@ -18,11 +18,30 @@ _COMMON: dict[str, Rule] = {
         low=0, above=True, optional=True, help="Share of the mixture; all sources need one."
     ),
     "limit": Whole(low=1, high=MOST, optional=True, help="The first so many good rows."),
+}
+_FILES: dict[str, Rule] = {
+    **_COMMON,
     "verify": Text(choices=VERIFY, help="What is checked of every picture before training."),
 }
+_OPENED: dict[str, Rule] = {
+    **_FILES,
+    "path": _PATH,
+    "hub": Switch(help="Whether path is an id on the Hub."),
+    "name": _PATH_OR_NONE,
+    "split": Text(),
+    "revision": _PATH_OR_NONE,
+    "images": _PATH_OR_NONE,
+    "cache_dir": _PATH_OR_NONE,
+}
+_TAGS = Table(
+    item=Text(),
+    keys=("user", "assistant", "system"),
+    optional=True,
+    help="What the data calls its speakers: {user: Q, assistant: A}.",
+)
 SOURCES: dict[str, dict[str, Rule]] = {
     "vqa": {
-        **_COMMON,
+        **_FILES,
         "path": Text(optional=True, help="One table: json list, jsonl, csv or tsv."),
         "questions": Text(optional=True, help="VQAv2's questions file, instead of path."),
         "annotations": _PATH_OR_NONE,
@@ -31,24 +50,14 @@ SOURCES: dict[str, dict[str, Rule]] = {
         "columns": _COLUMNS,
         "require_answers": Switch(),
     },
-    "captions": {**_COMMON, "path": _PATH, "images": _PATH_OR_NONE, "columns": _COLUMNS},
+    "captions": {**_FILES, "path": _PATH, "images": _PATH_OR_NONE, "columns": _COLUMNS},
     "webdataset": {
-        **_COMMON,
+        **_FILES,
         "path": OneOf(rules=(Many(least=1), Text()), help="tar, folder, glob, {000..331}, or list"),
         "columns": _COLUMNS,
     },
-    "hf": {
-        **_COMMON,
-        "path": _PATH,
-        "hub": Switch(help="Whether path is an id on the Hub."),
-        "name": _PATH_OR_NONE,
-        "split": Text(),
-        "revision": _PATH_OR_NONE,
-        "columns": _COLUMNS,
-        "images": _PATH_OR_NONE,
-        "require_answers": Switch(),
-        "cache_dir": _PATH_OR_NONE,
-    },
+    "hf": {**_OPENED, "columns": _COLUMNS, "require_answers": Switch()},
+    "chat": {**_OPENED, "tags": _TAGS},
     "synthetic": {
         **_COMMON,
         "split": Text(),

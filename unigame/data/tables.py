@@ -1,112 +1,79 @@
-"""Rows of json, jsonl, csv and tsv files, and which column holds what."""
+"""Rows of json, jsonl, csv and tsv files as the files say them, each with the line it stands on."""
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
 from unigame.system.json_text import decode_text, parse_json
 
-DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": ("image", "image_path", "file_name", "filename", "path", "jpg", "jpeg", "png", "webp"),
-    "question": ("question",),
-    "answer": ("multiple_choice_answer", "answer"),
-    "answers": ("answers",),
-    "caption": ("caption", "text", "txt"),
-    "id": ("question_id", "id"),
-}
-"""Names under which a field is looked for, the first present one wins."""
-
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
-
-
-def existing_path(value: object, option: str, *, folder: bool | None = None) -> Path:
-    """A path that exists, with ``~`` expanded.
-
-    Args:
-        value: What the user wrote.
-        option: The option's name, for the message.
-        folder: Whether it must be a folder (True), a file (False) or either (None).
-
-    Raises:
-        UserError: It is no text, or no such file or folder exists.
-    """
-    if not isinstance(value, str | Path) or not str(value).strip():
-        raise UserError(f"{option} must be a path, got {value!r}")
-    path = Path(value).expanduser()
-    if not path.exists():
-        raise UserError(
-            f"{option}: {path} does not exist; check the spelling, or download it first"
-        )
-    if folder is True and not path.is_dir():
-        raise UserError(f"{option}: {path} is a file, but a folder is needed")
-    if folder is False and path.is_dir():
-        raise UserError(f"{option}: {path} is a folder, but a file is needed")
-    return path
 
 
 def read_json(path: Path) -> Any:
     """The content of a json file.
 
     Raises:
-        UserError: It is not valid json, or not UTF-8.
+        UserError: No such file, not valid json, or not UTF-8.
     """
+    if not path.is_file():
+        raise UserError(f"no file {path}; check the folder, or download it first")
     try:
         return parse_json(path.read_bytes())
     except ValueError as error:
-        raise UserError(
-            f"{path} is not valid json ({error}); was its download cut short?"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be data; is it the right file?") from None
+        said = f"{path} is not valid json ({error}); was its download cut short?"
+        raise UserError(said) from None
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """Stands for a row that could not be read.
+class MalformedRow(dict[str, Any]):
+    """Stands for a row that could not be read: it has no columns, but a reason.
 
-    Attributes:
-        kind: the same for all rows with this fault, for counting.
-        reason: what is wrong with this one.
+    Args:
+        reason: the same for all rows with this fault, for counting.
+        detail: what is wrong with this one.
         advice: what to do about it.
     """
 
-    kind: str
-    reason: str
-    advice: str
+    def __init__(self, reason: str, detail: str = "", advice: str = "") -> None:
+        super().__init__()
+        self.reason, self.detail, self.advice = reason, detail, advice
 
 
 def read_table(
-    path: Path, headerless: Sequence[str] = (), kind: str | None = None
+    path: Path,
+    headerless: Sequence[str] = (),
+    kind: str | None = None,
+    known: Collection[str] = (),
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, row) of a json list, jsonl, csv or tsv; place reads like ``data/pets.csv:3``.
 
     Args:
         path: The file.
-        headerless: Column names for a csv or tsv whose first row names none of the known columns
-            (CC3M's tsv has no header); without them a header is needed.
+        headerless: Column names for a csv or tsv whose first row has as many cells and none that
+            is in ``known`` (CC3M's tsv has no header); without them a header is needed.
         kind: One of :data:`TABLE_SUFFIXES`; by default the file's own suffix tells the format.
+        known: Names that tell a header.
 
     Raises:
         UserError: Unknown suffix, or a malformed row.
     """
-    for place, row in scan_table(path, headerless, kind):
-        if isinstance(row, BadLine):
-            raise UserError(f"{place} {row.reason}; {row.advice}")
+    for place, row in scan_table(path, headerless, kind, known):
+        if isinstance(row, MalformedRow):
+            raise UserError(f"{place} {row.detail}; {row.advice}")
         yield place, row
 
 
 def scan_table(
-    path: Path, headerless: Sequence[str] = (), kind: str | None = None
-) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
-    """As :func:`read_table`, but a row that cannot be read is a :class:`BadLine` in its place.
-
-    The one reader of tables: training, evaluation and the ``hf`` reader's csv all come here.
+    path: Path,
+    headerless: Sequence[str] = (),
+    kind: str | None = None,
+    known: Collection[str] = (),
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As :func:`read_table`, but a row that cannot be read is a :class:`MalformedRow` in its place.
 
     Raises:
         UserError: Unknown suffix, or a file that is malformed as a whole.
@@ -116,7 +83,7 @@ def scan_table(
         raise UserError(f"{path}: unknown kind of file {suffix!r}; use {', '.join(TABLE_SUFFIXES)}")
     if suffix in (".json", ".jsonl"):
         return _json_rows(path) if _is_whole_json(path, suffix) else _jsonl_rows(path)
-    return _csv_rows(path, "\t" if suffix == ".tsv" else ",", headerless)
+    return _csv_rows(path, "\t" if suffix == ".tsv" else ",", headerless, known)
 
 
 def _is_whole_json(path: Path, suffix: str) -> bool:
@@ -130,11 +97,11 @@ def _is_whole_json(path: Path, suffix: str) -> bool:
             return False
         try:
             return not isinstance(parse_json(first), dict) or next(filter(None, lines), b"") == b""
-        except (ValueError, RecursionError):
+        except ValueError:
             return True
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(
@@ -145,7 +112,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
         yield f"{path}[{number}]", _as_row(row)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -153,40 +120,37 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
             try:
                 row = _as_row(parse_json(line))
             except ValueError as error:
-                row = BadLine("not valid json", f"is not valid json ({error})", "fix that line")
+                said = f"is not valid json ({error})"
+                row = MalformedRow("not valid json", said, "fix that line")
             yield f"{path}:{number}", row
 
 
-def _as_row(row: object) -> dict[str, Any] | BadLine:
+def _as_row(row: object) -> dict[str, Any]:
     if isinstance(row, dict):
         return row
-    return BadLine(
+    return MalformedRow(
         "row is not an object", f"is {row!r:.60}", "every row must be an object with named fields"
     )
 
 
 def _csv_rows(
-    path: Path, delimiter: str, headerless: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any] | BadLine]]:
-    names: Sequence[str] | None = None
+    path: Path, delimiter: str, headerless: Sequence[str], known: Collection[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    names: Sequence[str] = ()
     for number, cells in split_cells(_table_text(path), delimiter):
         place = f"{path}:{number}"
-        if names is None:
-            has_header = not headerless or _is_header(cells, headerless)
-            names = _header(cells, place) if has_header else headerless
-            if has_header:
+        if not names:
+            named = {cell.strip().lower() for cell in cells}.intersection(known)
+            bare = len(cells) == len(headerless) and not named
+            names = headerless if bare else _header(cells, place)
+            if not bare:
                 continue
         if len(cells) == len(names):
             yield place, dict(zip(names, cells, strict=True))
-        else:
-            yield (
-                place,
-                BadLine(
-                    "wrong number of cells",
-                    f"has {len(cells)} cells where {len(names)} are needed ({', '.join(names)})",
-                    "fix that line (quote commas in csv)",
-                ),
-            )
+            continue
+        wrong = f"has {len(cells)} cells where {len(names)} are needed ({', '.join(names)})"
+        advice = "fix that line (quote commas in csv)"
+        yield place, MalformedRow("wrong number of cells", wrong, advice)
 
 
 def _table_text(path: Path) -> str:
@@ -257,62 +221,3 @@ def _cells_with_quotes(
         if not text.startswith(delimiter, position):
             return cells, position
         position += len(delimiter)
-
-
-def _is_header(cells: Sequence[str], headerless: Sequence[str]) -> bool:
-    """A first row is a header unless it has just the headerless columns and no name we know."""
-    known = {name for names in DEFAULT_COLUMNS.values() for name in names}
-    return len(cells) != len(headerless) or any(cell.strip().lower() in known for cell in cells)
-
-
-def resolve_columns(
-    available: Iterable[str],
-    chosen: Mapping[str, str] | None,
-    *,
-    required: Sequence[str | tuple[str, ...]],
-    where: str,
-) -> dict[str, str]:
-    """Which column holds which field.
-
-    Args:
-        available: The columns there are.
-        chosen: The user's mapping of field to column; the rest by :data:`DEFAULT_COLUMNS`.
-        required: Fields that must be there; of a tuple of fields, one of them.
-        where: The file or data set, for messages.
-
-    Returns:
-        Field to column, of the fields that are there.
-
-    Raises:
-        UserError: An unknown field or column in ``chosen``, or a required field without a column.
-    """
-    names = list(available)
-    if chosen is not None and not isinstance(chosen, Mapping):
-        raise UserError(f"columns must map fields to columns, got {chosen!r}")
-    found = {
-        field: next(name for name in defaults if name in names)
-        for field, defaults in DEFAULT_COLUMNS.items()
-        if any(name in names for name in defaults)
-    }
-    for field, column in (chosen or {}).items():
-        if field not in DEFAULT_COLUMNS:
-            raise UserError(
-                f"columns: unknown field {field!r}; choose from {', '.join(DEFAULT_COLUMNS)}"
-            )
-        if column not in names:
-            raise UserError(
-                f"{where} has no column {column!r} for the {field}; it has {', '.join(names)}"
-            )
-        found[field] = column
-    for need in required:
-        fields = (need,) if isinstance(need, str) else need
-        if not any(field in found for field in fields):
-            raise UserError(_missing_column(names, fields, where))
-    return found
-
-
-def _missing_column(names: Sequence[str], fields: Sequence[str], where: str) -> str:
-    message = f"{where} has no column for the {' or '.join(fields)} (it has {', '.join(names)})"
-    if fields == ("image",) and any("url" in name.lower() for name in names):
-        return f"{message}; it only links to images: download them first, as webdataset tars"
-    return f"{message}; name it with columns: {{{fields[0]}: <column>}}"

@@ -1,17 +1,18 @@
 """The members of a plain tar: where each one's bytes lie, and whether the tar was read to its end.
 
-``tarfile`` takes the first block that is no header for the end of the tar, so that a flipped bit in
-the middle of a shard hides the rest of it. Here a tar has to end as tars end: with blocks of zeros,
-and nothing after them.
+`datasets` reads tars as streams, copies their pictures into its cache, and stops at the first block
+that is no header, as ``tarfile`` does, so that a flipped bit in the middle of a shard hides the
+rest of it. Here a tar has to end as tars end: with blocks of zeros, and nothing after them.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
+from unigame.data.paths import is_mac_file
 from unigame.errors import UserError
 
 USUAL_END = 2 * tarfile.BLOCKSIZE + tarfile.RECORDSIZE
@@ -29,23 +30,13 @@ class Member(NamedTuple):
     unusable: str = ""
 
 
-class LongEnd(NamedTuple):
-    """The tar ends in far more zeros than is usual; a download that stopped early looks like it."""
-
-    zeros: int
-
-
-def is_mac_file(name: str | PurePosixPath) -> bool:
-    """Whether a file is what macOS puts beside files when it packs them: no one's picture or text.
-
-    ``._NAME`` beside NAME, the folder ``__MACOSX``, and ``.DS_Store``.
-    """
-    path = PurePosixPath(name)
-    return path.name.startswith("._") or path.name == ".DS_Store" or "__MACOSX" in path.parts
-
-
-def read_members(tar_file: Path) -> Iterator[Member | LongEnd]:
+def read_members(tar_file: Path, long_ends: list[int]) -> Iterator[Member]:
     """The files in a tar, in order; folders and the files of macOS are passed over.
+
+    Args:
+        tar_file: The tar.
+        long_ends: Gets the number of zeros at its end, where they are far more than is usual: a
+            download that stopped early looks like it.
 
     Raises:
         UserError: It is no plain tar, it is damaged, or it was cut; the message says how many bytes
@@ -59,7 +50,7 @@ def read_members(tar_file: Path) -> Iterator[Member | LongEnd]:
                     known[info.name] = member = _member(info, known)
                     yield member
             if (zeros := _end_of(tar, tar_file)) > USUAL_END:
-                yield LongEnd(zeros)
+                long_ends.append(zeros)
     except UserError:
         raise
     except OSError as error:

@@ -1,24 +1,25 @@
 """Webdataset tars, read map-style: an index of the shards, then single reads at known offsets.
 
 A shard is a plain tar in which the members ``name.jpg``, ``name.txt`` and ``name.json`` that follow
-each other form one sample. Streaming such shards gives up shuffling and exact resume; indexing
-them costs one pass over the tar headers (no picture is read) and keeps both.
+each other form one sample. `datasets` refuses a shard in which a member comes twice, wants the same
+members in all samples, and copies all pictures into its cache; streams give up shuffling and exact
+resume. Indexing costs one pass over the tar headers (no picture is read).
 """
 
 from __future__ import annotations
 
-import glob
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-from unigame.data.images import CORRUPT, IMAGE_SUFFIXES, MISSING, CorruptImage
-from unigame.data.reader import NO_TEXT, SECOND_PICTURE, Reader, Row, check_options, texts_of
+from unigame.data.dataset import SECOND_PICTURE, RecordDataset, Row
+from unigame.data.images import IMAGE_SUFFIXES, MISSING
+from unigame.data.pairs import check_fields, find_columns, lenient_row, texts_of
+from unigame.data.paths import expand_shards
+from unigame.data.pictures import TarSlice
 from unigame.data.records import SkippedRow
-from unigame.data.tables import resolve_columns
-from unigame.data.tars import LongEnd, Member, read_members
+from unigame.data.tars import Member, read_members
 from unigame.errors import UserError
 from unigame.system.json_text import parse_json, printable
 
@@ -29,21 +30,8 @@ DUPLICATE = "duplicate member"
 NOT_A_FILE = "member is no plain file"
 LONG_END = "shard ends in zeros"
 
-MAX_SHARDS = 100_000
-"""More names than this are a slip in a brace pattern, and would not end."""
 
-_LONGEST_NUMBER = 18
-
-
-class TarSlice(NamedTuple):
-    """Where a picture lies: these bytes of this shard."""
-
-    shard: str
-    offset: int
-    size: int
-
-
-class WebDataset(Reader):
+class WebDataset(RecordDataset):
     """Samples of webdataset tars: an image, and a caption (txt) or json with text fields.
 
     The json may hold question, answer or answers, and caption. Samples without image or text and
@@ -55,8 +43,8 @@ class WebDataset(Reader):
         path: Shards: a tar, a folder of tars, a glob (``cc3m/*.tar``), a brace pattern
             (``cc3m-{000..331}.tar``), or a list of these.
         columns: Field of the record to key of the json, where the keys have unusual names.
-        verify: See :class:`Reader`; ``"exists"`` only tells whether there is an image member.
-        limit: See :class:`Reader`; later shards are not even opened.
+        verify: See :class:`RecordDataset`; ``"exists"`` only tells whether an image is there.
+        limit: See :class:`RecordDataset`; later shards are not even opened.
 
     Raises:
         UserError: No shard matches, a shard is no plain tar or is damaged, nothing is left.
@@ -70,132 +58,24 @@ class WebDataset(Reader):
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
-        check_options(verify=verify, limit=limit)
-        # The names are checked once; that a sample lacks a key is common, and no error.
-        resolve_columns(
-            list((columns or {}).values()) if isinstance(columns, Mapping) else (),
-            columns,
-            required=(),
-            where="json",
-        )
+        names = dict(check_fields(columns))
         shards = expand_shards(path)
-        rows = (row for shard in shards for row in _shard_rows(shard, dict(columns or {})))
-        super().__init__(rows, where=str(path), verify=verify, limit=limit)
-
-    def check_image(self, row: Row) -> None:
-        """Only samples with an image member become rows; it may still be empty."""
-        if not row.image.size:
-            raise CorruptImage(row.id, CORRUPT, "empty file")
-
-    def read_image(self, row: Row) -> bytes:
-        """The picture's bytes, read at its offset; safe in any number of workers."""
-        shard, offset, size = row.image
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-
-def expand_shards(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The tars that a path, folder, glob, brace pattern or list of them names, in order.
-
-    Raises:
-        UserError: A pattern matches no tar, or the tars are compressed.
-    """
-    patterns = [path] if isinstance(path, str | Path) else path
-    if not isinstance(patterns, Sequence) or not patterns:
-        raise UserError(f"path must name tars, got {path!r}")
-    shards: list[Path] = []
-    for pattern in patterns:
-        for single in _expand_braces(str(Path(pattern).expanduser())):
-            shards += _expand_one(single)
-    return list(dict.fromkeys(shards))
-
-
-def _expand_one(pattern: str) -> list[Path]:
-    try:
-        return _found_by(pattern)
-    except OSError as error:  # a name that is too long, or a folder that is closed
-        raise UserError(f"path: {pattern:.200} cannot be looked up: {error.strerror}") from None
-
-
-def _found_by(pattern: str) -> list[Path]:
-    if Path(pattern).is_dir():
-        pattern = f"{glob.escape(pattern)}/*.tar"
-    if Path(pattern).is_file():
-        return [Path(pattern)]
-    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
-    if not found:
-        raise UserError(f"path: no tar matches {pattern}; check the spelling, or download it first")
-    return found
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """``a-{00..11}.tar`` and ``{a,b}.tar`` as a shell expands them; widths of numbers are kept.
-
-    Raises:
-        UserError: An empty range, or more names than :data:`MAX_SHARDS`.
-    """
-    done: list[str] = []
-    todo = [pattern]
-    while todo:
-        text = todo.pop()
-        match = re.search(r"\{([^{}]*)\}", text)
-        if match is None:
-            done.append(text)
-            continue
-        choices = _choices(match.group(1), pattern)
-        before, after = text[: match.start()], text[match.end() :]
-        todo += [before + choice + after for choice in reversed(choices)]
-        if len(done) + len(todo) > MAX_SHARDS:
-            raise UserError(_too_many(pattern))
-    return done
-
-
-def _choices(inside: str, pattern: str) -> list[str]:
-    """What stands for one pair of braces."""
-    numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", inside)
-    if not numbers:
-        return inside.split(",")
-    if max(map(len, numbers.groups())) > _LONGEST_NUMBER:
-        raise UserError(_too_many(pattern))
-    first, last = map(int, numbers.groups())
-    if first > last:
-        raise UserError(f"path: {{{inside}}} in {pattern} is an empty range; put the lower first")
-    if last - first >= MAX_SHARDS:
-        raise UserError(_too_many(pattern))
-    return [f"{n:0{len(numbers[1])}d}" for n in range(first, last + 1)]
-
-
-def _too_many(pattern: str) -> str:
-    return (
-        f"path: {pattern:.200} names more than {MAX_SHARDS} tars; correct the range in its braces"
-    )
+        rows = (row for shard in shards for row in _shard_rows(shard, names))
+        super().__init__(rows, where=str(path), root=None, verify=verify, limit=limit)
 
 
 def _shard_rows(shard: Path, columns: dict[str, str]) -> Iterator[Row | SkippedRow]:
-    with _opened(shard) as file:
-        ends: list[LongEnd] = []
-        for key, members in _samples(_members_of(shard, ends)):
-            yield from _sample(file, shard, key, members, columns)
-        for end in ends:
-            detail = f"{end.zeros} bytes of zeros at its end; a download that stopped looks like it"
-            yield SkippedRow(shard.name, LONG_END, detail)
-
-
-def _opened(shard: Path) -> BinaryIO:
     try:
-        return shard.open("rb")
+        opened = shard.open("rb")
     except OSError as error:
         raise UserError(f"{shard} cannot be read: {error}") from None
-
-
-def _members_of(shard: Path, ends: list[LongEnd]) -> Iterator[Member]:
-    """The members alone; an end that is longer than usual is put into ``ends``."""
-    for member in read_members(shard):
-        if isinstance(member, LongEnd):
-            ends.append(member)
-        else:
-            yield member
+    with opened as file:
+        ends: list[int] = []
+        for key, members in _samples(read_members(shard, ends)):
+            yield from _sample(file, shard, key, members, columns)
+        for zeros in ends:
+            detail = f"{zeros} bytes of zeros at its end; a download that stopped looks like it"
+            yield SkippedRow(shard.name, LONG_END, detail)
 
 
 def _samples(members: Iterable[Member]) -> Iterator[tuple[str, list[tuple[str, Member]]]]:
@@ -278,13 +158,10 @@ def _row(
             return SkippedRow(id, NOT_A_FILE, f"{member.name}: {member.unusable}")
     try:
         texts = _texts(file, parts, columns)
-    except (UserError, ValueError) as error:
+    except ValueError as error:
         return SkippedRow(id, MALFORMED, str(error))
-    if texts["question"] is None or texts["answer"] is None:
-        texts |= {"question": None, "answer": None, "answers": ()}  # half a question is none
-        if texts["caption"] is None:
-            return SkippedRow(id, NO_TEXT, f"members: {', '.join(parts)}")
-    return Row(id=id, image=TarSlice(str(shard), picture.offset, picture.size), **texts)
+    cell = TarSlice(str(shard), picture.offset, picture.size)
+    return lenient_row(id, cell, texts, f"members: {', '.join(parts)}")
 
 
 def _id(shard: Path, name: str) -> str:
@@ -300,7 +177,7 @@ def _texts(file: BinaryIO, parts: dict[str, Member], columns: dict[str, str]) ->
         if not isinstance(cells, dict):
             raise ValueError("json is not an object")
     present = {field: column for field, column in columns.items() if column in cells}
-    fields = resolve_columns(cells, present, required=(), where="json")
+    fields = find_columns(cells, present, where="json")
     texts = texts_of(cells, fields, "json")
     written = next((parts[part] for part in TEXT_PARTS if part in parts), None)
     if written is not None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
 
 MARKER, SETTINGS, RERUN, _REPLACED = "INCOMPLETE", "config.json", "rerun", ".replaced"
+ARM_DONE = "DONE"  # in the folder of a finished arm
 # What a demo writes: a folder that has one of these and no settings of a demo is something else.
-_WRITTEN = ("arms", "adapter", "benchmarks", "results.json")
+_WRITTEN = ("arms", "adapter", "benchmarks")
+# What an earlier version wrote: one table of all arms, in a form of its own.
+_EARLIER = ("results.json", "table.md", "table.csv")
 
 
 def choose_folder(output: Path, config: dict[str, Any], overwrite: bool = False) -> Path:
@@ -25,17 +27,22 @@ def choose_folder(output: Path, config: dict[str, Any], overwrite: bool = False)
 
     Args:
         output: what the user named.
-        config: the demo's settings.
+        config: the demo's settings, as JSON gives them back.
         overwrite: whether what is there may go, whatever it is.
 
     Raises:
-        UserError: there is a demo of other settings, or something else than a demo.
+        UserError: there is a demo of other settings or of an earlier version, or something else.
     """
     for folder in (output / RERUN, output):
-        if is_interrupted(folder) and settings_of(folder) == _as_written(config):
+        if _goes_on(folder, config):
             return folder
     known = [folder for folder in (output, output / RERUN) if (folder / SETTINGS).exists()]
     if not overwrite:
+        if (output / _EARLIER[0]).exists():
+            raise UserError(
+                f"{str(output / _EARLIER[0])!r} is no part of a demo (an earlier version wrote its "
+                "table there); give another --output, or --overwrite to replace it"
+            )
         for folder in known:
             _refuse_other(folder, config)
         other = [name for name in _WRITTEN if (output / name).exists()]
@@ -49,7 +56,7 @@ def choose_folder(output: Path, config: dict[str, Any], overwrite: bool = False)
 
 def begin(folder: Path, config: dict[str, Any]) -> bool:
     """Make the folder ready; whether an interrupted demo goes on in it."""
-    if is_interrupted(folder) and settings_of(folder) == _as_written(config):
+    if _goes_on(folder, config):
         return True
     _remove(folder if folder.name == RERUN else folder / "arms")
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +68,8 @@ def begin(folder: Path, config: dict[str, Any]) -> bool:
 def finish(folder: Path, output: Path) -> None:
     """A finished demo takes its place; only now does an older one go."""
     (folder / MARKER).unlink()
+    for name in _EARLIER:
+        (output / name).unlink(missing_ok=True)
     if folder == output:
         return
     (output / MARKER).unlink(missing_ok=True)
@@ -79,7 +88,7 @@ def finish(folder: Path, output: Path) -> None:
 def finished_arms(output: Path) -> tuple[Path, list[str]]:
     """Where the last demo worked in ``output``, and the arms that it has finished."""
     folder = output / RERUN if is_interrupted(output / RERUN) else output
-    return folder, sorted(file.parent.name for file in folder.glob("arms/*/scores.json"))
+    return folder, sorted(file.parent.name for file in folder.glob(f"arms/*/{ARM_DONE}"))
 
 
 def is_interrupted(folder: Path) -> bool:
@@ -87,7 +96,13 @@ def is_interrupted(folder: Path) -> bool:
     return (folder / MARKER).exists()
 
 
-def settings_of(folder: Path) -> Any:
+def _goes_on(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether an interrupted demo of these settings can go on here."""
+    earlier = (folder / _EARLIER[0]).exists()
+    return is_interrupted(folder) and not earlier and _settings_of(folder) == config
+
+
+def _settings_of(folder: Path) -> Any:
     """The settings of the demo in a folder; None where they cannot be read."""
     try:
         return json.loads((folder / SETTINGS).read_bytes())
@@ -96,31 +111,18 @@ def settings_of(folder: Path) -> Any:
 
 
 def _refuse_other(folder: Path, config: dict[str, Any]) -> None:
-    found, wanted = settings_of(folder), _as_written(config)
-    if found == wanted:
+    from unigame.evaluation.record import differences  # imports torch
+
+    found = _settings_of(folder)
+    if found == config:
         return
     what = "something else than a demo's settings"
     if isinstance(found, dict):
-        name, there, here = next(_differences(found, wanted))
-        what = f"a demo with {name}={there!r}, and this one has {here!r}"
+        what = f"a demo with other settings: {'; '.join(differences(found, config))}"
     raise UserError(
         f"{str(folder / SETTINGS)!r} is of {what}; give another --output, or --overwrite to "
         "replace it"
     )
-
-
-def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Settings that differ, by their dotted names."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in [*wanted, *(name for name in found if name not in wanted)]:
-            inner = f"{path}.{name}".lstrip(".")
-            yield from _differences(found.get(name), wanted.get(name), inner)
-    elif found != wanted:
-        yield path, found, wanted
-
-
-def _as_written(config: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(config))
 
 
 def _remove(path: Path) -> None:

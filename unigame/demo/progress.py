@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -23,22 +22,6 @@ LINES = 10
 """Lines that a task takes at most, its last one included."""
 
 
-class Display(Protocol):
-    """What the demo asks of a display of progress; rich's ``Progress`` has it."""
-
-    def add_task(self, description: str, *, total: float | None) -> TaskID:
-        """A new task, begun now."""
-        ...
-
-    def update(self, task_id: TaskID, *, completed: float | None = None) -> None:
-        """So much of it is done."""
-        ...
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """So much more of it is done."""
-        ...
-
-
 @dataclass
 class _Task:
     """One task, and the tenth of it that was said last."""
@@ -51,19 +34,22 @@ class _Task:
 
 
 class PlainLines:
-    """A line for each tenth of a task, written at once: a log shows where the demo is."""
+    """A line for each tenth of a task, written at once: a log shows where the demo is.
+
+    Its methods are those of rich's ``Progress``.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.tasks: list[_Task] = []
 
     def add_task(self, description: str, *, total: float | None) -> TaskID:
-        """See ``Display``."""
+        """A new task, begun now."""
         self.tasks.append(_Task(description.strip(), int(total or 0)))
         return TaskID(len(self.tasks) - 1)
 
     def update(self, task_id: TaskID, *, completed: float | None = None) -> None:
-        """See ``Display``."""
+        """So much of it is done."""
         task = self.tasks[task_id]
         task.done = int(completed or 0)
         tenth = LINES * task.done // max(1, task.total)
@@ -76,8 +62,11 @@ class PlainLines:
             self.console.file.flush()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """See ``Display``."""
+        """So much more of it is done."""
         self.update(task_id, completed=self.tasks[task_id].done + advance)
+
+
+Display = PlainLines | Progress
 
 
 @contextmanager

@@ -8,8 +8,9 @@
 
 All arms start from the same weights and LoRA initialisation and see the same data in the same
 order. What is reported is the nine benchmarks' own code on data of the synthetic world, its
-out-of-distribution split, and a fresh attack; every arm leaves a record that ``unigame compare``
-takes. Each finished arm is written at once, so an interrupted demo goes on where it stopped.
+out-of-distribution split, and a fresh attack. Every arm leaves a record, and the demo's tables are
+what ``unigame compare`` makes of the five. Each finished arm is written at once, so an interrupted
+demo goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -28,42 +29,45 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
-from unigame.demo.folder import begin, choose_folder, finish
+from unigame.demo.folder import ARM_DONE, begin, choose_folder, finish
 from unigame.demo.progress import Display, progress_on
-from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START
+from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START, adversary_for
 from unigame.evaluation.attacks.fresh import attacked_images
-from unigame.evaluation.attacks.robustness_record import adversary_for
 from unigame.evaluation.base import DataSource
 from unigame.evaluation.miniature import DRAWING, world_benchmarks, write_world
 from unigame.evaluation.record import write_json
 from unigame.evaluation.run import RESULTS, evaluate
 from unigame.evaluation.running import Silent
 from unigame.evaluation.world import attack_entry, batch_of, replies
-from unigame.methods.selfplay import NoPerturber
+from unigame.methods.selfplay import NoPerturber, SelfPlaySettings
 from unigame.methods.selfplay.perturber import PerturberBase
-from unigame.reports.arms import ArmRun, arm_results
+from unigame.reports.compare import Comparison, compare, listed, verdict
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
 from unigame.reports.records import read_record
-from unigame.reports.results import parse_results
-from unigame.reports.table import print_table, to_csv, to_markdown
+from unigame.reports.tables import print_comparison, write_comparison
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.system.console import make_console
-from unigame.training import UniGameConfig, UniGameTrainer
-from unigame.training.game_state import challenge_config
-from unigame.training.recipe import load_recipe
+from unigame.training import UniGameTrainer
+from unigame.training.recipe import Recipe, load_recipe
 
 RECIPE = "janus_nano"
-DATA, RECORD, FINISHED = "benchmarks", "evaluation", "scores.json"
+DATA, RECORD = "benchmarks", "evaluation"
 QUICK_SHARE = 3  # a quick demo takes a third of the steps
 CONTROLS: dict[str, dict[str, Any]] = {
-    "sft": {"challenge_every": 0},
-    "sft_equal_samples": {"challenge_every": 0},  # and a larger batch, see _settings
+    "sft": {"methods": "sft"},
+    "sft_equal_samples": {"methods": "sft"},  # and a larger batch, see _changes
     "round_trip": {"perturbation": "none"},
     "unigame": {},
 }
 ARMS = ("base", *CONTROLS)
+LABELS = {
+    "sft": "SFT",
+    "sft_equal_samples": "SFT, equal samples",
+    "round_trip": "round trip",
+    "unigame": "UniGame",
+}
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,11 @@ def run_demo(
     seed: int = 0,
     model: str = "janus-nano",
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Train and evaluate every arm; print the table; write everything to ``output``.
+) -> Comparison:
+    """Train and evaluate every arm; print the tables; write everything to ``output``.
 
     Args:
-        output: gets results.json, table.md, table.csv, config.json, adapter/, gallery.png,
+        output: gets compare.md, compare.csv, compare.tex, config.json, adapter/, gallery.png,
             curves.png, the data, and a folder for each arm with its predictions and record.
         quick: a third of the steps and questions.
         seed: of data, training and evaluation.
@@ -98,153 +102,159 @@ def run_demo(
         overwrite: whether a demo of other settings in ``output`` is replaced. One of the same
             settings is; what is there stays until all arms of the new one are done.
 
-    Returns:
-        The content of results.json.
-
     Raises:
         UserError: the checkpoint or the recipe cannot be used, or ``output`` holds a demo of other
-            settings; nothing has been written then.
+            settings or of an earlier version; nothing has been written then.
     """
     console, final = make_console(), Path(output)
-    sizes = QUICK if quick else Sizes()
     recipe = load_recipe(RECIPE, ["--model", model, "--seed", str(seed)])
-    config = {
-        "recipe": RECIPE,
-        "model": model,
-        "quick": quick,
-        "seed": seed,
-        "sizes": asdict(sizes),
-        "attack": {"label_weight": LABEL_WEIGHT, "eps_start": START},
-        "drawing": asdict(DRAWING),
-        "arms": {arm: _settings(recipe.training, arm, quick) for arm in CONTROLS},
-        "data": recipe.data,
-        "lora": recipe.lora,
-    }
+    config = _config(recipe, model, quick, seed)
     output = choose_folder(final, config, overwrite)
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
     if begin(output, config):
         console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
     datasets.disable_progress_bars()  # each arm reads the same small files
-    sources = write_world(
-        output / DATA, answers=sizes.answers, drawings=sizes.drawings, ood=sizes.ood, seed=seed
-    )
-    results: dict[str, ArmRun] = {}
+    sizes = {name: config["sizes"][name] for name in ("answers", "drawings", "ood")}
+    sources = write_world(output / DATA, **sizes, seed=seed)
     with progress_on(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
+        job = _Job(output, recipe, config, sources, progress)
         for arm in ARMS:
-            found = _read_arm(output / "arms" / arm)
-            if found is None:
-                found = _run_arm(arm, output, recipe, config, sources, progress)
-            results[arm] = found
-            written = _write_results(output, results, config)
+            if not (output / "arms" / arm / ARM_DONE).exists():
+                _run_arm(arm, job)
             progress.advance(overall)
+    records = [read_record(output / "arms" / arm / RECORD) for arm in ARMS]
+    labels = [LABELS.get(arm, arm) for arm in ARMS]
+    found = _judged(compare(records, labels, ARMS.index("sft")), seed)
+    write_comparison(found, records, output)
     finish(output, final)
     console.print()
-    print_table(parse_results(written), console)
+    print_comparison(found, console)
     console.print(
         "\nThe benchmarks' code on the synthetic world's data: none of these figures is one of the "
         "real benchmarks.",
         style="dim",
     )
     console.print(
-        f"Wrote {final}/: results.json, table.md, gallery.png, curves.png, adapter/",
+        f"Wrote {final}/: compare.md, gallery.png, curves.png, adapter/, and a record of "
+        f"each arm: unigame compare {final}/arms/*/{RECORD} --baseline 3",
         style="dim",
         markup=False,
     )
+    return found
+
+
+def _judged(found: Comparison, seed: int) -> Comparison:
+    """The verdict on UniGame, the last arm, and what a reader must know of it.
+
+    What a control without any attack gains as well cannot be the attack's doing.
+    """
+    player = len(found.labels) - 1
+    unattacked = {name for row in range(2, player) for name in found.marked(row, 1)}
+    shared = [name for name in found.marked(player, 1) if name in unattacked]
+    notes = [f"One training run per arm (seed {seed})."]
+    if shared:
+        notes.append(
+            f"A control without any attack beat SFT as well on: {listed(shared)}. These gains are "
+            "not shown to come from the attack."
+        )
+    return replace(found, verdict=verdict(found, player), notes=(*notes, *found.notes))
+
+
+def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any]:
+    """The settings of a demo: two demos of the same settings are the same demo."""
+    config = {
+        "recipe": RECIPE,
+        "model": model,
+        "quick": quick,
+        "seed": seed,
+        "sizes": asdict(QUICK if quick else Sizes()),
+        "attack": {"label_weight": LABEL_WEIGHT, "eps_start": START},
+        "drawing": asdict(DRAWING),
+        "arms": {arm: _changes(recipe, arm, quick) for arm in CONTROLS},
+        "data": recipe.data,
+        "lora": recipe.lora,
+        "methods": recipe.methods,
+    }
+    written: dict[str, Any] = json.loads(json.dumps(config))  # lists for tuples, as it is read back
     return written
 
 
-def _settings(training: UniGameConfig, arm: str, quick: bool) -> dict[str, Any]:
+def _changes(recipe: Recipe, arm: str, quick: bool) -> dict[str, Any]:
     """What this arm changes of the recipe."""
-    changed = dict(CONTROLS[arm])
+    changed, training = dict(CONTROLS[arm]), recipe.training
     if arm == "sft_equal_samples":
-        changed["per_device_train_batch_size"] = (
-            training.per_device_train_batch_size + training.resolved_hard_batch_size
-        )
+        batch = training.per_device_train_batch_size
+        hard = recipe.settings_of("selfplay").hard_rows(batch)
+        changed["per_device_train_batch_size"] = batch + hard
     if quick:
         changed["max_steps"] = max(1, training.max_steps // QUICK_SHARE)
     return changed
 
 
 # ---- one arm -----------------------------------------------------------------------------------
-def _run_arm(
-    arm: str,
-    output: Path,
-    recipe: Any,
-    config: dict[str, Any],
-    sources: dict[str, DataSource],
-    progress: Display,
-) -> ArmRun:
+@dataclass(frozen=True)
+class _Job:
+    """What all arms share."""
+
+    output: Path
+    recipe: Recipe
+    config: dict[str, Any]
+    sources: dict[str, DataSource]
+    progress: Display
+
+
+def _run_arm(arm: str, job: _Job) -> None:
     """Train (unless it is the base), evaluate, and write the arm's folder."""
-    folder, start, steps = output / "arms" / arm, time.perf_counter(), 0
+    folder, start, steps = job.output / "arms" / arm, time.perf_counter(), 0
     if folder.exists():  # what an interrupted run left half done, with other weights
         shutil.rmtree(folder)
-    set_seed(config["seed"])  # equal LoRA initialisation in every arm
-    backbone = load_backbone(config["model"], dtype="float32")
-    args = recipe.training
+    set_seed(job.config["seed"])  # equal LoRA initialisation in every arm
+    backbone = load_backbone(job.config["model"], dtype="float32")
     if arm != "base":
-        trainer = _trainer(backbone, arm, folder, recipe, config, progress)
+        trainer = _trainer(backbone, arm, folder, job)
         steps = trainer.train().global_step
-        args = trainer.args
         trainer.save_model(str(folder / "adapter"))
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
-    seconds = time.perf_counter() - start
-    _measure(backbone, arm, folder, args, config, sources, progress)
+    cost = {"steps": steps, "seconds": round(time.perf_counter() - start, 1)}
+    _measure(backbone, arm, cost, job)
     if arm == "unigame":
-        _pictures(backbone, trainer, output)
-    write_json(folder / FINISHED, {"steps": steps, "seconds": seconds})
-    found = _read_arm(folder)
-    assert found is not None
-    return found
+        _pictures(backbone, trainer, job.output)
+    (folder / ARM_DONE).touch()
 
 
-def _measure(
-    backbone: Backbone,
-    arm: str,
-    folder: Path,
-    args: UniGameConfig,
-    config: dict[str, Any],
-    sources: dict[str, DataSource],
-    progress: Display,
-) -> None:
-    """All benchmarks, and the fresh attack, into the arm's record."""
-    benchmarks = world_benchmarks(backbone)
-    bars = _Measuring(progress, f"  {arm}: measuring", len(benchmarks) + 1)
+def _measure(backbone: Backbone, arm: str, cost: dict[str, Any], job: _Job) -> None:
+    """All benchmarks, the fresh attack and what training cost, into the arm's record."""
+    benchmarks, seed, sizes = world_benchmarks(backbone), job.config["seed"], job.config["sizes"]
+    folder = job.output / "arms" / arm / RECORD
+    bars = _Measuring(job.progress, f"  {arm}: measuring", len(benchmarks) + 1)
     record = evaluate(
         backbone,
         benchmarks,
-        sources=sources,
-        output=folder / RECORD,
-        drawing=replace(DRAWING, seed=config["seed"]),
+        sources=job.sources,
+        output=folder,
+        drawing=replace(DRAWING, seed=seed),
         progress=bars,
     )
-    sizes = config["sizes"]
     adversary = replace(
-        adversary_for(args),
+        adversary_for(job.recipe.settings_of("selfplay")),
         steps=sizes["attack_steps"],
-        seed=derive_seed(config["seed"], "adversary"),
+        seed=derive_seed(seed, "adversary"),
     )
-    entry = attack_entry(backbone, adversary, sizes["attack"], config["seed"])
+    entry = attack_entry(backbone, adversary, sizes["attack"], seed)
     if entry is not None:
         record["benchmarks"]["attack"] = entry
-    record["model"]["id"] = arm
-    write_json(folder / RECORD / RESULTS, record)
+    record["model"]["id"], record["training"] = arm, cost
+    write_json(folder / RESULTS, record)
     bars.end("attack", entry)
 
 
-def _trainer(
-    backbone: Backbone,
-    arm: str,
-    folder: Path,
-    recipe: Any,
-    config: dict[str, Any],
-    progress: Display,
-) -> UniGameTrainer:
-    changed = config["arms"][arm]
+def _trainer(backbone: Backbone, arm: str, folder: Path, job: _Job) -> UniGameTrainer:
+    changed, recipe, seed = job.config["arms"][arm], job.recipe, job.config["seed"]
     steps = changed.get("max_steps", recipe.training.max_steps)
     settings = {
         **changed,
-        "seed": config["seed"],
+        "seed": seed,
         "output_dir": str(folder),
         "eval_strategy": "no",
         "save_strategy": "no",
@@ -254,13 +264,15 @@ def _trainer(
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    shared = load_recipe(RECIPE, words).training
+    changed_recipe = load_recipe(RECIPE, words)
+    shared = changed_recipe.training
     trainer = UniGameTrainer(
         model=backbone,
         args=shared,
-        train_dataset=build_dataset(recipe.data, seed=config["seed"]),
+        train_dataset=build_dataset(recipe.data, seed=seed),
         peft_config=recipe.lora_config(),
-        callbacks=[_Bar(progress, f"  {arm}: training", shared.max_steps)],
+        methods=changed_recipe.build_methods(),
+        callbacks=[_Bar(job.progress, f"  {arm}: training", shared.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)  # the bar says it
     return trainer
@@ -289,9 +301,9 @@ class _Measuring(Silent):
 # ---- what is written ---------------------------------------------------------------------------
 def _pictures(backbone: Backbone, trainer: UniGameTrainer, output: Path) -> None:
     """Gallery, curves and the adapter of the UniGame arm."""
-    assert trainer.game is not None
+    game = trainer.method("selfplay")
     save_curves(trainer.state.log_history, output / "curves.png")
-    rows = gallery_rows(backbone, trainer.game.perturber, trainer.args)
+    rows = _gallery_rows(backbone, game.perturber, game.settings)
     save_gallery(rows, output / "gallery.png")
     if (output / "adapter").exists():
         shutil.rmtree(output / "adapter")
@@ -299,19 +311,20 @@ def _pictures(backbone: Backbone, trainer: UniGameTrainer, output: Path) -> None
 
 
 @torch.no_grad()
-def gallery_rows(
-    backbone: Backbone, perturber: PerturberBase, args: UniGameConfig, count: int = 8
+def _gallery_rows(
+    backbone: Backbone, perturber: PerturberBase, settings: SelfPlaySettings, count: int = 8
 ) -> list[GalleryRow]:
     """Test pictures, redrawn and attacked, with the answers; those that the attack broke first."""
     backbone.eval()
     data = SyntheticDataset("test", 96, 900, questions_per_scene=1)
-    batch, settings = batch_of(backbone, data, 0, len(data)), challenge_config(args)
+    batch = batch_of(backbone, data, 0, len(data))
     drawn = attacked_images(backbone, NoPerturber(), batch, settings)
     adversarial = attacked_images(backbone, perturber, batch, settings)
-    said = [replies(backbone, i, list(batch.questions)) for i in (batch.images, drawn, adversarial)]
+    sets = (batch.pictures, drawn, adversarial)
+    said = [replies(backbone, images, list(batch.questions)) for images in sets]
     right = [[s == a for s, a in zip(words, batch.answers, strict=True)] for words in said]
     order = sorted(range(len(data)), key=lambda i: (not right[0][i], not right[1][i], right[2][i]))
-    pictures = [i.permute(0, 2, 3, 1).cpu().numpy() for i in (batch.images, drawn, adversarial)]
+    pictures = [images.permute(0, 2, 3, 1).cpu().numpy() for images in sets]
     return [
         GalleryRow(
             clean=pictures[0][i],
@@ -325,23 +338,3 @@ def gallery_rows(
         )
         for i in order[:count]
     ]
-
-
-def _write_results(
-    output: Path, results: dict[str, ArmRun], config: dict[str, Any]
-) -> dict[str, Any]:
-    """results.json (and the tables) of the arms so far."""
-    written = arm_results(results) | {"seed": config["seed"], "config": config}
-    write_json(output / "results.json", written)
-    parsed = parse_results(written)
-    (output / "table.md").write_text(to_markdown(parsed))
-    (output / "table.csv").write_text(to_csv(parsed))
-    return written
-
-
-def _read_arm(folder: Path) -> ArmRun | None:
-    """A finished arm of an interrupted demo, or None."""
-    if not (folder / FINISHED).exists():
-        return None
-    cost = json.loads((folder / FINISHED).read_text())
-    return ArmRun(read_record(folder / RECORD), cost["steps"], cost["seconds"])

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +21,9 @@ from torch import Tensor
 from unigame.backbones.base import Backbone
 from unigame.backbones.common.seeded import draw_seeded
 from unigame.data.images import MISSING, CorruptImage
+from unigame.data.pictures import StoredPicture
 from unigame.evaluation.base import Item, Picture, Prediction
 from unigame.evaluation.batching import BatchSize, in_batches, in_order
-from unigame.evaluation.pictures import StoredPicture
 from unigame.seeds import derive_seed
 
 A = TypeVar("A")
@@ -146,13 +146,7 @@ class Asker:
         benchmarks apart.
         """
         for batch in _drawing_batches(in_order(items), self.size):
-            rows = [(item, item.prompt, sample) for item in batch for sample in range(item.samples)]
-            paths = self._draw(rows, how, folder, salt)
-            found = iter(paths)
-            yield [
-                Prediction(item.id, pictures=tuple(next(found) for _ in range(item.samples)))
-                for item in batch
-            ]
+            yield self._drawn([(Prediction(i.id), i, i.prompt) for i in batch], how, folder, salt)
 
     def redrawings(
         self,
@@ -167,19 +161,22 @@ class Asker:
         """Caption the picture of every item, then draw from that caption alone."""
         for shown in ahead(self._show, in_batches(in_order(items), self.size)):
             texts = [cut(reply, stop) for reply in self._replies(shown, max_new_tokens)]
-            rows = [
-                (item, text, sample)
+            captioned = [
+                (Prediction(item.id, text), item, text)
                 for item, text in zip(shown.items, texts, strict=True)
-                for sample in range(item.samples)
             ]
-            found = iter(self._draw(rows, how, folder, salt))
-            yield [
-                *_failed(shown),
-                *(
-                    Prediction(item.id, text, tuple(next(found) for _ in range(item.samples)))
-                    for item, text in zip(shown.items, texts, strict=True)
-                ),
-            ]
+            yield [*_failed(shown), *self._drawn(captioned, how, folder, salt)]
+
+    def _drawn(
+        self, asked: Sequence[tuple[Prediction, Item, str]], how: Drawing, folder: Path, salt: str
+    ) -> list[Prediction]:
+        """The predictions with the pictures of their prompts."""
+        rows = [(item, text, sample) for _, item, text in asked for sample in range(item.samples)]
+        paths = iter(self._draw(rows, how, folder, salt))
+        return [
+            replace(prediction, pictures=tuple(next(paths) for _ in range(item.samples)))
+            for prediction, item, _ in asked
+        ]
 
     def _draw(
         self, rows: Sequence[tuple[Item, str, int]], how: Drawing, folder: Path, salt: str

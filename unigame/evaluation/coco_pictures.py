@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import filecmp
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from unigame.data.images import IMAGE_SUFFIXES
-from unigame.data.tars import is_mac_file
+from unigame.data.paths import is_mac_file
 from unigame.errors import UserError
 
 _COCO_NAME = re.compile(r"(?:COCO_([a-z]+\d{4})_)?0*(\d+)")
@@ -61,11 +61,9 @@ class CocoPictures:
         if not isinstance(image_id, int):
             return None
         subset = subset or self._subset
-        found = self._by_id.get(image_id, [])
-        for is_meant in _RANKS:
-            if meant := [path for path in found if is_meant(path, subset)]:
-                return _the_one(meant, f"image id {image_id}")
-        return None
+        ranks = {path: _rank(path, subset) for path in self._by_id.get(image_id, [])}
+        best = [path for path, rank in ranks.items() if rank == min(ranks.values())]
+        return _the_one(best, f"image id {image_id}") if best else None
 
     def by_name(self, name: Any) -> Path | None:
         """The picture with this file name, or with the COCO id in it, in whatever folder it is.
@@ -81,27 +79,16 @@ class CocoPictures:
         return self.by_id(int(named[2]), named[1]) if named else None
 
 
-def _subset_in_name(path: Path, subset: str | None) -> bool:
+def _rank(path: Path, subset: str | None) -> int:
+    """Which go first: the exact name, those in the subset's folder, photos, the rest."""
     named = _COCO_NAME.fullmatch(path.stem)
-    return _is_photo(path) and named is not None and named[1] is not None and named[1] == subset
-
-
-def _subset_in_folder(path: Path, subset: str | None) -> bool:
-    named = _COCO_NAME.fullmatch(path.stem)
-    return path.parent.name == subset and named is not None and named[1] is None
-
-
-def _is_photo(path: Path, subset: str | None = None) -> bool:
-    return path.suffix.lower() in (".jpg", ".jpeg")
-
-
-# The first rank that has any picture counts: the exact name, the subset's folder, photos, the rest.
-_RANKS: tuple[Callable[[Path, str | None], bool], ...] = (
-    _subset_in_name,
-    _subset_in_folder,
-    _is_photo,
-    lambda path, subset: True,
-)
+    of = named[1] if named else ""
+    is_photo = path.suffix.lower() in (".jpg", ".jpeg")
+    if is_photo and subset and of == subset:
+        return 0
+    if of is None and path.parent.name == subset:
+        return 1
+    return 2 if is_photo else 3
 
 
 def _the_one(candidates: list[Path], what: str) -> Path:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ import unigame
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
-from unigame.reports.metrics import to_json
+from unigame.reports.metrics import Metric, to_json
 from unigame.reports.records import FORMAT, unparsed_warning
 from unigame.system.json_text import parse_json
 
 _WEIGHTS = ("*.safetensors", "*.bin")
-_CHUNK = 1 << 22
 _REMEMBERED = 1 << 26  # smaller files are read in a moment
 
 
@@ -150,10 +149,15 @@ def benchmark_entry(
         "warnings": [*filter(None, [unparsed_warning(counts)]), *scored.warnings],
         "details": {**details, **scored.details},
         "seconds": round(seconds, 3),
-        "metrics": {
-            metric.name: {**to_json(metric), "headline": number == 0}
-            for number, metric in enumerate(scored.metrics)
-        },
+        "metrics": metrics_json(scored.metrics),
+    }
+
+
+def metrics_json(metrics: Iterable[Metric]) -> dict[str, Any]:
+    """Metrics by name; the first is the headline."""
+    return {
+        metric.name: {**to_json(metric), "headline": number == 0}
+        for number, metric in enumerate(metrics)
     }
 
 
@@ -272,11 +276,8 @@ def file_sha256(path: Path) -> str:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -1,30 +1,37 @@
-"""The benchmarks by name. A class is imported only when it is asked for."""
+"""The benchmarks by name, and what a command line says of several at once.
+
+One of your own: a subclass of ``Benchmark`` and an entry point (``docs/add-a-benchmark.md``). A
+class is imported only when it is asked for.
+"""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any, cast
+from typing import Any
 
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark
+from unigame.registry import Registry
 
-_HOME = {
-    "vqav2": "vqav2:VQAv2",
-    "mmmu": "mmmu:MMMU",
-    "mmbench": "mmbench:MMBench",
-    "pope": "pope:POPE",
-    "geneval": "geneval:GenEval",
-    "wise": "wise:WISE",
-    "unifiedbench": "unifiedbench:UnifiedBench",
-    "naturalbench": "naturalbench:NaturalBench",
-    "advqa": "advqa:AdVQA",
+_CLASSES = {
+    "vqav2": "VQAv2",
+    "mmmu": "MMMU",
+    "mmbench": "MMBench",
+    "pope": "POPE",
+    "geneval": "GenEval",
+    "wise": "WISE",
+    "unifiedbench": "UnifiedBench",
+    "naturalbench": "NaturalBench",
+    "advqa": "AdVQA",
 }
+BENCHMARKS = tuple(_CLASSES)
+"""Those that come with the package, in the order of the paper's tables: ``all``."""
 
-BENCHMARKS = tuple(_HOME)
-"""All benchmarks, in the order of the paper's tables."""
+REGISTRY = Registry(
+    "unigame.benchmarks",
+    {name: f"unigame.evaluation.tasks.{name}.task:{kind}" for name, kind in _CLASSES.items()},
+)
 
 
 def benchmark_names(text: str) -> list[str]:
@@ -34,30 +41,26 @@ def benchmark_names(text: str) -> list[str]:
         UserError: an unknown name, or none at all.
     """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    if "all" in names:
-        return list(BENCHMARKS)
     if not names:
-        raise UserError(f"no benchmark is named; choose from {', '.join(BENCHMARKS)}, or all")
-    for name in names:
+        known = ", ".join(REGISTRY.names())
+        raise UserError(f"no benchmark is named; choose from {known}, or all")
+    own = [name for name in names if name != "all"]
+    for name in own:
         benchmark_class(name)
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*(BENCHMARKS if "all" in names else ()), *own]))
 
 
 def benchmark_class(name: str) -> type[Benchmark]:
     """The class of one benchmark.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a plug-in that is no benchmark.
     """
-    if name not in _HOME:
-        close = difflib.get_close_matches(name, _HOME, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"unknown benchmark {name!r}; {hint}choose from {', '.join(BENCHMARKS)}, or all"
-        )
-    module, _, attribute = _HOME[name].partition(":")
-    found = getattr(import_module(f"unigame.evaluation.tasks.{module}.task"), attribute)
-    return cast(type[Benchmark], found)
+    found = REGISTRY.get(name)
+    if not (isinstance(found, type) and issubclass(found, Benchmark)):
+        where = REGISTRY.references()[name]
+        raise UserError(f"benchmark {name!r} ({where}) is no subclass of Benchmark")
+    return found
 
 
 def build_benchmark(name: str, options: Mapping[str, Any] | None = None) -> Benchmark:
@@ -74,27 +77,17 @@ def build_benchmark(name: str, options: Mapping[str, Any] | None = None) -> Benc
     return kind(**given)
 
 
-def variant_for(name: str, text: str | None, kind: str) -> str | None:
-    """The prompt or parser variant that one benchmark takes from a command line.
-
-    Args:
-        name: of the benchmark.
-        text: ``"bare"`` (for every benchmark that has it) or ``"pope=official,mmmu=bagel"``.
-        kind: ``"prompt"`` or ``"parser"``.
-    """
-    if text is None:
-        return None
-    chosen = _parts(text)
-    if name in chosen:
-        return chosen[name]
-    known = getattr(benchmark_class(name), f"{kind}_variants")
-    return chosen[""] if chosen.get("") in known else None
-
-
 def choice_for(name: str, text: str | None) -> str | None:
     """What one benchmark takes of ``"testdev"`` (for all) or ``"vqav2=testdev,pope=random"``."""
-    chosen = _parts(text or "")
+    chosen = _parts(text)
     return chosen.get(name, chosen.get(""))
+
+
+def variant_for(name: str, text: str | None, kind: str) -> str | None:
+    """As ``choice_for``, of a ``"prompt"`` or ``"parser"`` that not every benchmark has."""
+    chosen = _parts(text)
+    known = getattr(benchmark_class(name), f"{kind}_variants")
+    return chosen.get(name) or (chosen[""] if chosen.get("") in known else None)
 
 
 def check_choices(names: Sequence[str], text: str | None, option: str) -> None:
@@ -103,7 +96,7 @@ def check_choices(names: Sequence[str], text: str | None, option: str) -> None:
     Raises:
         UserError: it is not.
     """
-    for name in _parts(text or ""):
+    for name in _parts(text):
         if name and name not in names:
             raise UserError(f"--{option} {text}: {name} is not among the benchmarks to run")
 
@@ -114,20 +107,17 @@ def check_variants(names: Sequence[str], text: str | None, kind: str) -> None:
     Raises:
         UserError: it does not, or it is meant for a benchmark that is not run.
     """
-    if text is None:
-        return
     check_choices(names, text, kind)
     known = {name: getattr(benchmark_class(name), f"{kind}_variants") for name in names}
     for name, variant in _parts(text).items():
-        if not any(variant in known[n] for n in ([name] if name else known)):
-            there = "; ".join(
-                f"{n}: {', '.join(v)}" for n, v in known.items() if not name or n == name
-            )
+        meant = {n: v for n, v in known.items() if not name or n == name}
+        if not any(variant in variants for variants in meant.values()):
+            there = "; ".join(f"{n}: {', '.join(v)}" for n, v in meant.items())
             raise UserError(f"--{kind} {variant!r} is not known; there are {there}")
 
 
-def _parts(text: str) -> dict[str, str]:
+def _parts(text: str | None) -> dict[str, str]:
     """``"a"`` -> {"": "a"}; ``"pope=a,mmmu=b"`` -> {"pope": "a", "mmmu": "b"}."""
-    parts = (part.strip() for part in text.split(",") if part.strip())
+    parts = (part.strip() for part in (text or "").split(",") if part.strip())
     pairs = (part.rpartition("=") for part in parts)
     return {name.strip().lower(): variant.strip() for name, _, variant in pairs}

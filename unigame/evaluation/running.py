@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unigame.backbones.base import Backbone
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation import record as records
 from unigame.evaluation.ask import Asker, Drawing
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
 from unigame.evaluation.batching import BatchSize, automatic_size
-from unigame.evaluation.pictures import content_key
 from unigame.evaluation.store import JsonlStore
 
 PREDICTIONS = "predictions.jsonl"

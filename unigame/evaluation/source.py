@@ -10,34 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, overload
 
-from unigame.data import tables
-from unigame.data.tars import is_mac_file
+from unigame.data.paths import is_mac_file
+from unigame.data.pictures import picture
+from unigame.data.rows import TableRows, TextRows, is_saved, open_saved, open_split
+from unigame.data.tables import MalformedRow, read_json, scan_table
 from unigame.errors import UserError
 from unigame.evaluation.base import DatasetInfo, DataSource, Item
-from unigame.evaluation.pictures import picture
-from unigame.evaluation.rowfiles import MalformedRow, local_rows
-from unigame.evaluation.rowtables import TableRows, open_table
 
-__all__ = [
-    "BadRow",
-    "Rows",
-    "field",
-    "find_file",
-    "fingerprint",
-    "picture",
-    "read_json",
-    "read_rows",
-]
+__all__ = ["BadRow", "Rows", "field", "fingerprint", "picture", "read_json", "read_rows"]
+
+TABLES = (".tsv", ".csv", ".jsonl", ".json")
 
 T = TypeVar("T")
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -96,7 +88,7 @@ def read_rows(
     config, split = source.config or config, source.split or split
     if source.root is not None:
         root = source.root.expanduser()
-        rows = local_rows(root, config, split)
+        rows = _local_rows(root, config, split)
         info = DatasetInfo(id=root.name, split=split, config=config or "")
         where = str(root)
     else:
@@ -115,31 +107,32 @@ def read_rows(
 
 def _hub_rows(
     hub_id: str, config: str | None, split: str, revision: str | None
-) -> tuple[TableRows, str]:
-    import datasets  # takes a second; only who reads such data pays it
-
-    table = open_table(
-        lambda: datasets.load_dataset(hub_id, config, split=split, revision=revision),
-        f"{hub_id} (config {config or 'default'}, split {split}) from the Hub",
-        "check the network, or download it and give its folder with --data-root",
+) -> tuple[TableRows | TextRows, str]:
+    options = {"name": config, "revision": revision}
+    rows = open_split(
+        hub_id,
+        split,
+        advice="check the network, or download it and give its folder with --data-root",
+        **{key: value for key, value in options.items() if value is not None},
     )
-    return TableRows(table), _commit(table) or revision or ""
+    return rows, _commit(rows) or revision or ""
 
 
-def _commit(table: Any) -> str:
-    """Commit of the Hub repository that a table came from; empty where nothing tells it."""
-    urls = list(table.info.download_checksums or {})
-    folders = [Path(file["filename"]).parent.name for file in table.cache_files]
-    for place in [*urls, *folders]:
-        if found := _COMMIT.search(str(place)):
-            return found.group()
-    return ""
+def _commit(rows: TableRows | TextRows) -> str:
+    """Commit of the Hub repository that rows came from; empty where nothing tells it."""
+    if isinstance(rows, TextRows):
+        places = rows.files
+    else:
+        folders = [Path(file["filename"]).parent.name for file in rows.table.cache_files]
+        places = [*map(str, rows.table.info.download_checksums or {}), *folders]
+    found = next(filter(None, map(_COMMIT.search, places)), None)
+    return found.group() if found else ""
 
 
-def _check_columns(rows: Sequence[Mapping[str, Any]], required: Sequence[str], where: str) -> None:
+def _check_columns(rows: TableRows | TextRows, required: Sequence[str], where: str) -> None:
     if not rows:
         raise UserError(f"{where} holds no rows; was its download cut short?")
-    names = dict.fromkeys(rows.columns) if isinstance(rows, TableRows) else _names(rows)
+    names = rows.columns
     missing = [name for name in required if name not in names]
     if missing:
         raise UserError(
@@ -149,8 +142,69 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], required: Sequence[str], w
         )
 
 
-def _names(rows: Iterable[Mapping[str, Any]]) -> dict[str, None]:
-    return {name: None for row in rows for name in row}
+# ---- a local folder ------------------------------------------------------------------------------
+
+
+def _local_rows(root: Path, config: str | None, split: str) -> TableRows | TextRows:
+    """The rows of a split in ``root``, or in its folders ``config``, ``data``, ``config/data``."""
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; download the data, or check --data-root")
+    places = [root / config, root / config / "data"] if config else []
+    for folder in (place for place in [*places, root, root / "data"] if place.is_dir()):
+        if is_saved(folder):
+            return open_saved(folder, split)
+        for suffix in (".parquet", *TABLES):
+            files = [
+                path for path in sorted(folder.glob(f"*{suffix}")) if not is_mac_file(path.name)
+            ]
+            if files:
+                return _file_rows(_of_split(files, split, folder), suffix)
+    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    raise UserError(
+        f"{root} holds no parquet, save_to_disk folder, {', '.join(TABLES)}; it holds "
+        f"{', '.join(names[:12]) or 'nothing'}"
+    )
+
+
+def _file_rows(files: list[Path], suffix: str) -> TableRows | TextRows:
+    if suffix != ".parquet":
+        return TextRows(row for file in files for row in table_rows(file))
+    names = {"rows": [str(file) for file in files]}
+    return open_split("parquet", "rows", data_files=names, advice="was its download cut short?")
+
+
+def table_rows(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a tsv, csv, jsonl or json list; a damaged one is a ``MalformedRow`` in its place.
+
+    Args:
+        path: the file.
+        kind: a suffix to read it by, instead of its own.
+
+    Raises:
+        UserError: a file that is malformed as a whole.
+    """
+    return [row for _, row in scan_table(path, kind=kind)]
+
+
+def _of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
+    """The files of the split: named after it, or the only ones there."""
+    named = re.compile(rf"{re.escape(split)}([-_.].*)?")
+    chosen = [file for file in files if named.fullmatch(file.stem)]
+    if chosen:
+        return chosen
+    shards = [found.group(1) for file in files if (found := _SHARD.fullmatch(file.stem))]
+    if shards:
+        raise UserError(
+            f"{folder} has no files {split}-*{files[0].suffix}; it has the split "
+            f"{', '.join(sorted(set(shards)))}: download {split}, or choose another with --split"
+        )
+    if len(files) > 1 and files[0].suffix != ".parquet":
+        raise UserError(
+            f"{folder} holds several files that may be split {split!r}: "
+            f"{', '.join(file.name for file in files[:5])}; name the right one "
+            f"{split}{files[0].suffix}, or keep only that one"
+        )
+    return files
 
 
 # ---- single values -------------------------------------------------------------------------------
@@ -172,7 +226,7 @@ def field(row: Mapping[str, Any], name: str, kind: Any) -> Any:
         kind: a type, or a union of types such as ``int | str``.
 
     Raises:
-        BadRow: the value is missing, empty (None), of another type, or no text that can be written.
+        BadRow: the value is missing, empty (None), or of another type.
     """
     value = row.get(name)
     if value is None:
@@ -185,24 +239,7 @@ def field(row: Mapping[str, Any], name: str, kind: Any) -> Any:
     stray_bool = isinstance(value, bool) and not _takes_bool(kind)
     if stray_bool or not isinstance(value, kind):
         raise BadRow(f"{name} is {type(value).__name__}, expected {_kind_name(kind)}")
-    if _has_half_characters(value):
-        raise BadRow(f"{name} holds half a character (a lone surrogate)")
     return value
-
-
-def _has_half_characters(value: Any) -> bool:
-    """Whether a text in it is one that neither a tokenizer nor a file takes."""
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            if _LONE_SURROGATE.search(each):
-                return True
-        elif isinstance(each, dict):
-            waiting += [*each.keys(), *each.values()]
-        elif isinstance(each, list):
-            waiting += each
-    return False
 
 
 def _takes_bool(kind: Any) -> bool:
@@ -216,66 +253,14 @@ def _kind_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind).replace(" | ", " or ")
 
 
-# ---- files of a layout of their own --------------------------------------------------------------
-
-
-def read_json(path: Path) -> Any:
-    """The content of a json file.
-
-    Raises:
-        UserError: no such file, not valid json, or not UTF-8.
-    """
-    if not path.is_file():
-        raise UserError(f"no file {path}; check the folder, or download it first")
-    return tables.read_json(path)
-
-
-def find_file(root: Path, patterns: Sequence[str], what: str) -> Path:
-    """The one file of a folder that matches; earlier patterns go before later ones.
-
-    Args:
-        root: the folder.
-        patterns: globs relative to it, such as ``"*questions*.json"``.
-        what: for the message, such as ``"AdVQA's questions"``.
-
-    Raises:
-        UserError: no file matches any pattern, or several match the same one.
-    """
-    if not root.is_dir():
-        raise UserError(f"no folder {root}; download the data, or check --data-root")
-    for pattern in patterns:
-        found = sorted(
-            path for path in root.glob(pattern) if path.is_file() and not is_mac_file(path.name)
-        )
-        if len(found) > 1:
-            names = ", ".join(str(path.relative_to(root)) for path in found[:5])
-            raise UserError(f"{root} holds several files that may be {what}: {names}; keep one")
-        if found:
-            return found[0]
-    raise UserError(
-        f"{root} has no file for {what} ({' or '.join(patterns)}); it holds {listing(root)}"
-    )
-
-
-def listing(root: Path, most: int = 12) -> str:
-    """What a folder holds, for a message."""
-    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more]) or "nothing"
-
-
 def fingerprint(items: Iterable[Item]) -> str:
     """SHA-256 over what the items ask and how they are scored; pictures are not read for it.
 
     What they show has a digest of its own in the record (``running.pictures_digest``).
     """
     digest = hashlib.sha256()
-    for line in _item_lines(items):
-        digest.update(line.encode())
-    return digest.hexdigest()
-
-
-def _item_lines(items: Iterable[Item]) -> Iterator[str]:
     for item in items:
         content = [item.id, item.prompt, dict(item.reference), item.cluster, item.samples]
-        yield json.dumps(content, sort_keys=True, ensure_ascii=True, default=str) + "\n"
+        line = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str) + "\n"
+        digest.update(line.encode())
+    return digest.hexdigest()

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from unigame.backbones.base import Backbone
 from unigame.evaluation.attacks.adversary import Adversary, practice_of
-from unigame.evaluation.attacks.robustness import RobustnessConfig, measure
+from unigame.evaluation.attacks.robustness import RobustnessConfig, measure_robustness
 from unigame.evaluation.examples import Example
-from unigame.methods.selfplay.setting import GameBatch
-from unigame.reports.metrics import to_json
+from unigame.evaluation.record import metrics_json
+from unigame.methods.rows import Rows
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset, caption
 from unigame.synthetic.dataset import to_pil
@@ -122,7 +122,7 @@ def attack_entry(
     """
     practice, _ = _examples("validation", adversary.practice, derive_seed(seed, "practice"), 1)
     examples, scenes = _examples("test", questions, derive_seed(seed, "attack"), 6)
-    found = measure(
+    found = measure_robustness(
         backbone,
         examples,
         RobustnessConfig(adversary=adversary, pgd=(), corruptions=(), max_new_tokens=3),
@@ -133,10 +133,8 @@ def attack_entry(
     attacked = found.metrics.get("adversary")
     if attacked is None:
         return None
-    shown = {
-        "accuracy": replace(attacked, name="accuracy", label="accuracy"),
-        **{name: metric for name, metric in found.metrics.items() if name in ("redrawn", "clean")},
-    }
+    others = [metric for name, metric in found.metrics.items() if name in ("redrawn", "clean")]
+    shown = [replace(attacked, name="accuracy", label="accuracy"), *others]
     return {
         "title": "under a fresh attack",
         "dataset": {"id": "synthetic test questions", "fingerprint": _fingerprint(examples)},
@@ -146,10 +144,7 @@ def attack_entry(
             "scored": len(attacked.units),
             "skipped": {"the attack changed what the picture shows": found.changed["adversary"]},
         },
-        "metrics": {
-            name: {**to_json(metric), "headline": name == "accuracy"}
-            for name, metric in shown.items()
-        },
+        "metrics": metrics_json(shown),
     }
 
 
@@ -173,13 +168,13 @@ def _examples(
     return examples, scenes
 
 
-def batch_of(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> GameBatch:
+def batch_of(backbone: Backbone, data: SyntheticDataset, start: int, count: int) -> Rows:
     """``count`` questions from ``start`` on, with their pictures, for the game's functions."""
     rows = data.rows[start : start + count]
     scenes = [data.scenes[row[0]] for row in rows]
-    return GameBatch(
+    return Rows(
         images=images_of(scenes, backbone),
         questions=[row[1] for row in rows],
         answers=[row[2] for row in rows],
-        prompts=[caption(s) for s in scenes],
+        captions=[caption(s) for s in scenes],
     )

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unigame.errors import UserError
+from unigame.registry import Registry
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
 
-SimilarityKind = Literal["clip", "cosine", "none"]
 ClipMode = Literal["image-image", "image-text"]
 
 
@@ -237,8 +237,30 @@ class ClipSimilarity(SimilarityScorer):
         )
 
 
+SCORERS = Registry(
+    "unigame.scorers",
+    {
+        "cosine": "unigame.methods.semantics:cosine_similarity",
+        "clip": "unigame.methods.semantics:ClipSimilarity",
+        "none": "unigame.methods.semantics:no_similarity",
+    },
+)
+"""Similarity scorers by name. A package of yours adds one by an entry point of this group: what it
+names is called with the backbone and gives a ``SimilarityScorer``."""
+
+
+def cosine_similarity(backbone: Backbone) -> SimilarityScorer:
+    """By the model's own frozen vision features."""
+    return FeatureSimilarity(backbone.image_features)
+
+
+def no_similarity(backbone: Backbone) -> SimilarityScorer:
+    """Every candidate passes."""
+    return NoSimilarity()
+
+
 def build_scorer(
-    kind: SimilarityKind,
+    kind: str,
     backbone: Backbone,
     *,
     clip_model: nn.Module | str | Path | None = None,
@@ -247,12 +269,9 @@ def build_scorer(
     """Build the scorer that a setting names, on the backbone's device.
 
     Raises:
-        UserError: an unknown kind, or ``"clip"`` without ``clip_model``.
+        UserError: an unknown kind, ``"clip"`` without ``clip_model``, or an entry point that gives
+            something else.
     """
-    if kind == "none":
-        return NoSimilarity()
-    if kind == "cosine":
-        return FeatureSimilarity(backbone.image_features)
     if kind == "clip":
         if clip_model is None:
             raise UserError(
@@ -260,7 +279,13 @@ def build_scorer(
                 "CLIP or SigLIP checkpoint, or use similarity 'cosine'"
             )
         return ClipSimilarity(clip_model, clip_mode).to(backbone.device)
-    raise UserError(f"similarity {kind!r} is unknown; use 'clip', 'cosine' or 'none'")
+    scorer = SCORERS.get(kind)(backbone)
+    if not isinstance(scorer, SimilarityScorer):
+        raise UserError(
+            f"similarity {kind!r} is {type(scorer).__name__}, which is no SimilarityScorer; let "
+            "its entry point give one"
+        )
+    return scorer.to(backbone.device)
 
 
 def _embedding(output: Any) -> Tensor:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from unigame.errors import UserError
-from unigame.reports.bootstrap import percentile_interval
 from unigame.reports.metrics import (
     Difference,
     Estimate,
     Metric,
     paired_figures,
+    percentile_interval,
     resampled_figures,
     value_of,
 )
@@ -38,32 +38,22 @@ class Part:
         return self.weight * 100.0 / self.metric.scale
 
 
-def combine(
-    parts: Sequence[Part], resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> Estimate:
+def combine(parts: Sequence[Part]) -> Estimate:
     """The weighted sum on 0-100, with its interval; ``n`` counts the units of all parts.
 
     Raises:
-        UserError: no parts, or a metric that cannot be computed.
+        UserError: a metric that cannot be computed.
     """
-    if not parts:
-        raise UserError("a combined score needs at least one benchmark")
     figures_PR = [
-        part.factor * resampled_figures(part.metric, resamples, derive_seed(seed, "part", i))
+        part.factor * resampled_figures(part.metric, seed=derive_seed(0, "part", i))
         for i, part in enumerate(parts)
     ]
-    low, high = percentile_interval(np.sum(figures_PR, axis=0), level)
+    low, high = percentile_interval(np.sum(figures_PR, axis=0))
     value = sum(part.factor * value_of(part.metric) for part in parts)
     return Estimate(value=value, low=low, high=high, n=sum(len(p.metric.units) for p in parts))
 
 
-def combined_difference(
-    parts: Sequence[Part],
-    baseline: Sequence[Part],
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Difference:
+def combined_difference(parts: Sequence[Part], baseline: Sequence[Part]) -> Difference:
     """The sum of one model minus that of another: each part paired, the parts independent.
 
     ``clusters`` is that of the part that has fewest.
@@ -72,15 +62,15 @@ def combined_difference(
         UserError: the two are made of different parts, or a part cannot be paired.
     """
     ours, theirs = ([(p.metric.name, p.weight) for p in side] for side in (parts, baseline))
-    if not parts or ours != theirs:
+    if ours != theirs:
         raise UserError(f"a score made of {ours} cannot be compared with one made of {theirs}")
     paired = [
-        paired_figures(part.metric, other.metric, resamples, derive_seed(seed, "part", i))
+        paired_figures(part.metric, other.metric, seed=derive_seed(0, "part", i))
         for i, (part, other) in enumerate(zip(parts, baseline, strict=True))
     ]
     factors = [part.factor for part in parts]
     gaps_R = np.sum([f * p.gaps_R for f, p in zip(factors, paired, strict=True)], axis=0)
-    low, high = percentile_interval(gaps_R, level)
+    low, high = percentile_interval(gaps_R)
     return Difference(
         value=sum(f * p.value for f, p in zip(factors, paired, strict=True)),
         low=low,

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.reports.checks import AGAIN, CONTRADICTS, read_estimate
 from unigame.reports.combined import Part, combined_difference
-from unigame.reports.metrics import Difference, Metric, difference, value_of
+from unigame.reports.metrics import Difference, Estimate, difference, value_of
 from unigame.reports.records import BenchmarkRecord, Record, unparsed_warning
-from unigame.reports.results import Estimate, MetricInfo, parse_estimate
 
 MIN_CLUSTERS = 10
 """With fewer pictures or groups an interval means nothing, so no difference is shown."""
@@ -24,7 +24,7 @@ MIN_CLUSTERS = 10
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the paper's tables: a metric of a benchmark (None: its headline), or a score."""
+    """A column of the tables: a metric of a benchmark (None: its headline), or a score."""
 
     title: str
     benchmark: str
@@ -32,20 +32,20 @@ class Column:
     digits: int | None = None
 
 
-_SUMMARY = "summary"
+SUMMARY = "summary"
 TABLES: dict[str, tuple[Column, ...]] = {
     "Understanding": (
         Column("VQAv2", "vqav2"),
         Column("MMMU", "mmmu"),
         Column("MMBench", "mmbench"),
         Column("POPE", "pope"),
-        Column("overall", _SUMMARY, "understanding"),
+        Column("overall", SUMMARY, "understanding"),
     ),
     "Generation and consistency": (
         Column("GenEval", "geneval"),
         Column("UnifiedBench", "unifiedbench", digits=2),
         Column("WISE", "wise"),
-        Column("consistency", _SUMMARY, "consistency", digits=2),
+        Column("consistency", SUMMARY, "consistency", digits=2),
     ),
     "Out of distribution and adversarial": (
         Column("NaturalBench", "naturalbench"),
@@ -60,17 +60,59 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("PGD 8/255", "robustness", "pgd_8"),
         Column("corruptions", "robustness", "corruptions"),
     ),
+    "Synthetic world": (
+        Column("out of distribution", "ood"),
+        Column("OOD without counting", "ood", "accuracy_no_count"),
+        Column("redrawn without attack", "attack", "redrawn"),
+        Column("under a fresh attack", "attack"),
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and its difference to the baseline, or why there is none."""
+    """A figure and its difference to the baseline, or why there is none.
 
-    info: MetricInfo
+    Attributes:
+        name: of the metric or score.
+        label: the same for people.
+        scale: 100 for percentages.
+        digits: decimal places; None: one of percentages, three of scores on another scale.
+        judged: whether more is better; of a yes ratio it is neither.
+        figure: None where the record has none.
+        gap: minus the baseline's.
+        reason: why there is a figure and no difference.
+    """
+
+    name: str
+    label: str
+    scale: float = 100.0
+    digits: int | None = None
+    judged: bool = True
     figure: Estimate | None = None
-    gap: Estimate | None = None
+    gap: Difference | None = None
     reason: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What follows a heading over figures like this."""
+        return ", %" if self.scale == 100 else ""
+
+    @property
+    def mark(self) -> int:
+        """+1 where the difference is a measured gain, -1 where a measured loss, 0 otherwise.
+
+        Measured: its interval excludes zero. Nothing else decides on marks, so no table can be
+        kinder than another.
+        """
+        if self.gap is None or not self.judged:
+            return 0
+        return (self.gap["low"] > 0) - (self.gap["high"] < 0)
+
+    def show(self, value: float, *, signed: bool = False) -> str:
+        """A figure of this metric as text, without a minus sign before a rounded zero."""
+        digits = (1 if self.scale == 100 else 3) if self.digits is None else self.digits
+        return f"{value:{'+' if signed else ''}z.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +135,8 @@ class Comparison:
         tables: as in the paper: a row for each model, a column for each benchmark.
         details: a table for each benchmark: a row for each metric, a column for each model.
         notes: what a reader must know before believing the tables.
+        detail_notes: and the details.
+        verdict: a sentence above the notes; empty: none.
     """
 
     labels: tuple[str, ...]
@@ -100,93 +144,167 @@ class Comparison:
     tables: tuple[Grid, ...]
     details: Mapping[str, Grid]
     notes: tuple[str, ...]
+    detail_notes: tuple[str, ...] = ()
+    verdict: str = ""
+
+    def marked(self, row: int, mark: int) -> list[str]:
+        """Columns of the tables where a model has a difference with this mark (0: unmarked)."""
+        return [
+            title
+            for grid in self.tables
+            for title, cell in zip(grid.columns, grid.cells[row], strict=True)
+            if cell.gap is not None and cell.mark == mark
+        ]
+
+
+def verdict(comparison: Comparison, row: int) -> str:
+    """One sentence on a model against the baseline, from the marks alone: whatever came out."""
+    name, base = comparison.labels[row], comparison.labels[comparison.baseline]
+    won, even, lost = (listed(comparison.marked(row, mark)) for mark in (1, 0, -1))
+    if not (won or even or lost):
+        return f"No verdict: there is no difference between {name} and {base} with an interval."
+    parts = [
+        f"{name} beat {base} on: {won}" if won else f"{name} did not beat {base} on any figure"
+    ]
+    parts += [f"no measurable difference on: {even}"] if even else []
+    parts += [f"worse than {base} on: {lost}"] if lost else []
+    return "; ".join(parts) + "."
+
+
+def listed(names: Sequence[str]) -> str:
+    """``"a, b and c"``."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])
 
 
 @dataclass
 class _Comparer:
-    """Records side by side. Notes are a dict because it keeps order and holds each once."""
+    """Records side by side. ``said``: of what and what, and the models of which it is true."""
 
     records: Sequence[Record]
     labels: tuple[str, ...]
     baseline: int
-    notes: dict[str, None] = field(default_factory=dict)
+    said: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
     done: dict[tuple[int, str, str], Cell] = field(default_factory=dict)
+
+    def note(self, what: str, row: int, text: str) -> None:
+        """Something of one model that a reader must know."""
+        self.said.setdefault((what, text), {})[self.labels[row]] = None
+
+    def notes(self) -> Iterator[str]:
+        """What was noted, once for all models of which it is true."""
+        base = self.labels[self.baseline]
+        for (what, text), found in self.said.items():
+            who = ", ".join(found)
+            if len(found) == len(self.labels):
+                who = "every model"
+            elif len(found) == len(self.labels) - 1 > 1 and base not in found:
+                who = f"every model but {base}"
+            yield f"{what}, {who}: {text}"
 
     def benchmark_cell(self, row: int, name: str, metric: str | None = None) -> Cell:
         """A benchmark's figure in record ``row``, with its difference to the baseline's."""
         ours = self.records[row].benchmarks.get(name)
         key = metric or (ours.headline if ours else "")
         if ours is None or key not in ours.metrics:
-            return Cell(MetricInfo(key, key))
+            return Cell(key, key)
         if (row, name, key) not in self.done:
             self.done[row, name, key] = self._benchmark_cell(row, ours, key)
         return self.done[row, name, key]
 
     def _benchmark_cell(self, row: int, ours: BenchmarkRecord, key: str) -> Cell:
-        base = self.records[self.baseline].benchmarks.get(ours.name)
-        cell = Cell(metric_info(ours.metrics[key]), ours.figures[key])
+        base, metric = self.records[self.baseline].benchmarks.get(ours.name), ours.metrics[key]
+        judged = not key.startswith("yes_ratio")
+        cell = Cell(key, metric.label, metric.scale, judged=judged, figure=ours.figures[key])
         if row == self.baseline or base is None:
             return cell
         reasons = what_differs(ours, base)
         if not reasons and key not in base.metrics:
-            reasons.append(f"{self.labels[self.baseline]} has no {cell.info.label}")
-        what = f"{ours.title}, {self.labels[row]}"
-        return self._paired(
-            cell, what, reasons, lambda: difference(ours.metrics[key], base.metrics[key])
-        )
+            reasons.append(f"{self.labels[self.baseline]} has no {metric.label}")
+        what = ours.title if key == ours.headline else f"{ours.title} ({metric.label})"
+        return self._paired(cell, what, row, reasons, lambda: difference(metric, base.metrics[key]))
 
     def summary_cell(self, row: int, name: str) -> Cell:
         """The consistency score or the understanding mean, paired part by part."""
-        cell = Cell(MetricInfo(name, name, digits=1))
-        ours = _summary(self.records[row], name)
-        base = _summary(self.records[self.baseline], name)
-        if not ours or ours.get("value") is None:
-            if ours and ours.get("reason"):
-                self.notes[f"No {name} score, {self.labels[row]}: {ours['reason']}."] = None
+        record, base_record = self.records[row], self.records[self.baseline]
+        ours, base = (_summary(r, name) for r in (record, base_record))
+        cell = Cell(name, name)
+        if ours.get("value") is None:
+            if ours.get("reason"):
+                self.note(f"No {name} score", row, f"{ours['reason']}.")
             return cell
-        cell = replace(cell, figure=parse_estimate(ours, f"{self.records[row].path}: {name}"))
-        _check_summary(self.records[row], name, ours)
-        if row == self.baseline or not base or base.get("value") is None:
+        cell = replace(cell, figure=read_estimate(ours, f"{record.path}: {name}"))
+        mine = _parts(record, name)
+        _check_sum([part for _, part in mine.values()], cell, record)
+        if row == self.baseline or base.get("value") is None:
             return cell
-        mine = _parts(self.records[row], name, ours)
-        theirs = _parts(self.records[self.baseline], name, base)
+        theirs = _parts(base_record, name)
         reasons = [
-            f"its part {record.title} differs"
-            for key, (record, _) in mine.items()
-            if key not in theirs or what_differs(record, theirs[key][0])
+            f"its part {benchmark.title} differs"
+            for key, (benchmark, _) in mine.items()
+            if key not in theirs or what_differs(benchmark, theirs[key][0])
         ]
         ours_parts, base_parts = ([part for _, part in side.values()] for side in (mine, theirs))
         return self._paired(
-            cell,
-            f"{name}, {self.labels[row]}",
-            reasons,
-            lambda: combined_difference(ours_parts, base_parts),
+            cell, name, row, reasons, lambda: combined_difference(ours_parts, base_parts)
         )
 
     def _paired(
-        self, cell: Cell, what: str, reasons: list[str], compute: Callable[[], Difference]
+        self,
+        cell: Cell,
+        what: str,
+        row: int,
+        reasons: list[str],
+        compute: Callable[[], Difference],
     ) -> Cell:
         """The cell with its difference, or with the reason why it has none."""
-        reason = "; ".join(reasons)
+        reason, gap = "; ".join(reasons), None
         if not reason:
             try:
                 gap = compute()
             except UserError as error:
                 reason = str(error)
-            else:
-                if gap["clusters"] < MIN_CLUSTERS:
-                    reason = (
-                        f"only {gap['clusters']} pictures or groups in common, "
-                        f"at least {MIN_CLUSTERS} needed"
-                    )
-        if reason:
-            self.notes[f"No difference for {what}: {reason}."] = None
+        if gap is not None and gap["clusters"] < MIN_CLUSTERS:
+            reason = (
+                f"only {gap['clusters']} pictures or groups in common, "
+                f"at least {MIN_CLUSTERS} needed"
+            )
+        if gap is None or reason:
+            self.note(f"No difference for {what}", row, f"{reason}.")
             return replace(cell, reason=reason)
         assert cell.figure is not None
-        if cell.figure.n is not None and gap["n"] < cell.figure.n:
-            partial = f"the difference is over {gap['n']} of {cell.figure.n}, those in both records"
-            self.notes[f"{what}, {cell.info.label}: {partial}."] = None
-        return replace(cell, gap=Estimate(gap["value"], gap["low"], gap["high"], gap["n"]))
+        if gap["n"] < cell.figure["n"]:
+            partial = f"the difference is over {gap['n']} of {cell.figure['n']}"
+            self.note(what, row, f"{partial}, those in both records.")
+        return replace(cell, gap=gap)
+
+    def column(self, column: Column) -> list[Cell]:
+        """Every model's cell of a column."""
+        cells = [
+            self.summary_cell(row, str(column.metric))
+            if column.benchmark == SUMMARY
+            else self.benchmark_cell(row, column.benchmark, column.metric)
+            for row in range(len(self.records))
+        ]
+        if column.digits is None:
+            return cells
+        return [replace(cell, digits=column.digits) for cell in cells]
+
+    def table(self, title: str, columns: Sequence[Column]) -> Grid | None:
+        """One of the tables, without the columns that no record has."""
+        filled = [(column.title, self.column(column)) for column in columns]
+        filled = [(title, cells) for title, cells in filled if any(c.figure for c in cells)]
+        if not filled:
+            return None
+        titles, cells_by_column = zip(*filled, strict=True)
+        return Grid(title, titles, self.labels, tuple(zip(*cells_by_column, strict=True)))
+
+    def details(self, name: str) -> Grid:
+        """Every metric of one benchmark."""
+        found = [r.benchmarks[name] for r in self.records if name in r.benchmarks]
+        labels = {key: metric.label for record in found for key, metric in record.metrics.items()}
+        rows = range(len(self.records))
+        cells = tuple(tuple(self.benchmark_cell(row, name, key) for row in rows) for key in labels)
+        return Grid(found[0].title, self.labels, tuple(labels.values()), cells)
 
 
 def compare(records: Sequence[Record], labels: Sequence[str], baseline: int = 0) -> Comparison:
@@ -202,37 +320,35 @@ def compare(records: Sequence[Record], labels: Sequence[str], baseline: int = 0)
     """
     _check_agreement(records)
     comparer = _Comparer(records, tuple(labels), baseline)
-    details = {
-        name: _details(comparer, name)
-        for name in dict.fromkeys(name for record in records for name in record.benchmarks)
-    }
-    wanted = {**TABLES, "Further benchmarks": _further(details)}
-    tables = tuple(
-        grid for title, columns in wanted.items() if (grid := _table(comparer, title, columns))
-    )
-    notes = [
-        *comparer.notes,
-        *_same_weights(records, labels),
-        *_other_generation(comparer),
-        *_counted(records, labels),
-    ]
-    return Comparison(tuple(labels), baseline, tables, details, tuple(notes))
-
-
-def metric_info(metric: Metric) -> MetricInfo:
-    """How to show a metric: percentages with one decimal, scores on a scale of 1 with three."""
-    return MetricInfo(
-        metric.name,
-        metric.label,
-        higher_is_better=None if metric.name.startswith("yes_ratio") else True,
-        digits=1 if metric.scale == 100 else 3,
+    names = dict.fromkeys(name for record in records for name in record.benchmarks)
+    known = {column.benchmark for columns in TABLES.values() for column in columns}
+    titles = {n: r.benchmarks[n].title for n in names for r in records if n in r.benchmarks}
+    further = tuple(Column(titles[name], name) for name in names if name not in known)
+    wanted = {**TABLES, "Further benchmarks": further}
+    tables = [comparer.table(title, columns) for title, columns in wanted.items()]
+    _count(comparer)
+    noted = tuple(comparer.notes())
+    return Comparison(
+        labels=tuple(labels),
+        baseline=baseline,
+        tables=tuple(filter(None, tables)),
+        details={name: comparer.details(name) for name in names},
+        notes=(
+            *_same_weights(records, labels),
+            *_other_generation(comparer),
+            *noted,
+            *_trained(records, labels),
+        ),
+        detail_notes=tuple(note for note in comparer.notes() if note not in noted),
     )
 
 
 def what_differs(ours: BenchmarkRecord, base: BenchmarkRecord) -> list[str]:
     """Why the figures of two records of a benchmark cannot be subtracted; empty if they can."""
     reasons = []
-    if _data(ours) != _data(base):
+    # Sets of items are told apart by content, or where it is not known, by origin.
+    data = [r.dataset.get("fingerprint") or dict(r.dataset) for r in (ours, base)]
+    if data[0] != data[1]:
         sizes = [record.counts.get("items") for record in (ours, base)]
         limited = f" ({sizes[0]} and {sizes[1]} items)" if sizes[0] != sizes[1] else ""
         reasons.append(f"the data differ{limited}")
@@ -257,11 +373,6 @@ def _without_address(scorer: Mapping[str, Any]) -> dict[str, Any]:
     return {**scorer, "judge_settings": asked}
 
 
-def _data(record: BenchmarkRecord) -> Any:
-    """What tells two sets of items apart: their content, or where it is not known, their origin."""
-    return record.dataset.get("fingerprint") or dict(record.dataset)
-
-
 def _differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
@@ -273,54 +384,39 @@ def _differences(
             yield key, one, two
 
 
-def _summary(record: Record, name: str) -> Mapping[str, Any] | None:
+def _summary(record: Record, name: str) -> Mapping[str, Any]:
     found = record.summary.get(name)
-    return found if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
-def _parts(
-    record: Record, name: str, summary: Mapping[str, Any]
-) -> dict[str, tuple[BenchmarkRecord, Part]]:
+def _parts(record: Record, name: str) -> dict[str, tuple[BenchmarkRecord, Part]]:
     """What a combined score is made of, by benchmark."""
     try:
-        return {
-            part["benchmark"]: (
-                record.benchmarks[part["benchmark"]],
-                Part(
-                    record.benchmarks[part["benchmark"]].metrics[part["metric"]],
-                    float(part["weight"]),
-                ),
-            )
-            for part in summary["parts"]
-        }
+        found = {}
+        for part in _summary(record, name)["parts"]:
+            benchmark = record.benchmarks[part["benchmark"]]
+            summand = Part(benchmark.metrics[part["metric"]], float(part["weight"]))
+            found[part["benchmark"]] = (benchmark, summand)
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{record.path}: the parts of the {name} score are damaged ({error!r}); "
-            "run the evaluation again"
+            f"{record.path}: the parts of the {name} score are damaged ({error!r}); {AGAIN}"
         ) from None
 
 
-def _check_summary(record: Record, name: str, summary: Mapping[str, Any]) -> None:
-    """A combined score is the sum of its parts.
-
-    Raises:
-        UserError: it is not.
-    """
-    parts = [part for _, part in _parts(record, name, summary).values()]
-    value = sum(part.factor * value_of(part.metric) for part in parts)
-    if not math.isclose(value, summary["value"], rel_tol=1e-6, abs_tol=1e-4):
+def _check_sum(parts: Sequence[Part], cell: Cell, record: Record) -> None:
+    """A combined score is the sum of its parts."""
+    assert cell.figure is not None
+    value, said = sum(part.factor * value_of(part.metric) for part in parts), cell.figure["value"]
+    if not math.isclose(value, said, rel_tol=1e-6, abs_tol=1e-4):
         raise UserError(
-            f"{record.path}: the {name} score is {summary['value']:g}, but its parts give "
-            f"{value:g}: the record contradicts itself; run the evaluation again"
+            f"{record.path}: the {cell.name} score is {said:g}, but its parts give {value:g}: "
+            f"{CONTRADICTS}"
         )
 
 
 def _check_agreement(records: Sequence[Record]) -> None:
-    """Records of the same items say how many there are alike.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Records of the same items say how many there are alike."""
     sizes: dict[tuple[str, str], tuple[Any, Record]] = {}
     for record in records:
         for benchmark in record.benchmarks.values():
@@ -336,42 +432,7 @@ def _check_agreement(records: Sequence[Record]) -> None:
                 )
 
 
-def _further(details: Mapping[str, Grid]) -> tuple[Column, ...]:
-    """The headlines of benchmarks that the paper's tables do not have."""
-    known = {column.benchmark for columns in TABLES.values() for column in columns}
-    return tuple(Column(grid.title, name) for name, grid in details.items() if name not in known)
-
-
-def _table(comparer: _Comparer, title: str, columns: Sequence[Column]) -> Grid | None:
-    """One of the paper's tables, without the columns that no record has."""
-    filled: list[tuple[str, list[Cell]]] = []
-    for column in columns:
-        cells = [_cell(comparer, row, column) for row in range(len(comparer.records))]
-        if any(cell.figure for cell in cells):
-            filled.append((column.title, cells))
-    if not filled:
-        return None
-    titles, cells_by_column = zip(*filled, strict=True)
-    return Grid(title, titles, comparer.labels, tuple(zip(*cells_by_column, strict=True)))
-
-
-def _cell(comparer: _Comparer, row: int, column: Column) -> Cell:
-    if column.benchmark == _SUMMARY:
-        cell = comparer.summary_cell(row, str(column.metric))
-    else:
-        cell = comparer.benchmark_cell(row, column.benchmark, column.metric)
-    if column.digits is None:
-        return cell
-    return replace(cell, info=replace(cell.info, digits=column.digits))
-
-
-def _details(comparer: _Comparer, name: str) -> Grid:
-    """Every metric of one benchmark."""
-    found = [r.benchmarks[name] for r in comparer.records if name in r.benchmarks]
-    labels = {key: metric.label for record in found for key, metric in record.metrics.items()}
-    rows = range(len(comparer.records))
-    cells = tuple(tuple(comparer.benchmark_cell(row, name, key) for row in rows) for key in labels)
-    return Grid(found[0].title, comparer.labels, tuple(labels.values()), cells)
+# ---- notes ---------------------------------------------------------------------------------------
 
 
 def _same_weights(records: Sequence[Record], labels: Sequence[str]) -> Iterator[str]:
@@ -394,15 +455,25 @@ def _other_generation(comparer: _Comparer) -> Iterator[str]:
                 )
 
 
-def _counted(records: Sequence[Record], labels: Sequence[str]) -> Iterator[str]:
+def _count(comparer: _Comparer) -> None:
     """What was left out of the averages, and what the evaluation warned of."""
-    for label, record in zip(labels, records, strict=True):
+    for row, record in enumerate(comparer.records):
         for benchmark in record.benchmarks.values():
             for kind in ("skipped", "unscored"):
-                counted = benchmark.counts.get(kind) or {}
-                if counted:
-                    reasons = ", ".join(f"{n} {reason}" for reason, n in counted.items())
-                    yield f"{benchmark.title}, {label}: {kind}: {reasons}."
-            unparsed = unparsed_warning(benchmark.counts)
-            for warning in dict.fromkeys([*filter(None, [unparsed]), *benchmark.warnings]):
-                yield f"{benchmark.title}, {label}: {warning}"
+                for reason, number in (benchmark.counts.get(kind) or {}).items():
+                    if number:
+                        comparer.note(benchmark.title, row, f"{kind}: {number} {reason}.")
+            for warning in filter(None, [unparsed_warning(benchmark.counts), *benchmark.warnings]):
+                comparer.note(benchmark.title, row, warning)
+
+
+def _trained(records: Sequence[Record], labels: Sequence[str]) -> Iterator[str]:
+    """What training cost."""
+    costs = [
+        f"{label} {record.training['steps']} understanding steps in "
+        f"{record.training['seconds']:.0f} s"
+        for label, record in zip(labels, records, strict=True)
+        if {"steps", "seconds"} <= record.training.keys()
+    ]
+    if costs:
+        yield f"Training: {', '.join(costs)}."

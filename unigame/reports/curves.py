@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -23,11 +23,9 @@ from matplotlib.ticker import MaxNLocator
 
 from unigame.errors import UserError
 from unigame.reports import style
-from unigame.system.json_text import parse_json
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One logged key, drawn with a label and a colour."""
 
     key: str
@@ -44,89 +42,63 @@ class Panel:
     share: bool = False
 
 
+_LOSS = (Line("clean_ce", "clean", style.CLEAN), Line("hard_ce", "hard (buffer)", style.HARD))
+_CROSS_ENTROPY = (
+    Line("clean_answer_ce", "clean", style.CLEAN),
+    Line("redrawn_ce", "redrawn", style.DRAWN),
+    Line("adversarial_ce", "attacked", style.ADVERSARIAL),
+)
+_LOST = (
+    Line("redrawn_success_rate", "redrawn", style.DRAWN),
+    Line("attack_success_rate", "attacked", style.ADVERSARIAL),
+)
+_CODES = (
+    Line("redrawn_codes_changed", "redrawn", style.DRAWN),
+    Line("codes_changed", "attacked", style.ADVERSARIAL),
+    Line("attack_codes_changed", "by C alone", style.WRONG),
+)
+_SIMILARITY = (
+    Line("redrawn_similarity", "redrawn", style.DRAWN),
+    Line("similarity", "attacked", style.ADVERSARIAL),
+)
+_SIZE = (
+    Line("eps", "eps", style.ADVERSARIAL),
+    Line("delta_relative", "relative to the states", style.DRAWN),
+)
+_SECONDS = (
+    Line("seconds_understand", "understand", style.CLEAN),
+    Line("seconds_challenge", "challenge", style.ADVERSARIAL),
+    Line("seconds_mine", "mine", style.HARD),
+)
 PANELS = (
-    Panel(
-        "Loss that U learns, with the end mark",
-        (
-            Line("clean_ce", "clean", style.CLEAN),
-            Line("hard_ce", "hard (buffer)", style.HARD),
-        ),
-    ),
-    Panel(
-        "Cross-entropy of the answer's own tokens",
-        (
-            Line("clean_answer_ce", "clean", style.CLEAN),
-            Line("redrawn_ce", "redrawn", style.DRAWN),
-            Line("adversarial_ce", "attacked", style.ADVERSARIAL),
-        ),
-    ),
-    Panel(
-        "Right answers that are lost",
-        (
-            Line("redrawn_success_rate", "redrawn", style.DRAWN),
-            Line("attack_success_rate", "attacked", style.ADVERSARIAL),
-        ),
-        share=True,
-    ),
-    Panel(
-        "Image codes that are other ones",
-        (
-            Line("redrawn_codes_changed", "redrawn", style.DRAWN),
-            Line("codes_changed", "attacked", style.ADVERSARIAL),
-            Line("attack_codes_changed", "by C alone", style.WRONG),
-        ),
-        share=True,
-    ),
-    Panel(
-        "Similarity to the original",
-        (
-            Line("redrawn_similarity", "redrawn", style.DRAWN),
-            Line("similarity", "attacked", style.ADVERSARIAL),
-        ),
-        share=True,
-    ),
-    Panel(
-        "Size of the perturbation",
-        (
-            Line("eps", "eps", style.ADVERSARIAL),
-            Line("delta_relative", "relative to the states", style.DRAWN),
-        ),
-    ),
+    Panel("Loss that U learns, with the end mark", _LOSS),
+    Panel("Cross-entropy of the answer's own tokens", _CROSS_ENTROPY),
+    Panel("Right answers that are lost", _LOST, share=True),
+    Panel("Image codes that are other ones", _CODES, share=True),
+    Panel("Similarity to the original", _SIMILARITY, share=True),
+    Panel("Size of the perturbation", _SIZE),
     Panel(
         "Candidates kept as hard samples",
         (Line("acceptance_rate", "accepted", style.HARD),),
         share=True,
     ),
     Panel("Hard samples in the buffer", (Line("buffer_size", "items", style.HARD),)),
-    Panel(
-        "Seconds per phase of a step",
-        (
-            Line("seconds_understand", "understand", style.CLEAN),
-            Line("seconds_challenge", "challenge", style.ADVERSARIAL),
-            Line("seconds_mine", "mine", style.HARD),
-        ),
-    ),
+    Panel("Seconds per phase of a step", _SECONDS),
 )
 
 
-def save_curves(
-    log_history: Sequence[Mapping[str, Any]],
-    path: str | Path,
-    *,
-    panels: Sequence[Panel] = PANELS,
-    title: str | None = None,
-) -> Path:
+def save_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Draw the logged curves into one picture file and return its path.
 
     Raises:
         UserError: no panel finds any of its keys in the log.
     """
-    drawn = [(panel, series) for panel in panels if (series := _series(panel, log_history))]
+    drawn = [(panel, series) for panel in PANELS if (series := _series(panel, log_history))]
     if not drawn:
         keys = sorted({key for entry in log_history for key in entry})
         raise UserError(
             f"nothing to draw: the log of {len(log_history)} entries holds {keys or 'no keys'}; "
-            "train with logging_steps > 0, or pass panels that name these keys"
+            "train with logging_steps > 0"
         )
     columns = min(3, len(drawn))
     lines = -(-len(drawn) // columns)
@@ -139,27 +111,7 @@ def save_curves(
             ax.set_visible(False)
         for ax in axes[max(0, len(drawn) - columns) : len(drawn)]:
             ax.set_xlabel("step")
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", weight="bold")
         return style.save(figure, path)
-
-
-def load_log_history(path: str | Path) -> list[dict[str, Any]]:
-    """Read ``log_history`` from a Trainer's ``trainer_state.json``.
-
-    Raises:
-        UserError: the file is missing, is not JSON, or has no ``log_history``.
-    """
-    path = Path(path)
-    try:
-        state = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; pass a checkpoint's trainer_state.json"
-        ) from None
-    if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise UserError(f"{path} has no log_history; pass a checkpoint's trainer_state.json")
-    return state["log_history"]
 
 
 Series = list[tuple[Line, list[float], list[float]]]

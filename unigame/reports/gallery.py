@@ -49,13 +49,7 @@ _PANELS = (
 )
 
 
-def save_gallery(
-    rows: Sequence[GalleryRow],
-    path: str | Path,
-    *,
-    columns: int = 2,
-    title: str | None = None,
-) -> Path:
+def save_gallery(rows: Sequence[GalleryRow], path: str | Path, *, columns: int = 2) -> Path:
     """Draw the cards into one picture file, ``columns`` cards wide, and return its path.
 
     Raises:
@@ -73,8 +67,6 @@ def save_gallery(
         cells = figure.subfigures(lines, columns, squeeze=False, wspace=0.02, hspace=0.0)
         for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
             _card(cells[index // columns][index % columns], row, question, card_height, tallest)
-        if title:
-            figure.suptitle(title, x=0.01, y=1.0, ha="left", va="bottom", weight="bold")
         return style.save(figure, path)
 
 

@@ -1,17 +1,21 @@
 """Metrics as sums over units, so that any of them can be bootstrapped and paired.
 
     C  clusters, resampled together        G  groups (tags, categories, subsets)
-    K  counts of a unit, and how many units   R  resamples
+    K  counts of a unit, and how many units   R  resamples   U  units
 
 A unit is what one score belongs to. Accuracy, F1 or a weighted mean over categories are functions
 of counts *summed* over units. So a bootstrap draws clusters, sums their counts and computes the
 figure again, and two models are paired by drawing the same clusters for both.
+
+Questions about the same picture fail together. Resampling questions one by one would give intervals
+that are too narrow, so whole pictures (clusters) are resampled. Intervals cover the choice of
+questions, not the training seed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -19,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unigame.errors import UserError
-from unigame.reports.bootstrap import numbered, percentile_interval, resampled_sums
-from unigame.reports.statistics import STATISTICS, Array, ratio
+
+Array = NDArray[np.float64]
+
+# Resamples are drawn in blocks of about this many (resample, cluster) cells: bounded memory.
+_BLOCK_CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -72,18 +79,40 @@ class Estimate(TypedDict):
     n: int
 
 
-class Difference(TypedDict):
-    """A paired difference on the metric's scale with its interval.
+class Difference(Estimate):
+    """A paired difference with its interval: ``n`` units are in both records.
 
-    ``n`` units are in both records, in ``clusters`` clusters: an interval over a handful of
-    clusters says little, whatever its width.
+    They lie in ``clusters`` clusters. An interval over a handful of them says little, whatever its
+    width.
     """
 
-    value: float
-    low: float
-    high: float
-    n: int
     clusters: int
+
+
+# ---- statistics: functions of summed counts (..., K), the last of which is how many units --------
+
+
+def ratio(top: Array, bottom: Array) -> Array:
+    """``top / bottom``, and 0 where there is nothing to divide by."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+
+
+def _f1(sums: Array) -> Array:
+    """2PR / (P + R), written so that neither P nor R needs a denominator."""
+    tp, fp, fn = sums[..., 0], sums[..., 1], sums[..., 2]
+    return ratio(2 * tp, 2 * tp + fp + fn)
+
+
+# name -> how many counts a unit has, and the figure. A yes/no question is one unit: (tp, fp, fn,
+# tn). A reply that is neither yes nor no has four zeros, so it is not accurate.
+STATISTICS: dict[str, tuple[int, Callable[[Array], Array]]] = {
+    "mean": (1, lambda s: ratio(s[..., 0], s[..., -1])),
+    "accuracy": (4, lambda s: ratio(s[..., 0] + s[..., 3], s[..., -1])),
+    "precision": (4, lambda s: ratio(s[..., 0], s[..., 0] + s[..., 1])),
+    "recall": (4, lambda s: ratio(s[..., 0], s[..., 0] + s[..., 2])),
+    "f1": (4, _f1),
+    "yes_ratio": (4, lambda s: ratio(s[..., 0] + s[..., 1], s[..., -1])),
+}
 
 
 # ---- metrics as arrays ---------------------------------------------------------------------------
@@ -103,6 +132,10 @@ class _Table:
         weights_RG = self.weights_G * (sums_RGK[..., -1] > 0)
         return self.metric.scale * ratio((weights_RG * figures_RG).sum(-1), weights_RG.sum(-1))
 
+    def point(self) -> float:
+        """The metric itself."""
+        return float(self.figures(self.sums_CGK.sum(axis=0, keepdims=True))[0])
+
 
 def _table(metric: Metric, index_U: NDArray[np.intp], num_clusters: int) -> _Table:
     """Sum counts by cluster and group; ``index_U`` is the cluster of each unit."""
@@ -110,7 +143,7 @@ def _table(metric: Metric, index_U: NDArray[np.intp], num_clusters: int) -> _Tab
     group_U, names = np.zeros(len(metric.units), dtype=np.intp), [""]
     if metric.per_group:
         labels = [unit.group for unit in metric.units]
-        group_U, names = numbered(labels)[0], list(dict.fromkeys(labels))
+        group_U, names = _numbered(labels)[0], list(dict.fromkeys(labels))
     cell_U = index_U * len(names) + group_U
     counts_UK = np.ones((len(metric.units), width + 1))
     counts_UK[:, :width] = [unit.counts for unit in metric.units]
@@ -157,7 +190,13 @@ def _group_weights(metric: Metric, names: Sequence[str]) -> Array:
 
 def _clusters(units: Sequence[Unit]) -> tuple[NDArray[np.intp], int]:
     """The cluster of each unit as a number; a unit without one stands alone, whatever its id."""
-    return numbered([(unit.cluster, "") if unit.cluster else ("", unit.id) for unit in units])
+    return _numbered([(unit.cluster, "") if unit.cluster else ("", unit.id) for unit in units])
+
+
+def _numbered(labels: Sequence[Hashable]) -> tuple[NDArray[np.intp], int]:
+    """Labels as numbers from 0 in order of appearance, and how many different ones there are."""
+    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[label] for label in labels], dtype=np.intp), len(numbers)
 
 
 # ---- figures with intervals ----------------------------------------------------------------------
@@ -169,7 +208,7 @@ def value_of(metric: Metric) -> float:
     Raises:
         UserError: no units, counts that do not fit the statistic, or a group without weight.
     """
-    return _point(_table(metric, *_clusters(metric.units)))
+    return _table(metric, *_clusters(metric.units)).point()
 
 
 def estimate(metric: Metric, resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
@@ -189,7 +228,7 @@ def estimate(metric: Metric, resamples: int = 2000, level: float = 0.95, seed: i
     """
     table = _table(metric, *_clusters(metric.units))
     low, high = percentile_interval(_resampled([table], resamples, seed)[0], level)
-    return Estimate(value=_point(table), low=low, high=high, n=len(metric.units))
+    return Estimate(value=table.point(), low=low, high=high, n=len(metric.units))
 
 
 def resampled_figures(metric: Metric, resamples: int = 2000, seed: int = 0) -> Array:
@@ -239,20 +278,28 @@ def paired_figures(
     Raises:
         UserError: as ``difference``.
     """
-    metric, baseline = shared_units(metric, baseline)
+    metric, baseline = _shared_units(metric, baseline)
     index_U, num_clusters = _clusters(metric.units)
     ours, theirs = (_table(side, index_U, num_clusters) for side in (metric, baseline))
     ours_R, theirs_R = _resampled([ours, theirs], resamples, seed)
-    value = _point(ours) - _point(theirs)
+    value = ours.point() - theirs.point()
     return Paired(value, ours_R - theirs_R, n=len(metric.units), clusters=num_clusters)
 
 
-def shared_units(metric: Metric, baseline: Metric) -> tuple[Metric, Metric]:
-    """Both metrics cut down to the units that they share, in the order of ``metric``.
+def percentile_interval(figures_R: Array, level: float = 0.95) -> tuple[float, float]:
+    """The central ``level`` of the resampled figures.
 
     Raises:
-        UserError: as ``difference``.
+        UserError: a level outside (0, 1).
     """
+    if not 0.0 < level < 1.0:
+        raise UserError(f"level is {level}; give a coverage between 0 and 1, such as 0.95")
+    low, high = np.quantile(figures_R, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _shared_units(metric: Metric, baseline: Metric) -> tuple[Metric, Metric]:
+    """Both metrics cut down to the units that they share, in the order of ``metric``."""
     for name in ("statistic", "per_group", "weights", "scale"):
         ours, theirs = getattr(metric, name), getattr(baseline, name)
         if ours != theirs:
@@ -279,10 +326,6 @@ def _by_key(metric: Metric) -> dict[tuple[str, str], Unit]:
     return found
 
 
-def _point(table: _Table) -> float:
-    return float(table.figures(table.sums_CGK.sum(axis=0, keepdims=True))[0])
-
-
 def _resampled(tables: Sequence[_Table], resamples: int, seed: int) -> list[Array]:
     """Each table's figure under the same resamples of its clusters, (R,) each.
 
@@ -294,12 +337,31 @@ def _resampled(tables: Sequence[_Table], resamples: int, seed: int) -> list[Arra
     kinds_CM, copies_C = np.unique(flat_CM.round(10), axis=0, return_counts=True)
     widths = np.cumsum([t.sums_CGK[0].size for t in tables])[:-1]
     figures: list[list[Array]] = [[] for _ in tables]
-    for sums_RM in resampled_sums(kinds_CM, resamples=resamples, seed=seed, copies_C=copies_C):
+    for sums_RM in _resampled_sums(kinds_CM, copies_C, resamples, seed):
         for table, found, part in zip(
             tables, figures, np.split(sums_RM, widths, axis=1), strict=True
         ):
             found.append(table.figures(part.reshape(-1, *table.sums_CGK.shape[1:])))
     return [np.concatenate(found) for found in figures]
+
+
+def _resampled_sums(
+    sums_CK: Array, copies_C: NDArray[np.int64], resamples: int, seed: int
+) -> Iterator[Array]:
+    """Sums over the clusters of each resample, in blocks of rows (R, K) of bounded memory.
+
+    A resample is a multinomial count per cluster, so the whole bootstrap is matrix products. Row c
+    stands for ``copies_C[c]`` clusters with these sums: only their total number is drawn, which is
+    the same distribution at less work.
+    """
+    if resamples < 1:
+        raise UserError(f"resamples is {resamples}; give at least 1, usually 2000")
+    num_clusters = int(copies_C.sum())
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK_CELLS // len(sums_CK))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        yield rng.multinomial(num_clusters, copies_C / num_clusters, size=size) @ sums_CK
 
 
 # ---- the record form -----------------------------------------------------------------------------
@@ -315,19 +377,20 @@ def to_json(metric: Metric, figure: Estimate | None = None) -> dict[str, Any]:
     Raises:
         UserError: as ``estimate``.
     """
-    figure = figure or estimate(metric)
     units = metric.units
     columns = {
         "id": [unit.id for unit in units],
         "cluster": [unit.cluster for unit in units] if any(u.cluster for u in units) else None,
         "group": [unit.group for unit in units] if any(u.group for u in units) else None,
         "counts": [
-            [_short(c) for c in column] for column in zip(*(u.counts for u in units), strict=True)
+            # Whole counts without their ".0": most of a record is zeros and ones.
+            [int(count) if float(count).is_integer() else float(count) for count in column]
+            for column in zip(*(unit.counts for unit in units), strict=True)
         ],
     }
     return {
         "label": metric.label,
-        **figure,
+        **(figure or estimate(metric)),
         "scale": metric.scale,
         "statistic": metric.statistic,
         "per_group": metric.per_group,
@@ -364,8 +427,3 @@ def from_json(name: str, entry: Any, where: str = "record") -> Metric:
         raise UserError(
             f"{where}: metric {name!r} is damaged ({reason}); run the evaluation again"
         ) from None
-
-
-def _short(count: float) -> float | int:
-    """Whole counts without their ".0": most of a record is zeros and ones."""
-    return int(count) if float(count).is_integer() else float(count)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
-from unigame.reports.checks import AGAIN, check_counts, check_metric
-from unigame.reports.metrics import Metric, from_json
-from unigame.reports.results import Estimate, parse_estimate
+from unigame.reports.checks import AGAIN, check_counts, check_metric, read_estimate
+from unigame.reports.metrics import Estimate, Metric, from_json
 from unigame.system.json_text import parse_json
 
 FORMAT = "unigame-evaluation/1"
@@ -58,12 +57,13 @@ class BenchmarkRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One model's evaluation."""
+    """One model's evaluation; ``training`` is what its training cost, where that is known."""
 
     path: Path
     model: Mapping[str, Any]
     benchmarks: Mapping[str, BenchmarkRecord]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -111,13 +111,8 @@ def read_record(path: str | Path) -> Record:
             if not _is_submission(entry)
         },
         summary=_mapping(raw, "summary", path),
+        training=_mapping(raw, "training", path),
     )
-
-
-def _is_submission(entry: Any) -> bool:
-    """Whether an entry is answers for a server that keeps the truth: there is nothing to show."""
-    variant = entry.get("variant") if isinstance(entry, Mapping) else None
-    return isinstance(variant, Mapping) and variant.get("parser") == "submission"
 
 
 MANY_UNPARSED = 0.1
@@ -145,10 +140,12 @@ def _check_format(raw: Any, path: Path) -> None:
             f"{path} has the format {written!r} and this version reads {FORMAT!r}; "
             "install the version of unigame that wrote it, or evaluate again"
         )
-    hint = "it is a demo's; " if isinstance(raw, Mapping) and "arms" in raw else ""
-    raise UserError(
-        f"{path} is no record of an evaluation; {hint}pass what `unigame evaluate` wrote"
-    )
+    if isinstance(raw, Mapping) and "arms" in raw:
+        raise UserError(
+            f"{path} is the table of an earlier version's demo; compare the demo's records "
+            f"instead: {path.parent / 'arms' / '*' / 'evaluation'}"
+        )
+    raise UserError(f"{path} is no record of an evaluation; pass what `unigame evaluate` wrote")
 
 
 def _mapping(raw: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
@@ -176,7 +173,7 @@ def _benchmark(name: str, entry: Any, path: Path) -> BenchmarkRecord:
         raise UserError(f"{where}: warnings is {warnings!r}, not a list; {AGAIN}")
     check_counts(parts["counts"], where)
     found = {key: from_json(key, metric, where) for key, metric in ordered}
-    figures = {key: parse_estimate(metric, f"{where}.{key}") for key, metric in ordered}
+    figures = {key: read_estimate(metric, f"{where}.{key}") for key, metric in ordered}
     for key, metric in found.items():
         check_metric(metric, figures[key], f"{where}.{key}")
     return BenchmarkRecord(
@@ -188,6 +185,12 @@ def _benchmark(name: str, entry: Any, path: Path) -> BenchmarkRecord:
         pictures=str(entry.get("pictures") or ""),
         **parts,
     )
+
+
+def _is_submission(entry: Any) -> bool:
+    """Whether an entry is answers for a server that keeps the truth: there is nothing to show."""
+    variant = entry.get("variant") if isinstance(entry, Mapping) else None
+    return isinstance(variant, Mapping) and variant.get("parser") == "submission"
 
 
 def _is_headline(metric: Any) -> bool:

@@ -15,10 +15,10 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from unigame.errors import UserError
 from unigame.settings.yaml_words import Word, is_text, parse_yaml, plain
@@ -116,7 +116,8 @@ class Number(Rule):
     """A number in a range; finite in float32, which losses and weights are computed in.
 
     Args:
-        low, high: the range.
+        low: end of the range.
+        high: the other end.
         above: the lowest itself is not allowed.
         below: nor is the highest.
         also: values outside the range that have a meaning of their own.
@@ -362,6 +363,39 @@ def rule_of(annotation: Any) -> Rule:
     if found and all(kind in known or kind is Literal for kind in kinds):
         return OneOf(rules=tuple(kind() for kind in found), optional=optional)
     return Rule(optional=optional)
+
+
+def setting(default: Any, rule: Rule, help: str, *, free: bool = False) -> Any:
+    """A field of a settings dataclass: its default, what it takes, and what it does.
+
+    Args:
+        default: its value where nothing is said.
+        rule: what it takes.
+        help: for ``--help`` and the pages.
+        free: it changes speed or memory, and nothing of what is learned.
+    """
+    return field(default=default, metadata={"rule": rule, "help": help, "free": free})
+
+
+def rules_of(kind: type) -> dict[str, Rule]:
+    """The rule of every field of a settings dataclass; by the declared type where it has none."""
+    hints = get_type_hints(kind)
+    found = fields(kind)  # type: ignore[arg-type]
+    return {
+        item.name: item.metadata.get("rule") or rule_of(hints[item.name])
+        for item in found
+        if item.init
+    }
+
+
+def check_fields(settings: Any) -> None:
+    """Put every field of a settings object through its rule, in place; call it after making one.
+
+    Raises:
+        UserError: for the first value that does not fit.
+    """
+    for name, rule in rules_of(type(settings)).items():
+        object.__setattr__(settings, name, rule.check(name, getattr(settings, name)))
 
 
 def check_all(

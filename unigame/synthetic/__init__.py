@@ -1,6 +1,6 @@
 """The embedded default: a procedural world, a reader that judges pictures, the bundled model."""
 
-from .dataset import SyntheticDataset, natural_groups
+from .dataset import SyntheticDataset
 from .world import Scene, caption, render
 
-__all__ = ["Scene", "SyntheticDataset", "caption", "natural_groups", "render"]
+__all__ = ["Scene", "SyntheticDataset", "caption", "render"]

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from unigame.errors import UserError
 
-from .questions import KINDS, Group, ask, groups
+from .questions import KINDS, ask
 from .world import TEXTURES, Scene, Severity, caption, random_scene, render
 
 SPLITS = ("train", "validation", "test", "ood", "ood_validation", "augmented")
@@ -112,8 +112,3 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
 def to_pil(scene: Scene) -> Image.Image:
     """The scene as an 8-bit picture."""
     return Image.fromarray((render(scene) * 255).round().astype(np.uint8))
-
-
-def natural_groups(number: int, seed: int = 0) -> list[Group]:
-    """NaturalBench-style groups of the clean world; see ``questions.groups``."""
-    return groups(number, seed)

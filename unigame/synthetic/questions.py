@@ -7,8 +7,9 @@ binding* negatives: red disc and blue square are there, and the question is abou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,14 +26,15 @@ from .world import (
     random_scene,
 )
 
-KINDS = ("count", "colour", "shape", "existence", "relation", "comparison")
-EXTRA_KINDS = ("position",)  # asked in pre-training only; the six above are measured
+KINDS = ("count", "colour", "shape", "existence", "relation", "comparison")  # what is measured
 
 Rng = np.random.Generator
 QA = tuple[str, str]
+T = TypeVar("T")
 
 
-def _pick(rng: Rng, options: list | tuple):  # type: ignore[no-untyped-def, type-arg]
+def choose(rng: Rng, options: Sequence[T]) -> T:
+    """One of them."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -47,10 +49,10 @@ def count(scene: Scene, rng: Rng) -> QA:
     if how < 0.4:
         return "how many shapes are there?", str(len(scene.things))
     if how < 0.7:
-        shape = _pick(rng, SHAPES if rng.random() < 0.3 else [t.shape for t in scene.things])
+        shape = choose(rng, SHAPES if rng.random() < 0.3 else [t.shape for t in scene.things])
         number = sum(t.shape == shape for t in scene.things)
         return f"how many {PLURALS[shape]} are there?", str(number)
-    colour = _pick(rng, tuple(COLOURS) if rng.random() < 0.3 else [t.colour for t in scene.things])
+    colour = choose(rng, tuple(COLOURS) if rng.random() < 0.3 else [t.colour for t in scene.things])
     number = sum(t.colour == colour for t in scene.things)
     return f"how many {colour} shapes are there?", str(number)
 
@@ -59,9 +61,9 @@ def colour(scene: Scene, rng: Rng) -> QA:
     """The colour of the only disc, or of the shape in a cell."""
     alone = _unique(scene, "shape")
     if alone and rng.random() < 0.5:
-        thing = _pick(rng, alone)
+        thing = choose(rng, alone)
         return f"what colour is the {thing.shape}?", thing.colour
-    thing = _pick(rng, scene.things)
+    thing = choose(rng, scene.things)
     return f"what colour is the shape at {CELLS[thing.cell]}?", thing.colour
 
 
@@ -69,9 +71,9 @@ def shape(scene: Scene, rng: Rng) -> QA:
     """The shape of the only red one, or of what is in a cell."""
     alone = _unique(scene, "colour")
     if alone and rng.random() < 0.5:
-        thing = _pick(rng, alone)
+        thing = choose(rng, alone)
         return f"what shape is the {thing.colour} one?", thing.shape
-    thing = _pick(rng, scene.things)
+    thing = choose(rng, scene.things)
     return f"what shape is at {CELLS[thing.cell]}?", thing.shape
 
 
@@ -84,11 +86,11 @@ def existence(scene: Scene, rng: Rng) -> QA:
         values = tuple(COLOURS) if attribute == "colour" else SHAPES
         absent = [v for v in values if v not in here]
         yes = rng.random() < 0.5 or not absent
-        value = _pick(rng, here if yes else absent)
+        value = choose(rng, here if yes else absent)
         noun = f"{value} shape" if attribute == "colour" else value
         return f"is there a {noun}?", "yes" if yes else "no"
     if rng.random() < 0.5:
-        c, s = _pick(rng, sorted(present))
+        c, s = choose(rng, sorted(present))
         return f"is there a {c} {s}?", "yes"
     swapped = [
         (a.colour, b.shape)
@@ -97,9 +99,9 @@ def existence(scene: Scene, rng: Rng) -> QA:
         if (a.colour, b.shape) not in present
     ]
     if swapped and rng.random() < 0.6:
-        c, s = _pick(rng, swapped)
+        c, s = choose(rng, swapped)
     else:
-        c, s = _pick(rng, [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in present])
+        c, s = choose(rng, [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in present])
     return f"is there a {c} {s}?", "no"
 
 
@@ -114,7 +116,7 @@ def relation(scene: Scene, rng: Rng) -> QA | None:
     ]
     if not pairs:
         return None
-    a, b, axis = _pick(rng, pairs)
+    a, b, axis = choose(rng, pairs)
     first = getattr(a, axis) < getattr(b, axis)
     words = ("above", "below") if axis == "row" else ("left of", "right of")
     asked = int(rng.integers(2))
@@ -134,7 +136,7 @@ def comparison(scene: Scene, rng: Rng) -> QA:
     wanted = rng.random() < 0.5
     fitting = [p for p in pairs if (counts[p[0]] > counts[p[1]]) == wanted] or pairs
     both = [(m, k) for m, k in fitting if counts[m] and counts[k]]
-    more, less = _pick(rng, both if both and rng.random() < 0.6 else fitting)
+    more, less = choose(rng, both if both and rng.random() < 0.6 else fitting)
     answer = "yes" if counts[more] > counts[less] else "no"
     if attribute == "shape":
         return f"are there more {PLURALS[more]} than {PLURALS[less]}?", answer
@@ -142,22 +144,15 @@ def comparison(scene: Scene, rng: Rng) -> QA:
 
 
 def position(scene: Scene, rng: Rng) -> QA:
-    """Which row or column an object is in: the stepping stone to relations."""
-    thing = _pick(rng, scene.things)
+    """Which row or column an object is in: a step towards relations, asked in training only."""
+    thing = choose(rng, scene.things)
     if rng.random() < 0.5:
         return f"which row is the {thing.colour} {thing.shape} in?", ROWS[thing.row]
     return f"which column is the {thing.colour} {thing.shape} in?", COLUMNS[thing.column]
 
 
-ASK: dict[str, Callable[[Scene, Rng], QA | None]] = {
-    "count": count,
-    "colour": colour,
-    "shape": shape,
-    "existence": existence,
-    "relation": relation,
-    "comparison": comparison,
-    "position": position,
-}
+_KINDS = (count, colour, shape, existence, relation, comparison, position)
+ASK: dict[str, Callable[[Scene, Rng], QA | None]] = {kind.__name__: kind for kind in _KINDS}
 
 
 def ask(scene: Scene, kind: str, rng: Rng) -> QA | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +28,11 @@ def require_writable(folder: str | Path, name: str) -> None:
     Raises:
         UserError: it is a file, belongs to someone else, lies on a full or read-only disk, ...
     """
+    import tempfile  # every start of the command line reads this file
+
     path = Path(folder).expanduser()
+    if os.path.isfile(path):  # unlike Path.is_file, takes any name
+        raise UserError(f"{name}={str(folder)!r} is a file; name a folder")
     made: list[Path] = []
     try:
         for part in (*reversed(path.parents), path):

@@ -1,44 +1,41 @@
-"""Records -> one batch: pixels as tensors, texts as lists, and two masks that say who has what.
+"""Records -> one batch: a row for each, and two masks that say which losses it takes part in.
 
-Mixtures hold records of three kinds: question and answer, caption only, or both. A batch keeps all
-rows; ``has_answer_B`` and ``has_caption_B`` say which losses a row takes part in. Tokenising stays
-inside the backbone, which owns the prompt layout.
+Mixtures hold records of three kinds: question and answer, caption only, or both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
 
+from unigame.backbones.base import Preprocessor
 from unigame.data.records import Record, SkippedRow, split_rows
 from unigame.errors import UserError
+from unigame.methods.rows import STAND_IN, Batch, Rows
 from unigame.training.record_checks import RecordCheck, record_id
 
-Batch = dict[str, Any]
 
-
-class GameCollator:
+class RecordCollator:
     """Collate records into what the trainer's phases read.
 
     Args:
-        preprocess: a backbone's ``preprocess``: PIL images -> (B, 3, S, S), float in [0, 1].
+        preprocessor: the backbone's; small and picklable, so that loader workers tokenise.
         check: leave records out that it finds fault with, in place of raising an error.
     """
 
     def __init__(
         self,
-        preprocess: Callable[[Sequence[Any]], Tensor],
+        preprocessor: Preprocessor,
         check: RecordCheck | None = None,
     ) -> None:
-        self.preprocess = preprocess
+        self.preprocessor = preprocessor
         self.check = check
 
     def __call__(self, rows: Sequence[Record | SkippedRow | dict[str, Any]]) -> Batch:
-        """Batch of ``images`` (B, 3, S, S), texts, ids and masks (see the module docstring).
+        """The batch of these records.
 
         Rows whose picture could not be read are left out and counted in ``num_skipped``. With a
         ``check``, ``left_out`` says of which records it found fault with what. If no record is
@@ -52,18 +49,24 @@ class GameCollator:
         if not records:
             raise UserError(f"no picture of this batch could be read, for example {skipped[:1]}")
         records, left_out = self._usable(records)
-        images = [record["image"] for record in records]
-        return {
-            "images": self.preprocess(images).detach().to("cpu", torch.float32),
-            "questions": [record.get("question") or "" for record in records],
-            "answers": [record.get("answer") or "" for record in records],
-            "captions": [record.get("caption") or "" for record in records],
-            "ids": [record_id(record) for record in records],
-            "has_answer_B": torch.tensor([_has(record, "answer") for record in records]),
-            "has_caption_B": torch.tensor([_has(record, "caption") for record in records]),
-            "num_skipped": len(skipped),
-            "left_out": left_out,
-        }
+        images = self.preprocessor.pictures([record["image"] for record in records])
+        whole = Rows(
+            images=images.detach().to("cpu", torch.float32),
+            questions=[record.get("question") or "" for record in records],
+            answers=[record.get("answer") or "" for record in records],
+            captions=[record.get("caption") or "" for record in records],
+            ids=[record_id(record) for record in records],
+        )
+        texts = zip(whole.questions, whole.answers, strict=True)
+        whole.asked = [self.preprocessor.answer(q or STAND_IN, a or STAND_IN) for q, a in texts]
+        whole.prompted = [self.preprocessor.prompt(text or STAND_IN) for text in whole.prompts]
+        return Batch(
+            records=whole,
+            has_answer_R=torch.tensor([_has(record, "answer") for record in records]),
+            has_caption_R=torch.tensor([_has(record, "caption") for record in records]),
+            num_skipped=len(skipped),
+            left_out=left_out,
+        )
 
     def _usable(self, records: Sequence[Record]) -> tuple[list[Record], list[str]]:
         """Records without a fault, and a line ``id <tab> reason`` for each of the others."""

@@ -17,14 +17,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from unigame.errors import UserError
+from unigame.errors import Diverged
 from unigame.system.signals import StopRequest
-
-RATES = {"U": "learning_rate", "C": "perturber_learning_rate"}
-
-
-class Diverged(UserError):
-    """A loss, a gradient norm or a weight is not finite."""
 
 
 class EvaluationCut(Exception):
@@ -103,7 +97,8 @@ class StepGuard(TrainerCallback, ExportableState):
             raise Diverged(
                 f"{what} is {value} at step {state.global_step + 1} of {state.max_steps} "
                 f"(learning_rate={args.learning_rate:g}); the run stops before this update: lower "
-                "learning_rate or beta, or look for a sample that the model cannot take"
+                "learning_rate or the weights of methods, or look for a sample that the model "
+                "cannot take"
             )
         self.loss_sum += total / self.processes
         self.counted += 1
@@ -155,14 +150,15 @@ def _moving(model: nn.Module | None) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad] if model else []
 
 
-def require_finite(named: Any, what: str) -> None:
+def require_finite(named: Any, what: str, rate: str = "learning_rate") -> None:
     """Refuse to keep weights that are not finite, or so large that nothing made of them is.
 
     Judged by the sum of squares in float32: it overflows where a weight is above 1e19.
 
     Args:
         named: pairs of name and tensor.
-        what: whose they are, "U" or "C".
+        what: whose they are: "U", or a method.
+        rate: the setting that is their learning rate.
 
     Raises:
         Diverged: naming the first such tensor.
@@ -172,5 +168,5 @@ def require_finite(named: Any, what: str) -> None:
             largest = float(weight.detach().abs().max())
             raise Diverged(
                 f"{what}'s weight {name} is not finite or too large (up to {largest:.3g}); lower "
-                f"{RATES[what]}, and go on from a checkpoint of before"
+                f"{rate}, and go on from a checkpoint of before"
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from enum import Enum
@@ -24,6 +24,8 @@ import torch
 
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
+from unigame.methods.base import Method
+from unigame.methods.registry import kind_of
 from unigame.training.checkpoint import SETTINGS_FILE
 from unigame.training.config import UniGameConfig
 
@@ -54,13 +56,10 @@ FREE_PREFIXES = (
 FREE = (
     "batch_eval_metrics",
     "cache_codes",
-    "challenge_micro_batch",
     "greater_is_better",
     "ignore_data_skip",
-    "keep_tokens_mb",
     "load_best_model_at_end",
     "max_steps",
-    "merge_lora",
     "metric_for_best_model",
     "num_train_epochs",
     "output_dir",
@@ -81,19 +80,24 @@ FREE = (
 
 
 def run_record(
-    backbone: Backbone, dataset: Any, recipe: Mapping[str, Any] | None = None
+    backbone: Backbone,
+    dataset: Any,
+    methods: Sequence[Method] = (),
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``run.json`` holds.
 
     Args:
         backbone: with its adapter.
         dataset: the training rows.
+        methods: what is played beside fine-tuning.
         recipe: the recipe's blocks, where the run has one.
     """
     record = {
         "model": _model(backbone),
         "lora": _lora(backbone),
         "data": _rows(dataset),
+        "methods": {method.name: method.as_dict() for method in methods},
         "recipe": dict(recipe) if recipe else None,
     }
     return json.loads(to_json(record))
@@ -131,7 +135,15 @@ def differences(
         if old != new:
             found.append(_said(name, old, new))
     if record and (Path(folder) / RUN_FILE).is_file():
-        found += _between(_read(Path(folder) / RUN_FILE), json.loads(to_json(record)))
+        there, here = _read(Path(folder) / RUN_FILE), json.loads(to_json(record))
+        if "methods" not in there:
+            raise UserError(
+                f"{folder} comes from before methods were listed; start a new run from its adapter "
+                "(adapter: FOLDER in the recipe)"
+            )
+        if "methods" in here:
+            found += _methods_between(there.pop("methods"), here.pop("methods"))
+        found += _between(there, here)
     return found
 
 
@@ -151,6 +163,21 @@ def _between(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
             if old.get(name) != new.get(name):
                 found.append(_said(name.removeprefix("recipe."), old.get(name), new.get(name)))
     return sorted(found)
+
+
+def _methods_between(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Other methods, or other settings of one; those that only cost time or memory may differ."""
+    if list(there) != list(here):
+        return [_said("methods", ", ".join(there) or "none", ", ".join(here) or "none")]
+    found = []
+    for name, settings in here.items():
+        kind = kind_of(name)
+        defaults = json.loads(to_json({i.name: i.default for i in fields(kind.Settings)}))
+        for setting, new in settings.items():
+            old = there[name].get(setting, defaults.get(setting))  # unknown there: at its default
+            if old != new and setting not in kind.free():
+                found.append(_said(f"{name}.{setting}", old, new))
+    return found
 
 
 def _said(name: str, old: Any, new: Any) -> str:

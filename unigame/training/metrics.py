@@ -1,4 +1,4 @@
-"""Figures of the game between two logging steps: means, counts and seconds per phase.
+"""Figures between two logging steps: means, counts and seconds per phase.
 
 Everything is kept as (sum, count) on the device where it arises, so that logging costs one
 reduction over ranks and one transfer per logging step, not one per figure and step.
@@ -8,68 +8,54 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-PHASES = ("read", "encode", "challenge", "mine", "mix", "understand")
-# What a challenge says of itself; ``redrawn_*`` and ``attack_*`` need the redrawn baseline.
-CHALLENGE_FIGURES = (
-    "adversarial_ce",
-    "redrawn_ce",
-    "similarity",
-    "redrawn_similarity",
-    "below_floor",
-    "codes_changed",
-    "redrawn_codes_changed",
-    "attack_codes_changed",
-    "label_penalty",
-    "eps",
-    "delta_relative",
-)
-# A fixed list in a fixed order: every rank reduces the same tensor, whatever it happened to see.
-NAMES = (
-    "clean_ce",
-    "hard_ce",
-    "clean_answer_ce",
-    "hard_answer_ce",
-    "generation_loss",
-    *CHALLENGE_FIGURES,
-    "perturber_objective",
-    "perturber_grad_norm",
-    "perturber_learning_rate",
-    "acceptance_rate",
-    "attack_success_rate",
-    "redrawn_success_rate",
-    "buffer_size",
-    "replayed",
-    "learned_rate",
-    "hardness_q25",
-    "hardness_q50",
-    "hardness_q75",
-    *(f"seconds_{phase}" for phase in PHASES),
-)
-# Rows that train nothing: they have only a caption, and generation_weight is 0.
-SUMS = (
-    "skipped_images",
-    "skipped_records",
-    "unused_rows",
-)  # totals over ranks and steps, not means
-ALL_NAMES = NAMES + SUMS
+from unigame.errors import UserError
+from unigame.methods.base import Method
+
+PHASES = ("read", "encode", "understand")
+"""Parts of a step that the trainer times; a method names its own."""
+FIGURES = ("clean_ce", "clean_answer_ce", "generation_loss")
+SUMS = ("skipped_images", "skipped_records", "unused_rows")
+"""Totals over ranks and steps, not means; unused rows train nothing."""
+
+
+def names_of(methods: Sequence[Method]) -> tuple[str, ...]:
+    """What is logged, in a fixed order: every rank reduces the same tensor, whatever it saw.
+
+    Raises:
+        UserError: two methods log a figure of the same name.
+    """
+    phases = dict.fromkeys([*PHASES, *(phase for method in methods for phase in method.phases)])
+    figures = [*FIGURES, *(figure for method in methods for figure in method.figures)]
+    names = (*figures, *(f"seconds_{phase}" for phase in phases), *SUMS)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"the figure {twice[0]!r} is logged twice; let each method name its figures alone"
+        )
+    return names
 
 
 class Meter:
-    """Running means by name, averaged over ranks when they are read."""
+    """Running means by name, averaged over ranks when they are read.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where they are kept.
+        methods: log figures of their own.
+    """
+
+    def __init__(self, device: torch.device, methods: Sequence[Method] = ()) -> None:
         self.device = device
+        self.names = names_of(methods)
         self._pairs: dict[str, Tensor] = {}
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         """Add ``count`` observations that sum to ``total``; a count of 0 adds nothing."""
-        assert name in ALL_NAMES, name
+        assert name in self.names, f"{name} is in no method's figures"
         pair = torch.stack([_scalar(total, self.device), _scalar(count, self.device)])
         self._pairs[name] = self._pairs[name] + pair if name in self._pairs else pair
 
@@ -84,12 +70,12 @@ class Meter:
             reduce: sums a tensor over ranks; called exactly once, on every rank alike.
         """
         empty = torch.zeros(2, dtype=torch.float64, device=self.device)
-        pairs = torch.stack([self._pairs.get(name, empty) for name in ALL_NAMES])
+        pairs = torch.stack([self._pairs.get(name, empty) for name in self.names])
         self._pairs = {}
         rows = reduce(pairs).tolist()
         return {
             name: total if name in SUMS else total / count
-            for name, (total, count) in zip(ALL_NAMES, rows, strict=True)
+            for name, (total, count) in zip(self.names, rows, strict=True)
             if count > 0
         }
 
@@ -136,7 +122,6 @@ class PhaseTimer:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block as one occurrence of phase ``name``."""
-        assert name in PHASES, name
         if self.cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

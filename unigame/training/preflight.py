@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,29 +10,28 @@ from transformers import Trainer
 from transformers.integrations import get_available_reporting_integrations
 
 from unigame.errors import UserError
-from unigame.methods.semantics import ClipSimilarity
+from unigame.methods.base import Method
 from unigame.system.writable import require_writable
 from unigame.training.config import UniGameConfig
-from unigame.training.recipe import Recipe
 
 # Evaluation gives these; a best model is chosen by one of them.
 METRICS = ("loss", "eval_loss")
 
 
-def check_before_loading(recipe: Recipe) -> None:
-    """Output folder, trackers, optimizer and similarity model of a recipe.
+def check_before_loading(args: UniGameConfig, methods: Sequence[Method]) -> None:
+    """Output folder, trackers and optimizer of a run, and what its methods need.
 
     Raises:
         UserError: the first one that this machine does not have, by the name of its setting.
     """
-    args = recipe.training
     if args.process_index == 0:
         require_writable(args.output_dir or ".", "output_dir")
     _require_trackers(args)
     _require_optimizer(args)
     _require_metric(args)
     _require_compiler(args)
-    _require_similarity_model(args)
+    for method in methods:
+        method.check_machine(args)
 
 
 def _require_trackers(args: UniGameConfig) -> None:
@@ -78,15 +77,6 @@ def _require_compiler(args: UniGameConfig) -> None:
             f"torch_compile_backend={args.torch_compile_backend!r} is not one of "
             f"{', '.join(known)}; pick one"
         )
-
-
-def _require_similarity_model(args: UniGameConfig) -> None:
-    uses_clip = args.similarity == "clip" or (
-        args.label_weight > 0 and args.label_similarity == "clip"
-    )
-    if args.plays and uses_clip and args.similarity_model:
-        # Loaded and dropped: it is small beside the model, which it would otherwise follow.
-        ClipSimilarity(args.similarity_model, args.similarity_mode)  # type: ignore[arg-type]
 
 
 def require_hub(args: UniGameConfig) -> None:

@@ -9,9 +9,11 @@ A recipe has these blocks::
       - {type: vqa, ..., weight: 1.0}
     eval_data: []                # sources for the loss on held-out data
     lora: {r: 16, ...}           # peft.LoraConfig
+    methods: {selfplay: {...}}   # what is played beside fine-tuning; [sft]: nothing
     training: {...}              # UniGameConfig, which extends transformers.TrainingArguments
 
-``--learning_rate 1e-4`` sets a field of ``training``; a dotted path (``--data.0.path X``,
+``--learning_rate 1e-4`` sets a field of ``training``, ``--beta 0.25`` that of the listed method
+that has it, ``--selfplay.beta`` that of a certain one; a dotted path (``--data.0.path X``,
 ``--lora.r 8``) or the name of a block (``--model X``) sets anything else. A word stays the word it
 is until the rule of its setting reads it: ``--output_dir 007`` is the folder ``007``. Nothing is
 loaded here: a wrong key or value ends in one line of :class:`UserError` before any weight is read.
@@ -19,7 +21,7 @@ loaded here: a wrong key or value ends in one line of :class:`UserError` before 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -31,9 +33,11 @@ from unigame.backbones.common import lora_settings
 from unigame.data.build import check_sources
 from unigame.data.settings import SOURCES, change_source, check_values
 from unigame.errors import UserError
+from unigame.methods.base import Method
+from unigame.methods.registry import DEFAULT, METHODS, build_methods, kind_of
 from unigame.settings.rules import Many, Rule, Text, reject_unknown, shown
 from unigame.settings.yaml_words import Word, is_text, parse_yaml, plain, read_yaml_file
-from unigame.training.config import MissingHardware, UniGameConfig, rules_of
+from unigame.training.config import MissingHardware, UniGameConfig, training_rules
 
 BLOCKS: dict[str, Rule] = {
     "model": Text(optional=True, help="Bundled name, local folder or Hub id."),
@@ -44,9 +48,12 @@ BLOCKS: dict[str, Rule] = {
     "data": Many(optional=True, help="Sources: --data.0.type, --data.0.path, ..."),
     "eval_data": Many(optional=True, help="Sources of held-out data, likewise."),
     "lora": Rule(optional=True),
+    "methods": Rule(
+        optional=True, help="What is played beside fine-tuning: --methods sft, or sft,selfplay."
+    ),
     "training": Rule(optional=True),
 }
-TREES = ("data", "eval_data", "lora", "training")
+TREES = ("data", "eval_data", "lora", "training")  # read as YAML where they are set as a whole
 
 
 @dataclass
@@ -64,11 +71,22 @@ class Recipe:
     dtype: str = "auto"
     adapter: str | None = None
     lora: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: {DEFAULT: {}})
     lacks: str | None = None
 
     def lora_config(self) -> peft.LoraConfig | None:
         """The LoRA settings, or None to leave them to the backbone's default."""
         return peft.LoraConfig(**self.lora) if self.lora else None
+
+    def build_methods(self) -> list[Method]:
+        """The methods, made anew: each takes part in one run."""
+        return build_methods(self.methods)
+
+    def settings_of(self, method: str) -> Any:
+        """The settings object of a listed method; None where it is not listed."""
+        if method not in self.methods:
+            return None
+        return kind_of(method)(**self.methods[method]).settings
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, here: bool = True) -> Recipe:
@@ -107,7 +125,10 @@ def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
     eval_data = _sources(tree, "eval_data")
     settings = _mapping(tree, "training")
     lora = lora_settings.check_lora(_mapping(tree, "lora"))
+    methods = {method.name: method for method in build_methods(_methods(tree))}
     training, lacks = _training(settings, here)
+    for method in methods.values():
+        method.check(training)
     recipe = Recipe(
         model=simple["model"],
         training=training,
@@ -116,6 +137,7 @@ def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
         dtype=simple["dtype"] or "auto",
         adapter=simple["adapter"],
         lora=lora,
+        methods={name: method.as_dict() for name, method in methods.items()},
         lacks=lacks,
     )
     return _with_evaluation(recipe, said="eval_strategy" in settings)
@@ -123,7 +145,16 @@ def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
 
 def build_training(settings: dict[str, Any]) -> UniGameConfig:
     """``UniGameConfig`` from plain values or words; it checks them, after their names here."""
-    reject_unknown(settings, rules_of(UniGameConfig), "training setting")
+    known = training_rules(UniGameConfig)
+    for name, value in settings.items():
+        if name not in known and (owners := _owners(name, METHODS.builtin)):
+            owner = owners[0]
+            raise UserError(
+                f"training.{name} is a setting of method {owner}: write methods: {{{owner}: "
+                f"{{{name}: {plain(value)}}}}}, or --{owner}.{name} {plain(value)}"
+            )
+    of_methods = [name for method in METHODS.builtin for name in kind_of(method).rules()]
+    reject_unknown(settings, [*known, *of_methods], "training setting")
     return UniGameConfig(**settings)
 
 
@@ -181,9 +212,17 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> None:
     """
     deep: list[tuple[str, Any]] = []
     changes: dict[tuple[str, str], dict[str, Any]] = {}
-    for key, word in parse_overrides(words):
+    pairs = parse_overrides(words)
+    for key, word in pairs:  # which methods are listed says whose other settings are
+        if key == "methods":
+            tree["methods"] = _valued(key, word)
+    tree["methods"] = _methods(tree)
+    for key, word in pairs:
+        if key == "methods":
+            continue
+        typed, key = key, _whole_path(tree, key)
         block, *inner = key.split(".")
-        value = _valued(key, word)
+        value = _valued(key, word, typed)
         if block in ("data", "eval_data") and len(inner) == 2:
             changes.setdefault((block, inner[0]), {})[inner[1]] = value
         elif block in ("data", "eval_data") and len(inner) > 2:
@@ -200,11 +239,85 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> None:
         set_key(tree, key, value)
 
 
+def _whole_path(tree: Mapping[str, Any], key: str) -> str:
+    """The dotted path that a short name stands for: a block, a training setting, or a method's.
+
+    Raises:
+        UserError: nobody has such a setting, several listed methods do, or one that is not listed.
+    """
+    first, _, rest = key.partition(".")
+    listed = list(tree["methods"])
+    if first in BLOCKS:
+        return key
+    if rest and (first in listed or first in METHODS.names()):
+        _require_listed(first, listed, key)
+        return f"methods.{key}"
+    if rest:
+        return key  # refused below, with the nearest block
+    if key in training_rules(UniGameConfig):
+        return f"training.{key}"
+    owners = _owners(key, listed)
+    if len(owners) > 1:
+        said = " or ".join(f"--{owner}.{key}" for owner in owners)
+        raise UserError(f"--{key} is a setting of {' and '.join(owners)}; write {said}")
+    if not owners:
+        for owner in _owners(key, METHODS.names()):
+            _require_listed(owner, listed, key)
+        known = [name for method in listed for name in kind_of(method).rules()]
+        reject_unknown([key], [*training_rules(UniGameConfig), *known, *BLOCKS], "setting")
+    return f"methods.{owners[0]}.{key}"
+
+
+def _require_listed(method: str, listed: Sequence[str], key: str) -> None:
+    if method not in listed:
+        raise UserError(
+            f"--{key} is a setting of method {method}, which this run does not list "
+            f"({', '.join(listed) or 'none'}); add --methods {','.join([*listed, method])}"
+        )
+
+
+def _owners(setting: str, methods: Iterable[str]) -> list[str]:
+    """Which of these methods have a setting of that name."""
+    found = []
+    for name in methods:
+        try:
+            if setting in kind_of(name).rules():
+                found.append(name)
+        except UserError:  # another's package that does not load is no concern of this run
+            continue
+    return found
+
+
+def _methods(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ``methods`` block as name -> settings: it may be a name, a list, or a mapping.
+
+    Raises:
+        UserError: it is none of these, or a name is unknown.
+    """
+    value = tree.get("methods")
+    if value is None:
+        value = [DEFAULT]
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value.strip() else []
+    if isinstance(value, list):
+        value = {str(plain(name)): {} for name in value}
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"methods={shown(plain(value))} is no list of methods; write methods: {{selfplay: "
+            "{beta: 0.5}}, or methods: [sft]"
+        )
+    for name, settings in value.items():
+        METHODS.require(str(name))
+        if settings is not None and not isinstance(settings, dict):
+            raise UserError(
+                f"methods.{name}={shown(plain(settings))} is not a block of key: value lines; "
+                "write one"
+            )
+    return {str(name): dict(settings or {}) for name, settings in value.items()}
+
+
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a training field by name, or any place of the recipe by its dotted path."""
-    if "." not in key and key not in BLOCKS:
-        reject_unknown([key], [*rules_of(UniGameConfig), *BLOCKS], "setting")
-        key = f"training.{key}"
+    """Set any place of the recipe by its dotted path."""
     first, *inner = key.split(".")
     reject_unknown([first], BLOCKS, "recipe block")
     node: Any = tree
@@ -219,11 +332,14 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"--{key}: there is nothing to set inside {shown(node)}; check the path")
 
 
-def _valued(key: str, word: Word | None) -> Any:
+def _valued(key: str, word: Word | None, typed: str | None = None) -> Any:
     """The word of an override; of a whole block or source what it stands for, as YAML."""
+    if word is not None and key == "methods" and word[:1] in ("{", "["):
+        return parse_yaml(word, "--methods")
     if word is None:
         if not _stands_alone(key):
-            raise UserError(f"--{key} has no value; write --{key} VALUE")
+            typed = typed or key
+            raise UserError(f"--{typed} has no value; write --{typed} VALUE")
         return Word("true")
     block, *inner = key.split(".")
     whole_source = len(inner) == 1 and inner[0].isdecimal()
@@ -238,7 +354,9 @@ def _stands_alone(key: str) -> bool:
     if block == "lora":
         tables = [lora_settings.RULES]
     elif block == "training" or not inner:
-        tables = [rules_of(UniGameConfig), BLOCKS]
+        tables = [training_rules(UniGameConfig), BLOCKS]
+    elif block == "methods":
+        tables = [kind_of(inner[0]).rules()]
     found = [table[name] for table in tables if name in table]
     return any(rule.stands_alone for rule in found) or not found
 

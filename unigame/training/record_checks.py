@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common.text_rules import TextRules
+from unigame.backbones.common.layout import TextRules
 from unigame.data.images import CorruptImage
 from unigame.data.peek import peek_texts
 from unigame.data.skips import SkipReport
@@ -148,7 +148,9 @@ def _picture_problem(image: Any, decode: bool) -> Problem | None:
     return None
 
 
-def record_check(backbone: Backbone, args: UniGameConfig) -> RecordCheck:
+def record_check(
+    backbone: Backbone, args: UniGameConfig, needs_caption: bool = False
+) -> RecordCheck:
     """The check for one model and its settings.
 
     Raises:
@@ -166,7 +168,7 @@ def record_check(backbone: Backbone, args: UniGameConfig) -> RecordCheck:
             f"max_length={args.max_length}: backbone family {backbone.facts.family!r} does not "
             "count tokens; leave it out"
         )
-    return RecordCheck(rules, args.max_length, args.draws and args.missing_captions == "error")
+    return RecordCheck(rules, args.max_length, needs_caption)
 
 
 class DataCheck:
@@ -216,17 +218,6 @@ class DataCheck:
                 self._said.add(reason)
                 text = "record %r is left out: %s; more like it are only counted"
                 logger.warning(text, id, reason)
-
-    def warn_of_questions(self) -> None:
-        """Say how many samples will be redrawn by their question."""
-        if self.speaks and self.without_caption:
-            logger.warning(
-                "%d of %d samples that were looked at have no caption and are redrawn by their "
-                "question (missing_captions=question): redrawings lose content that it does not "
-                "name; missing_captions=model has the model describe them",
-                self.without_caption,
-                self.with_answer,
-            )
 
     def _look_at_all(self, rows: Iterable[Any], name: str, whole: bool) -> None:
         report, first = SkipReport(), None

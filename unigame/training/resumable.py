@@ -1,7 +1,7 @@
-"""The Trainer's checkpoint hooks for a backbone and a game: complete, exact, without pickles.
+"""The Trainer's checkpoint hooks for a backbone and methods: complete, exact, without pickles.
 
 ``transformers.Trainer`` would save a ``Backbone`` as one file with every frozen weight, and pickle
-the settings beside it. Here a checkpoint holds the LoRA adapter, C, and the game's state (see
+the settings beside it. Here a checkpoint holds the LoRA adapter and what each method keeps (see
 ``checkpoint``), all written by the hooks that run before rotation and before a push to the Hub.
 
 A checkpoint is written under another name and renamed when it is complete, so that a run that is
@@ -25,12 +25,12 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from unigame.backbones.base import Backbone
-from unigame.errors import OneProcessError, UserError
+from unigame.errors import Diverged, OneProcessError, UserError
+from unigame.methods.base import Method
 from unigame.system import signals
 from unigame.training import checkpoint, run_folder
 from unigame.training.config import UniGameConfig
-from unigame.training.game_state import GameState
-from unigame.training.guard import Diverged, EvaluationCut, StepGuard, require_finite
+from unigame.training.guard import EvaluationCut, StepGuard, require_finite
 from unigame.training.identity import RUN_FILE, run_record, to_json
 from unigame.training.lock import locked
 from unigame.training.ranks import agreed, from_rank_zero, sum_over_ranks
@@ -42,9 +42,9 @@ STOPPING = "a checkpoint is written after this step, then the run stops (Ctrl-C 
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer whose checkpoints hold a backbone's adapter and a game's state.
+    """A Trainer whose checkpoints hold a backbone's adapter and its methods' states.
 
-    Subclasses set ``backbone`` (unwrapped) and ``game`` (None for plain fine-tuning).
+    Subclasses set ``backbone`` (unwrapped) and ``methods``.
 
     Attributes:
         recipe: the blocks of the recipe, where the run has one; they make a run what it is.
@@ -54,7 +54,7 @@ class ResumableTrainer(Trainer):
 
     args: UniGameConfig
     backbone: Backbone
-    game: GameState | None
+    methods: list[Method]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -129,7 +129,7 @@ class ResumableTrainer(Trainer):
     def _checkpoint(self, resume: str | bool | None) -> str | None:
         """The whole checkpoint to go on from; None to start anew."""
         self._record = from_rank_zero(
-            lambda: run_record(self.backbone, self.train_dataset, self.recipe)
+            lambda: run_record(self.backbone, self.train_dataset, self.methods, self.recipe)
         )
         if not resume:
             return None
@@ -139,7 +139,7 @@ class ResumableTrainer(Trainer):
             folder = str(found.folder)
             if self.args.process_index == 0:
                 logger.warning(found.said())
-        agreed(lambda: require_whole(folder, self.args, self.backbone, self.game))
+        agreed(lambda: require_whole(folder, self.args, self.backbone, self.methods))
         return folder
 
     def _require_same_run(self, folder: str) -> None:
@@ -249,7 +249,8 @@ class ResumableTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         require_finite(self._weights_of_u(), "U")
-        require_finite(self._weights_of_c(), "C")
+        for method in self.methods:
+            require_finite(method.weights(), method.name, method.rate)
         self._write(Path(output_dir or self.args.output_dir))
 
     def _write(self, folder: Path) -> None:
@@ -259,8 +260,8 @@ class ResumableTrainer(Trainer):
         with onto_disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.backbone.save_pretrained(folder)
-            if self.game is not None:
-                checkpoint.save_perturber(folder, self.game.perturber)
+            for method in self.methods:
+                method.save_weights(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             settings = folder / checkpoint.SETTINGS_FILE
@@ -271,15 +272,12 @@ class ResumableTrainer(Trainer):
     def _weights_of_u(self) -> list[tuple[str, Tensor]]:
         return [(n, p) for n, p in self.backbone.named_parameters() if p.requires_grad]
 
-    def _weights_of_c(self) -> list[tuple[str, Tensor]]:
-        return [] if self.game is None else list(self.game.perturber.named_parameters())
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.game is not None:
-            # A rank can be here before rank 0 has made the folder.
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            self.game.save(output_dir, self.args.process_index, self.args.world_size)
+        # A rank can be here before rank 0 has made the folder.
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        for method in self.methods:
+            method.save(Path(output_dir), self.args.process_index, self.args.world_size)
 
     # ---- reading -------------------------------------------------------------------------------
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -287,16 +285,17 @@ class ResumableTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.game is not None:
-            self.game.load(checkpoint, self.args.process_index, self.args.world_size)
+        if checkpoint is not None:
+            for method in self.methods:
+                method.load(Path(checkpoint), self.args.process_index, self.args.world_size)
 
     def _load_best_model(self) -> None:
-        """Both players as they were then: an adapter and the C that it was trained against."""
+        """The adapter as it was then, and what each method had trained beside it."""
         assert self.state.best_model_checkpoint is not None
         require_undamaged(self.state.best_model_checkpoint, trust=False)
         self._load_players(self.state.best_model_checkpoint)
 
     def _load_players(self, folder: str) -> None:
         self.backbone.load_adapter(folder)
-        if self.game is not None:
-            checkpoint.load_perturber(folder, self.game.perturber)
+        for method in self.methods:
+            method.load_weights(Path(folder))

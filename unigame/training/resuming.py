@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common.lora import ADAPTER_WEIGHTS, read_adapter
+from unigame.backbones.common.adapter_files import ADAPTER_WEIGHTS, read_adapter
 from unigame.errors import UserError
+from unigame.methods import files
+from unigame.methods.base import Method
 from unigame.training import checkpoint, identity
 from unigame.training.config import UniGameConfig
-from unigame.training.game_state import GameState
 from unigame.training.manifest import MANIFEST_FILE, damage
 
 logger = logging.getLogger(__name__)
 
 
 def require_whole(
-    folder: str, args: UniGameConfig, backbone: Backbone, game: GameState | None
+    folder: str, args: UniGameConfig, backbone: Backbone, methods: Sequence[Method]
 ) -> None:
-    """Refuse a checkpoint that lacks a file, is damaged, or holds a C of another size.
+    """Refuse a checkpoint that lacks a file, is damaged, or does not fit a method.
 
     Raises:
         UserError: naming the file.
@@ -29,14 +31,14 @@ def require_whole(
     checkpoint.require_complete(
         folder,
         weights=backbone.saved_files,
-        extra=game.files(rank, world_size) if game is not None else [],
+        extra=[name for method in methods for name in method.files(rank, world_size)],
         rank=rank,
         world_size=world_size,
     )
     if args.should_save:  # once for all processes that share the folder
         require_undamaged(folder, trust=args.resume_anyway)
-    if game is not None:  # could not go on even if it were asked to
-        checkpoint.read_perturber(folder, game.perturber)
+    for method in methods:  # could not go on even if it were asked to
+        method.check_weights(Path(folder))
 
 
 def require_undamaged(folder: str | Path, *, trust: bool) -> None:
@@ -93,8 +95,8 @@ def _reading_it(folder: Path, name: str) -> str:
     try:
         if name == ADAPTER_WEIGHTS:
             read_adapter(folder)
-        elif name.startswith("game_state"):
-            checkpoint.load_game_state(folder / name)
+        elif "_state" in name and name.endswith(".pt") and not name.startswith("rng"):
+            files.load_state(folder / name)
     except UserError as error:
         return str(error).partition(";")[0]
     return ""

@@ -18,7 +18,6 @@ from unigame.training.recipe import Recipe, load_recipe
 from unigame.training.resuming import require_same_run, require_undamaged
 
 if TYPE_CHECKING:
-    from unigame.training.health import ReplayTally
     from unigame.training.trainer import UniGameTrainer
 
 
@@ -31,14 +30,14 @@ class RunResult:
         steps: optimizer steps done.
         loss: mean training loss of all steps, those before a resume too.
         metrics: the final evaluation's, where there is held-out data.
-        replay: what became of the game's candidates on all processes; None without a game.
+        said: a closing sentence of each method that has one.
     """
 
     output_dir: Path
     steps: int
     loss: float
     metrics: dict[str, float]
-    replay: ReplayTally | None = None
+    said: tuple[str, ...] = ()
 
 
 def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
@@ -64,8 +63,8 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
         use, what = f"--model {folder}", "Model"
     console = make_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
-    if result.replay is not None:
-        console.print(result.replay.summary(recipe.training))
+    for sentence in result.said:
+        console.print(sentence)
     console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}')
     console.print(f'  or: unigame generate "a prompt" {use}')
@@ -98,7 +97,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
         steps=output.global_step,
         loss=trainer.guard.mean_loss,
         metrics=metrics,
-        replay=trainer.replay_tally(),
+        said=tuple(said for method in trainer.methods if (said := method.summary())),
     )
 
 
@@ -130,7 +129,7 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
     if resume and run_folder.is_finished(args.output_dir, steps_done(resume)):
         require_steps_left(resume, args.max_steps)
     if resume and not args.resume_anyway:  # the trainer looks again, and then says what differs
-        require_same_run(resume, args, {"recipe": _blocks(recipe)})
+        require_same_run(resume, args, {"recipe": _blocks(recipe), "methods": recipe.methods})
     return resume
 
 
@@ -144,13 +143,13 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
 
     args = recipe.training
     lora = recipe.lora_config()
-    # These first: a wrong path should cost seconds, not the loading of a model.
-    check_before_loading(recipe)
+    methods = recipe.build_methods()
+    check_before_loading(args, methods)
     train_data = _open("data", recipe.data, args.seed)
     eval_data = _open("eval_data", recipe.eval_data, args.seed) if recipe.eval_data else None
     for data, block in ((train_data, "data"), (eval_data, "eval_data")):
         report_skips(data, block, args.max_skipped_share, speaks=args.process_index == 0)
-    require_work(args, train_data)
+    require_work(args, train_data, methods)
     require_hub(args)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
@@ -165,6 +164,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
         train_dataset=train_data,
         eval_dataset=eval_data,
         peft_config=lora,
+        methods=methods,
     )
     trainer.recipe, trainer.folder_is_held = _blocks(recipe), True
     return trainer

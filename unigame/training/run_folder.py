@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unigame.errors import UserError
-from unigame.training.checkpoint import ADAPTER_FILES, PERTURBER_FILE, TRAINER_STATE_FILE
+from unigame.training.checkpoint import ADAPTER_FILES, TRAINER_STATE_FILE
 from unigame.training.manifest import damage
 
 UNFINISHED, REPLACED, LAST_FINITE = "_unfinished", "_replaced", "last_finite"
-RESULTS = (*ADAPTER_FILES, PERTURBER_FILE, TRAINER_STATE_FILE, "model.safetensors")
+RESULTS = (*ADAPTER_FILES, "perturber.safetensors", TRAINER_STATE_FILE, "model.safetensors")
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

@@ -27,16 +27,6 @@ from unigame.settings.rules import (
 MOST = 2**31 - 1  # of steps, rows and bytes: what every library counts with
 SEED = 2**32 - 1  # numpy's
 
-# C's schedules: those of transformers that need no more than steps.
-SCHEDULES = (
-    "constant",
-    "constant_with_warmup",
-    "cosine",
-    "cosine_with_restarts",
-    "inverse_sqrt",
-    "linear",
-    "polynomial",
-)
 STRATEGIES = ("no", "steps", "epoch")
 TRACKERS = (
     "none",
@@ -95,13 +85,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "do_eval": Switch(),
         "do_predict": Switch(),
     },
-    "Pace of the two players": {
-        "challenge_every": Whole(low=0, high=MOST),
-        "challenge_share": Number(low=0, above=True, high=1),
-        "perturber_steps": Whole(low=1, high=10_000),
-        "mine_every": _COUNT,
-        "redrawn_every": Whole(low=0, high=MOST),
-        "beta": _WEIGHT,
+    "What is learned": {
         "generation_weight": _WEIGHT,
         "loss_reduction": Text(choices=("sample", "token")),
     },
@@ -123,49 +107,6 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "adam_epsilon": Number(low=0, high=1),
         "train_parts": Many(commas=True, least=1, optional=True),
     },
-    "Player C (perturber)": {
-        "perturber_learning_rate": _RATE,
-        "perturber_weight_decay": _WEIGHT,
-        "perturber_lr_scheduler_type": Text(choices=SCHEDULES),
-        "perturber_warmup_steps": Whole(low=0, high=MOST),
-        "perturber_max_grad_norm": _POSITIVE,
-        "perturber_width": Whole(low=1, high=65_536),
-        "perturber_depth": Whole(low=1, high=100),
-        "perturbation": Text(choices=("learned", "random", "none")),
-        "perturb_space": Text(choices=("decoder", "tokens")),
-        "eps_max": _POSITIVE,
-        "eps_init": _POSITIVE,
-        "eps_mode": Text(choices=("absolute", "relative")),
-        "lambda_norm": _WEIGHT,
-        "l2": _WEIGHT,
-        "tv": _WEIGHT,
-        "label_weight": _WEIGHT,
-        "label_floor": Number(low=-1, high=1),
-        "label_similarity": Text(choices=("clip", "cosine")),
-    },
-    "Drawing": {
-        "num_candidates": Whole(low=1, high=1024),
-        "gradient_candidates": Whole(low=1, high=1024, optional=True),
-        "anchor": _WEIGHT,
-        "temperature": _POSITIVE,
-        "sample_candidates": Switch(),
-        "missing_captions": Text(choices=("model", "question", "error")),
-    },
-    "Mining and the buffer": {
-        "similarity": Text(choices=("clip", "cosine", "none")),
-        "similarity_model": _TEXT_OR_NONE,
-        "similarity_mode": Text(choices=("image-image", "image-text")),
-        "clip_weight": _WEIGHT,
-        "clip_floor": Number(low=-1, high=1),
-        "hard_quantile": Number(low=0, high=1),
-        "hardness_window": _COUNT,
-        "buffer": Switch(),
-        "buffer_capacity": _COUNT,
-        "buffer_min_size": _COUNT_OR_NONE,
-        "buffer_per_source": _COUNT_OR_NONE,
-        "drop_learned": Switch(),
-        "hard_batch_size": Whole(low=1, high=2**20, optional=True),
-    },
     "Memory and speed": {
         "bf16": Switch(help="Compute in bfloat16."),
         "bf16_full_eval": Switch(),
@@ -177,10 +118,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "gradient_checkpointing_kwargs": _CHECKPOINTING,
         "activation_checkpointing": _SWITCH_OR_NONE,
         "activation_checkpointing_kwargs": _CHECKPOINTING,
-        "challenge_micro_batch": _COUNT_OR_NONE,
         "understanding_micro_batch": _COUNT_OR_NONE,
-        "merge_lora": Switch(),
-        "keep_tokens_mb": Number(low=0, high=MOST),
         "cache_codes": Switch(),
         "auto_find_batch_size": Switch(),
         "torch_compile": Switch(),

@@ -1,34 +1,27 @@
-"""The game as a ``transformers.Trainer``: Algorithm 1 of the paper, phase by phase.
-
-    B  samples in the batch    K  candidates drawn per sample
+"""Fine-tuning of a unified model as a ``transformers.Trainer``; methods add what they add.
 
 One step, as ``UniGameTrainer.training_step`` reads::
 
-    challenge   C perturbs, G draws, U re-reads; C ascends U's loss        (every m-th step)
-    mine        its hard and still faithful candidates enter the buffer
-    mix         hard samples from the buffer join the clean batch
-    understand  U descends on the ONE mixed batch, weights 1 and beta
+    read        what the frozen parts say of the batch's pictures, once
+    play        before_step of each method
+    gather      the records' rows, and the rows that each method adds
+    descend     ONE loss over all of them; U moves
+    tell        after_loss of each method
 
-The last phase is the base Trainer's own step; with ``challenge_every=0`` it is the only one, and
-the run is plain supervised fine-tuning. Choices that the paper leaves open:
+With ``methods=["sft"]`` nothing is added, and the run is plain supervised fine-tuning. The trainer
+knows the protocol of ``methods/base.py`` and no method.
 
-1. Under gradient accumulation every micro-batch is challenged and C moves on each; U moves once.
-2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
-3. Losses are divided by what the whole optimizer step holds (all micro-batches, all ranks), so
-   1 x 8, 8 x 1 and two ranks of 4 are the same step. The hard mean is taken per micro-batch.
-4. U learns an answer with its end mark; the game judges it without (``selfplay/answers.py`` says
-   why, and when an answer is right). The attack success rate is the share of candidates read wrong
-   among samples read right, and costs no extra pass; the clean side of it is U's own training
-   pass, so LoRA dropout is on there. ``redrawn_success_rate`` is what redrawing alone loses.
-5. U's losses on replayed samples are written back as their hardness, and what it reads right leaves
-   the buffer; they, too, are those of the training pass.
+What rows count for: an answer or caption of the records is divided by what the whole optimizer step
+holds (all micro-batches, all ranks), so 1 x 8, 8 x 1 and two ranks of 4 are the same step. Rows
+that a method adds count as ``weight`` times their mean over the micro-batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,51 +30,63 @@ import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
-from unigame.methods.selfplay.answers import ReadAnswers
-from unigame.methods.selfplay.challenge import ChallengeResult, GameBatch
-from unigame.methods.selfplay.objectives import understanding_weights
-from unigame.training.batches import (
-    Batch,
-    MixedRows,
-    Rows,
-    StepCounts,
-    game_batch,
-    hard_batch,
-    read_images,
-    understanding_inputs,
-)
-from unigame.training.captions import MadeCaptions
-from unigame.training.collator import GameCollator
+from unigame.methods.answers import ReadAnswers
+from unigame.methods.base import Method, Run
+from unigame.methods.registry import as_methods
+from unigame.methods.rows import DATA, Batch, LossName, Rows, join, split_groups
+from unigame.training.code_cache import CodeCache
+from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.epochs import EpochOfData, require_map_style, require_rows
-from unigame.training.floor_check import FloorCheck
-from unigame.training.game_state import CodeCache, GameState
-from unigame.training.health import ReplayTally, Watch, require_work
-from unigame.training.metrics import CHALLENGE_FIGURES, EvaluationLoss, Meter, PhaseTimer
+from unigame.training.health import Watch, require_work
+from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.skip_report import UnreadablePictures
 
+Parts = dict[LossName, list[Rows]]
+"""The rows of a micro-batch, or of one pass, by loss: the records' ones before added ones."""
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one optimizer step holds over all its micro-batches and ranks; denominators of losses.
+
+    Attributes:
+        answers: answers, or answer tokens under ``loss_reduction="token"``.
+        captions: samples with a caption.
+        micro_batches: micro-batches on this rank.
+        world_size: ranks; gradients are averaged over them, so local sums are scaled up by it.
+    """
+
+    answers: float
+    captions: float
+    micro_batches: int
+    world_size: int
+
 
 class UniGameTrainer(ResumableTrainer):
-    """Post-train a unified model by self-adversarial play; see the module docstring.
+    """Post-train a unified model by fine-tuning and methods beside it; see the module docstring.
 
     Args:
         model: a checkpoint (bundled name, folder or Hub id), a ``Backbone``, or a loaded
             ``JanusForConditionalGeneration`` (then give its processor as ``processing_class``).
         args: ``UniGameConfig``; its defaults if left out.
         train_dataset: records ``{"image", "question", "answer", "caption", "id"}``.
-        eval_dataset: likewise; its loss is Eq. 6 on clean answers, and with ``generation_weight``
-            Eq. 3 on captions, each as the mean over all that there are. NaN where there are none.
+        eval_dataset: likewise; its loss is the mean over all clean answers and, with
+            ``generation_weight``, over all captions. NaN where there are none.
         processing_class: the processor, where the model does not bring it.
         peft_config: LoRA settings; the backbone's default if left out. Ignored where the model
             already carries an adapter.
+        methods: what is played beside fine-tuning, as objects or names:
+            ``[SelfPlay(beta=0.5)]``, ``["sft"]``. Self-play at its defaults if left out.
         kwargs: anything else that ``transformers.Trainer`` takes (callbacks, optimizers, ...).
 
     Raises:
@@ -99,14 +104,20 @@ class UniGameTrainer(ResumableTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         peft_config: peft.LoraConfig | None = None,
+        methods: Sequence[Method | str] | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or UniGameConfig(output_dir="runs/unigame")
         if not isinstance(args, UniGameConfig):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
+        self.methods = as_methods(methods)
+        for method in self.methods:
+            method.check(args)
         require_rows(train_dataset)
         require_map_style(train_dataset, args.world_size)
-        require_work(args, train_dataset)
+        require_work(args, train_dataset, self.methods)
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # it cannot count our batches' rows
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -114,8 +125,9 @@ class UniGameTrainer(ResumableTrainer):
         elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
             seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
-        check = record_check(backbone, args)
-        collator = kwargs.pop("data_collator", None) or GameCollator(backbone.preprocess, check)
+        needs_caption = any(method.refuses_missing_captions for method in self.methods)
+        check = record_check(backbone, args, needs_caption)
+        collator = kwargs.pop("data_collator", None) or RecordCollator(backbone.preprocessor, check)
         super().__init__(
             model=backbone,
             args=args,
@@ -132,84 +144,97 @@ class UniGameTrainer(ResumableTrainer):
         self.data_check = DataCheck(check, speaks=args.process_index == 0)
         self.unreadable = UnreadablePictures(args.max_skipped_share, args.process_index == 0)
         self.add_callback(self.unreadable)
-        self.meter = Meter(args.device)
+        self.meter = Meter(args.device, self.methods)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
-        self.captions: MadeCaptions | None = None
-        scorer = f"clip {args.similarity_mode}" if args.similarity == "clip" else args.similarity
-        self.floor_check = FloorCheck(args.clip_floor, scorer, speaks=args.process_index == 0)
-        self.game: GameState | None = None
-        self._read: list[ReadAnswers] = []  # by the passes of one micro-batch
-        if args.plays:
-            self.game = GameState(
-                args,
-                backbone,
-                device=args.device,
-                rank=args.process_index,
-                reduce=partial(average_over_ranks, self.accelerator),
-                gather=partial(gather_from_ranks, self.accelerator),
-            )
-        if args.draws and args.missing_captions == "model":
-            self.captions = MadeCaptions(backbone, args.output_dir, args.process_index)
-        self.watch = Watch(self.game, train_dataset)
+        self._found: list[ReadAnswers] = []  # by the passes of one micro-batch
+        for method in self.methods:
+            method.setup(self._run())
+        self.watch = Watch(self.methods, train_dataset)
         self.add_callback(self.watch)
+
+    def _run(self) -> Run:
+        """What a method is given of this run."""
+        several = self.accelerator.num_processes > 1
+        return Run(
+            args=self.args,
+            backbone=self.backbone,
+            device=self.args.device,
+            rank=self.args.process_index,
+            figures=self.meter,
+            phase=lambda name: self.timer.phase(name),
+            autocast=self.accelerator.autocast,
+            codes=self._codes,
+            average=partial(average_over_ranks, self.accelerator) if several else None,
+            gather=partial(gather_from_ranks, self.accelerator) if several else None,
+            sum=self._sum_over_ranks,
+        )
+
+    def method(self, name: str) -> Any:
+        """The method of that name.
+
+        Raises:
+            UserError: it is not listed.
+        """
+        for method in self.methods:
+            if method.name == name:
+                return method
+        listed = ", ".join(method.name for method in self.methods)
+        raise UserError(f"this run lists no method {name!r}, only {listed or 'none'}")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """See ``ResumableTrainer.train``; the texts of the data are checked first."""
         self.data_check.look_at(self.train_dataset, "train_dataset")
         self.data_check.look_at(self.eval_dataset, "eval_dataset")
-        if self.args.draws and self.args.missing_captions == "question":
-            self.data_check.warn_of_questions()
+        for method in self.methods:
+            method.saw_texts(self.data_check.with_answer, self.data_check.without_caption)
         output = super().train(resume_from_checkpoint, **kwargs)
-        self.floor_check.judge()  # a short run saw few candidates
+        for method in self.methods:
+            method.finish()
         return output
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.captions is not None:  # a run that goes on elsewhere draws by the same captions
-            self.captions.read(Path(resume_from_checkpoint).parent)
-
-    # ---- one step: Algorithm 1 -----------------------------------------------------------------
+    # ---- one step ------------------------------------------------------------------------------
     def training_step(
         self,
         model: nn.Module,
         inputs: Batch,
         num_items_in_batch: StepCounts | None = None,
     ) -> Tensor:
-        """One micro-batch: challenge, mine, mix, then the base Trainer's step on the result."""
+        """One micro-batch: read, play, gather, descend, tell."""
         if not model.training:  # after an evaluation
             model.train()
-        inputs = self._encode(self._prepare_inputs(inputs))
-        if self.game is not None:
-            self.game.forget_candidates()
-            if self._challenge_is_due():
-                batch, result, counts = self._challenge(inputs)
-                self._mine(batch, result, counts)
-            inputs = self._mix(inputs)
+        batch, step = self._read(inputs.to(self.args.device)), self.state.global_step
+        for method in self.methods:
+            method.before_step(batch, step)
+        added = [rows for method in self.methods for rows in method.step_rows()]
         with self.timer.phase("understand"):
-            loss = self._descend(model, inputs, num_items_in_batch)
-        if self.game is not None and self.game.scheduler and self.accelerator.sync_gradients:
-            self.game.scheduler.step()
+            parts = self._parts(batch, added, num_items_in_batch)
+            loss, read = self._descend(model, parts, num_items_in_batch)
+        self._tell(read, parts["answer"], batch.answers.counts)
+        if self.accelerator.sync_gradients:
+            for method in self.methods:
+                method.end_step()
         return loss
 
-    def _challenge_is_due(self) -> bool:
-        return self.state.global_step % self.args.challenge_every == 0
-
-    def _encode(self, inputs: Batch) -> Batch:
+    def _read(self, batch: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""
-        self.meter.add("skipped_images", inputs.get("num_skipped", 0))
-        self.meter.add("skipped_records", len(inputs.get("left_out", ())))
-        self.data_check.found(inputs.get("left_out", ()))
-        self.unreadable.count("data", len(inputs["questions"]), inputs.get("num_skipped", 0))
-        used_B = inputs["has_answer_B"]
+        self.meter.add("skipped_images", batch.num_skipped)
+        self.meter.add("skipped_records", len(batch.left_out))
+        self.data_check.found(batch.left_out)
+        self.unreadable.count("data", len(batch), batch.num_skipped)
+        used_R = batch.has_answer_R
         if self.args.generation_weight > 0:
-            used_B = used_B | inputs["has_caption_B"]
-        self.meter.add("unused_rows", (~used_B).sum())
-        with self.timer.phase("read"), self.accelerator.autocast():
-            inputs = {**inputs, **read_images(self.backbone, inputs["images"])}
+            used_R = used_R | batch.has_caption_R
+        self.meter.add("unused_rows", (~used_R).sum())
+        records = batch.records
+        with self.timer.phase("read"), self.accelerator.autocast(), torch.no_grad():
+            # Not where something before the language model learns: its gradient needs the pictures.
+            if self.backbone.reads_frozen:
+                features, embeds = self.backbone.read_images(records.pictures)
+                records = replace(records, features=features, embeds=embeds)
         if self.args.generation_weight > 0:
-            inputs["codes"] = self._codes(inputs["images"], inputs["ids"])
-        return inputs
+            records = replace(records, codes=self._codes(records.pictures, records.ids))
+        return replace(batch, records=records)
 
     def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:
         """The image tokenizer's codes, (B, N), or latents."""
@@ -218,153 +243,142 @@ class UniGameTrainer(ResumableTrainer):
                 return self.backbone.encode_images(images)
             return self.code_cache.encode(self.backbone, images, ids)
 
-    def _challenge(self, inputs: Batch) -> tuple[GameBatch, ChallengeResult, bool]:
-        """C ascends. The flag is False where this rank had no answers and only kept step."""
-        assert self.game is not None
-        batch, counts = game_batch(inputs, self.args.challenge_share, self.captions)
-        if batch.codes is None and self.args.perturb_space == "decoder":
-            batch.codes = self._codes(batch.images, [str(name) for name in batch.sources or ()])
-        with self.timer.phase("challenge"), self.accelerator.autocast():
-            result, norm = self.game.play(batch, counts=counts, step=self.state.global_step)
-        if counts:
-            self._record_challenge(result, norm)
-            self.floor_check.see(result.similarity_BK, self._similarity_of_clean(batch))
-        return batch, result, counts
+    # ---- rows, and what each counts for --------------------------------------------------------
+    def _parts(self, batch: Batch, added: Sequence[Rows], counts: StepCounts | None) -> Parts:
+        """The rows of this micro-batch by loss, each with its share.
 
-    def _similarity_of_clean(self, batch: GameBatch) -> Callable[[], Tensor] | None:
-        """What a similarity to texts says of the unaltered pictures; None for other ones."""
-        if self.args.similarity != "clip" or self.args.similarity_mode != "image-text":
-            return None
-        assert self.game is not None
-        return partial(self.game.scorer, batch.images, batch.images, batch.texts)
+        Every loss that can occur in the run is there, so that ranks run equal passes.
+        """
+        parts = self._parts_of_records(batch, counts)
+        for loss in ("answer", "generation", "reconstruction"):
+            of_methods = [rows for rows in added if rows.loss == loss]
+            if not of_methods and loss not in parts:
+                if not any(loss in method.losses for method in self.methods):
+                    continue
+                of_methods = [replace(batch.records, loss=loss).pick([]).filled()]
+            parts.setdefault(loss, []).extend(self._shared(rows, counts) for rows in of_methods)
+        return parts
 
-    def _mine(self, batch: GameBatch, result: ChallengeResult, counts: bool) -> None:
-        """The candidates enter the buffer; they are neither drawn nor read again."""
-        assert self.game is not None
-        if (self.state.global_step // self.args.challenge_every) % self.args.mine_every:
-            return
-        with self.timer.phase("mine"):
-            report = self.game.mine(result, batch, self.state.global_step, counts)
-        self.meter.add("acceptance_rate", report.accepted, report.candidates)
+    def _parts_of_records(self, batch: Batch, counts: StepCounts | None) -> Parts:
+        parts: Parts = {"answer": [self._shared(batch.answers, counts)]}
+        if self.args.generation_weight > 0:
+            parts["generation"] = [self._shared(batch.captioned, counts)]
+        return parts
 
-    def _mix(self, inputs: Batch) -> Batch:
-        """Hard samples join the clean batch, once the buffer is full enough."""
-        assert self.game is not None
-        self.meter.add("buffer_size", len(self.game.buffer))
-        for name, value in self.game.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
-            self.meter.add(f"hardness_{name}", value)
-        samples = self.game.replay()
-        self.meter.add("replayed", len(samples))
-        if not samples:
-            return inputs
-        with self.timer.phase("mix"), self.accelerator.autocast():
-            return {**inputs, "hard": hard_batch(self.backbone, samples, self.args.perturb_space)}
+    def _shared(self, rows: Rows, counts: StepCounts | None) -> Rows:
+        """Rows of one source, with what the loss of each is multiplied by."""
+        items_R = self._items(rows)
+        if not rows.counts:
+            return replace(rows, share_R=torch.zeros_like(items_R))
+        weight, number = rows.weight, items_R.sum()
+        of_records = rows.source[0] == DATA
+        if of_records and rows.loss == "generation":
+            weight = self.args.generation_weight
+        if counts is not None and of_records:
+            number = torch.as_tensor(
+                counts.answers if rows.loss == "answer" else counts.captions, dtype=torch.float32
+            )
+        elif counts is not None:
+            number = number * counts.micro_batches * counts.world_size
+        # clamp: what is empty has no weight to give, and must not divide by zero.
+        return replace(rows, share_R=weight / number.clamp(min=1) * items_R)
+
+    def _items(self, rows: Rows) -> Tensor:
+        """What each row counts for, (R,): 1, or its number of answer tokens."""
+        if self.args.loss_reduction == "sample" or rows.loss != "answer":
+            return torch.ones(len(rows))
+        return self.backbone.answer_lengths(*rows.question_arguments).float()
 
     # ---- the loss of U -------------------------------------------------------------------------
-    def _descend(self, model: nn.Module, inputs: Batch, counts: StepCounts | None) -> Tensor:
-        """The base Trainer's step on the mixed batch, in one pass or several: one gradient."""
-        mixed = MixedRows.all_of(inputs)
-        passes = mixed.split(self._num_passes())
-        self._read = []
+    def _descend(
+        self, model: nn.Module, parts: Parts, counts: StepCounts | None
+    ) -> tuple[Tensor, ReadAnswers]:
+        """The base Trainer's step on all rows, in one pass or several: one gradient."""
+        passes = split_groups(parts["answer"], self._num_passes())
+        self._found = []
         loss = torch.zeros((), device=self.args.device)
-        for number, rows in enumerate(passes, start=1):
+        for number, (answers, _) in enumerate(passes, start=1):
             last = number == len(passes)
+            part: Parts = {**parts, "answer": answers} if last else {"answer": answers}
             # Ranks exchange gradients once, after the last pass.
             with nullcontext() if last else self.accelerator.no_sync(model):
-                part = {**inputs, "rows": rows, "generates": last}
-                loss = loss + super().training_step(model, part, counts)
-        kept = zip(self._read, passes, strict=True)
-        read = ReadAnswers.joined([part[: rows.count] for part, rows in kept])
-        self._record_understanding(read, mixed.is_hard_B.to(read.loss_B.device), mixed.clean)
-        return loss
+                loss = loss + super().training_step(model, part, counts)  # type: ignore[arg-type]
+        found = [read[:rows] for read, (_, rows) in zip(self._found, passes, strict=True)]
+        return loss, ReadAnswers.joined(found)
 
     def _num_passes(self) -> int:
-        """The same on every rank and step, with or without hard samples at hand."""
-        if self.game is None:
-            return 1
+        """The same on every rank and step, with or without added rows at hand."""
         batch = self.args.per_device_train_batch_size
-        at_once = self.args.understanding_micro_batch or batch
-        return math.ceil((batch + self.args.resolved_hard_batch_size) / at_once)
+        most = sum(method.rows_at_most(self.args) for method in self.methods)
+        if not most:
+            return 1
+        return math.ceil((batch + most) / (self.args.understanding_micro_batch or batch))
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """A batch is moved to the device; rows are there."""
+        return inputs.to(self.args.device) if isinstance(inputs, Batch) else inputs
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Batch,
+        inputs: Batch | Parts,
         return_outputs: bool = False,
         num_items_in_batch: StepCounts | None = None,
     ) -> Any:
-        """Eq. 6, plus ``generation_weight`` times Eq. 3; a scalar.
+        """The sum of each row's loss times its share: a scalar.
 
-        Without ``num_items_in_batch`` it is the mean over this batch alone.
+        Of a batch as the collator made it, it is the mean over its answers, plus
+        ``generation_weight`` times the mean over its captions.
         """
-        loss = self._understanding_loss(model, inputs, num_items_in_batch)
-        if self.args.generation_weight > 0 and inputs.get("generates", True):
-            generation = self._generation_loss(model, inputs, num_items_in_batch)
-            loss = loss + self.args.generation_weight * generation
+        if isinstance(inputs, Batch):
+            inputs = self._parts_of_records(inputs, num_items_in_batch)
+        loss = torch.zeros((), device=self.args.device)
+        for name, groups in inputs.items():
+            loss = loss + self._loss_of(model, name, groups)
+        loss = loss * (num_items_in_batch.world_size if num_items_in_batch else 1)
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _understanding_loss(
-        self, model: nn.Module, inputs: Batch, counts: StepCounts | None
-    ) -> Tensor:
-        rows = inputs.get("rows") or MixedRows.all_of(inputs)
+    def _loss_of(self, model: nn.Module, name: LossName, groups: Sequence[Rows]) -> Tensor:
+        """The rows of one loss through the model."""
         with self.accelerator.autocast():
-            mixed = understanding_inputs(self.backbone, inputs, rows)
-        losses = model(loss="answer", by_token=True, **mixed)
-        loss_B = losses.mean().float()
-        if model.training:
-            self._read.append(ReadAnswers.of(losses))
-        items_B = self._items(mixed["questions"], mixed["answers"])
-        if counts is None:
-            num_clean, num_hard, scale = items_B[~rows.is_hard_B].sum(), None, 1
+            rows = join(groups, self.backbone.embed_images)
+        assert rows.share_R is not None
+        if name == "answer":
+            # Where U's reading is known the pictures are not read again.
+            images = None if rows.embeds is not None else rows.images
+            asked = dict(zip(("questions", "answers"), rows.question_arguments, strict=False))
+            found = model(loss=name, by_token=True, images=images, embeds=rows.embeds, **asked)
+            loss_R = found.mean().float()
+            if model.training:
+                self._found.append(ReadAnswers.of(found))
         else:
-            num_clean, scale = torch.as_tensor(counts.answers), counts.world_size
-            num_hard = self._hard_items(inputs) * counts.micro_batches * counts.world_size
-        weight_B = understanding_weights(
-            rows.is_hard_B, self.args.beta, num_clean=num_clean, num_hard=num_hard
-        )
-        weight_B = (weight_B * items_B * rows.counts_B).to(loss_B)
-        return scale * (weight_B * loss_B).sum()
+            drawn = {"images": rows.images, "captions": rows.prompt_argument}
+            loss_R = model(loss=name, codes=rows.codes, **drawn).float()
+            if model.training and name == "generation" and rows.share_R.any():
+                self.meter.add_mean("generation_loss", loss_R)
+        return (rows.share_R.to(loss_R) * loss_R).sum()
 
-    def _hard_items(self, inputs: Batch) -> Tensor:
-        """What all hard rows of the mixed batch count for."""
-        hard = inputs.get("hard")
-        if hard is None:
-            return torch.zeros(())
-        return self._items(hard["questions"], hard["answers"]).sum()
+    def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:
+        """Each method hears what U found.
 
-    def _generation_loss(
-        self, model: nn.Module, inputs: Batch, counts: StepCounts | None
-    ) -> Tensor:
-        """Eq. 3 over the rows that have a caption."""
-        rows = Rows.where(inputs["has_caption_B"])
-        codes = inputs.get("codes")
-        loss_B = model(
-            loss="generation",
-            images=inputs["images"][rows.index],
-            captions=rows.pick(inputs["captions"]),
-            codes=codes[rows.index] if codes is not None else None,
-        ).float()
-        if rows.count == 0:
-            return 0.0 * loss_B.sum()
-        if model.training:
-            self.meter.add_mean("generation_loss", loss_B)
-        if counts is None:
-            return loss_B.mean()
-        return counts.world_size * loss_B.sum() / counts.captions
-
-    def _items(self, questions: list[str], answers: list[str]) -> Tensor:
-        """What each row counts for, (B,): 1, or its number of answer tokens."""
-        if self.args.loss_reduction == "sample":
-            return torch.ones(len(answers))
-        return self.backbone.answer_lengths(questions, answers).float()
+        ``*_ce`` is what U learns, ``*_answer_ce`` is without end marks.
+        """
+        source = [name for rows in groups for name in rows.source]
+        clean = read[: len(groups[0]) if counts else 0]
+        if len(clean):
+            self.meter.add_mean("clean_ce", clean.loss_B)
+            self.meter.add_mean("clean_answer_ce", clean.own_B)
+        for method in self.methods:
+            own = torch.tensor([name == method.name for name in source])
+            method.after_loss(clean, read[own.to(read.loss_B.device)], self.state.global_step)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Any]:
         """The micro-batches of one optimizer step, and what they hold over all ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         answers = sum(self._count_answers(batch) for batch in batches)
-        captions = sum(int(batch["has_caption_B"].sum()) for batch in batches)
+        captions = sum(int(batch.has_caption_R.sum()) for batch in batches)
         totals = torch.tensor([answers, captions], dtype=torch.float64, device=device)
         answers, captions = self._sum_over_ranks(totals).tolist()
         world_size = self.accelerator.num_processes
@@ -373,12 +387,10 @@ class UniGameTrainer(ResumableTrainer):
         return batches, counts
 
     def _count_answers(self, batch: Batch) -> float:
-        rows = Rows.where(batch["has_answer_B"])
-        if rows.count == 0:
-            return 0.0
-        items_B = self._items(rows.pick(batch["questions"]), rows.pick(batch["answers"]))
-        return float(items_B.sum())
+        rows = batch.answers
+        return float(self._items(rows).sum()) if rows.counts else 0.0
 
+    # ---- evaluation ----------------------------------------------------------------------------
     def prediction_step(
         self,
         model: nn.Module,
@@ -388,18 +400,18 @@ class UniGameTrainer(ResumableTrainer):
     ) -> tuple[Tensor, None, None]:
         """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
         with torch.no_grad():
-            inputs = self._prepare_inputs(inputs)
-            self.data_check.found(inputs.get("left_out", ()))
-            self.unreadable.count(
-                "eval_data", len(inputs["questions"]), inputs.get("num_skipped", 0)
-            )
-            answers = self._understanding_loss(model, inputs, None)
-            self._evaluated.add("answers", answers, self._count_answers(inputs))
-            loss = answers
-            if self.args.generation_weight > 0:
-                captions = self._generation_loss(model, inputs, None)
-                self._evaluated.add("captions", captions, float(inputs["has_caption_B"].sum()))
-                loss = loss + self.args.generation_weight * captions
+            batch = inputs.to(self.args.device)
+            self.data_check.found(batch.left_out)
+            self.unreadable.count("eval_data", len(batch), batch.num_skipped)
+            loss = torch.zeros((), device=self.args.device)
+            for name, groups in self._parts_of_records(batch, None).items():
+                of_loss = self._loss_of(model, name, groups)
+                if name == "answer":
+                    self._evaluated.add("answers", of_loss, self._count_answers(batch))
+                else:
+                    mean = of_loss / self.args.generation_weight
+                    self._evaluated.add("captions", mean, float(batch.has_caption_R.sum()))
+                loss = loss + of_loss
         return loss.detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -410,55 +422,23 @@ class UniGameTrainer(ResumableTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output
 
-    # ---- what is logged ------------------------------------------------------------------------
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers' estimate knows nothing of pictures."""
+        return 0
+
+    # ---- what is logged, ranks, schedules ------------------------------------------------------
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the game's figures, averaged over steps and ranks, to every training log."""
+        """Add our figures, averaged over steps and ranks, to every training log."""
         if "loss" in logs:
             self.timer.flush(self.meter)
             logs = {**logs, **self.meter.flush(self._sum_over_ranks)}
         super().log(logs, start_time)
 
-    def _record_challenge(self, result: ChallengeResult, norm: float) -> None:
-        assert self.game is not None
-        figures = result.metrics
-        for name in CHALLENGE_FIGURES:  # some only where there are codes, or a term, or a baseline
-            if name in figures:
-                self.meter.add(name, figures[name])
-        self.meter.add("perturber_objective", figures["objective"])
-        if self.game.optimizer is not None:
-            self.meter.add("perturber_grad_norm", norm)
-            self.meter.add("perturber_learning_rate", self.game.optimizer.param_groups[0]["lr"])
-
-    def _record_understanding(self, read: ReadAnswers, is_hard_B: Tensor, rows: Rows) -> None:
-        """Of the mixed batch: ``*_ce`` is what U learns, ``*_answer_ce`` is without end marks."""
-        if rows.count:
-            clean = read[~is_hard_B]
-            self.meter.add_mean("clean_ce", clean.loss_B)
-            self.meter.add_mean("clean_answer_ce", clean.own_B)
-            figures = self.game.judge(clean) if self.game is not None else {}
-            for name, (lost, right) in figures.items():
-                self.meter.add(name, lost, right)
-        if len(read) > len(rows.index):
-            hard = read[is_hard_B]
-            self.meter.add_mean("hard_ce", hard.loss_B)
-            self.meter.add_mean("hard_answer_ce", hard.own_B)
-            assert self.game is not None
-            learned = self.game.write_back(hard, self.state.global_step)
-            if self.args.buffer:
-                self.meter.add("learned_rate", learned, len(hard))
-
-    # ---- ranks, schedules ----------------------------------------------------------------------
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """U's schedule and, beside it, C's: both run over the same optimizer steps."""
-        if self.game is not None:
-            self.game.create_scheduler(num_training_steps)
+        """U's schedule and, beside it, those of the methods: over the same optimizer steps."""
+        for method in self.methods:
+            method.create_scheduler(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def replay_tally(self) -> ReplayTally | None:
-        """What all processes replayed; None without a game. Every process must ask."""
-        if self.game is None:
-            return None
-        return self.game.tally.summed(self._sum_over_ranks, self.args.device)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return sum_over_ranks(self.accelerator, values)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import random_images, tiny_backbone
-from unigame.backbones.common.codebook import draw_codes, gumbel_noise
+from unigame.backbones.common.codes import draw_codes, gumbel_noise
 
 BOOK = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unigame.backbones.common.pixels import PixelTwin
-from unigame.backbones.janus.processor import build_processor
+from unigame.backbones.janus.layout import build_processor
 from unigame.errors import UserError
 
 
@@ -35,7 +35,7 @@ def twin(processor) -> PixelTwin:  # type: ignore[no-untyped-def]
 def test_twin_repeats_the_processors_pixels(processor, twin, size) -> None:  # type: ignore[no-untyped-def]
     image = picture(*size)
     expected = processor([image], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(twin.normalise(twin.from_pil([image])), expected)
+    torch.testing.assert_close(twin.normalise(twin.pictures([image])), expected)
     # The processor rounds to 8 bits after its resize, once per direction: two grey levels.
     difference = (twin.normalise(tensor(image)) - expected).abs().max() * 0.5 * 255
     assert difference <= 2.01
@@ -43,12 +43,12 @@ def test_twin_repeats_the_processors_pixels(processor, twin, size) -> None:  # t
 
 def test_same_size_images_pass_unchanged(twin: PixelTwin) -> None:
     image = picture(24, 24)
-    assert torch.equal(twin.from_pil([image]), tensor(image))
-    assert torch.equal(twin.resize_and_pad(tensor(image)), tensor(image))
+    assert torch.equal(twin.pictures([image]), tensor(image))
+    assert torch.equal(twin.resize(tensor(image)), tensor(image))
 
 
 def test_grey_pictures_become_rgb(twin: PixelTwin) -> None:
-    pixels = twin.from_pil([Image.new("L", (24, 24), 100), Image.new("RGBA", (30, 24))])
+    pixels = twin.pictures([Image.new("L", (24, 24), 100), Image.new("RGBA", (30, 24))])
     assert pixels.shape == (2, 3, 24, 24)
     assert torch.allclose(pixels[0], torch.tensor(100 / 255))
 

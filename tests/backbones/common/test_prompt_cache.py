@@ -14,7 +14,8 @@ PROMPTS = ["a red circle", "two small green squares", "a red circle", "a red cro
 
 
 def test_rows_are_told_apart_by_tokens_and_padding():
-    tokens = tiny_backbone().drawing_rows(PROMPTS, guided=True)
+    backbone = tiny_backbone()
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     first_U, source_B = distinct_rows(tokens)
     # Three prompts, and behind them the unconditional twins of two lengths.
     assert first_U.tolist() == [0, 1, 3, 5, 6]
@@ -23,7 +24,7 @@ def test_rows_are_told_apart_by_tokens_and_padding():
 
 def test_states_and_cache_are_those_of_all_rows():
     backbone = tiny_backbone().eval()
-    tokens = backbone.drawing_rows(PROMPTS, guided=True)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     embeds_BLH = backbone.base.get_input_embeddings()(tokens.ids_BL)
     rows: list[int] = []
 

@@ -109,7 +109,7 @@ def test_replayed_drawings_are_those_of_the_plain_way(backbone, settings, monkey
     assert len(expected.unique(dim=0)) > 1, "rows that are all alike could not be told apart"
     # What the last token left behind: every place up to there is filled and seen.
     fed = int(made[0].place_1) - made[0].begun
-    assert fed <= backbone.drawing_room <= made[0].room - made[0].begun
+    assert fed <= backbone.layout.image_span <= made[0].room - made[0].begun
     assert made[0].mask_B11R[..., int(made[0].place_1) :].sum() == 0
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_recorded_is_drawn_all_the_same(backbone, monkeypatch):
 
 def fed_states(backbone: Any, record: Any = None) -> torch.Tensor:
     """Newest states (S, B, H) when the same embeddings are fed, replayed or the plain way."""
-    tokens = backbone.drawing_rows(PROMPTS, guided=True)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     embeds_BLH = backbone.base.get_input_embeddings()(tokens.ids_BL)
     random = torch.Generator().manual_seed(0)
     fed_SB1H = torch.randn(4, len(embeds_BLH), 1, embeds_BLH.shape[-1], generator=random)
@@ -189,7 +189,7 @@ def test_lora_counts(monkeypatch):
 
 
 def test_where_it_applies(backbone):
-    tokens = backbone.drawing_rows(PROMPTS, guided=True)
+    tokens = backbone.drawing_rows(backbone.prompt_tokens(PROMPTS), guided=True)
     assert not static_lm.supports(backbone.language_model, tokens), "no GPU here"
     assert has_fixed_shapes(backbone.language_model.config)
 

@@ -304,7 +304,8 @@ def test_warm_up_by_recipe_resumes_exactly_and_the_game_follows(
     recipe.write_text(
         f"model: {shared_llm_dit()}\n"
         "data: [{type: synthetic, size: 8}]\n"
-        "training: {train_parts: [connector, projector], challenge_every: 0, generation_weight: 1,"
+        "methods: [sft]\n"
+        "training: {train_parts: [connector, projector], generation_weight: 1,"
         " max_steps: 3, save_steps: 1, per_device_train_batch_size: 2, learning_rate: 1e-2,"
         " use_cpu: true, disable_tqdm: true}\n"
     )
@@ -321,7 +322,7 @@ def test_warm_up_by_recipe_resumes_exactly_and_the_game_follows(
     whole, parts = (load_file(folder / "connector.safetensors") for folder in (out, resumed))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     # C and LoRA then play on the warmed model.
-    game = "--train_parts null --challenge_every 1 --max_steps 1 --eps_mode relative"
+    game = "--train_parts null --methods selfplay --max_steps 1 --eps_mode relative"
     train(recipe, ["--model", str(out), "--output_dir", str(tmp_path / "game"), *game.split()])
     assert (tmp_path / "game" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "game" / "perturber.safetensors").is_file()
@@ -329,11 +330,11 @@ def test_warm_up_by_recipe_resumes_exactly_and_the_game_follows(
 
 def test_a_warm_up_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the warm-up comes before the game"):
-        UniGameConfig(str(tmp_path), train_parts=["connector"])
+        UniGameTrainer("janus-nano", UniGameConfig(str(tmp_path), train_parts=["projector"]))
     with pytest.raises(UserError, match="learns from captions alone"):
-        UniGameConfig(str(tmp_path), train_parts="connector", challenge_every=0)
-    args = UniGameConfig(str(tmp_path), train_parts="projector", challenge_every=0, use_cpu=True)
+        UniGameConfig(str(tmp_path), train_parts="connector")
+    args = UniGameConfig(str(tmp_path), train_parts="projector", use_cpu=True)
     with pytest.raises(UserError, match="'janus' has no part that trains on its own"):
-        UniGameTrainer("janus-nano", args)
+        UniGameTrainer("janus-nano", args, methods=["sft"])
     with pytest.raises(UserError, match="warm the connector up first"):
         load(shared_vlm_unet).add_lora().unfreeze(["connector"])

@@ -7,7 +7,7 @@ from tests.methods.selfplay.fake_backbone import FakeBackbone
 from tests.methods.selfplay.helpers import make_batch
 from unigame.errors import UserError
 from unigame.evaluation.attacks.fresh import attacked_images, frozen_attack
-from unigame.methods.selfplay import ChallengeConfig, NoPerturber
+from unigame.methods.selfplay import NoPerturber, SelfPlaySettings
 
 SETTINGS = {"lr": 1e-2, "width": 16, "eps_max": 4.0, "eps_init": 2.0}
 
@@ -18,7 +18,7 @@ def mean_loss(backbone, images, batch) -> float:
 
 def test_fresh_attack_beats_the_plain_redrawing_and_leaves_u_alone():
     backbone = FakeBackbone(hard=False)
-    batch, config = make_batch(), ChallengeConfig()
+    batch, config = make_batch(), SelfPlaySettings()
     weights = {k: v.clone() for k, v in backbone.state_dict().items()}
     state = torch.get_rng_state()
     perturber = frozen_attack(backbone, batch, steps=40, config=config, seed=3, **SETTINGS)
@@ -34,7 +34,7 @@ def test_fresh_attack_beats_the_plain_redrawing_and_leaves_u_alone():
 
 def test_attack_is_reproducible_and_takes_several_batches():
     batches = [make_batch(seed=0), make_batch(seed=1)]
-    config = ChallengeConfig(num_candidates=2)
+    config = SelfPlaySettings(num_candidates=2)
     run = [
         frozen_attack(FakeBackbone(), batches, steps=4, config=config, seed=seed, **SETTINGS)
         for seed in (3, 3, 4)
@@ -46,14 +46,14 @@ def test_attack_is_reproducible_and_takes_several_batches():
 
 def test_one_picture_per_sample_whatever_k():
     backbone, batch = FakeBackbone(), make_batch()
-    config = ChallengeConfig(num_candidates=3)
+    config = SelfPlaySettings(num_candidates=3)
     generator = torch.Generator().manual_seed(0)
     images = attacked_images(backbone, NoPerturber(), batch, config, generator)
     assert images.shape == batch.images.shape and not images.requires_grad
 
 
 def test_token_space_attack_trains_but_has_no_pictures():
-    backbone, batch, config = FakeBackbone(), make_batch(), ChallengeConfig(space="tokens")
+    backbone, batch, config = FakeBackbone(), make_batch(), SelfPlaySettings(perturb_space="tokens")
     perturber = frozen_attack(backbone, batch, steps=2, config=config, **SETTINGS)
     with pytest.raises(UserError, match="token space"):
         attacked_images(backbone, perturber, batch, config)
@@ -62,4 +62,4 @@ def test_token_space_attack_trains_but_has_no_pictures():
 @pytest.mark.parametrize(("steps", "batches"), [(0, [make_batch()]), (3, [])])
 def test_empty_attacks_are_refused(steps, batches):
     with pytest.raises(UserError, match="at least 1"):
-        frozen_attack(FakeBackbone(), batches, steps=steps, config=ChallengeConfig(), **SETTINGS)
+        frozen_attack(FakeBackbone(), batches, steps=steps, config=SelfPlaySettings(), **SETTINGS)

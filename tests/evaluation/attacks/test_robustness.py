@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,27 +12,34 @@ from unigame.backbones import load_backbone
 from unigame.data import CorruptImage, SkipReport
 from unigame.errors import UserError
 from unigame.evaluation import world
-from unigame.evaluation.attacks.adversary import own_features_check, practice_of, set_aside
+from unigame.evaluation.attacks.adversary import (
+    adversary_for,
+    own_features_check,
+    practice_of,
+    set_aside,
+)
 from unigame.evaluation.attacks.pgd import PGDConfig
 from unigame.evaluation.attacks.robustness import (
     Adversary,
     RobustnessConfig,
-    measure,
     measure_robustness,
 )
-from unigame.evaluation.attacks.robustness_record import adversary_of, robustness_entry
+from unigame.evaluation.attacks.robustness_record import robustness_entry
 from unigame.evaluation.base import DatasetInfo, Item, Loaded
 from unigame.evaluation.examples import Example, from_items, from_records, vqa_match
 from unigame.evaluation.tasks.pope.task import POPE
 from unigame.evaluation.tasks.unifiedbench.task import UnifiedBench
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay import NoPerturber
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.reports.metrics import from_json, value_of
 from unigame.synthetic import SyntheticDataset
+from unigame.training.recipe import load_recipe
 
+NANO = load_recipe("janus_nano", here=False).settings_of("selfplay")
 WORDS = ("red", "blue", "two", "yes", "no")
 SMALL = RobustnessConfig(
-    adversary=Adversary(ChallengeConfig(anchor=4.0), steps=2, practice=3),
+    adversary=Adversary(SelfPlaySettings(anchor=4.0), steps=2, practice=3),
     pgd=(PGDConfig(steps=2),),
     corruptions=("noise", "contrast"),
     max_new_tokens=1,
@@ -93,7 +101,7 @@ def measured(backbone):
 
     metrics = measure_robustness(
         backbone, make_examples(), SMALL, score=score, practice=practice(), check=Keeps()
-    )
+    ).metrics
     return metrics, asked
 
 
@@ -177,7 +185,7 @@ def test_unreadable_pictures_are_counted_and_cost_only_themselves(backbone):
     examples = make_examples()
     examples[1] = replace(examples[1], picture=broken)
     skips = SkipReport()
-    metrics = measure_robustness(backbone, examples, SMALL.only(["pgd"]), skips=skips)
+    metrics = measure_robustness(backbone, examples, SMALL.only(["pgd"]), skips=skips).metrics
     assert skips.counts() == {"corrupt image": 1}
     assert [u.id for u in metrics["pgd_8"].units] == ["q0", "q2", "q3", "q4"]
 
@@ -277,18 +285,14 @@ def test_a_benchmark_that_draws_is_refused(backbone):
         robustness_entry(backbone, UnifiedBench(), loaded, SMALL)
 
 
-def test_the_adversary_of_a_recipe_has_its_bounds(tmp_path):
-    adversary = adversary_of("janus_nano")
+def test_the_adversary_of_a_run_has_its_bounds():
+    adversary = adversary_for(NANO)
     assert (adversary.eps_mode, adversary.eps_max) == ("relative", 0.6)
     assert adversary.eps_init == pytest.approx(0.4) and adversary.config.label_weight == 10.0
     assert adversary.config.anchor == 6.0
-    assert adversary.config.num_candidates == 1 and not adversary.config.sample
-    recipe = tmp_path / "tokens.yaml"
-    recipe.write_text(
-        "model: janus-nano\ndata: [{type: synthetic}]\ntraining: {perturb_space: tokens}\n"
-    )
-    with pytest.raises(UserError, match="tokens.yaml has perturb_space='tokens'"):
-        adversary_of(recipe)
+    assert adversary.config.num_candidates == 1 and not adversary.config.sample_candidates
+    with pytest.raises(UserError, match="perturb_space='tokens'"):
+        adversary_for(SimpleNamespace(perturb_space="tokens"))
 
 
 # ---- what it practises on is not measured --------------------------------------------------------
@@ -348,7 +352,7 @@ def test_one_picture_cannot_be_practised_on_and_measured(backbone):
 
 
 def test_all_conditions_are_measured_on_the_same_questions(backbone):
-    metrics = measure_robustness(backbone, make_examples(), SMALL, check=Keeps())
+    metrics = measure_robustness(backbone, make_examples(), SMALL, check=Keeps()).metrics
     asked = {tuple(u.id for u in metric.units) for name, metric in metrics.items()
              if name not in ("corruptions", "noise", "contrast")}  # fmt: skip
     assert len(asked) == 1 and len(asked.pop()) == 4
@@ -403,7 +407,9 @@ def test_a_limit_changes_how_many_are_measured_and_nothing_else(backbone):
 
 def test_only_pictures_that_kept_their_content_count(backbone):
     check, skips = Keeps(lambda example: example.id in ("q1", "q3")), SkipReport()
-    found = measure(backbone, make_examples(), SMALL, practice=practice(), check=check, skips=skips)
+    found = measure_robustness(
+        backbone, make_examples(), SMALL, practice=practice(), check=check, skips=skips
+    )
     for name in ("redrawn", "adversary"):
         assert [u.id for u in found.metrics[name].units] == ["q1", "q3"]
         assert found.changed[name] == 3
@@ -434,7 +440,7 @@ class Eyes:
 def test_by_its_own_features_a_picture_must_be_as_like_as_plain_redrawings_are():
     images = random_images(20)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    batch = GameBatch(images, ["q"] * 20, ["a"] * 20)
+    batch = Rows(images, ["q"] * 20, ["a"] * 20)
     check = own_features_check(Eyes(), [batch], lambda batch: batch.images + 0.1 * noise)
     examples = make_examples(20)
     assert sum(check.kept(images + 0.1 * noise, images, examples)) == 19, "all but a twentieth"
@@ -452,12 +458,12 @@ def test_the_demo_and_the_command_have_one_adversary(monkeypatch):
 
     monkeypatch.setattr(Adversary, "trained", spy)
     nano = load_backbone("janus-nano", dtype="float32").eval()
-    adversary = replace(adversary_of("janus_nano"), practice=6)
+    adversary = replace(adversary_for(NANO), practice=6)
     entry = world.attack_entry(nano, adversary, 12, seed=0)
     records = SyntheticDataset("test", 40)
     examples = from_records(records[i] for i in range(40))
     config = RobustnessConfig(adversary, pgd=(), corruptions=(), max_new_tokens=3)
-    found = measure(nano, examples, config, check=world.ReaderCheck())
+    found = measure_robustness(nano, examples, config, check=world.ReaderCheck())
     assert [each for each, _ in trained] == [adversary, adversary] and trained[0][1] == 6
     assert list(entry["metrics"]) == ["accuracy", "clean", "redrawn"]
     assert entry["counts"]["scored"] == entry["metrics"]["redrawn"]["n"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unigame.evaluation.items import shares
 from unigame.evaluation.tasks.mmbench import rules as mmbench_parse
-from unigame.evaluation.tasks.mmbench import task as mmbench
 from unigame.evaluation.tasks.mmmu import rules as mmmu_parse
-from unigame.evaluation.tasks.mmmu import task as mmmu
-from unigame.evaluation.tasks.naturalbench import task as naturalbench
+from unigame.evaluation.tasks.mmmu.task import MMMU
+from unigame.evaluation.tasks.naturalbench import rules as naturalbench
+from unigame.evaluation.tasks.naturalbench.task import NaturalBench
 from unigame.reports.metrics import value_of
 
 _MMMU_VARIANTS = {
@@ -36,7 +37,7 @@ def mmmu_open(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def mmmu_aggregate(inputs: Mapping[str, Any]) -> dict[str, Any]:
     correct = {"open": mmmu_parse.open_correct, "multiple-choice": mmmu_parse.choice_correct}
-    return mmmu.summarise(
+    return mmmu_parse.summarise(
         (
             row["subdomain"],
             any(correct[row["question_type"]](row["answer"], one) for one in row["parsed_pred"]),
@@ -47,7 +48,7 @@ def mmmu_aggregate(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def mmmu_prompt(inputs: Mapping[str, Any]) -> dict[str, str]:
     parts = inputs["question"], inputs["options"], inputs["question_type"]
-    return {name: mmmu.build_prompt(*parts, name) for name in mmmu.MMMU.prompt_variants}
+    return {name: mmmu_parse.build_prompt(*parts, name) for name in MMMU.prompt_variants}
 
 
 def mmbench_letter(inputs: Mapping[str, Any]) -> dict[str, str | bool]:
@@ -60,21 +61,21 @@ def mmbench_letter(inputs: Mapping[str, Any]) -> dict[str, str | bool]:
 def mmbench_group(inputs: Mapping[str, Any]) -> dict[str, int]:
     rows = inputs["rows"]
     letters = [mmbench_parse.lmms_eval(row["prediction"], _options(row)) for row in rows]
-    return {"hit": int(mmbench.circular_hit([row["answer"] for row in rows], letters))}
+    return {"hit": int(mmbench_parse.circular_hit([row["answer"] for row in rows], letters))}
 
 
 def mmbench_aggregate(inputs: Mapping[str, Any]) -> dict[str, Any]:
     assert inputs["category_rule"] == "c{index%2}"
     hits = [(f"c{g['base_index'] % 2}", bool(g["hit"])) for g in inputs["groups"]]
-    overall = mmbench.hit_rates(("all", hit) for _, hit in hits)["all"]
-    return {"overall": overall, "category": mmbench.hit_rates(hits)}
+    overall = shares(("all", hit) for _, hit in hits)["all"]
+    return {"overall": overall, "category": shares(hits)}
 
 
 def mmbench_prompt(inputs: Mapping[str, Any]) -> dict[str, str]:
     hint = "" if inputs["hint"] == "nan" else inputs["hint"]
 
     def prompt(variant: str) -> str:
-        return mmbench.build_prompt(inputs["question"], _options(inputs), hint, variant)
+        return mmbench_parse.build_prompt(inputs["question"], _options(inputs), hint, variant)
 
     return {"lmms_eval": prompt("lmms_eval"), "torchumm_vlmevalkit": prompt("vlmevalkit")}
 
@@ -102,7 +103,7 @@ def _naturalbench(groups: list[list[int]]) -> dict[str, float]:
 
 def naturalbench_prompt(inputs: Mapping[str, Any]) -> dict[str, str]:
     parts = inputs["question"], inputs["question_type"]
-    variants = naturalbench.NaturalBench.prompt_variants
+    variants = NaturalBench.prompt_variants
     return {name: naturalbench.build_prompt(*parts, name) for name in variants}
 
 

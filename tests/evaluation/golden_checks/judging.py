@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from unigame.evaluation.tasks.wise import rules as wise
+from unigame.reports.metrics import Unit, value_of
 
 
 def judge_reply(inputs: Mapping[str, Any]) -> dict[str, Any]:
     scores = wise.read_official(inputs["reply"])
-    torchumm = wise.torchumm_record(inputs["reply"])
+    torchumm = dict.fromkeys(wise.SCORES, 9.9) | wise.read_torchumm(inputs["reply"])  # 9.9: unread
     accepted = wise.complete(scores)
     return {
         "official_legacy_and_lmms_eval": scores,
@@ -22,12 +23,17 @@ def judge_reply(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overall(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    scores = inputs["category_scores"]
-    renormalised = wise.overall(scores)
+    units = [
+        Unit(f"{name}/{i}", (value,), group=name)
+        for name in wise.WEIGHTS
+        for i, value in enumerate(inputs["category_scores"].get(name, ()))
+    ]
+    renormalised = value_of(wise.overall_metric(units)) if units else None
+    whole = {unit.group for unit in units} == set(wise.WEIGHTS)
     return {
         "overall": renormalised,
         "overall_lmms_eval": renormalised,
-        "overall_official": wise.overall(scores, whole_set_only=True),
+        "overall_official": renormalised if whole else None,
     }
 
 

@@ -1,9 +1,15 @@
 """GenEval and UnifiedBench."""
 
+from pathlib import Path
+
+from unigame.evaluation.base import Item
+from unigame.evaluation.drawn import Drawn
 from unigame.evaluation.tasks.geneval import rules as geneval_rules
-from unigame.evaluation.tasks.geneval.rules import Detection
+from unigame.evaluation.tasks.geneval import task as geneval
+from unigame.evaluation.tasks.geneval.rules import Detection, Verdict
 from unigame.evaluation.tasks.unifiedbench import rules as cosines
 from unigame.evaluation.tasks.unifiedbench import task as unifiedbench
+from unigame.reports.metrics import value_of
 
 
 def image(inputs):
@@ -24,17 +30,32 @@ def image(inputs):
 
 
 def overall(inputs):
-    result = geneval_rules.aggregate((tag, bool(correct)) for tag, correct in inputs["images"])
+    judged = [
+        (Drawn(f"{n}", Item(f"{n}", "", reference={"tag": tag}), 0, Path(), ""), Verdict(right, ""))
+        for n, (tag, right) in enumerate(inputs["images"])
+    ]
+    score, *by_tag, every = [value_of(metric) for metric in geneval.metrics(judged)]
+    tags = [tag for tag in geneval_rules.TAGS if any(tag == one for one, _ in inputs["images"])]
     return {
-        "per_tag": result.per_tag,
-        "overall_mean_over_tags": result.overall,
-        "micro_image_accuracy_not_the_score": result.images,
+        "per_tag": dict(zip(tags, by_tag, strict=True)),
+        "overall_mean_over_tags": score,
+        "micro_image_accuracy_not_the_score": every,
     }
 
 
 def unified(inputs):
-    result = cosines.aggregate(inputs["cosines"], inputs["references"], inputs["generated"])
-    return {"averages_by_model": result.averages, "overall_average": result.overall}
+    drawn = {str(id) for id in inputs["references"]} & {str(id) for id in inputs["generated"]}
+    by_encoder = {
+        encoder: {id: value for id, value in by_id.items() if id in drawn}
+        for encoder, by_id in inputs["cosines"].items()
+    }
+    score, *parts = cosines.metrics(by_encoder)
+    return {
+        "averages_by_model": {
+            metric.name.removeprefix("cosine_"): value_of(metric) / 100 for metric in parts
+        },
+        "overall_average": value_of(score) / 100,
+    }
 
 
 CHECKS = {

@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.evaluation.golden_checks import Check
 from unigame.evaluation.base import Item, Prediction
-from unigame.evaluation.tasks.pope.task import POPE, confusion, lmms_eval_label, official_label
+from unigame.evaluation.tasks.pope.rules import confusion, lmms_eval_label, official_label
+from unigame.evaluation.tasks.pope.task import POPE
 from unigame.evaluation.tasks.vqav2.rules import clean_reply, normalise, soft_score
 from unigame.evaluation.tasks.vqav2.task import VQAv2
 from unigame.reports.metrics import value_of

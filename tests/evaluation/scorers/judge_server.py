@@ -80,7 +80,9 @@ def _handler(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            answer = server.take({**body, "path": self.path}, dict(self.headers.items()))
+            answer = server.take(
+                {**body, "path": self.path}, {k.title(): v for k, v in self.headers.items()}
+            )
             if answer.hang:
                 server.stopping.wait()
             if answer.hang or answer.drop:

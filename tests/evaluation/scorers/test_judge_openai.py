@@ -14,8 +14,7 @@ from PIL import Image
 
 from tests.evaluation.scorers.judge_server import GOOD, Answer, judge_server, text_of
 from unigame.errors import UserError
-from unigame.evaluation.scorers.endpoint import LARGEST_REPLY
-from unigame.evaluation.scorers.judge_openai import KEY_VARIABLE, OpenAIJudge
+from unigame.evaluation.scorers.judge_openai import KEY_VARIABLE, LARGEST_REPLY, OpenAIJudge
 from unigame.evaluation.scorers.judges import JudgeRequest, Rubric, parse_judge
 from unigame.evaluation.scorers.judging import GAVE_UP, UNREADABLE, Retry, collect
 from unigame.evaluation.store import JsonlStore

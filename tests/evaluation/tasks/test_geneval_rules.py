@@ -135,10 +135,3 @@ def test_colours_are_asked_for_the_counted_objects_only():
     detections = [found("cup", 0.9), found("cup", 0.8), found("dog"), found("cat")]
     asked = rules.colour_queries(metadata, rules.countable(detections, "color_attr"))
     assert asked == {"cup": [detections[0]]}
-
-
-def test_the_score_is_the_mean_over_tags():
-    result = rules.aggregate([("colors", True), ("counting", False), ("counting", False)])
-    assert result == ({"colors": 1.0, "counting": 0.0}, 0.5, pytest.approx(1 / 3))
-    with pytest.raises(ValueError, match="no pictures"):
-        rules.aggregate([])

@@ -12,8 +12,8 @@ from tests.data.files import BLUE, RED, color_of, png, write_jsonl
 from tests.evaluation.tables import write_parquet
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction
-from unigame.evaluation.tasks.mmbench.rules import lmms_eval, vlmevalkit
-from unigame.evaluation.tasks.mmbench.task import MMBench, build_prompt
+from unigame.evaluation.tasks.mmbench.rules import build_prompt, lmms_eval, vlmevalkit
+from unigame.evaluation.tasks.mmbench.task import MMBench
 from unigame.reports.metrics import value_of
 
 ANIMALS = {"A": "teddy bear", "B": "rabbit", "C": "cat", "D": "dog"}

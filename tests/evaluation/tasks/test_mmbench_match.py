@@ -21,7 +21,7 @@ from tests.evaluation.tasks.test_mmbench import (
     score,
 )
 from unigame.errors import UserError
-from unigame.evaluation.tasks.mmbench.match import HFMatcher, matching_request
+from unigame.evaluation.scorers.matcher import HFMatcher, matching_request
 from unigame.evaluation.tasks.mmbench.task import MMBench
 
 

@@ -11,8 +11,15 @@ from unigame.data.images import CorruptImage
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction
 from unigame.evaluation.tasks.mmmu import task as module
-from unigame.evaluation.tasks.mmmu.rules import open_correct, parse_choice, parse_open
-from unigame.evaluation.tasks.mmmu.task import DOMAINS, MMMU, SUBJECTS, summarise
+from unigame.evaluation.tasks.mmmu.rules import (
+    DOMAINS,
+    SUBJECTS,
+    open_correct,
+    parse_choice,
+    parse_open,
+    summarise,
+)
+from unigame.evaluation.tasks.mmmu.task import MMMU
 from unigame.reports.metrics import value_of
 
 ANIMALS = ["cat", "dog", "bird", "fish"]

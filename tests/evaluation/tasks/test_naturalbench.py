@@ -9,7 +9,8 @@ from tests.data.files import BLUE, RED, color_of, png, write_jsonl
 from tests.evaluation.tables import write_parquet
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction
-from unigame.evaluation.tasks.naturalbench.task import CELLS, NaturalBench, extract
+from unigame.evaluation.tasks.naturalbench.rules import CELLS, extract
+from unigame.evaluation.tasks.naturalbench.task import NaturalBench
 from unigame.reports.metrics import estimate, value_of
 
 RIGHT = dict(zip(CELLS, ("Yes", "No", "No", "Yes"), strict=True))

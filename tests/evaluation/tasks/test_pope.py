@@ -11,8 +11,8 @@ from PIL import Image
 from tests.evaluation.tables import jpeg, write_parquet
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction
-from unigame.evaluation.tasks.pope.rows import SUBSETS
-from unigame.evaluation.tasks.pope.task import POPE, official_label
+from unigame.evaluation.tasks.pope.rules import official_label
+from unigame.evaluation.tasks.pope.task import POPE, SUBSETS
 from unigame.reports.metrics import estimate, value_of
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.scorers import tiny_scorers
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.data import CorruptImage
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction
@@ -232,13 +232,6 @@ def test_cosine_of_vectors():
     one = np.array([[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]])
     two = np.array([[6.0, 8.0], [0.0, 2.0], [1.0, 1.0]])
     np.testing.assert_allclose(cosines.cosine(one, two), [1.0, 0.0, np.nan])
-
-
-def test_averages_need_a_figure():
-    result = cosines.aggregate({"a": {"1": 0.5, "2": 0.9}, "b": {"1": None}}, [1, 2], ["1"])
-    assert result == ({"a": 0.5}, 0.5)
-    with pytest.raises(ValueError, match="no cosines"):
-        cosines.aggregate({"a": {"1": float("nan")}}, [1], [1])
 
 
 # ---- settings ------------------------------------------------------------------------------------

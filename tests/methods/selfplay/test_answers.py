@@ -10,7 +10,7 @@ import torch
 from tests.methods.selfplay.fake_backbone import FakeBackbone
 from tests.methods.selfplay.helpers import make_batch
 from unigame.backbones.base import AnswerLosses
-from unigame.methods.selfplay.answers import ReadAnswers, own_loss, reads_right
+from unigame.methods.answers import ReadAnswers, own_loss, reads_right
 
 
 def losses(*answers: list[float]) -> AnswerLosses:

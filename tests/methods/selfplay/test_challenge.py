@@ -9,14 +9,14 @@ from tests.methods.selfplay.fake_backbone import WIDTH, FakeBackbone
 from tests.methods.selfplay.helpers import make_batch
 from unigame.errors import UserError
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     FeatureSimilarity,
-    GameBatch,
     HardSampleBuffer,
     NoPerturber,
     NoSimilarity,
     Perturber,
     RandomPerturber,
+    Rows,
+    SelfPlaySettings,
     challenge,
     mine,
     perturber_step,
@@ -52,7 +52,7 @@ class CountingScorer(SimilarityScorer):
 
 
 def test_shapes_and_rows(backbone, perturber):
-    config = ChallengeConfig(num_candidates=3)
+    config = SelfPlaySettings(num_candidates=3)
     generator = torch.Generator().manual_seed(0)
     batch = make_batch(4)
     result = challenge(backbone, perturber, batch, config, generator=generator)
@@ -71,23 +71,23 @@ def test_shapes_and_rows(backbone, perturber):
 
 def test_nothing_is_computed_twice(backbone, perturber):
     batch, buffer = make_batch(), HardSampleBuffer()
-    result = challenge(backbone, perturber, batch, ChallengeConfig())
+    result = challenge(backbone, perturber, batch, SelfPlaySettings())
     optimizer = torch.optim.AdamW(perturber.parameters(), lr=1e-3)
     perturber_step(result, perturber, optimizer)
-    mine(result, batch, buffer, ChallengeConfig())
+    mine(result, batch, buffer, SelfPlaySettings())
     assert backbone.calls["visual_states"] == 1
     assert backbone.calls["draw"] == 1
     assert backbone.calls["answer_loss"] == 1
     known = make_batch(codes=backbone.encode_images(batch.images))
     before = backbone.calls["encode_images"]
-    challenge(backbone, perturber, known, ChallengeConfig())
+    challenge(backbone, perturber, known, SelfPlaySettings())
     assert backbone.calls["encode_images"] == before
 
 
 def test_c_ascends_and_only_c_gets_a_gradient(backbone, perturber):
     backbone.hard = False  # one smooth objective, so that ascent must show
     optimizer = torch.optim.AdamW(perturber.parameters(), lr=1e-2)
-    batch, config = make_batch(), ChallengeConfig()
+    batch, config = make_batch(), SelfPlaySettings()
     frozen = {k: v.clone() for k, v in backbone.state_dict().items()}
     objectives = []
     for _ in range(15):
@@ -100,7 +100,7 @@ def test_c_ascends_and_only_c_gets_a_gradient(backbone, perturber):
 
 
 def test_clipping_limits_c_alone(backbone, perturber):
-    result = challenge(backbone, perturber, make_batch(), ChallengeConfig())
+    result = challenge(backbone, perturber, make_batch(), SelfPlaySettings())
     before = [p.detach().clone() for p in perturber.parameters()]
     norm = perturber_step(
         result, perturber, torch.optim.SGD(perturber.parameters(), lr=1.0), max_norm=1e-3
@@ -117,7 +117,7 @@ def test_gradients_can_be_reduced_before_the_step(backbone, perturber):
         for gradient in gradients:
             gradient.zero_()
 
-    result = challenge(backbone, perturber, make_batch(), ChallengeConfig())
+    result = challenge(backbone, perturber, make_batch(), SelfPlaySettings())
     before = [p.detach().clone() for p in perturber.parameters()]
     optimizer = torch.optim.SGD(perturber.parameters(), lr=1.0)
     assert perturber_step(result, perturber, optimizer, reduce=to_zero) == 0
@@ -125,7 +125,7 @@ def test_gradients_can_be_reduced_before_the_step(backbone, perturber):
 
 
 def test_a_gradient_that_is_not_finite_leaves_c_alone(backbone, perturber):
-    result = challenge(backbone, perturber, make_batch(), ChallengeConfig())
+    result = challenge(backbone, perturber, make_batch(), SelfPlaySettings())
     result.objective = result.objective * float("nan")
     before = [p.detach().clone() for p in perturber.parameters()]
     norm = perturber_step(result, perturber, torch.optim.AdamW(perturber.parameters(), lr=1.0))
@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_leaves_c_alone(backbone, perturber):
 
 @pytest.mark.parametrize("space", ["decoder", "tokens"])
 def test_controls_without_parameters_build_no_graph(backbone, space):
-    config, batch = ChallengeConfig(space=space), make_batch()
+    config, batch = SelfPlaySettings(perturb_space=space), make_batch()
     for perturber in (NoPerturber(), RandomPerturber(**STRONG)):
         result = challenge(backbone, perturber, batch, config)
         assert not result.objective.requires_grad
@@ -144,7 +144,7 @@ def test_controls_without_parameters_build_no_graph(backbone, space):
 
 
 def test_round_trip_redraws_without_attack(backbone):
-    result = challenge(backbone, NoPerturber(), make_batch(), ChallengeConfig())
+    result = challenge(backbone, NoPerturber(), make_batch(), SelfPlaySettings())
     visual = backbone.visual_states(make_batch().images, make_batch().prompts)
     expected = backbone.draw(visual.states_BNH, visual.codes)
     assert torch.equal(result.drawing.compact, expected.compact)
@@ -152,7 +152,7 @@ def test_round_trip_redraws_without_attack(backbone):
 
 
 def test_token_space_draws_nothing_and_stores_tokens(backbone, perturber):
-    config = ChallengeConfig(space="tokens", quantile=0.0)
+    config = SelfPlaySettings(perturb_space="tokens", hard_quantile=0.0)
     batch, buffer = make_batch(), HardSampleBuffer()
     scorer = FeatureSimilarity(backbone.image_features)
     result = challenge(backbone, perturber, batch, config, scorer)
@@ -174,7 +174,7 @@ def test_token_space_draws_nothing_and_stores_tokens(backbone, perturber):
 
 
 def test_mined_samples_render_to_the_drawn_pictures(backbone, perturber):
-    config = ChallengeConfig(num_candidates=2, quantile=0.5)
+    config = SelfPlaySettings(num_candidates=2, hard_quantile=0.5)
     batch, buffer = make_batch(), HardSampleBuffer()
     generator = torch.Generator().manual_seed(0)
     result = challenge(backbone, perturber, batch, config, generator=generator)
@@ -188,15 +188,15 @@ def test_mined_samples_render_to_the_drawn_pictures(backbone, perturber):
         assert torch.allclose(picture, result.drawing.images[row].detach(), atol=1e-6)
         b = row // 2
         assert sample.question == batch.questions[b] and sample.answer == batch.answers[b]
-        assert sample.source == batch.sources[b] and sample.step == 7
+        assert sample.source == batch.ids[b] and sample.step == 7
 
 
 def test_scorer_runs_with_gradient_only_for_the_label_term(backbone, perturber):
     batch = make_batch()
     scorer, judge = CountingScorer(), CountingScorer()
-    challenge(backbone, perturber, batch, ChallengeConfig(), scorer)
+    challenge(backbone, perturber, batch, SelfPlaySettings(), scorer)
     assert scorer.grad_modes == [False]
-    labelled = ChallengeConfig(label_weight=1.0)
+    labelled = SelfPlaySettings(label_weight=1.0)
     challenge(backbone, perturber, batch, labelled, scorer)
     assert scorer.grad_modes == [False, True]  # once: filter and label term share the call
     challenge(backbone, perturber, batch, labelled, scorer, label_scorer=judge)
@@ -210,7 +210,7 @@ def test_label_term_holds_the_picture_in_place(backbone):
         torch.manual_seed(0)
         perturber = Perturber(WIDTH, width=16, **STRONG)
         optimizer = torch.optim.AdamW(perturber.parameters(), lr=1e-2)
-        config = ChallengeConfig(label_weight=weight)
+        config = SelfPlaySettings(label_weight=weight)
         for _ in range(25):
             result = challenge(backbone, perturber, batch, config, CountingScorer())
             perturber_step(result, perturber, optimizer)
@@ -221,11 +221,11 @@ def test_label_term_holds_the_picture_in_place(backbone):
 def test_label_weight_needs_a_scorer(backbone, perturber):
     for scorer in (None, NoSimilarity()):
         with pytest.raises(UserError, match="label_weight"):
-            challenge(backbone, perturber, make_batch(), ChallengeConfig(label_weight=1.0), scorer)
+            challenge(backbone, perturber, make_batch(), SelfPlaySettings(label_weight=1.0), scorer)
 
 
 def test_metrics_say_what_happened(backbone, perturber):
-    config = ChallengeConfig(label_weight=0.5)
+    config = SelfPlaySettings(label_weight=0.5)
     result = challenge(backbone, perturber, make_batch(), config, CountingScorer())
     metrics = result.metrics
     assert metrics["eps"] == pytest.approx(2.0, rel=1e-5)
@@ -239,7 +239,7 @@ def test_metrics_say_what_happened(backbone, perturber):
 
 
 def test_generator_decides_and_the_global_one_is_untouched(backbone, perturber):
-    config, before = ChallengeConfig(num_candidates=2), torch.get_rng_state()
+    config, before = SelfPlaySettings(num_candidates=2), torch.get_rng_state()
 
     def codes(seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -255,14 +255,14 @@ def test_known_visual_states_are_reused(backbone, perturber):
     batch = make_batch()
     visual = backbone.visual_states(batch.images, batch.prompts)
     before = backbone.calls["visual_states"]
-    reused = challenge(backbone, perturber, batch, ChallengeConfig(), visual=visual)
+    reused = challenge(backbone, perturber, batch, SelfPlaySettings(), visual=visual)
     assert backbone.calls["visual_states"] == before
-    fresh = challenge(backbone, perturber, batch, ChallengeConfig())
+    fresh = challenge(backbone, perturber, batch, SelfPlaySettings())
     assert torch.equal(reused.ce_BK, fresh.ce_BK)
 
 
 def test_without_gradient(backbone, perturber):
-    result = challenge(backbone, perturber, make_batch(), ChallengeConfig(), with_grad=False)
+    result = challenge(backbone, perturber, make_batch(), SelfPlaySettings(), with_grad=False)
     assert not result.objective.requires_grad
     with pytest.raises(ValueError, match="with_grad=False"):
         perturber_step(result, perturber, torch.optim.SGD(perturber.parameters(), lr=1.0))
@@ -270,22 +270,22 @@ def test_without_gradient(backbone, perturber):
 
 def test_batch_defaults_and_mismatches():
     images = torch.zeros(2, 3, 8, 8)
-    batch = GameBatch(images, ["q1", "q2"], ["a1", "a2"], prompts=["q1", "a caption"])
+    batch = Rows(images, ["q1", "q2"], ["a1", "a2"], captions=["q1", "a caption"])
     assert batch.texts == ["q1 a1", "a caption"]
-    assert batch.sources == [0, 1]
-    assert GameBatch(images, ["q1", "q2"], ["a1", "a2"]).prompts == ["q1", "q2"]
-    with pytest.raises(ValueError, match="1 answers for 2 images"):
-        GameBatch(images, ["q1", "q2"], ["a1"])
+    assert batch.ids == ["", ""]
+    assert Rows(images, ["q1", "q2"], ["a1", "a2"]).prompts == ["q1", "q2"]
+    with pytest.raises(ValueError, match="1 answers for 2 pictures"):
+        Rows(images, ["q1", "q2"], ["a1"])
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        {"space": "pixels"},
+        {"perturb_space": "pixels"},
         {"num_candidates": 0},
-        {"space": "tokens", "num_candidates": 2},
+        {"perturb_space": "tokens", "num_candidates": 2},
         {"temperature": 0.0},
-        {"quantile": 1.5},
+        {"hard_quantile": 1.5},
         {"label_weight": -1.0},
         {"clip_floor": 30},
         {"lambda_norm": float("nan")},
@@ -293,4 +293,4 @@ def test_batch_defaults_and_mismatches():
 )
 def test_impossible_settings_are_named(bad):
     with pytest.raises(UserError, match=list(bad)[-1]):
-        replace(ChallengeConfig(), **bad)
+        replace(SelfPlaySettings(), **bad)

@@ -18,16 +18,16 @@ from tests.methods.selfplay.helpers import make_batch
 from tests.tiny import make_tiny_janus
 from unigame.backbones import load_backbone
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     FeatureSimilarity,
-    GameBatch,
     Perturber,
+    Rows,
+    SelfPlaySettings,
     challenge,
 )
 from unigame.methods.selfplay.challenge import teacher_forced_states
 
 STEP = 1e-5
-CONFIG = ChallengeConfig(
+CONFIG = SelfPlaySettings(
     lambda_norm=0.5, l2=1e-2, tv=1e-2, label_weight=0.7, label_floor=0.999, anchor=0.5
 )
 
@@ -52,7 +52,7 @@ def janus_game(folder):
     backbone.draw = functools.partial(backbone.draw, hard=False)
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
     questions, answers = ["what colour is it", "how many"], ["red", "two"]
-    return backbone, GameBatch(images, questions, answers, prompts=["a red circle", "two shapes"])
+    return backbone, Rows(images, questions, answers, captions=["a red circle", "two shapes"])
 
 
 @pytest.mark.parametrize("eps_mode", ["absolute", "relative"])

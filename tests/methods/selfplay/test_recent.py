@@ -12,10 +12,10 @@ from tests.methods.selfplay.fake_backbone import WIDTH, FakeBackbone
 from tests.methods.selfplay.helpers import make_batch
 from unigame.errors import UserError
 from unigame.methods.selfplay import (
-    ChallengeConfig,
     HardSampleBuffer,
     NoPerturber,
     Perturber,
+    SelfPlaySettings,
     accept,
     challenge,
     mine,
@@ -35,7 +35,11 @@ def test_the_share_that_passes_is_the_one_asked_for_at_any_batch_size(size: int)
 
 
 def test_a_single_easy_candidate_does_not_pass_by_being_alone() -> None:
-    backbone, config, buffer = FakeBackbone(), ChallengeConfig(quantile=0.6), HardSampleBuffer()
+    backbone, config, buffer = (
+        FakeBackbone(),
+        SelfPlaySettings(hard_quantile=0.6),
+        HardSampleBuffer(),
+    )
     accepted = []
     for seed in range(40):
         batch = make_batch(1, seed=seed)
@@ -46,7 +50,7 @@ def test_a_single_easy_candidate_does_not_pass_by_being_alone() -> None:
 
 
 def test_two_ranks_that_share_their_candidates_have_one_quantile() -> None:
-    backbone, config = FakeBackbone(), ChallengeConfig(quantile=0.6)
+    backbone, config = FakeBackbone(), SelfPlaySettings(hard_quantile=0.6)
     torch.manual_seed(0)
     perturber = Perturber(WIDTH, width=16, eps_max=4.0, eps_init=2.0)
     whole, alone = make_batch(8), HardSampleBuffer()
@@ -55,11 +59,7 @@ def test_two_ranks_that_share_their_candidates_have_one_quantile() -> None:
     halves = [slice(0, 4), slice(4, 8)]
     found = []
     for half in halves:
-        part = make_batch(8)
-        part = type(part)(
-            *(getattr(part, name)[half] for name in ("images", "questions", "answers", "prompts")),
-            sources=part.sources[half],
-        )
+        part = make_batch(8).pick(range(8)[half])
         buffer = HardSampleBuffer()
         other = result.hardness_BK.flatten()[halves[1 - halves.index(half)]]
         mine(

@@ -7,12 +7,12 @@ import torch
 
 from tests.methods.selfplay.fake_backbone import WIDTH, FakeBackbone
 from tests.methods.selfplay.helpers import make_batch
-from unigame.methods.selfplay import ChallengeConfig, NoPerturber, Perturber, challenge
+from unigame.methods.selfplay import NoPerturber, Perturber, SelfPlaySettings, challenge
 from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
 
 
 def test_it_moves_no_generator_and_meets_the_same_noise() -> None:
-    backbone, batch, config = FakeBackbone(), make_batch(4), ChallengeConfig(num_candidates=3)
+    backbone, batch, config = FakeBackbone(), make_batch(4), SelfPlaySettings(num_candidates=3)
     generator = torch.Generator().manual_seed(5)
     noise = generator.get_state()
     nobody = challenge(backbone, NoPerturber(), batch, config, generator=generator)
@@ -25,7 +25,7 @@ def test_it_moves_no_generator_and_meets_the_same_noise() -> None:
 
 
 def test_codes_of_attack_and_redrawing_are_compared_with_each_other() -> None:
-    backbone, batch, config = FakeBackbone(), make_batch(4), ChallengeConfig()
+    backbone, batch, config = FakeBackbone(), make_batch(4), SelfPlaySettings()
     torch.manual_seed(0)
     perturber = Perturber(WIDTH, width=16, eps_max=4.0, eps_init=2.0)
     attacked = challenge(backbone, perturber, batch, config)
@@ -39,6 +39,6 @@ def test_codes_of_attack_and_redrawing_are_compared_with_each_other() -> None:
 
 def test_sampled_candidates_need_their_noise() -> None:
     with pytest.raises(ValueError, match="noise"):
-        redrawn(FakeBackbone(), make_batch(2), ChallengeConfig(sample=True))
+        redrawn(FakeBackbone(), make_batch(2), SelfPlaySettings(sample_candidates=True))
     with pytest.raises(ValueError, match="token space"):
-        redrawn(FakeBackbone(), make_batch(2), ChallengeConfig(space="tokens"))
+        redrawn(FakeBackbone(), make_batch(2), SelfPlaySettings(perturb_space="tokens"))

@@ -9,12 +9,9 @@ later *replaced* by the embeddings of the picture's codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from transformers import ChameleonProcessor
 
-from unigame.backbones.common.layout import ChatLayout, PaddedTokens
+from unigame.backbones.common.layout import ChatLayout
 from unigame.errors import UserError
 
 
@@ -51,14 +48,7 @@ class ChameleonLayout(ChatLayout):
         self.turn_end_id = int(known[self.turn_end])
         self.begin_image_id = int(known[processor.image_start_token])
 
-    def picture_text(self) -> str:
-        """N placeholders between the marks of a picture."""
-        processor = self.processor
-        image = processor.image_token * self.num_image_tokens
-        return f"{processor.image_start_token}{image}{processor.image_end_token}"
-
     def question_text(self, question: str, num_images: int = 1) -> str:
-        """The turn that asks a question about its images, one placeholder for each."""
         (turn,) = self.turns(question, num_images)
         parts = [
             self.processor.image_token if part["type"] == "image" else part["text"]
@@ -67,18 +57,7 @@ class ChameleonLayout(ChatLayout):
         return "".join(parts) + self.turn_end
 
     def reply_text(self, question: str, answer: str) -> str:
-        """Question and answer."""
         return self.question_text(question) + answer.strip()
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a text -> image prompt, up to and with begin-of-image."""
         return [*self.tokenize(prompt + self.turn_end), self.begin_image_id]
-
-    def drawing_rows(
-        self, prompts: Sequence[str], guided: bool, device: torch.device
-    ) -> PaddedTokens:
-        """Left-padded prompts; with guidance, as many rows behind them that say nothing."""
-        rows = [self.prompt_ids(prompt) for prompt in prompts]
-        if guided:
-            rows += [[self.bos_id, self.begin_image_id]] * len(prompts)
-        return self.pad(rows, "left", device)

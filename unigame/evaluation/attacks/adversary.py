@@ -14,18 +14,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation.attacks.fresh import frozen_attack
 from unigame.evaluation.examples import Example
-from unigame.evaluation.pictures import content_key
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay.perturber import EpsMode, PerturberBase
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import FeatureSimilarity, SimilarityScorer
 
 LABEL_WEIGHT, START = 10.0, 2 / 3
@@ -51,8 +52,8 @@ class Adversary:
         seed: of its weights and draws.
     """
 
-    config: ChallengeConfig = field(
-        default_factory=lambda: ChallengeConfig(label_weight=LABEL_WEIGHT)
+    config: SelfPlaySettings = field(
+        default_factory=lambda: SelfPlaySettings(label_weight=LABEL_WEIGHT)
     )
     steps: int = 24
     lr: float = 5e-3
@@ -62,7 +63,7 @@ class Adversary:
     practice: int = 64
     seed: int = 0
 
-    def trained(self, backbone: Backbone, batches: Sequence[GameBatch]) -> PerturberBase:
+    def trained(self, backbone: Backbone, batches: Sequence[Rows]) -> PerturberBase:
         """The perturber, after its practice; the model is left as it is."""
         return frozen_attack(
             backbone,
@@ -76,6 +77,44 @@ class Adversary:
             eps_mode=self.eps_mode,
             scorer=FeatureSimilarity(backbone.image_features) if self.config.label_weight else None,
         )
+
+
+_OF_A_RUN = (
+    *("gradient_candidates", "anchor", "temperature", "lambda_norm", "l2", "tv"),
+    *("label_floor", "clip_weight", "clip_floor"),
+)
+
+
+def adversary_for(settings: Any) -> Adversary:
+    """The adversary with the bounds and the drawing of a training run.
+
+    A model should be attacked as hard as it was trained: bounds that suit one model change nothing
+    in the pictures of another. What it pays for changing the content, and where it starts, are the
+    evaluation's own, and the same for every run.
+
+    Args:
+        settings: of the game: ``methods.selfplay``'s, or any object with their names.
+
+    Raises:
+        UserError: the run perturbs tokens, where no picture is drawn.
+    """
+    if settings.perturb_space != "decoder":
+        raise UserError(
+            f"perturb_space={settings.perturb_space!r}: an attack in token space draws no picture; "
+            "take the settings of a run with perturb_space='decoder'"
+        )
+    # One picture a question, and the same in every run: the argmax.
+    challenge = SelfPlaySettings(
+        hard_quantile=settings.hard_quantile,
+        label_weight=LABEL_WEIGHT,
+        **{name: getattr(settings, name) for name in _OF_A_RUN},
+    )
+    return Adversary(
+        challenge,
+        eps_max=settings.eps_max,
+        eps_init=START * settings.eps_max,
+        eps_mode=settings.eps_mode,
+    )
 
 
 # ---- what it practises on ------------------------------------------------------------------------
@@ -182,7 +221,7 @@ class SimilarityCheck:
 
 @torch.no_grad()
 def own_features_check(
-    backbone: Backbone, batches: Sequence[GameBatch], redraw: Callable[[GameBatch], Tensor]
+    backbone: Backbone, batches: Sequence[Rows], redraw: Callable[[Rows], Tensor]
 ) -> SimilarityCheck:
     """As like the clean picture as plain redrawings are, in the model's own vision features.
 

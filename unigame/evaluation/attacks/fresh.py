@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from unigame.errors import UserError
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay.challenge import challenge, perturber_step, teacher_forced_states
 from unigame.methods.selfplay.perturber import EpsMode, Perturber, PerturberBase, build_perturber
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import SimilarityScorer
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 def frozen_attack(
     backbone: Backbone,
-    batch: GameBatch | Sequence[GameBatch],
+    batch: Rows | Sequence[Rows],
     steps: int,
     lr: float,
-    config: ChallengeConfig,
+    config: SelfPlaySettings,
     seed: int = 0,
     *,
     width: int = 256,
@@ -60,7 +61,7 @@ def frozen_attack(
     Raises:
         UserError: steps below 1, or no batch.
     """
-    batches = [batch] if isinstance(batch, GameBatch) else list(batch)
+    batches = [batch] if isinstance(batch, Rows) else list(batch)
     if not batches or steps < 1:
         raise UserError(
             f"an attack of {steps} steps on {len(batches)} batches: both must be at least 1"
@@ -81,7 +82,7 @@ def frozen_attack(
     visual: dict[int, VisualStates] = {}
     for step in range(steps):
         i = step % len(batches)
-        if config.space == "decoder" and i not in visual:
+        if config.perturb_space == "decoder" and i not in visual:
             visual[i] = teacher_forced_states(backbone, batches[i])
         result = challenge(
             backbone, perturber, batches[i], config, scorer, generator, visual=visual.get(i)
@@ -94,8 +95,8 @@ def frozen_attack(
 def attacked_images(
     backbone: Backbone,
     perturber: PerturberBase,
-    batch: GameBatch,
-    config: ChallengeConfig,
+    batch: Rows,
+    config: SelfPlaySettings,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The pictures that ``perturber`` makes of a batch: one for each sample, (B, 3, S, S).
@@ -106,11 +107,15 @@ def attacked_images(
     Raises:
         UserError: in token space, where no picture is drawn.
     """
-    if config.space == "tokens":
+    if config.perturb_space == "tokens":
         raise UserError(
             "an attack in token space draws no picture: set space='decoder' for attacked images"
         )
-    config = replace(config, num_candidates=1, sample=config.sample or config.num_candidates > 1)
+    config = replace(
+        config,
+        num_candidates=1,
+        sample_candidates=config.sample_candidates or config.num_candidates > 1,
+    )
     with backbone.without_dropout():
         visual = teacher_forced_states(backbone, batch)
         states_BNH = visual.states_BNH
@@ -119,7 +124,7 @@ def attacked_images(
             visual.codes,
             anchor=config.anchor,
             temperature=config.temperature,
-            sample=config.sample,
+            sample=config.sample_candidates,
             generator=generator,
         )
     return drawing.images

@@ -39,9 +39,9 @@ from unigame.evaluation.attacks.corruptions import CORRUPTIONS, SEVERITIES, corr
 from unigame.evaluation.attacks.fresh import attacked_images
 from unigame.evaluation.attacks.pgd import PGDConfig, pgd
 from unigame.evaluation.examples import Example, Score, vqa_match
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay import NoPerturber
 from unigame.methods.selfplay.perturber import PerturberBase
-from unigame.methods.selfplay.setting import GameBatch
 from unigame.methods.semantics import FeatureSimilarity
 from unigame.reports.metrics import Metric, Unit
 
@@ -126,10 +126,10 @@ class _Batch:
     def answers(self) -> list[str]:
         return [example.answer for example in self.examples]
 
-    def for_game(self) -> GameBatch:
+    def for_game(self) -> Rows:
         """The same as the game's attack takes it."""
         prompts = [example.caption or example.question for example in self.examples]
-        return GameBatch(self.images, self.questions, self.answers, prompts)
+        return Rows(self.images, self.questions, self.answers, prompts)
 
 
 @dataclass
@@ -168,17 +168,17 @@ class _Attacker:
     check: ContentCheck
     redraw: Callable[..., Tensor]
 
-    def pictures(self, perturber: PerturberBase, batch: GameBatch) -> Tensor:
+    def pictures(self, perturber: PerturberBase, batch: Rows) -> Tensor:
         """Redrawn under a perturber, as an 8-bit file would hold them."""
         return _rounded(self.redraw(perturber, batch=batch))
 
 
 @dataclass
 class Measured:
-    """What ``measure`` found.
+    """What ``measure_robustness`` found.
 
     Attributes:
-        metrics: see ``measure_robustness``.
+        metrics: of each condition, ``clean`` first.
         practised: questions that the adversary practised on.
         changed: of ``redrawn`` and ``adversary``, pictures that no longer show what they did.
         check: what said so, by name.
@@ -202,7 +202,7 @@ def measure_robustness(
     score: Score = vqa_match,
     skips: SkipReport | None = None,
     report: Callable[[int], None] = lambda done: None,
-) -> dict[str, Metric]:
+) -> Measured:
     """Accuracy under each condition of the module docstring, in percent; ``clean`` comes first.
 
     ``redrawn`` and ``adversary`` are over the pictures that kept their content, and are left out
@@ -215,7 +215,7 @@ def measure_robustness(
         config: what to measure; None: everything.
         practice: what the adversary practises on; questions about the same pictures are not
             measured, under no condition. None: some of the examples (``set_aside``). Choose it from
-            the whole data set where ``examples`` are a part, or its choice hangs on the part.
+            the whole data set where ``examples`` are a part, or its choice depends on the part.
         check: says which redrawn pictures kept their content; None: the model's own features
             (``own_features_check``).
         score: judges a reply.
@@ -226,30 +226,6 @@ def measure_robustness(
         UserError: no example, ids that occur twice, an adversary on a model that cannot draw or
             with no picture to practise on, or no picture that can be read.
     """
-    return measure(
-        backbone,
-        examples,
-        config,
-        practice=practice,
-        check=check,
-        score=score,
-        skips=skips,
-        report=report,
-    ).metrics
-
-
-def measure(
-    backbone: Backbone,
-    examples: Sequence[Example],
-    config: RobustnessConfig | None = None,
-    *,
-    practice: Practice | None = None,
-    check: ContentCheck | None = None,
-    score: Score = vqa_match,
-    skips: SkipReport | None = None,
-    report: Callable[[int], None] = lambda done: None,
-) -> Measured:
-    """As ``measure_robustness``, with what became of the adversary's pictures."""
     config = config or RobustnessConfig()
     if config.adversary is not None:
         backbone.require_drawing()

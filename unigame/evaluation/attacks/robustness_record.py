@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from unigame.backbones.base import Backbone
 from unigame.data import SkipReport
 from unigame.errors import UserError
-from unigame.evaluation.attacks.adversary import (
-    LABEL_WEIGHT,
-    START,
-    Adversary,
-    ContentCheck,
-    set_aside,
-)
-from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, measure
+from unigame.evaluation.attacks.adversary import ContentCheck, set_aside
+from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, measure_robustness
 from unigame.evaluation.base import Benchmark, Item, Loaded
 from unigame.evaluation.examples import Score, from_items, vqa_match
+from unigame.evaluation.record import metrics_json
 from unigame.evaluation.running import pictures_digest
-from unigame.methods.selfplay.perturber import EpsMode
-from unigame.reports.metrics import to_json
-from unigame.training.config import UniGameConfig
-from unigame.training.game_state import challenge_config
-from unigame.training.recipe import load_recipe
 
 NAME = "robustness"
 
@@ -42,45 +30,6 @@ def check_benchmark(benchmark: Benchmark) -> None:
             f"robustness is measured on questions about pictures, and {benchmark.name} asks to "
             "draw; choose vqav2, pope or advqa"
         )
-
-
-def adversary_of(recipe: str | Path) -> Adversary:
-    """The adversary with the bounds and the challenge of a training recipe.
-
-    A model should be attacked as hard as it was trained: bounds that suit one model change nothing
-    in the pictures of another. What the recipe trained is not used, the perturber is fresh.
-
-    Args:
-        recipe: a YAML file, or the name of a recipe that ships with the package.
-
-    Raises:
-        UserError: as ``load_recipe``; or the recipe perturbs tokens, where no picture is drawn.
-    """
-    settings = load_recipe(recipe, here=False).training
-    if settings.perturb_space != "decoder":
-        raise UserError(
-            f"recipe {recipe} has perturb_space={settings.perturb_space!r}: an attack in token "
-            "space draws no picture; name a recipe with perturb_space='decoder'"
-        )
-    return adversary_for(settings)
-
-
-def adversary_for(settings: UniGameConfig) -> Adversary:
-    """The adversary that suits a training run: of its settings it has bounds and drawing.
-
-    What it pays for changing the content, and where it starts, are the evaluation's own, and the
-    same for every run: see ``adversary.py``.
-    """
-    # One picture a question, and the same in every run: the argmax.
-    challenge = replace(
-        challenge_config(settings), num_candidates=1, sample=False, label_weight=LABEL_WEIGHT
-    )
-    return Adversary(
-        challenge,
-        eps_max=settings.eps_max,
-        eps_init=START * settings.eps_max,
-        eps_mode=cast(EpsMode, settings.eps_mode),
-    )
 
 
 def robustness_entry(
@@ -128,7 +77,7 @@ def robustness_entry(
     if config.adversary is not None:
         pool = examples if whole is None else from_items(whole)
         practice = set_aside(pool, config.adversary.practice)
-    found = measure(
+    found = measure_robustness(
         backbone,
         examples,
         config,
@@ -158,10 +107,7 @@ def robustness_entry(
         "warnings": _warnings(found, config, scored),
         "details": _details(found, set_apart),
         "seconds": round(time.perf_counter() - started, 3),
-        "metrics": {
-            name: {**to_json(metric), "headline": number == 0}
-            for number, (name, metric) in enumerate(found.metrics.items())
-        },
+        "metrics": metrics_json(found.metrics.values()),
         "pictures": pictures_digest(loaded.items),
     }
 

@@ -22,11 +22,11 @@ from rich.progress import Progress
 
 from unigame.backbones import load_backbone
 from unigame.data.images import IMAGE_SUFFIXES
+from unigame.data.pictures import picture
 from unigame.errors import UserError
 from unigame.evaluation.ask import Asker, Drawing
 from unigame.evaluation.base import Item, Prediction
 from unigame.evaluation.batching import BatchSize, automatic_size
-from unigame.evaluation.pictures import picture
 
 if TYPE_CHECKING:
 
@@ -309,11 +309,7 @@ def _flat(visuals: Any) -> list[Any]:
 
 
 def _image(visual: Any, task: str) -> Image.Image | Path:
-    """A picture, or the path of one.
-
-    Raises:
-        UserError: a video or a sound.
-    """
+    """A picture, or the path of one."""
     if isinstance(visual, Image.Image):
         return visual
     if isinstance(visual, str | Path) and Path(visual).suffix.lower() in IMAGE_SUFFIXES:

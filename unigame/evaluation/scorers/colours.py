@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from unigame.errors import UserError
-from unigame.evaluation.scorers.pretrained import Pretrained, clear_errors
+from unigame.evaluation.scorers.pretrained import Pretrained, PretrainedScorer, clear_errors
 from unigame.evaluation.tasks.geneval.rules import COLOURS, Detection
 
 DEFAULT_CLIP = "openai/clip-vit-large-patch14"
@@ -44,7 +44,7 @@ class ColourClassifier(Protocol):
         ...
 
 
-class CLIPColours:
+class CLIPColours(PretrainedScorer):
     """The colour of an object by CLIP, zero-shot.
 
     As in the reference: the object is pasted by its mask on grey (#999) and cut to its box; its
@@ -80,11 +80,6 @@ class CLIPColours:
         self._batch_size = batch_size
         self._colours_of: dict[str, Tensor] = {}
 
-    @property
-    def name(self) -> str:
-        """The checkpoint."""
-        return self.checkpoint.name
-
     def classify(
         self, image: Image.Image, detections: Sequence[Detection], class_name: str
     ) -> list[str]:
@@ -118,13 +113,9 @@ class CLIPColours:
             self._colours_of[class_name] = F.normalize(mean_CD, dim=-1)
         return self._colours_of[class_name]
 
-    def check(self) -> None:
-        """Read the weights once, so that a broken checkpoint is found before any drawing."""
-        self.checkpoint.check()
-
     def unload(self) -> None:
-        """Let the weights go."""
-        self.checkpoint.unload()
+        """See ``Loadable``."""
+        super().unload()
         self._colours_of.clear()
 
 

@@ -25,17 +25,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTAT
 from transformers.utils import is_scipy_available
 
 from unigame.errors import UserError
-from unigame.evaluation.scorers.colours import CLIPColours, ColourClassifier
-from unigame.evaluation.scorers.pretrained import Pretrained
+from unigame.evaluation.scorers.pretrained import Pretrained, PretrainedScorer
 from unigame.evaluation.tasks.geneval.rules import CLASSES, Detection
-
-__all__ = [
-    "CLIPColours",
-    "ColourClassifier",
-    "Detection",
-    "Detector",
-    "SegmentationDetector",
-]
 
 DEFAULT_DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 
@@ -71,7 +62,7 @@ class Detector(Protocol):
         ...
 
 
-class SegmentationDetector:
+class SegmentationDetector(PretrainedScorer):
     """Mask2Former, or another checkpoint that segments COCO instances by queries.
 
     Detections are those of Mask2Former's own instance inference: over all (query, class) pairs the
@@ -192,14 +183,6 @@ class SegmentationDetector:
                 mask = mask_HW.cpu().numpy()
                 found.append(Detection(self._class_names[label], score, _extent(mask_HW), mask))
         return sorted(found, key=lambda each: -each.score)
-
-    def check(self) -> None:
-        """Read the weights once, so that a broken checkpoint is found before any drawing."""
-        self.checkpoint.check()
-
-    def unload(self) -> None:
-        """Let the weights go."""
-        self.checkpoint.unload()
 
 
 def geneval_name(label: str) -> str:

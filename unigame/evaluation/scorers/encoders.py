@@ -22,7 +22,8 @@ from transformers import AutoModel
 
 from unigame.backbones.folder import check_device
 from unigame.errors import UserError
-from unigame.evaluation.scorers.pretrained import Pretrained, locate
+from unigame.evaluation.scorers.pretrained import Pretrained, PretrainedScorer, locate
+from unigame.evaluation.scorers.registry import is_scorer, open_scorer
 
 DREAMSIM = "dreamsim"
 ENCODERS = {
@@ -66,7 +67,7 @@ class NamedEncoder(NamedTuple):
     encoder: Encoder
 
 
-class HubEncoder:
+class HubEncoder(PretrainedScorer):
     """A vision encoder of transformers.
 
     The feature is the projected image feature of CLIP (and LongCLIP), the pooled feature of SigLIP,
@@ -98,11 +99,6 @@ class HubEncoder:
                 "be given in Python, as an object with a name and a method encode"
             )
 
-    @property
-    def name(self) -> str:
-        """The checkpoint."""
-        return self.checkpoint.name
-
     def encode(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """One vector per picture, (N, D), float32, not normalised."""
         batches = [
@@ -122,14 +118,6 @@ class HubEncoder:
             else:
                 features_ND = model(**inputs).last_hidden_state[:, 0]
         return features_ND.cpu().numpy()
-
-    def check(self) -> None:
-        """Read the weights once, so that a broken checkpoint is found before any drawing."""
-        self.checkpoint.check()
-
-    def unload(self) -> None:
-        """Let the weights go."""
-        self.checkpoint.unload()
 
 
 class DreamSimEncoder:
@@ -206,7 +194,7 @@ def encoder_list(chosen: str | Sequence[str | Encoder]) -> list[str | Encoder]:
     for each in names:
         listed += PRESETS.get(each, (each,)) if isinstance(each, str) else (each,)
     for each in listed:
-        if isinstance(each, str) and each not in ENCODERS:
+        if isinstance(each, str) and each not in ENCODERS and not is_scorer(each):
             _check_source(each)
     labels = [label_of(each) for each in listed]
     if not labels or len(set(labels)) < len(labels):
@@ -239,10 +227,13 @@ def open_encoder(encoder: str | Encoder, device: str | torch.device | None = Non
     Raises:
         UserError: it cannot be had.
     """
+    made: Encoder
     if not isinstance(encoder, str):
-        return NamedEncoder(label_of(encoder), encoder)
-    source = ENCODERS.get(encoder, encoder)
-    made = (
-        DreamSimEncoder(device=device) if source == DREAMSIM else HubEncoder(source, device=device)
-    )
+        made = encoder
+    elif encoder == DREAMSIM:
+        made = DreamSimEncoder(device=device)
+    elif encoder not in ENCODERS and is_scorer(encoder):
+        made = open_scorer(encoder, "encode")
+    else:
+        made = HubEncoder(ENCODERS.get(encoder, encoder), device=device)
     return NamedEncoder(label_of(encoder), made)

@@ -119,11 +119,7 @@ class HFJudge(Judge):
 
 
 def _content(request: JudgeRequest, rubric: Rubric) -> list[dict[str, Any]]:
-    """The parts of the message: text, then the picture, as the references send them.
-
-    Raises:
-        JudgeUnavailable: the picture cannot be read.
-    """
+    """The parts of the message: text, then the picture, as the references send them."""
     try:
         image = load_image(request.picture)
     except (CorruptImage, OSError):

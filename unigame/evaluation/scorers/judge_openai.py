@@ -1,32 +1,34 @@
 """A judge behind any endpoint that speaks OpenAI's chat completions (vLLM, SGLang, Ollama, ...).
 
-The standard library makes the request (``endpoint.py``): it is one POST of JSON, huggingface_hub's
-client refuses all requests, even local ones, under ``HF_HUB_OFFLINE=1``, and retrying is ours to
-count anyway. What comes back is a stranger's text: it may be anything, and may repeat the key.
+The client is ``openai``'s. It asks once: ``judging.py`` counts the failures of each picture, stops
+when the judge is down, and ends its waits at Ctrl-C. What comes back is a stranger's text: it may
+be anything, may never end, and may repeat the key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import mimetypes
 import os
 import re
 import time
+from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit
-from urllib.request import Request
+
+import openai
 
 from unigame.errors import UserError
-from unigame.evaluation.scorers.endpoint import LARGEST_REPLY, ReplyTooLarge, post_json
 from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_URL = "https://api.openai.com/v1"
+LARGEST_REPLY = 4 << 20
+"""Bytes; a judgement of a few hundred tokens has some thousand."""
 
 _RETRYABLE = (408, 409, 425, 429)
 """And every 5xx. Other 4xx are about the request itself, so asking again changes nothing."""
@@ -44,7 +46,7 @@ class OpenAIJudge(Judge):
     message, record, log or stored reply holds it, also where the endpoint repeats it.
 
     Args:
-        model: the endpoint's name for the model.
+        model: the endpoint's name for the model, or ``MODEL@BASE_URL``.
         base_url: address up to and without ``/chat/completions``.
         timeout: seconds for a whole request, from connecting to the last byte of the reply.
         max_tokens: longest reply.
@@ -63,6 +65,8 @@ class OpenAIJudge(Judge):
         max_tokens: int = 512,
         in_flight: int = 8,
     ) -> None:
+        model, at, address = model.partition("@http")
+        base_url = f"http{address}" if at else base_url
         if not model or "@" in model:
             # Without the address, which may hold a password.
             raise UserError(
@@ -95,63 +99,82 @@ class OpenAIJudge(Judge):
             {"type": "text", "text": rubric.fill(prompt, explanation)},
             {"type": "image_url", "image_url": {"url": _inline(picture)}},
         ]
+        messages = [{"role": "user", "content": content}]
+        return self._hidden(_text_of(asyncio.run(self._ask(messages))))
+
+    async def _ask(self, messages: list[dict[str, Any]]) -> bytes:
+        """The body of the reply; ``timeout`` is for all of it, to the last byte."""
         sent = dict(self._options)
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], **sent}
+
+        async def refuse(response: Any) -> None:
+            """What is no success is judged here, before the client reads all that is sent."""
+            if not response.is_success:
+                said = self._message(await _read(response.aiter_bytes(), _MESSAGE_BYTES))
+                raise self._failure(response.status_code, response.headers, said, sent)
+
+        request: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "extra_headers": {} if self._key else {"Authorization": openai.Omit()},
+            "timeout": None,
+            **sent,
+        }
+        http = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,
+            timeout=None,
+            event_hooks={"response": [refuse]},
+            verify=self.base_url.startswith("https"),  # spares reading certificates for plain http
+        )
+        client = openai.AsyncOpenAI(
+            api_key=self._key or "none", base_url=self.base_url, max_retries=0, http_client=http
+        )
+        asked = client.chat.completions.with_streaming_response
         try:
-            return self._hidden(_text_of(self._post(body)))
-        except ReplyTooLarge:
-            said = f"judge: a reply of more than {LARGEST_REPLY >> 20} MiB"
-            raise JudgeUnavailable(said, retryable=False) from None
-        except HTTPError as error:
-            with error:
-                said = self._message(error)
-            if error.code == 400 and self._adapt(said, sent):
-                raise JudgeUnavailable("judge: other options wanted", retry_after=0) from None
-            raise self._failure(error, said) from None
+            async with asyncio.timeout(self.timeout), client, asked.create(**request) as response:
+                body = await _read(response.iter_bytes(), LARGEST_REPLY + 1)
         except TimeoutError:
             raise JudgeUnavailable(f"judge: no reply within {self.timeout:g} s") from None
-        except URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise JudgeUnavailable(f"judge: no reply within {self.timeout:g} s") from None
-            raise JudgeUnavailable("judge: no connection") from None
-        except (OSError, HTTPException):
-            raise JudgeUnavailable("judge: connection lost") from None
+        except (UserError, JudgeUnavailable):
+            raise
+        except Exception as error:  # the client has several types for a broken connection
+            cause = error.__cause__ or error
+            if isinstance(cause, UserError | JudgeUnavailable):
+                raise cause from None
+            if not isinstance(error, openai.OpenAIError) and "httpx" not in type(error).__module__:
+                raise
+            lost = "no connection" if "Connect" in type(cause).__name__ else "connection lost"
+            raise JudgeUnavailable(f"judge: {lost}") from None
+        if len(body) > LARGEST_REPLY:
+            said = f"judge: a reply of more than {LARGEST_REPLY >> 20} MiB"
+            raise JudgeUnavailable(said, retryable=False)
+        return body
 
-    def _post(self, body: dict[str, Any]) -> bytes:
-        request = Request(
-            f"{self.base_url}/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        return post_json(request, self.timeout)
-
-    def _failure(self, error: HTTPError, said: str) -> Exception:
+    def _failure(
+        self, status: int, headers: Any, said: str, sent: dict[str, float | int]
+    ) -> Exception:
         """What a status means for the run."""
-        where = f"judge {self.name}@{self.base_url} answered {error.code}"
-        if error.code in (401, 403):
+        where = f"judge {self.name}@{self.base_url} answered {status}"
+        if status in (401, 403):
             return UserError(f"{where}: it does not take the key in {KEY_VARIABLE}; set another")
-        if error.code == 404:
+        if status == 404:
             return UserError(f"{where}: no such model or address ({said}); check the spelling")
-        if 300 <= error.code < 400:
-            elsewhere = self._hidden(_origin(error.headers.get("Location", "")))
+        if status == 400 and self._adapt(said, sent):
+            return JudgeUnavailable("judge: other options wanted", retry_after=0)
+        if 300 <= status < 400:
+            elsewhere = self._hidden(_origin(headers.get("Location", "")))
             return JudgeUnavailable(
-                f"judge: HTTP {error.code}, a redirect to {elsewhere}, which is never followed; "
+                f"judge: HTTP {status}, a redirect to {elsewhere}, which is never followed; "
                 "give the judge's own address",
                 retryable=False,
             )
-        if error.code in _RETRYABLE or error.code >= 500:
-            wait = _retry_after(error.headers.get("Retry-After"))
-            return JudgeUnavailable(f"judge: HTTP {error.code}", retry_after=wait)
-        return JudgeUnavailable(f"judge: HTTP {error.code} ({said})", retryable=False)
+        if status in _RETRYABLE or status >= 500:
+            wait = _retry_after(headers.get("Retry-After"))
+            return JudgeUnavailable(f"judge: HTTP {status}", retry_after=wait)
+        return JudgeUnavailable(f"judge: HTTP {status} ({said})", retryable=False)
 
-    def _message(self, error: HTTPError) -> str:
+    def _message(self, body: bytes) -> str:
         """What the server says, without the key, which some of them repeat."""
-        try:
-            text = error.read(_MESSAGE_BYTES).decode("utf-8", "replace")
-        except (OSError, HTTPException):
-            text = ""
+        text = body.decode("utf-8", "replace")
         try:
             said = json.loads(text)
         except (ValueError, RecursionError):
@@ -183,12 +206,18 @@ class OpenAIJudge(Judge):
         return True
 
 
-def _key() -> str:
-    """The key, if there is one.
+async def _read(chunks: AsyncIterator[bytes], most: int) -> bytes:
+    """At most so many bytes, whatever else is sent."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) >= most:
+            break
+    return bytes(body[:most])
 
-    Raises:
-        UserError: it holds what a header cannot; the key itself is not shown.
-    """
+
+def _key() -> str:
+    """The key, if there is one."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(

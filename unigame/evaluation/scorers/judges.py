@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.evaluation.scorers.registry import SCORERS, is_scorer, open_scorer
 
 SPELLINGS = "hf:ID (a model on this machine) or openai:MODEL@BASE_URL (an endpoint)"
 
@@ -176,21 +177,16 @@ class Judge(ABC):
 
 
 def parse_judge(text: str) -> Judge:
-    """A judge from its spelling; see the module docstring.
+    """A judge from its spelling: see the module docstring, or ``scorers/registry.py`` for others.
 
     Nothing is loaded or contacted yet.
 
     Raises:
         UserError: not such a spelling, or an endpoint that needs a key and gets none.
     """
-    kind, colon, rest = text.strip().partition(":")
-    if not colon or not rest or kind not in ("hf", "openai"):
-        raise UserError(f"no judge {text!r}; give {SPELLINGS}")
-    if kind == "hf":
-        from unigame.evaluation.scorers.judge_hf import HFJudge
-
-        return HFJudge(rest)
-    from unigame.evaluation.scorers.judge_openai import OpenAIJudge
-
-    model, at, address = rest.partition("@http")
-    return OpenAIJudge(model, f"http{address}") if at else OpenAIJudge(rest)
+    kind, _, argument = text.strip().partition(":")
+    if not is_scorer(text.strip()) or (kind in ("hf", "openai") and not argument):
+        names = ", ".join(SCORERS.names())
+        raise UserError(f"no judge {text!r}; give {SPELLINGS}, or another of {names}")
+    judge: Judge = open_scorer(text, "reply")
+    return judge

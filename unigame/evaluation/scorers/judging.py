@@ -129,11 +129,7 @@ def collect(
 
 
 def _key(judge: Judge, rubric: Rubric, request: JudgeRequest) -> str:
-    """What a judgement belongs to.
-
-    Raises:
-        CorruptImage: no such picture.
-    """
+    """What a judgement belongs to."""
     picture = hashlib.sha256(read_file(request.picture)).hexdigest()
     asked = [judge.name, rubric.sha256, picture, request.prompt, request.explanation]
     return f"{request.id}@{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"

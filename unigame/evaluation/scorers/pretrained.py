@@ -123,6 +123,25 @@ class Pretrained(Generic[Model]):
         return {name: value.to(self.device) for name, value in tensors.items()}
 
 
+class PretrainedScorer:
+    """A scorer on one checkpoint, which is its name in records."""
+
+    checkpoint: Pretrained[Any]
+
+    @property
+    def name(self) -> str:
+        """The checkpoint."""
+        return self.checkpoint.name
+
+    def check(self) -> None:
+        """See ``Loadable``."""
+        self.checkpoint.check()
+
+    def unload(self) -> None:
+        """See ``Loadable``."""
+        self.checkpoint.unload()
+
+
 def _digest(folder: Path) -> str:
     """First letters of the SHA-256 over the files that make up a checkpoint."""
     total = hashlib.sha256()

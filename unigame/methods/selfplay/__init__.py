@@ -1,9 +1,10 @@
-"""The method as mathematics: perturber, challenge, buffer, objectives.
+"""UniGame: a perturber attacks what the generation branch draws, and U learns from what it missed.
 
-Nothing here knows a trainer or a particular model; ``examples/plain_loop.py`` plays the game in a
-plain loop. Read ``challenge.py`` first.
+``method.py`` plays it within the trainer; ``challenge.py`` is the method as mathematics, which
+``examples/plain_loop.py`` plays in a plain loop.
 """
 
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, stack_compact
 from unigame.methods.selfplay.challenge import (
     ChallengeResult,
@@ -13,6 +14,7 @@ from unigame.methods.selfplay.challenge import (
     perturber_step,
     teacher_forced_states,
 )
+from unigame.methods.selfplay.method import SelfPlay
 from unigame.methods.selfplay.objectives import (
     accept,
     hardness,
@@ -29,7 +31,7 @@ from unigame.methods.selfplay.perturber import (
     build_perturber,
 )
 from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import (
     ClipSimilarity,
     FeatureSimilarity,
@@ -39,11 +41,9 @@ from unigame.methods.semantics import (
 )
 
 __all__ = [
-    "ChallengeConfig",
     "ChallengeResult",
     "ClipSimilarity",
     "FeatureSimilarity",
-    "GameBatch",
     "HardSample",
     "HardSampleBuffer",
     "MiningReport",
@@ -52,6 +52,9 @@ __all__ = [
     "Perturber",
     "PerturberBase",
     "RandomPerturber",
+    "Rows",
+    "SelfPlay",
+    "SelfPlaySettings",
     "SimilarityScorer",
     "accept",
     "build_perturber",

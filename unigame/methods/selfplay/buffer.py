@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unigame.errors import UserError
+from unigame.methods.rows import shrink
 from unigame.methods.selfplay.recent import RecentHardness
 
 STATE_VERSION = 2  # 1: hardness with the end mark, no window of recent candidates
@@ -35,7 +36,7 @@ class HardSample:
         hardness: H when mined; then the loss of the latest replay. An accepted candidate is above
             the similarity floor, so the bonus of H is 0 and the two are the same quantity.
         similarity: of the candidate to the original, when mined.
-        source: identifies the original sample, for the cap per source; "" is nobody's, and free.
+        source: identifies the original sample, for the cap per source; an empty id is not capped.
         step: training step of the mining.
         tokens: z (N, H), what U reads of the picture, where it is worth keeping: it spares drawing
             and encoding the picture again. Never part of a checkpoint.
@@ -51,17 +52,6 @@ class HardSample:
     step: int
     tokens: Tensor | None = field(default=None, compare=False, repr=False)
     seen: int | None = None
-
-
-def shrink(compact: Tensor) -> Tensor:
-    """Codes in the smallest of int16 and int32 that holds them; latents unchanged. On the CPU."""
-    compact = compact.detach().cpu()
-    if compact.is_floating_point():
-        return compact.clone()
-    if compact.dtype == torch.int16:
-        return compact.clone()
-    small = compact.numel() == 0 or int(compact.max()) <= torch.iinfo(torch.int16).max
-    return compact.to(torch.int16 if small else torch.int32)
 
 
 def stack_compact(samples: Sequence[HardSample], device: torch.device | str = "cpu") -> Tensor:

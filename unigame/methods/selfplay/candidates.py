@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unigame.methods.selfplay.answers import own_loss, reads_right
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.answers import own_loss, reads_right
+from unigame.methods.rows import Rows
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import SimilarityScorer
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ChallengeResult:
                 compact=torch.cat([drawn.compact for drawn in drawings]),
             )
         return cls(
-            # Each part's objective was already scaled by its share of the batch.
+            # Each part's objective was already scaled by its share of the rows.
             objective=torch.stack([part.objective.detach() for part in parts]).sum(),
             ce_BK=cat("ce_BK"),
             right_BK=cat("right_BK"),
@@ -152,41 +153,42 @@ def draw_and_read(
     perturbed_BNH: Tensor,
     states_BNH: Tensor,
     codes: Tensor | None,
-    batch: GameBatch,
-    config: ChallengeConfig,
+    rows: Rows,
+    settings: SelfPlaySettings,
     *,
+    count: int,
     sample: bool,
     scorer: SimilarityScorer,
     label_scorer: SimilarityScorer | None,
     generator: torch.Generator | None,
 ) -> Reading:
-    """Draw ``config.num_candidates`` of each sample, encode them once, ask and compare."""
+    """Draw ``count`` candidates of each sample, encode them once, ask and compare."""
     if codes is None:  # token space: nothing is drawn
         drawing, features, tokens_ENH = None, None, perturbed_BNH
     else:
         drawing = backbone.draw(
             perturbed_BNH,
             codes,
-            num_candidates=config.num_candidates,
-            anchor=config.anchor,
-            temperature=config.temperature,
+            num_candidates=count,
+            anchor=settings.anchor,
+            temperature=settings.temperature,
             sample=sample,
             generator=generator,
         )
         features, tokens_ENH = backbone.read_images(drawing.images)
-    losses = backbone.answer_token_losses(None, batch.questions, batch.answers, embeds=tokens_ENH)
-    ce_BK = own_loss(losses).unflatten(0, (len(batch), -1))
-    right_BK = reads_right(losses).unflatten(0, (len(batch), -1))
+    losses = backbone.answer_token_losses(None, *rows.question_arguments, embeds=tokens_ENH)
+    ce_BK = own_loss(losses).unflatten(0, (len(rows), -1))
+    right_BK = reads_right(losses).unflatten(0, (len(rows), -1))
 
     def score(by: SimilarityScorer) -> Tensor:
         if drawing is None:
             return by.score_tokens(perturbed_BNH, states_BNH).view_as(ce_BK)
         similarity = by(
             drawing.images,
-            batch.images,
-            batch.texts,
+            rows.pictures,
+            rows.texts,
             features=features,
-            reference_features=batch.features,
+            reference_features=rows.features,
         )
         return similarity.view_as(ce_BK)
 

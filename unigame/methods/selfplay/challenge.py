@@ -28,27 +28,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from unigame.errors import UserError
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer
 from unigame.methods.selfplay.candidates import ChallengeResult, Reading, draw_and_read
 from unigame.methods.selfplay.objectives import accept, hardness, label_penalty, perturber_objective
 from unigame.methods.selfplay.perturber import PerturberBase, full_precision, token_rms
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import NoSimilarity, SimilarityScorer
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone, VisualStates
 
 __all__ = [
-    "ChallengeConfig",
     "ChallengeResult",
-    "GameBatch",
     "MiningReport",
     "challenge",
     "mine",
@@ -61,8 +60,8 @@ __all__ = [
 def challenge(
     backbone: Backbone,
     perturber: PerturberBase,
-    batch: GameBatch,
-    config: ChallengeConfig,
+    rows: Rows,
+    settings: SelfPlaySettings,
     scorer: SimilarityScorer | None = None,
     generator: torch.Generator | None = None,
     label_scorer: SimilarityScorer | None = None,
@@ -73,14 +72,14 @@ def challenge(
     """Perturb, draw, re-read and score one batch: L_C of Eq. 7 and everything mining needs.
 
     Costs one teacher-forced pass without gradient, K decodes, and one answer pass over B*K rows;
-    nothing is computed twice. Only ``config.learned_candidates`` of the K carry a graph. The
+    nothing is computed twice. Only ``settings.learned_candidates`` of the K carry a graph. The
     global random state is not touched when ``generator`` is given.
 
     Args:
         backbone: the model, U and G in one. Its weights get no gradient from ``perturber_step``.
         perturber: C. Without parameters (random, none) no graph is built.
-        batch: samples with true answers.
-        config: settings.
+        rows: pictures with true answers, and what they are drawn by.
+        settings: of self-play.
         scorer: similarity for hardness and filter; None: every candidate passes.
         generator: for the Gumbel draws.
         label_scorer: similarity for the label-preservation term; None: ``scorer``.
@@ -92,10 +91,10 @@ def challenge(
         UserError: ``label_weight`` > 0 without a scorer, or a scorer that cannot judge tokens.
     """
     scorer = scorer or NoSimilarity()
-    label_scorer = _label_scorer(label_scorer or scorer, config)
+    label_scorer = _label_scorer(label_scorer or scorer, settings)
     with_grad = with_grad and any(p.requires_grad for p in perturber.parameters())
     with backbone.without_dropout(), torch.set_grad_enabled(with_grad and torch.is_grad_enabled()):
-        states_BNH, codes = _states(backbone, batch, config, visual)
+        states_BNH, codes = _states(backbone, rows, settings, visual)
         delta_BNH = perturber(states_BNH)
         perturbed_BNH = states_BNH + delta_BNH  # both float32: see perturber.py
 
@@ -105,27 +104,28 @@ def challenge(
                 perturbed_BNH,
                 states_BNH,
                 codes,
-                batch,
-                replace(config, num_candidates=count, gradient_candidates=None),
-                sample=config.sample or config.num_candidates > 1,
+                rows,
+                settings,
+                count=count,
+                sample=settings.sample_candidates or settings.num_candidates > 1,
                 scorer=scorer,
                 label_scorer=label_scorer,
                 generator=generator,
             )
 
-        learned = read(config.learned_candidates)
+        learned = read(settings.learned_candidates)
         objective_B = perturber_objective(
             full_precision(learned.ce_BK),
             delta_BNH / perturber.scale(states_BNH).clamp(min=1e-12),
-            lambda_norm=config.lambda_norm,
-            l2=config.l2,
-            tv=config.tv,
+            lambda_norm=settings.lambda_norm,
+            l2=settings.l2,
+            tv=settings.tv,
             similarity_BK=learned.label_BK,
-            label_weight=config.label_weight,
-            label_floor=config.label_floor,
+            label_weight=settings.label_weight,
+            label_floor=settings.label_floor,
         )
         reading = learned.detach()
-        left = config.num_candidates - config.learned_candidates
+        left = settings.num_candidates - settings.learned_candidates
         at_once = max(1, (pictures_at_once or left * len(states_BNH)) // len(states_BNH))
         while left:
             count = min(left, at_once)
@@ -137,7 +137,7 @@ def challenge(
         objective=objective_B.mean(),
         ce_BK=ce_BK,
         right_BK=reading.right_BK,
-        hardness_BK=hardness(ce_BK, similarity_BK, config.clip_weight, config.clip_floor),
+        hardness_BK=hardness(ce_BK, similarity_BK, settings.clip_weight, settings.clip_floor),
         similarity_BK=similarity_BK,
         delta_BNH=delta_BNH.detach(),
         states_BNH=states_BNH,
@@ -147,7 +147,7 @@ def challenge(
         metrics={},
         backbone=backbone,
     )
-    result.metrics = _metrics(result, perturber, config, reading.label_BK)
+    result.metrics = _metrics(result, perturber, settings, reading.label_BK)
     return result
 
 
@@ -231,9 +231,9 @@ class MiningReport:
 
 def mine(
     result: ChallengeResult,
-    batch: GameBatch,
+    batch: Rows,
     buffer: HardSampleBuffer,
-    config: ChallengeConfig,
+    settings: SelfPlaySettings,
     step: int = 0,
     keep_tokens: bool = False,
     gather: Callable[[Tensor], Tensor] | None = None,
@@ -242,9 +242,9 @@ def mine(
 
     Args:
         result: of ``challenge`` on the same ``batch``.
-        batch: gives each candidate its own question, true answer and source.
+        batch: gives each candidate its own question, true answer and id.
         buffer: keeps the hardest; its ``recent`` candidates set the hardness to reach.
-        config: of the challenge; ``quantile`` and ``clip_floor`` filter.
+        settings: of the challenge; ``quantile`` and ``clip_floor`` filter.
         step: training step, stored with the samples.
         keep_tokens: store what U read of each picture too, in the memory of the CPU, so that
             replaying it needs neither the decoder nor the vision encoder.
@@ -255,8 +255,8 @@ def mine(
     accepted_E = accept(
         result.hardness_BK,
         result.similarity_BK,
-        config.quantile,
-        config.clip_floor,
+        settings.hard_quantile,
+        settings.clip_floor,
         buffer.recent.values,
     ).flatten()
     rows = accepted_E.nonzero().flatten()
@@ -269,7 +269,6 @@ def mine(
     num_candidates = result.ce_BK.shape[1]
     hardness_E = result.hardness_BK.flatten().tolist()
     similarity_E = result.similarity_BK.flatten().tolist()
-    assert batch.sources is not None
     samples = []
     for i, row in enumerate(rows.tolist()):
         b = row // num_candidates
@@ -280,7 +279,7 @@ def mine(
                 answer=batch.answers[b],
                 hardness=hardness_E[row],
                 similarity=similarity_E[row],
-                source=batch.sources[b],
+                source=batch.ids[b],
                 step=step,
                 tokens=tokens_ENH[i].clone() if tokens_ENH is not None else None,
             )
@@ -296,32 +295,31 @@ def candidate_hardness(result: ChallengeResult) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_forced_states(backbone: Backbone, batch: GameBatch) -> VisualStates:
+def teacher_forced_states(backbone: Backbone, rows: Rows) -> VisualStates:
     """z_hat of a batch, without dropout: what ``challenge`` computes where it is not given."""
-    assert batch.prompts is not None
     with backbone.without_dropout():
-        return backbone.visual_states(batch.images, batch.prompts, codes=batch.codes)
+        return backbone.visual_states(rows.pictures, rows.prompt_argument, codes=rows.codes)
 
 
 def _states(
-    backbone: Backbone, batch: GameBatch, config: ChallengeConfig, visual: VisualStates | None
+    backbone: Backbone, rows: Rows, settings: SelfPlaySettings, visual: VisualStates | None
 ) -> tuple[Tensor, Tensor | None]:
     """What is to be perturbed, float32 and without graph, and the images' own codes."""
     with torch.no_grad():
-        if config.space == "tokens":
-            return full_precision(backbone.embed_images(batch.images)), None
-        visual = visual or teacher_forced_states(backbone, batch)
+        if not settings.draws:
+            return full_precision(backbone.embed_images(rows.pictures)), None
+        visual = visual or teacher_forced_states(backbone, rows)
         return full_precision(visual.states_BNH), visual.codes
 
 
-def _label_scorer(scorer: SimilarityScorer, config: ChallengeConfig) -> SimilarityScorer | None:
+def _label_scorer(scorer: SimilarityScorer, settings: SelfPlaySettings) -> SimilarityScorer | None:
     """The scorer of the label-preservation term; None where that term is off."""
-    if config.label_weight == 0:
+    if settings.label_weight == 0:
         return None
     if isinstance(scorer, NoSimilarity):
         raise UserError(
-            f"label_weight={config.label_weight} without a similarity scorer: there is nothing to "
-            "preserve the label by; use similarity 'cosine' or 'clip', or label_weight 0"
+            f"label_weight={settings.label_weight} without a similarity scorer: there is nothing "
+            "to preserve the label by; use similarity 'cosine' or 'clip', or label_weight 0"
         )
     return scorer
 
@@ -329,7 +327,7 @@ def _label_scorer(scorer: SimilarityScorer, config: ChallengeConfig) -> Similari
 def _metrics(
     result: ChallengeResult,
     perturber: PerturberBase,
-    config: ChallengeConfig,
+    settings: SelfPlaySettings,
     label_BK: Tensor | None,
 ) -> dict[str, float]:
     """Figures for logging, brought to the host in one transfer."""
@@ -341,17 +339,17 @@ def _metrics(
         "attack_success": (~result.right_BK).float().mean(),
         "hardness": result.hardness_BK.mean(),
         "similarity": result.similarity_BK.mean(),
-        "below_floor": (result.similarity_BK < config.clip_floor).float().mean(),
+        "below_floor": (result.similarity_BK < settings.clip_floor).float().mean(),
         "eps": perturber.eps,
         "delta_norm": delta_norm_BN.mean(),
         "delta_relative": relative_BN1.mean(),
     }
     drawing, codes = result.drawing, result.codes
     if drawing is not None and codes is not None and not codes.is_floating_point():
-        own = codes.repeat_interleave(config.num_candidates, dim=0)
+        own = codes.repeat_interleave(settings.num_candidates, dim=0)
         values["codes_changed"] = (drawing.compact != own).float().mean()
     if label_BK is not None:
-        penalty_BK = label_penalty(label_BK, config.label_floor)
+        penalty_BK = label_penalty(label_BK, settings.label_floor)
         values["label_penalty"] = penalty_BK.mean()
     device = result.ce_BK.device
     stacked = torch.stack([value.detach().float().to(device) for value in values.values()])

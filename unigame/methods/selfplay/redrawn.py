@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unigame.methods.rows import Rows
 from unigame.methods.selfplay.candidates import ChallengeResult
 from unigame.methods.selfplay.challenge import challenge
 from unigame.methods.selfplay.perturber import NoPerturber
-from unigame.methods.selfplay.setting import ChallengeConfig, GameBatch
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import SimilarityScorer
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 def redrawn(
     backbone: Backbone,
-    batch: GameBatch,
-    config: ChallengeConfig,
+    rows: Rows,
+    settings: SelfPlaySettings,
     scorer: SimilarityScorer | None = None,
     noise: Tensor | None = None,
     visual: VisualStates | None = None,
@@ -38,20 +39,20 @@ def redrawn(
 
     Args:
         backbone: the model.
-        batch: as challenged.
-        config: of that challenge, which draws.
+        rows: as challenged.
+        settings: of that challenge, which draws.
         scorer: of its similarity.
         noise: state of that challenge's generator before it drew, so that K candidates meet the
             same Gumbel noise. Needed where candidates are sampled.
-        visual: the batch's visual states, where they are known.
+        visual: the rows' visual states, where they are known.
         pictures_at_once: as in that challenge; it orders the noise.
 
     Raises:
         ValueError: nothing is drawn, or candidates are sampled and there is no noise.
     """
-    if config.space == "tokens":
+    if not settings.draws:
         raise ValueError("in token space nothing is redrawn")
-    if noise is None and (config.sample or config.num_candidates > 1):
+    if noise is None and (settings.sample_candidates or settings.num_candidates > 1):
         raise ValueError("the redrawn baseline of sampled candidates needs their noise")
     generator = None
     if noise is not None:
@@ -60,8 +61,8 @@ def redrawn(
     return challenge(
         backbone,
         NoPerturber(),
-        batch,
-        replace(config, label_weight=0.0),  # a term of C's objective, and C does not play
+        rows,
+        replace(settings, label_weight=0.0),  # a term of C's objective, and C does not play
         scorer,
         generator,
         with_grad=False,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..questions import QA, ask
+from ..questions import QA, ask, choose
 from ..world import Scene, random_scene
-from .common import Rng, choose, coco_name, jpeg, write_json
+from .common import Rng, coco_name, jpeg, write_json
 from .vqav2 import answer_type, question_type, ten_answers
 
 KINDS = ("binding", "relation", "comparison")

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from ..dataset import scene_of, to_pil
-from ..questions import ask
+from ..questions import Rng, T, ask
 from ..world import COLOURS, SHAPES, Scene
-
-if TYPE_CHECKING:
-    import datasets
-
-Rng = np.random.Generator
-T = TypeVar("T")
 
 DIGITS = ("0", "1", "2", "3", "4")
 YES_NO = ("yes", "no")
-
-
-def choose(rng: Rng, options: Sequence[T]) -> T:
-    """One of them."""
-    return options[int(rng.integers(len(options)))]
 
 
 def shuffled(rng: Rng, options: Sequence[T]) -> list[T]:
@@ -89,11 +76,24 @@ def alternatives(answer: str) -> list[str]:
 
 
 # ---- files -------------------------------------------------------------------------------------
-def write_parquet(path: Path, rows: list[dict[str, Any]], features: datasets.Features) -> None:
-    """Rows with the features in the file's metadata, as ``Dataset.to_parquet`` writes them."""
+def write_parquet(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, Any]) -> None:
+    """Rows with the features in the file's metadata, as ``Dataset.to_parquet`` writes them.
+
+    Args:
+        path: file to write.
+        rows: their values.
+        columns: type of each: a type of arrow, ``"image"``, or a list with the columns of its rows.
+    """
+    import datasets
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+    def feature(kind: Any) -> Any:
+        if isinstance(kind, list):
+            return [{name: feature(inner) for name, inner in kind[0].items()}]
+        return datasets.Image() if kind == "image" else datasets.Value(kind)
+
+    features = datasets.Features({name: feature(kind) for name, kind in columns.items()})
     pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), path)
 
 

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..questions import choose
 from ..world import CELLS, COLOURS, GRID, SHAPES
-from .common import Rng, choose, shuffled
+from .common import Rng, shuffled
 
 SAMPLES = 4  # pictures that GenEval asks for per prompt
 COUNTS = {  # prompts per tag in the original: 553 in all
@@ -110,11 +111,5 @@ def color_attr(rng: Rng) -> dict[str, Any]:
     return {"include": include, "prompt": prompt(things)}
 
 
-MAKERS = {
-    "single_object": single_object,
-    "two_object": two_object,
-    "counting": counting,
-    "colors": colors,
-    "position": position,
-    "color_attr": color_attr,
-}
+_TAGS = (single_object, two_object, counting, colors, position, color_attr)
+MAKERS = {maker.__name__: maker for maker in _TAGS}

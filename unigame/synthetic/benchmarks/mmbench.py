@@ -10,8 +10,8 @@ import base64
 import csv
 from pathlib import Path
 
-from ..questions import KINDS
-from .common import Rng, choose, png
+from ..questions import KINDS, choose
+from .common import Rng, png
 from .mmmu import asked_scene, options_of
 
 ROTATION = 1_000_000

@@ -17,21 +17,13 @@ REPLIES = 4  # of a group
 
 def write(folder: Path, size: int, rng: Rng) -> None:
     """``size / 4`` groups, the three kinds (binding, relation, comparison) in turn."""
-    import datasets
-
     texts = (
         *("Question_0", "Image_0_Question_0", "Image_1_Question_0"),
         *("Question_1", "Image_0_Question_1", "Image_1_Question_1"),
         *("Question_Type", "Source"),
     )
-    features = datasets.Features(
-        {
-            "Index": datasets.Value("int64"),
-            "Image_0": datasets.Image(),
-            "Image_1": datasets.Image(),
-            **{name: datasets.Value("string") for name in texts},
-        }
-    )
+    columns = {"Index": "int64", "Image_0": "image", "Image_1": "image"}
+    columns |= dict.fromkeys(texts, "string")
     rows: list[dict[str, Any]] = []
     for index, group in enumerate(groups(max(1, size // REPLIES), int(rng.integers(2**31)))):
         pictures = [
@@ -52,4 +44,4 @@ def write(folder: Path, size: int, rng: Rng) -> None:
                 "Source": f"synthetic world, {group.kind}",
             }
         )
-    write_parquet(folder / "train-00000-of-00001.parquet", rows, features)
+    write_parquet(folder / "train-00000-of-00001.parquet", rows, columns)

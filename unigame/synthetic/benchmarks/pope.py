@@ -12,27 +12,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..questions import choose
 from ..world import COLOURS, SHAPES, Scene, random_scene
 from .advqa import swapped_bindings
-from .common import Rng, choose, coco_name, png, write_parquet
+from .common import Rng, coco_name, png, write_parquet
 
 SUBSETS = ("adversarial", "popular", "random")
-COLUMNS = ("id", "question_id", "question", "answer", "image_source")
+TEXTS = ("id", "question_id", "question", "answer", "image_source")
 POPULAR_POOL = 8  # of the 24 combinations
 Pair = tuple[str, str]
 
 
 def write(folder: Path, size: int, rng: Rng) -> None:
     """About ``size`` questions: each picture has one yes and one no in each subset."""
-    import datasets
-
-    features = datasets.Features(
-        {
-            **{name: datasets.Value("string") for name in COLUMNS},
-            "image": datasets.Image(),
-            "category": datasets.Value("string"),
-        }
-    )
+    columns = {**dict.fromkeys(TEXTS, "string"), "image": "image", "category": "string"}
     scenes: list[Scene] = []
     while len(scenes) < max(1, round(size / 6)):
         scene = random_scene(rng, counts=(3, 4))
@@ -58,7 +51,7 @@ def write(folder: Path, size: int, rng: Rng) -> None:
                         "category": subset,
                     }
                 )
-    write_parquet(folder / "test-00000-of-00001.parquet", rows, features)
+    write_parquet(folder / "test-00000-of-00001.parquet", rows, columns)
 
 
 def negative(subset: str, scene: Scene, popular: list[Pair], rng: Rng) -> Pair:

@@ -6,14 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..questions import KINDS
+from ..questions import KINDS, choose
 from .common import (
     DIGITS,
     YES_NO,
     Rng,
     alternatives,
     asked,
-    choose,
     coco_name,
     png,
     shuffled,
@@ -27,30 +26,20 @@ QUESTION_TYPES = (  # longest first: VQAv2 names a question's type by how it beg
     *("what colour is the", "what shape is the", "what shape is at", "how many"),
     *("is there a", "are there more", "is the"),
 )
+COLUMNS = {
+    "question_type": "string",
+    "multiple_choice_answer": "string",
+    "answers": [{"answer": "string", "answer_confidence": "string", "answer_id": "int64"}],
+    "image_id": "int64",
+    "answer_type": "string",
+    "question_id": "int64",
+    "question": "string",
+    "image": "image",
+}
 
 
 def write(folder: Path, size: int, rng: Rng, conditions: tuple[str, ...] = ("clean",)) -> None:
     """``size`` questions of the six kinds, three a picture."""
-    import datasets
-
-    features = datasets.Features(
-        {
-            "question_type": datasets.Value("string"),
-            "multiple_choice_answer": datasets.Value("string"),
-            "answers": [
-                {
-                    "answer": datasets.Value("string"),
-                    "answer_confidence": datasets.Value("string"),
-                    "answer_id": datasets.Value("int64"),
-                }
-            ],
-            "image_id": datasets.Value("int64"),
-            "answer_type": datasets.Value("string"),
-            "question_id": datasets.Value("int64"),
-            "question": datasets.Value("string"),
-            "image": datasets.Image(),
-        }
-    )
     rows: list[dict[str, Any]] = []
     of_image: Counter[int] = Counter()
     for number, scene, _, _, question, answer in asked(
@@ -70,7 +59,7 @@ def write(folder: Path, size: int, rng: Rng, conditions: tuple[str, ...] = ("cle
                 "image": {"bytes": png(scene), "path": f"{coco_name(image_id)}.png"},
             }
         )
-    write_parquet(folder / "validation-00000-of-00001.parquet", rows, features)
+    write_parquet(folder / "validation-00000-of-00001.parquet", rows, COLUMNS)
 
 
 def ten_answers(answer: str, rng: Rng) -> list[dict[str, Any]]:

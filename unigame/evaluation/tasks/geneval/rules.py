@@ -204,26 +204,3 @@ def _wrong_place(
                     f"found {' and '.join(true)} target"
                 )
     return ""
-
-
-class Aggregate(NamedTuple):
-    """Shares of correct pictures: of each tag, the mean over tags (the score), and of all."""
-
-    per_tag: dict[str, float]
-    overall: float
-    images: float
-
-
-def aggregate(images: Iterable[tuple[str, bool]]) -> Aggregate:
-    """GenEval's score of (tag, correct) pairs, one per picture, on a scale of 0 to 1.
-
-    The score is the unweighted mean over tags, not the share of all pictures.
-    """
-    by_tag: dict[str, list[float]] = {}
-    for tag, correct in images:
-        by_tag.setdefault(tag, []).append(float(correct))
-    if not by_tag:
-        raise ValueError("no pictures to aggregate")
-    per_tag = {tag: float(np.mean(values)) for tag, values in by_tag.items()}
-    every = [value for values in by_tag.values() for value in values]
-    return Aggregate(per_tag, float(np.mean(list(per_tag.values()))), float(np.mean(every)))

@@ -1,4 +1,4 @@
-"""Which option a reply to an MMBench question names, without a model: two references' rules.
+"""MMBench's prompts, and which option a reply names, without a model: the references' rules.
 
 ``lmms_eval`` is ``MMBench_Evaluator.can_infer`` of lmms-eval 0.7.3; ``vlmevalkit`` is what TorchUMM
 083395e took over from VLMEvalKit. None means that the rules do not decide.
@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 REFUSED = "Z"
 """VLMEvalKit's letter for a reply that refuses, or names no option: never the answer."""
@@ -90,3 +90,46 @@ def _by_text(reply: str, options: Mapping[str, str]) -> str | None:
 
 
 PARSERS: dict[str, Parser] = {"lmms_eval": lmms_eval, "vlmevalkit": vlmevalkit}
+
+_LETTER = "Answer with the option's letter from the given choices directly."
+# The instruction of each variant in the Chinese sets.
+_LETTER_CN = {
+    "lmms_eval": "请直接使用所提供的选项字母作为答案回答。",
+    "bagel": "请直接回答选项字母。",
+}
+
+
+def build_prompt(
+    question: str, options: Mapping[str, str], hint: str, variant: str, config: str = "en"
+) -> str:
+    """What the model is asked.
+
+    Args:
+        question: as in the data.
+        options: texts by letter, without the absent ones.
+        hint: text to go before the question; empty: none. lmms-eval drops it in ``cc``.
+        variant: ``lmms_eval``, ``vlmevalkit``, ``bagel``, or ``bare`` (the question alone).
+        config: ``en``, ``cn`` or ``cc``; the last two have their instruction in Chinese, but for
+            ``vlmevalkit``.
+    """
+    if variant == "bare":
+        return question
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    if variant == "vlmevalkit":
+        head = f"Hint: {hint}\n" if hint else ""
+        return (
+            f"{head}Question: {question}\nOptions:\n{listed}\n"
+            "Please select the correct answer from the options above. \n"
+        )
+    instruction = _LETTER if config == "en" else _LETTER_CN[variant]
+    if variant == "bagel":
+        head = f"{hint}\n" if hint else ""
+        return f"{head}{question}\n{listed}\n{instruction}"
+    head = f"{hint} " if hint and config != "cc" else ""
+    listed = f"There are several options:\n{listed}".rstrip("\n")
+    return f"{head}{question} {listed}\n\n{instruction}"
+
+
+def circular_hit(answers: Sequence[str], letters: Sequence[str | None]) -> bool:
+    """Whether all rotations of one question are right; a reply that named nothing is wrong."""
+    return all(letter == answer for answer, letter in zip(answers, letters, strict=True))

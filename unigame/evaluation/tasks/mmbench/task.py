@@ -8,80 +8,30 @@ likes one letter scores near 0. Rotation ``k`` of the question with index ``i`` 
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from unigame.data import SkipReport
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Prediction, Scored
-from unigame.evaluation.source import fingerprint, read_rows
+from unigame.evaluation.items import Row, loaded, replies, require, shares, shown
+from unigame.evaluation.scorers.matcher import HFMatcher, Matcher, matcher_name, resolve_matcher
+from unigame.evaluation.source import BadRow, Rows, field, read_rows
 from unigame.evaluation.store import JsonlStore
-from unigame.evaluation.tasks.mmbench.match import HFMatcher, Matcher, matcher_name, resolve_matcher
-from unigame.evaluation.tasks.mmbench.rows import CONFIGS, MMBenchRow, read_questions
-from unigame.evaluation.tasks.mmbench.rules import PARSERS, REFUSED
+from unigame.evaluation.tasks.mmbench.rules import PARSERS, REFUSED, build_prompt, circular_hit
 from unigame.reports.metrics import Metric, Unit
 
+CONFIGS = ("en", "cn", "cc")
+
+_ROTATION = 1_000_000
 _TRIES = 3
 _SEED = 2680
 _MANY_UNPARSED = 0.05
-
-_LETTER = "Answer with the option's letter from the given choices directly."
-# The instruction of each variant in the Chinese sets.
-_LETTER_CN = {
-    "lmms_eval": "请直接使用所提供的选项字母作为答案回答。",
-    "bagel": "请直接回答选项字母。",
-}
-
-
-def build_prompt(
-    question: str, options: Mapping[str, str], hint: str, variant: str, config: str = "en"
-) -> str:
-    """What the model is asked.
-
-    Args:
-        question: as in the data.
-        options: texts by letter, without the absent ones.
-        hint: text to go before the question; empty: none. lmms-eval drops it in ``cc``.
-        variant: ``lmms_eval``, ``vlmevalkit``, ``bagel``, or ``bare`` (the question alone).
-        config: ``en``, ``cn`` or ``cc``; the last two have their instruction in Chinese, but for
-            ``vlmevalkit``.
-    """
-    if variant == "bare":
-        return question
-    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
-    if variant == "vlmevalkit":
-        head = f"Hint: {hint}\n" if hint else ""
-        return (
-            f"{head}Question: {question}\nOptions:\n{listed}\n"
-            "Please select the correct answer from the options above. \n"
-        )
-    instruction = _LETTER if config == "en" else _LETTER_CN[variant]
-    if variant == "bagel":
-        head = f"{hint}\n" if hint else ""
-        return f"{head}{question}\n{listed}\n{instruction}"
-    head = f"{hint} " if hint and config != "cc" else ""
-    listed = f"There are several options:\n{listed}".rstrip("\n")
-    return f"{head}{question} {listed}\n\n{instruction}"
-
-
-def circular_hit(answers: Sequence[str], letters: Sequence[str | None]) -> bool:
-    """Whether all rotations of one question are right; a reply that named nothing is wrong."""
-    return all(letter == answer for answer, letter in zip(answers, letters, strict=True))
-
-
-def hit_rates(hits: Iterable[tuple[str, bool]]) -> dict[str, float]:
-    """Share of hits by category, 0 to 1.
-
-    Args:
-        hits: category and whether it was a hit, of every question.
-    """
-    groups: dict[str, list[bool]] = {}
-    for category, hit in hits:
-        groups.setdefault(category, []).append(hit)
-    return {category: sum(found) / len(found) for category, found in sorted(groups.items())}
 
 
 @dataclass(frozen=True)
@@ -139,22 +89,15 @@ class MMBench(Benchmark):
         return {**super().variant(), "matcher": matcher_name(self.matcher)}
 
     def prepare(self) -> None:
-        """See that the matcher is there, before the model is asked anything.
-
-        Raises:
-            UserError: it is not, or is of another kind.
-        """
+        """See that the matcher is there, before the model is asked anything."""
         if isinstance(self.matcher, HFMatcher):
             self.matcher.check()
 
     def load(self, source: DataSource, limit: int | None = None) -> Loaded:
-        """Read the questions with all their rotations; ``limit`` is rounded up to whole questions.
+        """Questions with all their rotations; ``limit`` is rounded up to whole questions.
 
         Parquet as in ``lmms-lab/MMBench`` (configurations ``en``, ``cn``, ``cc``), or a tsv with
         pictures in base64. A question with an unusable rotation is left out as a whole.
-
-        Raises:
-            UserError: no data, another layout, or a split without answers.
         """
         config = source.config or "en"
         if config not in CONFIGS:
@@ -168,24 +111,62 @@ class MMBench(Benchmark):
             split="test" if config == "cc" else "dev",
             required=("index", "question", "A", "B", "image"),
         )
-        found, skips = read_questions(rows, limit)
-        items = [self._item(row, config) for row in found]
-        return Loaded(items, replace(rows.info, fingerprint=fingerprint(items)), skips)
+        found, skips = self._questions(rows, config, limit)
+        return loaded(found, rows.info, skips)
 
-    def _item(self, row: MMBenchRow, config: str) -> Item:
+    def _questions(
+        self, rows: Rows, config: str, limit: int | None
+    ) -> tuple[list[Item], SkipReport]:
+        """The rotations of all questions whose every rotation is usable, in the data's order."""
+        skips, table = SkipReport(), list(rows.rows)
+        if all(row.get("answer") in (None, "", "nan") for row in table):
+            raise UserError(
+                f"{rows.info.id}, split {rows.info.split!r}, has no answers to compare with "
+                "(MMBench's test answers are not in it); use --split dev, or "
+                "MMBench_TEST_EN_V11.tsv, whose answers were released"
+            )
+        pictures, found, broken = _pictures(table), dict[int, Item](), set[int]()
+        for number, row in enumerate(table):
+            try:
+                index = field(row, "index", int)
+            except BadRow as bad:
+                skips.add(f"row {number}", bad.reason)
+                continue
+            if index in found:
+                skips.add(f"{index} (row {number})", "duplicate index")
+                continue
+            try:
+                cell = {"image": pictures.get(index)}
+                found[index] = self._item({**row, **cell}, index, config, rows.root)
+            except BadRow as bad:
+                skips.add(str(index), bad.reason)
+                broken.add(index % _ROTATION)
+        chosen = _whole_questions(found, broken, skips, limit)
+        require(chosen, rows.info.id, skips, "question")
+        return [item for index, item in found.items() if index % _ROTATION in chosen], skips
+
+    def _item(self, row: Row, index: int, config: str, root: Path | None) -> Item:
+        question = field(row, "question", str)
+        options = {letter: text for letter in "ABCDE" if (text := _text(row, letter))}
+        if len(options) < 2:
+            raise BadRow("fewer than two options")
+        answer = _text(row, "answer")
+        if answer not in options:
+            raise BadRow("answer is not the letter of an option" if answer else "no answer")
+        l2_category = _text(row, "l2-category") or _text(row, "L2-category")
         return Item(
-            id=str(row.index),
-            prompt=build_prompt(row.question, row.options, row.hint, self.prompt, config),
-            pictures=(row.picture,),
+            id=str(index),
+            prompt=build_prompt(question, options, _text(row, "hint"), self.prompt, config),
+            pictures=(shown(row, root),),
             reference={
-                "base": row.base,
-                "question": row.question,
-                "options": dict(row.options),
-                "answer": row.answer,
-                "category": row.category,
-                "l2_category": row.l2_category,
+                "base": index % _ROTATION,
+                "question": question,
+                "options": options,
+                "answer": answer,
+                "category": _text(row, "category") or "uncategorized",
+                "l2_category": l2_category or "uncategorized",
             },
-            cluster=str(row.base),
+            cluster=str(index % _ROTATION),
         )
 
     def score(
@@ -221,8 +202,8 @@ class MMBench(Benchmark):
             unscored=unscored,
             scorer={"matcher": matcher_name(self.matcher)},
             details={
-                "category": hit_rates(categories),
-                "l2_category": hit_rates(l2_categories),
+                "category": dict(sorted(shares(categories).items())),
+                "l2_category": dict(sorted(shares(l2_categories).items())),
                 "letters": dict(Counter(one.letter or "unparsed" for one in asked).most_common()),
                 "unparsed_rate": len(unparsed) / max(len(asked), 1),
             },
@@ -233,24 +214,22 @@ class MMBench(Benchmark):
         self, items: Sequence[Item], predictions: Mapping[str, Prediction]
     ) -> tuple[dict[str, list[_Asked]], dict[str, str]]:
         """Questions of which all rotations have a reply, by base index, and the other replies."""
-        parse = PARSERS[self.parser]
+        parse, said = PARSERS[self.parser], {i.id: text for i, text in replies(items, predictions)}
         questions: dict[str, list[Item]] = {}
         for item in sorted(items, key=lambda item: int(item.id)):
             questions.setdefault(item.cluster, []).append(item)
         asked: dict[str, list[_Asked]] = {}
         unscored: dict[str, str] = {}
         for base, rotations in questions.items():
-            replied = [predictions.get(item.id) for item in rotations]
-            texts = [said.text for said in replied if said is not None and not said.error]
-            if len(texts) == len(rotations):
-                asked[base] = [
-                    _Asked(item, text, parse(text, item.reference["options"]))
-                    for item, text in zip(rotations, texts, strict=True)
-                ]
+            replied = [item for item in rotations if item.id in said]
+            if len(replied) < len(rotations):
+                reason = "another rotation of its question has no reply"
+                unscored |= {item.id: reason for item in replied}
                 continue
-            for said in replied:
-                if said is not None and not said.error:
-                    unscored[said.id] = "another rotation of its question has no reply"
+            asked[base] = [
+                _Asked(item, said[item.id], parse(said[item.id], item.reference["options"]))
+                for item in rotations
+            ]
         return asked, unscored
 
     def _matched(self, rotations: list[_Asked], store: JsonlStore) -> list[_Asked]:
@@ -318,3 +297,59 @@ class MMBench(Benchmark):
                 "CircularEval is easier there"
             )
         return warnings
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _whole_questions(
+    found: Mapping[int, Item], broken: set[int], skips: SkipReport, limit: int | None
+) -> set[int]:
+    """Base indices to keep: no broken rotation, the unrotated row present, within the limit."""
+    rotations: dict[int, list[int]] = {}
+    for index in found:
+        rotations.setdefault(index % _ROTATION, []).append(index)
+    chosen, taken = set[int](), 0
+    for base, indices in rotations.items():
+        if base in broken or base not in found:
+            reason = "another rotation of its question is unusable"
+            if base not in broken:
+                reason = "its question's first rotation is missing"
+            for index in indices:
+                skips.add(str(index), reason)
+        elif limit is None or taken < limit:
+            chosen.add(base)
+            taken += len(indices)
+    return chosen
+
+
+def _text(row: Row, name: str) -> str:
+    """A text cell; empty where it is missing, which may be written ``nan``."""
+    value = row.get(name)
+    if value is None or value == "nan" or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return field(row, name, str)
+
+
+def _pictures(rows: Sequence[Row]) -> dict[int, Any]:
+    """Image cells by index, with those that point to another row replaced by that row's.
+
+    Rows without a picture are left out, and rows that point to such rows.
+    """
+    cells: dict[int, Any] = {}
+    for row in rows:
+        if (cell := row.get("image")) is not None and cell != "":
+            try:
+                cells.setdefault(field(row, "index", int), cell)
+            except BadRow:
+                continue  # counted where the row itself is read
+    pointers = {index: int(cell) for index, cell in cells.items() if _is_pointer(cell)}
+    pictures = {index: cell for index, cell in cells.items() if index not in pointers}
+    return pictures | {
+        index: pictures[target] for index, target in pointers.items() if target in pictures
+    }
+
+
+def _is_pointer(cell: Any) -> bool:
+    """A string of digits, the index of another row; long ones are pictures, others file names."""
+    return isinstance(cell, str) and len(cell) <= 64 and cell.strip().isdecimal()

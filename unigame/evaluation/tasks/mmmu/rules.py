@@ -1,4 +1,4 @@
-"""What a reply to an MMMU question says: the reference's rules, in the reference's order.
+"""MMMU's prompts, and what a reply says: the reference's rules, in the reference's order.
 
 Rules of ``mmmu/utils/eval_utils.py`` (MMMU-Benchmark/MMMU bb0b95a, called ``official``), of
 lmms-eval 0.7.3, and of BAGEL's own runner. Where a rule surprises, the comment says so: scores are
@@ -10,9 +10,42 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from unigame.evaluation.items import shares
+from unigame.evaluation.tasks.vqav2.rules import INSTRUCTION
+
+MULTIPLE_CHOICE, OPEN = "multiple-choice", "open"
+
+DOMAINS: dict[str, tuple[str, ...]] = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
+SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in subjects))
+"""Also the configurations of ``MMMU/MMMU``."""
+
+_LETTER = "Answer with the option's letter from the given choices directly."
 _SEED = 42
 _LONG_REPLY = 5
 """Replies of more words than this are searched for the text of an option."""
@@ -37,6 +70,24 @@ class Choice:
 def lettered(options: Sequence[str]) -> dict[str, str]:
     """Options by letter, A first. At most 26."""
     return dict(zip(string.ascii_uppercase, options, strict=False))
+
+
+def build_prompt(question: str, options: Sequence[str], question_type: str, variant: str) -> str:
+    """What the model is asked.
+
+    ``lmms_eval`` puts an empty line before the instruction; ``torchumm`` (TorchUMM and BAGEL) does
+    not, and strips question and options; ``bare`` is the question alone. ``<image 1>`` marks stay.
+    """
+    if variant == "bare":
+        return question
+    choices = question_type == MULTIPLE_CHOICE
+    instruction = _LETTER if choices else INSTRUCTION
+    listed = lettered(options if choices else ())
+    if variant == "torchumm":
+        lines = [f"{letter}. {text.strip()}" for letter, text in listed.items()]
+        return "\n".join([question.strip(), *lines, instruction])
+    lines = [f"{letter}. {text}" for letter, text in listed.items()]
+    return "\n".join([question, *lines]) + f"\n\n{instruction}"
 
 
 def parse_choice(reply: str, options: Sequence[str], variant: str, id: str) -> Choice:
@@ -206,3 +257,40 @@ def _matches(candidate: float | str, answers: Sequence[float | str]) -> bool:
     if isinstance(candidate, str):
         return any(isinstance(answer, str) and answer in candidate for answer in answers)
     return candidate in answers
+
+
+# ---- shares of right answers ---------------------------------------------------------------------
+
+
+def summarise(outcomes: Iterable[tuple[str, bool]]) -> dict[str, Any]:
+    """Shares of right answers, 0 to 1 and rounded to 5 places as lmms-eval prints them.
+
+    Args:
+        outcomes: subject and whether the answer was right, of every question.
+
+    Returns:
+        ``overall_acc`` (the mean over all questions) and, each with ``acc`` and ``num``,
+        ``domains`` and ``subjects``.
+    """
+    known = list(outcomes)
+    domain = {subject: name for name, subjects in DOMAINS.items() for subject in subjects}
+    overall = counted_shares(("all", right) for _, right in known)
+    return {
+        "overall_acc": overall["all"]["acc"] if known else 0.0,
+        "domains": counted_shares(
+            (domain.get(subject, "other"), right) for subject, right in known
+        ),
+        "subjects": counted_shares(known),
+    }
+
+
+def counted_shares(
+    outcomes: Iterable[tuple[str, bool]],
+) -> dict[str, dict[str, float | int]]:
+    """``acc``, rounded to 5 places, and ``num`` of each group."""
+    known = list(outcomes)
+    counts = Counter(group for group, _ in known)
+    return {
+        group: {"acc": round(share, 5), "num": counts[group]}
+        for group, share in shares(known).items()
+    }

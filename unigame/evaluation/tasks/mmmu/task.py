@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,69 +24,29 @@ from unigame.evaluation.base import (
     Prediction,
     Scored,
 )
-from unigame.evaluation.items import Row, collect, shown
-from unigame.evaluation.source import BadRow, Rows, field, fingerprint, read_rows
+from unigame.evaluation.items import Row, collect, loaded, replies, shown
+from unigame.evaluation.source import BadRow, Rows, field, read_rows
 from unigame.evaluation.tasks.mmmu.rules import (
+    MULTIPLE_CHOICE,
+    OPEN,
+    SUBJECTS,
+    build_prompt,
     choice_correct,
+    counted_shares,
     lettered,
     open_correct,
     parse_choice,
     parse_open,
+    summarise,
 )
 from unigame.reports.metrics import Metric, Unit
 
-DOMAINS: dict[str, tuple[str, ...]] = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science",
-        "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine",
-        "Pharmacy",
-        "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": (
-        "Agriculture",
-        "Architecture_and_Engineering",
-        "Computer_Science",
-        "Electronics",
-        "Energy_and_Power",
-        "Materials",
-        "Mechanical_Engineering",
-    ),
-}
-SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in subjects))
-"""Also the configurations of ``MMMU/MMMU``."""
-
 PER_SUBJECT_HUB_ID = "MMMU/MMMU"
-MULTIPLE_CHOICE, OPEN = "multiple-choice", "open"
 
 _REQUIRED = ("id", "question", "options", "answer", "question_type")
-_LETTER = "Answer with the option's letter from the given choices directly."
-_PHRASE = "Answer the question using a single word or phrase."
 _ID = re.compile(r"[^_]+_(.+?)_\d+")
 _MARK = re.compile(r"<image (\d+)>")
 _NO_ANSWER = ("", "?")
-
-
-def build_prompt(question: str, options: Sequence[str], question_type: str, variant: str) -> str:
-    """What the model is asked.
-
-    ``lmms_eval`` puts an empty line before the instruction; ``torchumm`` (TorchUMM and BAGEL) does
-    not, and strips question and options; ``bare`` is the question alone. ``<image 1>`` marks stay.
-    """
-    if variant == "bare":
-        return question
-    choices = question_type == MULTIPLE_CHOICE
-    instruction = _LETTER if choices else _PHRASE
-    listed = lettered(options if choices else ())
-    if variant == "torchumm":
-        lines = [f"{letter}. {text.strip()}" for letter, text in listed.items()]
-        return "\n".join([question.strip(), *lines, instruction])
-    lines = [f"{letter}. {text}" for letter, text in listed.items()]
-    return "\n".join([question, *lines]) + f"\n\n{instruction}"
 
 
 def subject_of(id: str) -> str:
@@ -119,15 +79,12 @@ class MMMU(Benchmark):
     stop = ("\n\n",)
 
     def load(self, source: DataSource, limit: int | None = None) -> Loaded:
-        """Read the questions.
+        """Of 30 subjects, in one set or a set each.
 
         A local folder holds one folder per subject (``Art/validation-*.parquet``), as
         ``MMMU/MMMU`` does, or all subjects in one set, as ``lmms-lab/MMMU`` does. From the Hub the
         latter is the default; ``hub_id="MMMU/MMMU"`` reads all 30 configurations, or the one that
         ``config`` names. A question is shown the pictures whose marks occur in it or its options.
-
-        Raises:
-            UserError: no data, another layout, or a split without answers.
         """
         parts = _parts(source)
         info, rows = parts[0].info, [row for part in parts for row in part.rows]
@@ -140,7 +97,7 @@ class MMMU(Benchmark):
             info = replace(info, config="all subjects")
         to_item = partial(self._item, root=parts[0].root)
         items, skips = collect(rows, to_item, where=str(parts[0].root or info.id), limit=limit)
-        return Loaded(items, replace(info, fingerprint=fingerprint(items)), skips)
+        return loaded(items, info, skips)
 
     def _item(self, row: Row, root: Path | None) -> Item:
         id, question = field(row, "id", str), field(row, "question", str)
@@ -170,18 +127,15 @@ class MMMU(Benchmark):
         units: list[Unit] = []
         unparsed: list[str] = []
         drawn, kinds = 0, []
-        for item in items:
-            prediction = predictions.get(item.id)
-            if prediction is None or prediction.error:
-                continue
-            right, parsed, random = self.mark(item, prediction.text)
+        for item, reply in replies(items, predictions):
+            right, parsed, random = self.mark(item, reply)
             units.append(Unit(item.id, (float(right),), group=item.reference["subject"]))
             kinds.append((item.reference["question_type"], right))
             drawn += random
             if not parsed:
                 unparsed.append(item.id)
         details = summarise((unit.group, bool(unit.counts[0])) for unit in units)
-        details["question_types"] = _shares(kinds)
+        details["question_types"] = counted_shares(kinds)
         details["random_letters"] = drawn
         details["several_pictures"] = sum(len(item.pictures) > 1 for item in items)
         subjects = {item.reference["subject"] for item in items}
@@ -206,36 +160,6 @@ class MMMU(Benchmark):
             return open_correct(gold, parse_open(reply)), bool(reply.strip()), False
         choice = parse_choice(reply, item.reference["options"], self.parser, item.id)
         return choice_correct(gold, choice.letter), choice.parsed, choice.random
-
-
-def summarise(outcomes: Iterable[tuple[str, bool]]) -> dict[str, Any]:
-    """Shares of right answers, 0 to 1 and rounded to 5 places as lmms-eval prints them.
-
-    Args:
-        outcomes: subject and whether the answer was right, of every question.
-
-    Returns:
-        ``overall_acc`` (the mean over all questions) and, each with ``acc`` and ``num``,
-        ``domains`` and ``subjects``.
-    """
-    known = list(outcomes)
-    domain = {subject: name for name, subjects in DOMAINS.items() for subject in subjects}
-    overall = _shares(("all", right) for _, right in known)
-    return {
-        "overall_acc": overall["all"]["acc"] if known else 0.0,
-        "domains": _shares((domain.get(subject, "other"), right) for subject, right in known),
-        "subjects": _shares(known),
-    }
-
-
-def _shares(outcomes: Iterable[tuple[str, bool]]) -> dict[str, dict[str, float | int]]:
-    groups: dict[str, list[bool]] = {}
-    for group, right in outcomes:
-        groups.setdefault(group, []).append(right)
-    return {
-        group: {"acc": round(sum(rights) / len(rights), 5), "num": len(rights)}
-        for group, rights in groups.items()
-    }
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -279,11 +203,7 @@ def _read_list(value: str | list[Any]) -> list[str] | None:
 
 
 def _answer(row: Row, options: Sequence[str] | None) -> str | list[str]:
-    """The answer, or several; letters where there are options.
-
-    Raises:
-        BadRow: no answer, or not of these options.
-    """
+    """The answer, or several; letters where there are options."""
     answer = field(row, "answer", str | list)
     if answer in _NO_ANSWER:
         raise BadRow("no answer")

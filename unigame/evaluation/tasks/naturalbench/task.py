@@ -1,112 +1,36 @@
 """NaturalBench: groups of two questions on two pictures with opposite answers (arXiv 2410.14669).
 
-A model that ignores the picture answers both pictures alike and gets no group right. Prompts,
-parser and metrics are those of Baiqi-Li/NaturalBench 9967605 and lmms-eval 0.7.3, which agree but
-for one blank in the prompt.
+A model that ignores the picture answers both pictures alike and gets no group right. Two layouts
+are read: ``BaiqiL/NaturalBench`` (one row a group) and ``BaiqiL/NaturalBench-lmms-eval`` (four).
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from unigame.data import SkipReport
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Picture, Prediction, Scored
-from unigame.evaluation.items import Row, shown
-from unigame.evaluation.source import BadRow, Rows, field, fingerprint, read_rows
-from unigame.reports.metrics import Metric, Unit
-
-YES_NO, MULTIPLE_CHOICE = "yes_no", "multiple_choice"
-CELLS = ("q0i0", "q0i1", "q1i0", "q1i1")
-"""Question and picture of a group's four items, in the reference's order."""
-
-GOLD = (1, 0, 0, 1)
-"""Right answers of the four cells, 1 = yes or A. The references assume this pattern for all groups
-and never read the answers; here a group whose answers differ is left out and counted."""
-
-# The cells that must all be right for one unit of a metric.
-_QUESTIONS = {"q0": (0, 1), "q1": (2, 3)}
-_PICTURES = {"i0": (0, 2), "i1": (1, 3)}
-
-_INSTRUCTIONS = {
-    YES_NO: "Please answer Yes or No.",
-    MULTIPLE_CHOICE: "Please output the letter corresponding to the correct option.",
-}
-_WORDS = {
-    YES_NO: re.compile(r"\b(?:(yes)|(no))\b", re.IGNORECASE),
-    MULTIPLE_CHOICE: re.compile(r"\b(?:(a)|(b))\b", re.IGNORECASE),
-}
-
-
-def build_prompt(question: str, question_type: str, variant: str) -> str:
-    """What the model is asked: ``official`` joins question and instruction without a blank."""
-    if variant == "bare":
-        return question
-    blank = " " if variant == "lmms_eval" else ""
-    return f"{question}{blank}{_INSTRUCTIONS[question_type]}"
-
-
-def extract(reply: str, question_type: str) -> int:
-    """1 for yes or A, 0 for no or B, -1 for neither; the earlier whole word wins, in any case.
-
-    The article counts as A: "This is a B" is 1.
-    """
-    found = _WORDS[question_type].search(reply)
-    return -1 if found is None else 2 - (found.lastindex or 0)
-
-
-@dataclass(frozen=True)
-class GroupOutcome:
-    """Which parts of one group are right; from its four labels, in the order of ``CELLS``."""
-
-    cells: tuple[bool, ...]
-
-    @classmethod
-    def of(cls, labels: Sequence[int]) -> GroupOutcome:
-        """From what :func:`extract` gave for the four replies; -1 is always wrong."""
-        return cls(tuple(label == gold for label, gold in zip(labels, GOLD, strict=True)))
-
-    def units(self, group: str) -> dict[str, list[Unit]]:
-        """Units by metric; ``group`` is the id of the group, and their cluster."""
-
-        def unit(part: str, right: bool) -> Unit:
-            return Unit(f"{group}/{part}" if part else group, (float(right),), cluster=group)
-
-        def all_of(parts: Mapping[str, tuple[int, ...]]) -> list[Unit]:
-            return [unit(part, all(self.cells[i] for i in on)) for part, on in parts.items()]
-
-        return {
-            "g_acc": [unit("", all(self.cells))],
-            "q_acc": all_of(_QUESTIONS),
-            "i_acc": all_of(_PICTURES),
-            "acc": [unit(cell, right) for cell, right in zip(CELLS, self.cells, strict=True)],
-        }
-
-
-_LABELS = {"g_acc": "G-Acc", "q_acc": "Q-Acc", "i_acc": "I-Acc", "acc": "Acc"}
-
-
-def group_metrics(labels: Mapping[str, Sequence[int]]) -> list[Metric]:
-    """G-Acc, Q-Acc, I-Acc and Acc, in percent, from the four labels of each group.
-
-    G-Acc comes first: the UniGame paper reports NaturalBench by it.
-    """
-    units: dict[str, list[Unit]] = {name: [] for name in _LABELS}
-    for group, four in labels.items():
-        for name, found in GroupOutcome.of(four).units(group).items():
-            units[name] += found
-    return [Metric(name, label, tuple(units[name])) for name, label in _LABELS.items()]
+from unigame.evaluation.items import Row, loaded, replies, require, shares, shown
+from unigame.evaluation.source import BadRow, Rows, field, read_rows
+from unigame.evaluation.tasks.naturalbench.rules import (
+    CELLS,
+    GOLD,
+    INSTRUCTIONS,
+    MULTIPLE_CHOICE,
+    YES_NO,
+    build_prompt,
+    extract,
+    group_metrics,
+)
+from unigame.reports.metrics import Metric
 
 
 class NaturalBench(Benchmark):
-    """NaturalBench. Headline: G-Acc, a group counts when all four of its answers are right.
-
-    Two layouts are read: ``BaiqiL/NaturalBench`` (one row a group) and
-    ``BaiqiL/NaturalBench-lmms-eval`` (four rows a group).
-    """
+    """Headline: G-Acc, a group counts when all four of its answers are right."""
 
     name = "naturalbench"
     title = "NaturalBench"
@@ -134,13 +58,8 @@ class NaturalBench(Benchmark):
             if limit is not None and len(items) >= limit:
                 break
             items += self._items(group)
-        if not items:
-            raise UserError(
-                f"{rows.info.id} has no usable group ({skips.summary()}); is it the right data "
-                "set, and its download complete?"
-            )
-        skips.kept = len(items)
-        return Loaded(items, replace(rows.info, fingerprint=fingerprint(items)), skips)
+        require(items, rows.info.id, skips, "group")
+        return loaded(items, rows.info, skips)
 
     def _items(self, group: _Group) -> list[Item]:
         return [
@@ -158,14 +77,10 @@ class NaturalBench(Benchmark):
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path
     ) -> Scored:
         """The four accuracies. A group of which an item has no reply is left out of all of them."""
-        labels: dict[str, dict[str, int]] = {}
-        types: dict[str, str] = {}
-        for item in items:
-            prediction = predictions.get(item.id)
-            types[item.cluster] = kind = item.reference["question_type"]
-            four = labels.setdefault(item.cluster, {})
-            if prediction is not None and not prediction.error:
-                four[item.reference["cell"]] = extract(prediction.text, kind)
+        kinds = {item.cluster: item.reference["question_type"] for item in items}
+        labels: dict[str, dict[str, int]] = {group: {} for group in kinds}
+        for item, reply in replies(items, predictions):
+            labels[item.cluster][item.reference["cell"]] = extract(reply, kinds[item.cluster])
         whole = {
             group: [four[cell] for cell in CELLS]
             for group, four in labels.items()
@@ -186,19 +101,15 @@ class NaturalBench(Benchmark):
                 if group not in whole
                 for cell in four
             },
-            details={"question_types": _by_type(metrics[0].units, types)},
+            details={"question_types": _by_type(metrics[0], kinds)},
         )
 
 
-def _by_type(units: Sequence[Unit], types: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
+def _by_type(g_acc: Metric, kinds: Mapping[str, str]) -> dict[str, dict[str, float | int]]:
     """G-Acc, 0 to 1, of the yes/no groups and of the A/B groups."""
-    found: dict[str, list[float]] = {}
-    for unit in units:
-        found.setdefault(types[unit.id], []).append(unit.counts[0])
-    return {
-        kind: {"g_acc": sum(rights) / len(rights), "groups": len(rights)}
-        for kind, rights in found.items()
-    }
+    rates = shares((kinds[unit.id], unit.counts[0]) for unit in g_acc.units)
+    counts = Counter(kinds[unit.id] for unit in g_acc.units)
+    return {kind: {"g_acc": rate, "groups": counts[kind]} for kind, rate in rates.items()}
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -297,7 +208,7 @@ def _type(row: Row) -> str:
     if row.get(name) is None:
         raise BadRow("missing column Question_Type")
     kind = field(row, name, str)
-    if kind not in _INSTRUCTIONS:
+    if kind not in INSTRUCTIONS:
         raise BadRow(f"{name} is neither {YES_NO} nor {MULTIPLE_CHOICE}")
     return kind
 

@@ -2,32 +2,43 @@
 
 Three subsets of 3,000 questions differ in how the absent object is chosen: at random, among the
 popular ones, or among those that often go with what is there. ``question_id`` repeats across them,
-so an item's id is ``{subset}/{question_id}``. ``rows.py`` reads the data.
+so an item's id is ``{subset}/{question_id}``.
+
+Data: ``lmms-lab/POPE`` on the Hub or as local parquet, config ``default`` (one split ``test``, the
+subset in ``category``) or ``Full`` (a split per subset); or the original
+``coco_pope_{subset}.json``, one object a line or a list, with COCO's val2014 pictures beside them.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from unigame.data import SkipReport
+from unigame.data.tables import MalformedRow
+from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
+    DatasetInfo,
     DataSource,
     Item,
     Loaded,
     Prediction,
     Scored,
 )
-from unigame.evaluation.items import Row, collect, shown
-from unigame.evaluation.source import BadRow, field, fingerprint
-from unigame.evaluation.tasks.pope.rows import SUBSETS, by_subset, read_pope, wanted_subsets
+from unigame.evaluation.coco_pictures import CocoPictures
+from unigame.evaluation.items import Row, by_group, collect, loaded, replies, shown
+from unigame.evaluation.source import BadRow, Rows, field, read_rows, table_rows
+from unigame.evaluation.tasks.pope.rules import confusion, lmms_eval_label, official_label
 from unigame.evaluation.tasks.vqav2.rules import INSTRUCTION
 from unigame.reports.metrics import Metric, Unit
+
+SUBSETS = ("adversarial", "popular", "random")
 
 _STATISTICS = {
     "f1": "F1",
@@ -40,29 +51,8 @@ _YES_OR_NO = re.compile(r"\b(yes|no|not)\b", re.IGNORECASE)
 _STARTS_WITH_NO = re.compile(r"\W*no\b", re.IGNORECASE)
 
 
-def official_label(reply: str) -> str:
-    """``no`` if the first sentence has the word "No", "no" or "not", else ``yes``.
-
-    The spelling is exact: ``NO``, ``nope``, ``Not sure`` and an empty reply are ``yes``.
-    """
-    words = reply.split(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "no", "not"} & set(words) else "yes"
-
-
-def lmms_eval_label(reply: str) -> str:
-    """The reply in lower case; only exactly ``yes`` and ``no`` count as an answer."""
-    return reply.lower().strip()
-
-
-def confusion(label: str, truth: str) -> tuple[float, float, float, float]:
-    """(tp, fp, fn, tn) of one question, "yes" being positive; all 0 where the reply is neither."""
-    pairs = (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"))
-    tp, fp, fn, tn = (float((label, truth) == pair) for pair in pairs)
-    return tp, fp, fn, tn
-
-
 class POPE(Benchmark):
-    """F1, accuracy, precision, recall and share of "yes", per subset and averaged over subsets.
+    """F1, accuracy, precision, recall and share of "yes", averaged over subsets and per subset.
 
     Parsers: ``official``, as POPE's own script, BAGEL, InternVL and TorchUMM do. ``lmms_eval``
     follows lmms-eval 0.7.3 with its two traps: a reply that is neither word lowers accuracy but
@@ -83,33 +73,23 @@ class POPE(Benchmark):
         """What the model is asked; POPE itself prescribes no instruction (``bare``)."""
         return f"{question.strip()}\n{INSTRUCTION}" if self.prompt == "lmms_eval" else question
 
-    # ---- data ------------------------------------------------------------------------------------
-
     def load(self, source: DataSource, limit: int | None = None) -> Loaded:
         """All subsets, or the one that the source's split names.
 
         With ``limit``, every subset gives an equal share, from its start.
-
-        Raises:
-            UserError: no data, or not in a layout of POPE's.
         """
         rows = read_pope(source, self.hub_id)
         where = str(rows.root or rows.info.id)
-        subsets = wanted_subsets(source)
-        found, skips = by_subset(rows.rows, where, subsets)
+        subsets = _wanted(source)
+        found, skips = _by_subset(rows.rows, where, subsets)
         share = None if limit is None else math.ceil(limit / len(found))
         items: list[Item] = []
         for subset in subsets:
             if subset in found:
                 to_item = partial(self._item, subset=subset, root=rows.root)
-                items += collect(
-                    found[subset],
-                    to_item,
-                    where=f"{where} ({subset})",
-                    limit=share,
-                    skips=skips,
-                )[0]
-        return Loaded(items, replace(rows.info, fingerprint=fingerprint(items)), skips)
+                place = f"{where} ({subset})"
+                items += collect(found[subset], to_item, where=place, limit=share, skips=skips)[0]
+        return loaded(items, rows.info, skips)
 
     def _item(self, row: Row, subset: str, root: Path | None) -> Item:
         id = field(row, "question_id", int | str)
@@ -124,12 +104,6 @@ class POPE(Benchmark):
             cluster=str(row.get("image_source") or ""),
         )
 
-    # ---- metrics ---------------------------------------------------------------------------------
-
-    def label(self, reply: str) -> str:
-        """What a reply is read as."""
-        return official_label(reply) if self.parser == "official" else lmms_eval_label(reply)
-
     def score(
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path
     ) -> Scored:
@@ -138,22 +112,28 @@ class POPE(Benchmark):
         truths: list[Unit] = []
         unparsed: list[str] = []
         misread = 0
-        for item in items:
-            prediction = predictions.get(item.id)
-            if prediction is None or prediction.error:
-                continue
+        for item, reply in replies(items, predictions):
             truth, subset = item.reference["answer"], item.reference["subset"]
-            label = self.label(prediction.text)
+            label = official_label(reply) if self.parser == "official" else lmms_eval_label(reply)
             units.append(Unit(item.id, confusion(label, truth), item.cluster, subset))
             truths.append(Unit(item.id, (float(truth == "yes"),), item.cluster, subset))
-            if label not in ("yes", "no") or not _YES_OR_NO.search(prediction.text):
+            if label not in ("yes", "no") or not _YES_OR_NO.search(reply):
                 unparsed.append(item.id)
-            misread += label == "yes" and _STARTS_WITH_NO.match(prediction.text) is not None
+            misread += label == "yes" and _STARTS_WITH_NO.match(reply) is not None
+        groups = by_group(units)
+        counts = {
+            subset: {
+                name: int(sum(unit.counts[k] for unit in groups[subset]))
+                for k, name in enumerate(("TP", "FP", "FN", "TN"))
+            }
+            for subset in SUBSETS
+            if subset in groups
+        }
         return Scored(
             metrics=self._metrics(units, truths),
             unparsed=unparsed,
-            details={"counts": _counts(units)},
-            warnings=_warnings(units, misread),
+            details={"counts": counts},
+            warnings=_warnings(counts, misread),
         )
 
     def _metrics(self, units: Sequence[Unit], truths: Sequence[Unit]) -> list[Metric]:
@@ -163,27 +143,17 @@ class POPE(Benchmark):
             these = tuple(truths if of_truth else units)
             make = partial(Metric, statistic="mean" if of_truth else name)
             means.append(make(name, f"POPE {label}", these, per_group=True))
-            for subset in SUBSETS:
-                if part := tuple(unit for unit in these if unit.group == subset):
-                    parts.append(make(f"{name}_{subset}", f"POPE {label}, {subset}", part))
+            groups = by_group(these)
+            parts += [
+                make(f"{name}_{subset}", f"POPE {label}, {subset}", groups[subset])
+                for subset in SUBSETS
+                if subset in groups
+            ]
         return means + parts
 
 
-def _counts(units: Sequence[Unit]) -> dict[str, dict[str, int]]:
-    """Confusion counts of every subset."""
-    return {
-        subset: {
-            name: int(sum(unit.counts[k] for unit in units if unit.group == subset))
-            for k, name in enumerate(("TP", "FP", "FN", "TN"))
-        }
-        for subset in SUBSETS
-        if any(unit.group == subset for unit in units)
-    }
-
-
-def _warnings(units: Sequence[Unit], misread: int) -> list[str]:
+def _warnings(here: Iterable[str], misread: int) -> list[str]:
     warnings = []
-    here = {unit.group for unit in units}
     if missing := [subset for subset in SUBSETS if subset not in here]:
         warnings.append(
             f"no {' and no '.join(missing)} questions: the means are over fewer subsets"
@@ -194,3 +164,95 @@ def _warnings(units: Sequence[Unit], misread: int) -> list[str]:
             "the words No, no and not, in this spelling and before the first full stop"
         )
     return warnings
+
+
+# ---- layouts, read into rows with the columns of lmms-lab/POPE -----------------------------------
+
+
+def _wanted(source: DataSource) -> tuple[str, ...]:
+    """The subset that the source's split names, or all."""
+    return (source.split,) if source.split in SUBSETS else SUBSETS
+
+
+def read_pope(source: DataSource, hub_id: str) -> Rows:
+    """The rows of a source, in any of the layouts."""
+    root = None if source.root is None else source.root.expanduser()
+    if root is not None and (files := _original_files(root)):
+        return _original(root, files)
+    needed = ("question_id", "question", "answer", "image")
+    read = partial(read_rows, hub_id=hub_id)
+    if not _has_split_per_subset(source, root):
+        whole = replace(source, split=None) if source.split in SUBSETS else source
+        return read(whole, config=None, split="test", required=(*needed, "category"))
+    subsets = _wanted(source)
+    parts = [
+        read(replace(source, split=subset), config="Full", split=subset, required=needed)
+        for subset in subsets
+    ]
+    rows = [
+        {**row, "category": subset} if row else row
+        for subset, part in zip(subsets, parts, strict=True)
+        for row in part.rows
+    ]
+    return Rows(rows, replace(parts[0].info, split="+".join(subsets)), parts[0].root)
+
+
+def _has_split_per_subset(source: DataSource, root: Path | None) -> bool:
+    if root is None:
+        return source.config == "Full" or (source.config is None and source.split in SUBSETS)
+    return source.config == "Full" or any(
+        next(root.glob(f"{folder}{subset}*"), None)
+        for folder in ("", "data/", "Full/", "Full/data/")
+        for subset in SUBSETS
+    )
+
+
+def _original_files(root: Path) -> dict[str, Path]:
+    """POPE's own files by subset, in the folder itself or where its repository has them."""
+    found: dict[str, Path] = {}
+    for subset in SUBSETS:
+        for folder in ("", "coco/", "output/coco/"):
+            for suffix in ("json", "jsonl"):
+                path = root / f"{folder}coco_pope_{subset}.{suffix}"
+                if path.is_file():
+                    found.setdefault(subset, path)
+    return found
+
+
+def _original(root: Path, files: Mapping[str, Path]) -> Rows:
+    pictures = CocoPictures(root)
+    rows: list[dict[str, Any]] = []
+    for subset, path in files.items():
+        # One object a line, or a list of them, whatever the file is called.
+        for row in table_rows(path, ".jsonl"):
+            if isinstance(row, MalformedRow):
+                rows.append(MalformedRow("not a json object"))
+                continue
+            name = row.get("image")
+            columns = {"question": row.get("text"), "answer": row.get("label")}
+            place = {"image": pictures.by_name(name), "image_source": name, "category": subset}
+            rows.append({**row, **columns, **place} if row else row)
+    return Rows(rows, DatasetInfo(root.name, split="+".join(files)), root)
+
+
+def _by_subset(
+    rows: Iterable[dict[str, Any]], where: str, subsets: Sequence[str]
+) -> tuple[dict[str, list[dict[str, Any]]], SkipReport]:
+    """Rows of the wanted subsets; those that name none are counted."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    skips = SkipReport()
+    for number, row in enumerate(rows):
+        try:
+            subset = field(row, "category", str)
+            if subset not in SUBSETS:
+                raise BadRow(f"category is {subset!r}, expected {', '.join(SUBSETS)}")
+        except BadRow as bad:
+            skips.add(f"{where} row {number}", bad.reason)
+            continue
+        if subset in subsets:
+            found.setdefault(subset, []).append(row)
+    if not found:
+        raise UserError(
+            f"{where} has no row of {', '.join(subsets)} ({skips.summary()}); is it lmms-lab/POPE?"
+        )
+    return found, skips

@@ -12,17 +12,20 @@ to us: users supply a folder of pictures.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from unigame.backbones.common.prompts import CAPTION_QUESTION
-from unigame.data import SkipReport
+from unigame.backbones.base import CAPTION_QUESTION
+from unigame.data import CorruptImage, SkipReport
 from unigame.data.images import IMAGE_SUFFIXES
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
@@ -33,6 +36,8 @@ from unigame.evaluation.base import (
     Prediction,
     Scored,
 )
+from unigame.evaluation.drawn import Drawn, decoded, digest, drawn_pictures, without_pictures
+from unigame.evaluation.items import loaded
 from unigame.evaluation.scorers.encoders import (
     PRESETS,
     Encoder,
@@ -42,16 +47,9 @@ from unigame.evaluation.scorers.encoders import (
     open_encoder,
 )
 from unigame.evaluation.scorers.pretrained import Loadable
-from unigame.evaluation.source import BadRow, Rows, field, fingerprint, picture, read_rows
+from unigame.evaluation.source import BadRow, Rows, field, picture, read_rows
 from unigame.evaluation.store import JsonlStore
-from unigame.evaluation.tasks.unifiedbench.rules import (
-    cosines,
-    digest,
-    figures,
-    metrics,
-    pairs,
-    warnings,
-)
+from unigame.evaluation.tasks.unifiedbench.rules import cosine, figures, metrics, warnings
 
 CAPTION_PROMPT = (
     "You are an expert vision-language model.\n"
@@ -77,9 +75,6 @@ class UnifiedBench(Benchmark):
         caption_tokens: longest caption. TorchUMM gives its BAGEL 1,000; models that draw from a
             short context, as Janus, cut long prompts off, so 256 here.
         device: where the encoders run; None: the accelerator if there is one.
-
-    Raises:
-        UserError: an unknown variant or encoder.
     """
 
     name = "unifiedbench"
@@ -124,11 +119,7 @@ class UnifiedBench(Benchmark):
         }
 
     def prepare(self) -> None:
-        """Find every encoder and read its weights once, so that none is missing after the drawing.
-
-        Raises:
-            UserError: one cannot be had, such as a gated one without access.
-        """
+        """Find every encoder and read its weights once, before the drawing."""
         for _, encoder in self._open():
             if isinstance(encoder, Loadable):
                 encoder.check()
@@ -145,9 +136,6 @@ class UnifiedBench(Benchmark):
 
         ``2.png`` goes before ``10.png``; the stem is the id. A data set with a column ``image``
         can be given instead, as a Hub id or as local parquet.
-
-        Raises:
-            UserError: no such folder, or no pictures in it.
         """
         skips = SkipReport()
         if source.root is not None and (files := _picture_files(source.root.expanduser())):
@@ -155,9 +143,7 @@ class UnifiedBench(Benchmark):
             items = self._from_files(files, skips)
         else:
             info, items = self._from_rows(source, skips)
-        items = items if limit is None else items[:limit]
-        skips.kept = len(items)
-        return Loaded(items, replace(info, fingerprint=fingerprint(items)), skips)
+        return loaded(items if limit is None else items[:limit], info, skips)
 
     def _from_files(self, files: Sequence[Path], skips: SkipReport) -> list[Item]:
         items: dict[str, Item] = {}
@@ -195,12 +181,17 @@ class UnifiedBench(Benchmark):
         With fewer than four encoders the mean is ``proxy_<n>_encoders``, never ``overall``. Cosines
         are kept in ``cosines.jsonl``; a second run asks the encoders only for what is missing.
         """
-        found, unscored = pairs(items, predictions)
+        pairs, missing = drawn_pictures(items, predictions)
         store = JsonlStore(folder / "cosines.jsonl")
+        lost: dict[str, str] = {}
         by_encoder = {}
         for label, encoder in self._open():
-            by_encoder[label] = cosines(label, encoder, found, store, unscored)
-        captions = [predictions[pair.item.id].text for pair in found]
+            by_encoder[label] = _cosines(label, encoder, pairs, store, lost)
+            if isinstance(encoder, Loadable):
+                encoder.unload()
+        unscored = without_pictures(items, pairs, missing)
+        unscored |= {pair.item.id: lost[pair.id] for pair in pairs if pair.id in lost}
+        captions = [predictions[pair.item.id].text for pair in pairs]
         return Scored(
             metrics=metrics(by_encoder),
             unscored=unscored,
@@ -211,6 +202,48 @@ class UnifiedBench(Benchmark):
             },
             warnings=warnings(by_encoder),
         )
+
+
+def _cosines(
+    label: str, encoder: Encoder, pairs: Sequence[Drawn], store: JsonlStore, lost: dict[str, str]
+) -> dict[str, float | None]:
+    """One encoder's cosine of every pair, by item id.
+
+    What the store has of the same files and weights is not computed again. Pairs with a damaged
+    picture are added to ``lost``, with the reason.
+    """
+    known, new = {}, []
+    for pair in pairs:
+        row = store.get(f"{label}/{pair.item.id}")
+        if row is not None and row["of"] == _of(encoder, pair):
+            known[pair.item.id] = row["cosine"]
+        else:
+            new.append(pair)
+    for batch in decoded(new, _both, lost):
+        both = [*(reference for _, (reference, _) in batch), *(drawn for _, (_, drawn) in batch)]
+        first_ND, second_ND = np.split(np.asarray(encoder.encode(both), dtype=np.float64), 2)
+        rows = []
+        for (pair, _), value in zip(batch, cosine(first_ND, second_ND).tolist(), strict=True):
+            known[pair.item.id] = round(value, 9) if math.isfinite(value) else None
+            id, figure = f"{label}/{pair.item.id}", known[pair.item.id]
+            rows.append({"id": id, "cosine": figure, "of": _of(encoder, pair)})
+        store.append(*rows)
+    return {pair.item.id: known[pair.item.id] for pair in pairs if pair.item.id in known}
+
+
+def _of(encoder: Encoder, pair: Drawn) -> list[str]:
+    """What a cosine depends on: weights, reference and drawn picture."""
+    reference = pair.item.reference.get("sha256") or content_key(pair.item.pictures[0])[:16]
+    return [encoder.name, str(reference), pair.digest]
+
+
+def _both(pair: Drawn) -> tuple[Image.Image, Image.Image]:
+    """The reference picture and the drawn one."""
+    try:
+        reference = pair.item.pictures[0]()
+    except CorruptImage as error:
+        raise CorruptImage(pair.id, f"reference: {error.reason}", error.detail) from error
+    return reference, pair.open()
 
 
 def _picture_files(root: Path) -> list[Path]:

@@ -1,8 +1,14 @@
 """VQAv2: open questions about COCO pictures, scored against ten annotators (arXiv 1612.00837).
 
-Data: ``lmms-lab/VQAv2`` on the Hub or as local parquet, or VQA's own json with COCO's pictures
-(``files.py``). Annotators are told apart by position, so a set without ``answer_id`` scores
-like one with it.
+Data: ``lmms-lab/VQAv2`` on the Hub or as local parquet, or VQA's own json with COCO's pictures::
+
+    <root>/v2_OpenEnded_mscoco_val2014_questions.json
+    <root>/v2_mscoco_val2014_annotations.json
+    <root>/val2014/COCO_val2014_000000000042.jpg
+
+The json files may also lie one folder deeper; so may the pictures, two folders deep at most, and
+be named ``000000000042.jpg``, as COCO names them since 2017. Annotators are told apart by
+position, so a set without ``answer_id`` scores like one with it.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from unigame.data.paths import is_mac_file
+from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
@@ -27,9 +35,9 @@ from unigame.evaluation.base import (
     Prediction,
     Scored,
 )
-from unigame.evaluation.items import Row, collect, shown
-from unigame.evaluation.source import BadRow, Rows, field, fingerprint, read_rows
-from unigame.evaluation.tasks.vqav2.files import has_vqa_files, read_vqa_files
+from unigame.evaluation.coco_pictures import CocoPictures
+from unigame.evaluation.items import Row, by_group, collect, loaded, replies, shown
+from unigame.evaluation.source import BadRow, Rows, field, read_json, read_rows
 from unigame.evaluation.tasks.vqav2.rules import INSTRUCTION, Variant, clean_reply, soft_score
 from unigame.reports.metrics import Metric, Unit
 
@@ -37,12 +45,12 @@ SUBMISSION = "submission"
 
 
 class VQAv2(Benchmark):
-    """Mean leave-one-out agreement with ten annotators, in percent.
+    """Mean leave-one-out agreement with ten annotators, in percent; then by type of answer.
 
     Prompts: ``lmms_eval`` puts the instruction on a line of its own, ``torchumm_unigame`` after a
     blank (so do BAGEL and InternVL), ``bare`` leaves it out.
 
-    Parsers: those of ``vqa_text``; ``torchumm_unigame`` is ``textvqa`` after that script's clean-up
+    Parsers: those of ``rules.py``; ``torchumm_unigame`` is ``textvqa`` after that script's clean-up
     of the reply; ``submission`` scores nothing, needs no answers, and writes ``submission.json``
     for the challenge server: the only way to a figure on a test split.
     """
@@ -58,20 +66,11 @@ class VQAv2(Benchmark):
 
     def prompt_for(self, question: str) -> str:
         """What the model is asked."""
-        match self.prompt:
-            case "lmms_eval":
-                return f"{question}\n{INSTRUCTION}"
-            case "torchumm_unigame":
-                return f"{question} {INSTRUCTION}"
-        return question
+        joint = {"lmms_eval": "\n", "torchumm_unigame": " "}.get(self.prompt)
+        return question if joint is None else f"{question}{joint}{INSTRUCTION}"
 
     def load(self, source: DataSource, limit: int | None = None) -> Loaded:
-        """Questions of ``validation``, or of the source's split.
-
-        Raises:
-            UserError: no data, another layout, or a split without answers (unless for a
-                submission).
-        """
+        """Questions of ``validation``, or of the source's split."""
         data = self._rows(source)
         where = str(data.root or data.info.id)
         if self.parser != SUBMISSION and not any(row.get("answers") for row in data.rows):
@@ -80,21 +79,19 @@ class VQAv2(Benchmark):
                 "can score a test split; use split validation (with its annotations), or "
                 f"--parser {self.name}={SUBMISSION}, which writes the file to upload"
             )
-        items, skips = collect(
-            data.rows, partial(self._item, root=data.root), where=where, limit=limit
-        )
+        to_item = partial(self._item, root=data.root)
+        items, skips = collect(data.rows, to_item, where=where, limit=limit)
         if not any(item.pictures for item in items):
             raise UserError(
                 f"{where} has no usable row: no question has a picture; is their folder there?"
             )
-        return Loaded(items, replace(data.info, fingerprint=fingerprint(items)), skips)
+        return loaded(items, data.info, skips)
 
     def _rows(self, source: DataSource) -> Rows:
         split = source.split or "validation"
-        if source.root is not None:
-            root = source.root.expanduser()
-            if has_vqa_files(root):
-                return Rows(read_vqa_files(root, split), DatasetInfo(root.name, split=split), root)
+        root = None if source.root is None else source.root.expanduser()
+        if root is not None and _files(root, "questions"):
+            return Rows(read_vqa_files(root, split), DatasetInfo(root.name, split=split), root)
         needed = ("question_id", "question", "image")
         return read_rows(source, hub_id=self.hub_id, config=None, split=split, required=needed)
 
@@ -110,9 +107,9 @@ class VQAv2(Benchmark):
 
     def _asked(self, row: Row, root: Path | None) -> Item:
         id = str(field(row, "question_id", int | str))
-        reference: dict[str, Any] = (
-            {} if self.parser == SUBMISSION else {"answers": answers_of(row)}
-        )
+        reference: dict[str, Any] = {}
+        if self.parser != SUBMISSION:
+            reference["answers"] = answers_of(row)
         if isinstance(kind := row.get("answer_type"), str):
             reference["answer_type"] = kind
         return Item(
@@ -127,26 +124,26 @@ class VQAv2(Benchmark):
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path
     ) -> Scored:
         """Accuracy over all questions, and for each type of answer that the data tell apart."""
-        replies = [
-            (item, predictions[item.id].text)
-            for item in items
-            if item.id in predictions and not predictions[item.id].error
-        ]
+        said = list(replies(items, predictions))
         if self.parser == SUBMISSION:
-            return _submission(
-                items, {item.id: text for item, text in replies}, folder / "submission.json"
+            texts = {item.id: text for item, text in said}
+            return _submission(items, texts, folder / "submission.json")
+        of_type = [
+            Unit(
+                item.id,
+                (self.score_reply(text, item.reference["answers"]),),
+                item.cluster,
+                str(item.reference.get("answer_type", "")),
             )
-        units = [
-            Unit(item.id, (self.score_reply(text, item.reference["answers"]),), item.cluster)
-            for item, text in replies
+            for item, text in said
         ]
-        metrics = [Metric("accuracy", f"{self.title} accuracy", tuple(units))]
-        kinds = [str(item.reference.get("answer_type", "")) for item, _ in replies]
-        for kind in sorted(set(kinds) - {""}):
-            of_kind = tuple(u for u, its_kind in zip(units, kinds, strict=True) if its_kind == kind)
-            if len(of_kind) < len(units):
+        units = tuple(replace(unit, group="") for unit in of_type)
+        metrics = [Metric("accuracy", f"{self.title} accuracy", units)]
+        for kind, some in sorted(by_group(of_type).items()):
+            if kind and len(some) < len(units):
                 name = "accuracy_" + kind.replace("/", "_")
-                metrics.append(Metric(name, f"{self.title} accuracy, {kind}", of_kind))
+                these = tuple(replace(unit, group="") for unit in some)
+                metrics.append(Metric(name, f"{self.title} accuracy, {kind}", these))
         return Scored(metrics)
 
     def score_reply(self, reply: str, answers: Sequence[str]) -> float:
@@ -177,20 +174,18 @@ def answers_of(row: Row) -> list[str]:
 def _submission(items: Sequence[Item], texts: Mapping[str, str], path: Path) -> Scored:
     """The file that VQA's and AdVQA's challenge servers take, and no figure.
 
-    Args:
-        items: all questions: the servers refuse a file that lacks one.
-        texts: replies by item id; a question without one gets an empty answer.
-        path: where to write.
-
-    Raises:
-        UserError: there is no reply at all.
+    The servers refuse a file that lacks a question: one without a reply gets an empty answer.
     """
     if not texts:
         raise UserError(
             "no question has a reply, so there is nothing to submit; see the skip counts"
         )
     rows = [
-        {"question_id": _whole(item.id), "answer": texts.get(item.id, "").strip()} for item in items
+        {
+            "question_id": int(item.id) if re.fullmatch(r"-?\d+", item.id) else item.id,
+            "answer": texts.get(item.id, "").strip(),
+        }
+        for item in items
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -203,6 +198,102 @@ def _submission(items: Sequence[Item], texts: Mapping[str, str], path: Path) -> 
     return Scored(metrics=[], details={"submission": str(path)}, warnings=warnings)
 
 
-def _whole(id: str) -> int | str:
-    """The id as the challenges write it: a whole number."""
-    return int(id) if re.fullmatch(r"-?\d+", id) else id
+# ---- VQA's own files -----------------------------------------------------------------------------
+
+# Split -> how file names spell it, without hyphens.
+_IN_NAMES = {"validation": "val", "test": "test(?!dev)"}
+
+
+def read_vqa_files(root: Path, split: str) -> list[dict[str, Any]]:
+    """The questions of a split, each with its answers and picture, as rows of the Hub's columns.
+
+    A question without an annotation, or one that contradicts it, becomes a ``MalformedRow``; one
+    without a picture has None as its ``image``. Where a split has no annotations (test splits),
+    rows lack ``answers``.
+
+    Raises:
+        UserError: no file for the split, several, one without its list, or files that do not
+            belong together.
+    """
+    questions = _of_split(_files(root, "questions"), split, root)
+    asked = _list_in(questions, "questions")
+    annotations, answered = _files(root, "annotations"), None
+    if any(_is_of(path, split) for path in annotations):
+        answered = _annotated(_of_split(annotations, split, root))
+        if not any(_id_of(question) in answered for question in asked):
+            raise UserError(
+                f"no question of {questions.name} is annotated in {root}; "
+                "take both files of the same split"
+            )
+    # COCO's split whose pictures are meant; test-dev asks about the pictures of the test split.
+    named = re.search(r"(train|val|test)(?:-?dev)?(\d{4})", questions.name)
+    pictures = CocoPictures(root, "".join(named.groups()) if named else None)
+    return [_joined(question, answered, pictures) for question in asked]
+
+
+def _joined(
+    question: Any, answered: dict[Any, dict[str, Any]] | None, pictures: CocoPictures
+) -> dict[str, Any]:
+    if not isinstance(question, dict):
+        return MalformedRow("question is not an object")
+    row = dict(question)
+    if answered is not None:
+        annotation = answered.get(_id_of(question))
+        if annotation is None:
+            return MalformedRow("no annotation for the question")
+        image_id = question.get("image_id")
+        if annotation.get("image_id", image_id) != image_id:
+            return MalformedRow("question and annotation have different image_id")
+        row = {**annotation, **question}
+    # None where it is not there: a submission names such a question, too.
+    row["image"] = pictures.by_id(row.get("image_id"))
+    return row
+
+
+def _id_of(entry: Any) -> Any:
+    """The question's id; None where it has none that could be looked up."""
+    id = entry.get("question_id") if isinstance(entry, dict) else None
+    return id if isinstance(id, int | str) else None
+
+
+def _annotated(path: Path) -> dict[Any, dict[str, Any]]:
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in _list_in(path, "annotations"):
+        id = _id_of(entry)
+        if id is not None and found.setdefault(id, entry) != entry:
+            raise UserError(
+                f"{path} has two annotations of question {id} that differ; keep one of them"
+            )
+    return found
+
+
+def _list_in(path: Path, key: str) -> list[Any]:
+    content = read_json(path)
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(
+            f'{path} has no list "{key}"; is it VQA\'s file of {key}, downloaded whole?'
+        )
+    return entries
+
+
+def _files(root: Path, what: str) -> list[Path]:
+    found = [path for pattern in ("", "*/") for path in root.glob(f"{pattern}*{what}*.json")]
+    return sorted(path for path in found if path.is_file() and not is_mac_file(path.name))
+
+
+def _is_of(path: Path, split: str) -> bool:
+    """Whether a file is of the split, by its name; one that names no split may be of any."""
+    name, split = path.name.replace("-", ""), split.replace("-", "")
+    wanted = _IN_NAMES.get(split, re.escape(split))
+    return bool(re.search(wanted, name)) or not re.search("train|val|test", name)
+
+
+def _of_split(files: list[Path], split: str, root: Path) -> Path:
+    chosen = [path for path in files if _is_of(path, split)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(str(path.relative_to(root)) for path in chosen or files)
+    if chosen:
+        raise UserError(f"{root} holds several files of split {split!r}: {names}; keep one")
+    raise UserError(f"{root} has no file of split {split!r}, only {names}; choose another --split")

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from unigame.reports.metrics import Metric, Unit, value_of
+from unigame.reports.metrics import Metric, Unit
 
 SCORES: Final = ("consistency", "realism", "aesthetic_quality")
 HIGHEST_SCORE: Final = 2
@@ -44,9 +44,6 @@ WEIGHTS: Final = {
 """Shares of the 1,000 prompts: over a full set the overall score is the plain mean."""
 
 UNKNOWN_CATEGORY: Final = "unknown"
-TORCHUMM_UNREAD: Final = 9.9
-"""What TorchUMM writes for a score it could not read. For reading its records, never averaged."""
-
 _NAMES = r"(consistency|realism|aesthetic quality)"
 _OFFICIAL = re.compile(_NAMES + r"\*{0,2}\s*:?\s*(\d)", re.IGNORECASE)
 _TORCHUMM = re.compile(_NAMES + r"\*{0,2}\s*[:：]?\s*(\d)", re.IGNORECASE)
@@ -114,14 +111,6 @@ def usable(scores: Mapping[str, float]) -> bool:
     return complete(scores) and all(0 <= scores[name] <= HIGHEST_SCORE for name in SCORES)
 
 
-def torchumm_record(reply: str) -> dict[str, float]:
-    """What TorchUMM stores for a reply, its 9.9 for unread scores included.
-
-    Only for comparing with its files: no figure of this package is computed from it.
-    """
-    return dict.fromkeys(SCORES, TORCHUMM_UNREAD) | read_torchumm(reply)
-
-
 def read_verified(reply: str) -> dict[str, float]:
     """The one score, 0 or 1, that the judge of WISE_Verified gives; empty if there is none.
 
@@ -158,22 +147,3 @@ def overall_metric(units: Sequence[Unit]) -> Metric:
     return Metric(
         "wiscore", "WiScore", tuple(units), per_group=True, weights=dict(WEIGHTS), scale=1.0
     )
-
-
-def overall(scores: Mapping[str, Sequence[float]], *, whole_set_only: bool = False) -> float | None:
-    """Overall WiScore, 0 to 1, from the WiScores of each category.
-
-    Args:
-        scores: WiScores by category; categories without weight are left out.
-        whole_set_only: as the official script: None if a category has no score at all. The default
-            renormalises the weights of the categories that are there, as lmms-eval does.
-    """
-    units = [
-        Unit(f"{name}/{i}", (value,), group=name)
-        for name in WEIGHTS
-        for i, value in enumerate(scores.get(name, ()))
-    ]
-    missing = set(WEIGHTS) - {unit.group for unit in units}
-    if not units or (whole_set_only and missing):
-        return None
-    return value_of(overall_metric(units))

@@ -3,39 +3,79 @@
 Legacy WISE (2025), which UniGame's paper reports: 1,000 prompts in six categories, one picture
 each, drawn from the prompt verbatim; a judge who also reads an explanation gives three scores.
 Data: ``Yuwei-Niu/WISE`` on the Hub, or the three lists of ``WISE_legacy/data`` in
-PKU-YuanGroup/WISE. Rules and their sources: ``rules.py``.
+PKU-YuanGroup/WISE. The repository's default is now WISE_Verified: other prompts under the same
+numbers, another judge, other categories; its files are refused. Rules and sources: ``rules.py``.
 
 Deviations, all about pictures without a score:
 
 1. lmms-eval counts a judge that failed and a picture that is missing as 0, TorchUMM as 9.9, the
    official script refuses the whole set. Here such pictures enter no average; they are counted,
    with reasons, and the record also says what the score would be if they were 0.
-2. Scores outside 0 to 2 count as unreadable (``wise_rules.usable``).
+2. Scores outside 0 to 2 count as unreadable (``rules.usable``).
 """
 
 from __future__ import annotations
 
-import shutil
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from unigame.errors import UserError
-from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Prediction, Scored
-from unigame.evaluation.scorers.judges import SPELLINGS, Judge, JudgeRequest, Rubric
-from unigame.evaluation.scorers.judging import Judgement, Retry, collect
+from unigame.evaluation.base import (
+    Benchmark,
+    DatasetInfo,
+    DataSource,
+    Item,
+    Loaded,
+    Prediction,
+    Scored,
+)
+from unigame.evaluation.items import by_group, collect, loaded
+from unigame.evaluation.scorers.judges import (
+    SPELLINGS,
+    Judge,
+    JudgeRequest,
+    Rubric,
+    parse_judge,
+)
+from unigame.evaluation.scorers.judging import Judgement, Retry
+from unigame.evaluation.scorers.judging import collect as judge_all
+from unigame.evaluation.source import BadRow, field, read_json, read_rows
 from unigame.evaluation.store import JsonlStore
-from unigame.evaluation.tasks.wise.rows import FULL_SIZE, identity, load_prompts
 from unigame.evaluation.tasks.wise.rules import (
     CATEGORY_IDS,
     READERS,
     SCORES,
+    UNKNOWN_CATEGORY,
+    category,
     overall_metric,
     usable,
     wiscore,
 )
 from unigame.reports.metrics import Metric, Unit, value_of
 
+HUB_ID: Final = "Yuwei-Niu/WISE"
+LISTS: Final = (
+    "cultural_common_sense.json",
+    "spatio-temporal_reasoning.json",
+    "natural_science.json",
+)
+COLUMNS: Final = ("Prompt", "Explanation", "prompt_id")
+FOLDERS: Final = ("", "data", "WISE_legacy/data")  # where the lists lie in the repository
+FIRST_PROMPT: Final = "Traditional food of the Mid-Autumn Festival"
+PROMPTS_SHA256: Final = "c50f17a35c733f3ee8f2cae0b7b75e14ec89f156180bacfa5658cd3c26084621"
+"""Of the 1,000 legacy prompts in the order of their ids, joined by newlines."""
+
+FULL_SIZE: Final = sum(map(len, CATEGORY_IDS.values()))
+SMALLEST_LIST: Final = 300
+
+# The data's own names of the categories, in lower case.
+_LABELS = {
+    "cultural knowledge": "culture",
+    "physical knowledge": "physics",
+    **{name: name for name in CATEGORY_IDS},
+}
 NO_PICTURE: Final = "no picture"
 
 
@@ -45,9 +85,9 @@ class WISE(Benchmark):
     Args:
         prompt: ``"verbatim"`` is the only variant.
         parser: how a judge's reply is read and what an incomplete set is worth; see
-            ``wise_rules``. ``official`` gives a score for all 1,000 prompts or none at all.
-        judge: who scores the pictures. There is no default: scores by different judges are not
-            comparable, so the choice is the user's.
+            ``rules.py``. ``official`` gives a score for all 1,000 prompts or none at all.
+        judge: who scores the pictures, or its spelling. There is no default: scores by different
+            judges are not comparable, so the choice is the user's.
         rubric: what the judge is told; None: the package's own.
         retry: how failures of the judge are met; None: the defaults.
         progress: called with the number of judged pictures and their total.
@@ -65,21 +105,18 @@ class WISE(Benchmark):
         *,
         prompt: str | None = None,
         parser: str | None = None,
-        judge: Judge | None = None,
+        judge: Judge | str | None = None,
         rubric: Rubric | None = None,
         retry: Retry | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> None:
         super().__init__(prompt=prompt, parser=parser)
-        self.judge, self.rubric = judge, rubric or Rubric()
+        self.judge = parse_judge(judge) if isinstance(judge, str) else judge
+        self.rubric = rubric or Rubric()
         self.retry, self.progress = retry, progress
 
     def prepare(self) -> None:
-        """See that there is a judge and that it can work, before anything is drawn.
-
-        Raises:
-            UserError: there is none, or its checkpoint cannot be had.
-        """
+        """See that there is a judge and that it can work, before anything is drawn."""
         self._chosen_judge().check()
 
     def _chosen_judge(self) -> Judge:
@@ -89,20 +126,25 @@ class WISE(Benchmark):
 
     # ---- data ------------------------------------------------------------------------------------
     def load(self, source: DataSource, limit: int | None = None) -> Loaded:
-        """Prompts in the data's order. See ``Benchmark.load``.
-
-        Raises:
-            UserError: no such data, WISE_Verified or rewritten prompts, or a part of the set where
-                the ``official`` variant needs all of it.
-        """
-        loaded = load_prompts(source, limit)
-        if self.parser == "official" and len(loaded.items) < FULL_SIZE:
+        """Prompts in the data's order; their explanations are for the judge only."""
+        rows, info = _read(source)
+        _refuse_verified(rows)
+        if not any(set(COLUMNS) <= row.keys() for row in rows):
+            columns = ", ".join(dict.fromkeys(str(name) for row in rows for name in row)) or "none"
+            raise UserError(
+                f"no usable WISE prompt in {info.id}: its columns are {columns}, but "
+                f"{', '.join(COLUMNS)} are needed: is this the right data set?"
+            )
+        items, skips = collect(rows, _item, where=info.id, id="prompt_id")
+        _check_first_prompt(items)
+        items = items if limit is None else items[:limit]
+        if self.parser == "official" and len(items) < FULL_SIZE:
             raise UserError(
                 "the official WISE score needs all 1,000 prompts and there are "
-                f"{len(loaded.items)}; drop --limit, complete the data, or use the parser variant "
+                f"{len(items)}; drop --limit, complete the data, or use the parser variant "
                 "lmms_eval"
             )
-        return loaded
+        return loaded(items, info, skips)
 
     # ---- scoring ---------------------------------------------------------------------------------
     def score(
@@ -112,10 +154,6 @@ class WISE(Benchmark):
 
         The headline is the WiScore, 0 to 1; then each category's, and the judge's three scores
         (means, 0 to 2). No metric at all where no picture has a score.
-
-        Raises:
-            UserError: no judge, a judge that cannot work at all, or missing scores where the
-                ``official`` variant needs all of them (the replies so far are kept).
         """
         judge = self._chosen_judge()
         found = self._judgements(judge, items, predictions, folder)
@@ -155,7 +193,7 @@ class WISE(Benchmark):
             for item in drawn
             if (picture := _picture(predictions.get(item.id)))
         ]
-        return found | collect(
+        return found | judge_all(
             judge,
             requests,
             self.rubric,
@@ -168,24 +206,6 @@ class WISE(Benchmark):
     def _read_reply(self, reply: str) -> Mapping[str, float] | None:
         scores = READERS[self.parser](reply)
         return scores if usable(scores) else None
-
-
-def export_pictures(
-    items: Iterable[Item], predictions: Mapping[str, Prediction], folder: str | Path
-) -> int:
-    """Copy the drawings to ``{prompt_id}.png``, as the official script wants them.
-
-    Returns:
-        How many there were.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    copied = 0
-    for item in items:
-        if picture := _picture(predictions.get(item.id)):
-            shutil.copyfile(picture, folder / f"{item.id}.png")
-            copied += 1
-    return copied
 
 
 def _picture(prediction: Prediction | None) -> Path | None:
@@ -202,14 +222,13 @@ def _metrics(items: Sequence[Item], scores: Mapping[str, Mapping[str, float]]) -
     rated = [item for item in items if item.id in scores]
     units = [_unit(item, wiscore(**scores[item.id])) for item in rated]
     metrics = [overall_metric(units)]
+    groups = by_group(units)
     for name in CATEGORY_IDS:
-        of_category = tuple(unit for unit in units if unit.group == name)
-        if of_category:
-            metrics.append(Metric(name, f"WiScore, {name}", of_category, scale=1.0))
+        if name in groups:
+            metrics.append(Metric(name, f"WiScore, {name}", groups[name], scale=1.0))
     for name in SCORES:
         values = tuple(_unit(item, scores[item.id][name]) for item in rated)
-        if values:
-            metrics.append(Metric(name, name.replace("_", " "), values, scale=1.0))
+        metrics.append(Metric(name, name.replace("_", " "), values, scale=1.0))
     return metrics
 
 
@@ -244,3 +263,93 @@ def _warnings(items: Sequence[Item], scores: Mapping[str, Mapping[str, float]]) 
     if (which := identity(items)) not in ("legacy WISE", "part of legacy WISE"):
         warnings.append(f"{which}: not comparable with published scores")
     return warnings
+
+
+# ---- reading the data ----------------------------------------------------------------------------
+
+
+def _read(source: DataSource) -> tuple[Sequence[Mapping[str, Any]], DatasetInfo]:
+    """Rows of the three lists where a folder has them, else of whatever table is there."""
+    if source.root is not None:
+        root = source.root.expanduser()
+        for folder in FOLDERS:
+            if found := [path for name in LISTS if (path := root / folder / name).is_file()]:
+                info = DatasetInfo(id=root.name, split=source.split or "test")
+                return [row for path in found for row in _list_of(path)], info
+        if any(root.glob("*verified*")) and not any(root.glob("*.parquet")):
+            raise UserError(
+                f"{root} holds WISE_Verified, whose prompts and scores are others; the paper's "
+                "WISE is in the folder WISE_legacy/data of the same repository"
+            )
+    rows = read_rows(source, hub_id=HUB_ID, config=None, split="test", required=COLUMNS)
+    return rows.rows, rows.info
+
+
+def _list_of(path: Path) -> list[Mapping[str, Any]]:
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise UserError(f"{path} is not a list of prompts; download WISE_legacy/data again")
+    return [row if isinstance(row, dict) else {} for row in rows]
+
+
+def _item(row: Mapping[str, Any]) -> Item:
+    prompt_id = field(row, "prompt_id", int)
+    prompt = field(row, "Prompt", str)
+    explanation = field(row, "Explanation", str)
+    if category(prompt_id) == UNKNOWN_CATEGORY:
+        raise BadRow("prompt_id is not between 1 and 1000")
+    if not prompt.strip():
+        raise BadRow("empty Prompt")
+    reference = {
+        "explanation": explanation,
+        "category": category(prompt_id),
+        "subcategory": str(row.get("Subcategory") or ""),
+    }
+    return Item(id=str(prompt_id), prompt=prompt, reference=reference)
+
+
+# ---- which WISE is this? -------------------------------------------------------------------------
+
+
+def _refuse_verified(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Categories that contradict the legacy numbering: time ends at 567, in WISE_Verified at 520.
+
+    With it, a full set has the legacy counts 400, 167, 133, 100, 100 and 100.
+    """
+    for row in rows:
+        label = _LABELS.get(str(row.get("Category")).strip().lower())
+        try:
+            prompt_id = field(row, "prompt_id", int)
+        except BadRow:
+            continue
+        if label and category(prompt_id) not in (label, UNKNOWN_CATEGORY):
+            raise UserError(
+                f"prompt {prompt_id} is of category {row['Category']!r}, but in legacy WISE it is "
+                f"{category(prompt_id)}: this looks like WISE_Verified, whose scores are not "
+                "comparable; use the files of WISE_legacy/data"
+            )
+
+
+def _check_first_prompt(items: Sequence[Item]) -> None:
+    """A set as long as one of the lists must begin as legacy WISE does; small ones may be others'.
+
+    The ``*_rewrite.json`` lists and WISE_Verified have another prompt 1.
+    """
+    first = next((item.prompt for item in items if item.id == "1"), FIRST_PROMPT)
+    if first.strip() != FIRST_PROMPT and len(items) >= SMALLEST_LIST:
+        raise UserError(
+            f"prompt 1 is {first!r}, in legacy WISE it is {FIRST_PROMPT!r}: these are rewritten "
+            "prompts or WISE_Verified, whose scores are not comparable; use WISE_legacy/data"
+        )
+
+
+def identity(items: Sequence[Item]) -> str:
+    """Which prompts were drawn, for the record."""
+    by_id = {int(item.id): item.prompt for item in items}
+    if by_id.get(1, FIRST_PROMPT).strip() != FIRST_PROMPT:
+        return "not WISE's prompts"
+    if len(by_id) < FULL_SIZE:
+        return "part of legacy WISE"
+    text = "\n".join(by_id[id] for id in sorted(by_id))
+    same = hashlib.sha256(text.encode()).hexdigest() == PROMPTS_SHA256
+    return "legacy WISE" if same else "legacy WISE with changed prompts"

@@ -1,0 +1,178 @@
+"""Conversations in every schema that people have: the same records, or a counted reason."""
+
+import base64
+import json
+
+import datasets
+import pytest
+from datasets import Dataset, Features, Image, List, Value
+
+from tests.data.files import BLUE, GREEN, RED, color_of, png, write, write_json, write_jsonl
+from unigame.data import Chat, build_dataset
+from unigame.data.chat import MALFORMED, MORE_MARKS, SEVERAL, UNSHOWN
+from unigame.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "red ü.png", png(RED))
+    write(tmp_path / "blue.png", png(BLUE))
+    return tmp_path
+
+
+def said(*texts, who=("human", "gpt"), keys=("from", "value")):
+    return [{keys[0]: who[n % 2], keys[1]: text} for n, text in enumerate(texts)]
+
+
+def spoken(*texts):
+    return said(*texts, who=("user", "assistant"), keys=("role", "content"))
+
+
+TWO = ["blue.png", "red ü.png"]
+TEXT_VALUE = Value("string")
+DATA = "data:image/png;base64," + base64.b64encode(png(RED)).decode()
+URL = {"type": "image_url", "image_url": {"url": DATA}}
+TEXT = {"type": "text", "text": "Which colour?"}
+SCHEMAS = {
+    "llava": {"image": "red ü.png", "conversations": said("<image>\nWhich colour?", "red")},
+    "mark at the end": {
+        "image": ["red ü.png"],
+        "conversations": said("Which colour?<image>", "red"),
+    },
+    "swift": {"images": ["red ü.png"], "messages": spoken("<image>Which colour?", "red")},
+    "no mark": {"image": "red ü.png", "messages": spoken("Which colour?", "red")},
+    "query": {"images": ["red ü.png"], "query": "<image>Which colour?", "response": "red"},
+    "trl": {
+        "images": ["red ü.png"],
+        "messages": spoken([{"type": "image"}, TEXT], [{"type": "text", "text": "red"}]),
+    },
+    "trl prompts": {
+        "image": "red ü.png",
+        "prompt": spoken([{"type": "image"}, TEXT]),
+        "completion": [{"role": "assistant", "content": "red"}],
+    },
+    "prompt of text": {"image": "red ü.png", "prompt": "Which colour?", "completion": "red"},
+    "openai": {"messages": spoken([TEXT, URL], "red")},
+    "align-anything": {
+        "prompt": "<image_placeholder> Which colour?",
+        "image": "red ü.png",
+        "response": "red",
+    },
+    "system": {
+        "image": "red ü.png",
+        "messages": [{"role": "system", "content": "Be brief."}, *spoken("Which colour?", "red")],
+    },
+}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "bom"])
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_schema_gives_the_same_record(folder, schema, form):
+    row = {"id": "a", **SCHEMAS[schema]}
+    path = folder / f"chat.{form if form != 'bom' else 'jsonl'}"
+    if form == "json":
+        write_json(path, [row])
+    elif form == "jsonl":
+        write_jsonl(path, [row])
+    else:
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n")
+    record = dict(Chat(path)[0])
+    assert color_of(record.pop("image")) == "red"
+    assert record == {"id": "a", "question": "Which colour?", "answer": "red", "caption": None}
+
+
+def test_tables_of_datasets(tmp_path):
+    features = Features(
+        {
+            "messages": List(
+                {"role": TEXT_VALUE, "content": List({"type": TEXT_VALUE, "text": TEXT_VALUE})}
+            ),
+            "images": List(Image()),
+        }
+    )
+    asked = [{"type": "text", "text": "Which colour?"}, {"type": "image", "text": None}]
+    rows = [
+        {"messages": spoken(asked, [{"type": "text", "text": word}]), "images": pictures}
+        for word, pictures in (
+            ("red", [{"bytes": png(RED), "path": None}]),
+            ("lost", []),
+            ("green", [{"bytes": png(GREEN), "path": None}]),
+        )
+    ]
+    table = Dataset.from_list(rows, features=features)
+    table.to_parquet(tmp_path / "t.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "t.parquet", tmp_path / "saved"):
+        data = Chat(path)
+        assert [(data[i]["answer"], color_of(data[i]["image"])) for i in range(len(data))] == [
+            ("red", "red"),
+            ("green", "green"),
+        ]
+        assert data.skips.skipped == {"1": "more image marks than pictures"}
+
+
+def test_each_answer_is_a_record_with_the_picture_that_was_shown(folder):
+    turns = said("Hi", "hello", "<image>Which?", "red", "Sure?", "yes")
+    row = {"id": "a", "image": "red ü.png", "conversations": turns}
+    data = Chat(write_json(folder / "t.json", [row]))
+    assert [(data[i]["id"], data[i]["question"], data[i]["answer"]) for i in range(len(data))] == [
+        ("a/1", "Which?", "red"),
+        ("a/2", "Sure?", "yes"),
+    ]
+    assert data.skips.skipped == {"a/0": "text without a picture"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"conversations": said("Hi", "hello")}, "text without a picture"),
+        ({"images": TWO, "messages": spoken("<image><image>?", "x")}, SEVERAL),
+        ({"images": TWO, "messages": spoken("<image>?", "x")}, UNSHOWN),
+        ({"image": "blue.png", "messages": spoken("<image>?", "x", "<image>?", "y")}, MORE_MARKS),
+        ({"image": "http://x/a.png", "messages": spoken("?", "x")}, "link to a picture"),
+        ({"image": "gone.png", "messages": spoken("?", "x")}, "missing image"),
+        ({"image": "blue.png", "messages": spoken("?", "")}, MALFORMED),
+        ({"image": "blue.png", "messages": said("?", "x", who=("Q", "A"))}, MALFORMED),
+        ({"image": "blue.png", "messages": ["?", "x"]}, MALFORMED),
+        ({"image": "blue.png", "messages": spoken([{"type": "video"}], "x")}, MALFORMED),
+        ({"image": "blue.png", "messages": "?"}, MALFORMED),
+        ({"image": 7, "messages": spoken("?", "x")}, MALFORMED),
+        ({"image": "blue.png"}, "no text"),
+        ({"messages": []}, "no text"),
+    ],
+)
+def test_what_cannot_be_a_record_is_counted(folder, row, reason):
+    good = {"image": "blue.png", "messages": spoken("Which?", "blue")}
+    data = Chat(write_jsonl(folder / "t.jsonl", [row, good]))
+    assert len(data) == 1
+    assert list(data.skips.counts()) == [reason]
+
+
+def test_speakers_of_another_name_and_captions(folder):
+    rows = [
+        {"image": "red ü.png", "conversations": said("Which?", "red", who=("Q", "A"))},
+        {"image": "blue.png", "prompt": "a blue square"},
+    ]
+    source = {"type": "chat", "path": str(write_json(folder / "t.json", rows))}
+    data = build_dataset([{**source, "tags": {"user": "Q", "assistant": "A"}}])
+    assert (data[0]["answer"], data[1]["caption"], data[1]["question"]) == (
+        "red",
+        "a blue square",
+        None,
+    )
+    with pytest.raises(UserError, match="source 0.tags"):
+        build_dataset([{**source, "tags": {"robot": "A"}}])
+
+
+def test_a_file_that_is_no_conversation_is_one_line(folder):
+    with pytest.raises(UserError, match=r"t\.jsonl:2 is not valid json"):
+        Chat(write(folder / "t.jsonl", '{"messages": []}\n{"mess'))
+    with pytest.raises(UserError, match="does not exist here"):
+        Chat(folder / "gone.json")
+    with pytest.raises(UserError, match="no usable row .*1 no text"):
+        Chat(write_json(folder / "t.json", [{"title": "x"}]))

@@ -1,0 +1,171 @@
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import unigame
+from tests.tiny_chameleon import shared_tiny_chameleon
+from tests.tiny_composed import shared_vlm_unet
+from tests.tiny_emu3 import shared_tiny_emu3
+from unigame import cli
+from unigame.backbones import registry as families
+from unigame.backbones.janus.size import pro_config, size_of_config
+from unigame.backbones.memory import GIB, estimate, size_of
+from unigame.doctor import report as module
+from unigame.errors import UserError
+from unigame.training.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def size():
+    return size_of_config("folder", pro_config("1B"))
+
+
+def published(size):
+    return [replace(size, name=f"Janus-Pro-{shape}") for shape in ("1B", "7B")]
+
+
+@pytest.fixture
+def sound(monkeypatch, size):
+    """A machine where the bundled model is fine, without loading it or building large ones."""
+    monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
+    monkeypatch.setattr(module, "size_of", lambda name: replace(size, name=name))
+    monkeypatch.setattr(module, "published_sizes", lambda: published(size))
+
+
+def test_the_report_covers_environment_hardware_and_what_fits(sound, capsys):
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("python 3.", "torch ", "cores", "GiB available", "Janus-Pro-7B", "estimate"):
+        assert part in shown
+    assert shown.rstrip().splitlines()[-3].startswith("Next:")
+
+
+def test_marks_follow_the_capacity(sound, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a large machine", 1e15))
+    cli.main(["doctor"])
+    assert "✗" not in capsys.readouterr().out
+    monkeypatch.setattr(module, "_capacity", lambda: ("a tiny machine", 1.0))
+    cli.main(["doctor"])
+    assert "✓" not in capsys.readouterr().out
+
+
+def test_a_recipe_is_judged_by_its_own_settings(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 8 * 2**30))
+    recipe = tmp_path / "mine.yaml"
+    lines = []
+    for batch in (1, 64):
+        recipe.write_text(
+            "model: folder\ndtype: bfloat16\ndata: [{type: synthetic}]\n"
+            "methods: {selfplay: {buffer_capacity: 500}}\n"
+            f"training: {{per_device_train_batch_size: {batch}, gradient_checkpointing: true}}\n"
+        )
+        assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
+        shown = capsys.readouterr().out
+        lines += [line for line in shown.splitlines() if "This recipe" in line]
+        assert f"unigame train {recipe}" in shown
+    assert "batch 1)" in lines[0] and " fits in a machine" in lines[0]
+    assert "batch 64)" in lines[1] and "does not fit in a machine" in lines[1]
+
+
+RECIPES = Path(unigame.__file__).parent / "recipes"
+
+
+@pytest.mark.parametrize("name", ["1B", "7B"])
+def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
+    recipe = f"janus_pro_{name.lower()}"
+    plan = load_recipe(recipe, ["--bf16", "false"])  # a CPU has no bf16; the weights have
+    found = estimate(size_of_config(name, pro_config(name)), module.setting_of(plan), "bfloat16")
+    total = f"{found.total / GIB:.1f}"
+    rows = (RECIPES / "README.md").read_text().splitlines()
+    (row,) = [line for line in rows if line.startswith(f"| `{recipe}`")]
+    assert f"({total} GiB" in row
+    head = (RECIPES / f"{recipe}.yaml").read_text().partition("model:")[0]
+    page = (RECIPES.parents[1] / "docs" / "performance.md").read_text()
+    (cells,) = [line for line in page.splitlines() if line.startswith(f"| `{recipe}`")]
+    for part in (found.weights, found.trained, found.activations):
+        assert f"{part / GIB:.1f}" in head and f"{part / GIB:.1f}" in cells
+    assert f"{total} GiB" in head and f"| {total} |" in cells
+    if name == "7B":
+        kept = estimate(
+            size_of_config(name, pro_config(name)),
+            replace(module.setting_of(plan), checkpointing=False),
+            "bfloat16",
+        )
+        assert f"{kept.total / GIB:.1f} GiB" in head and f"{kept.total / GIB:.1f} |" in page
+
+
+def test_doctor_says_what_a_recipe_s_figure_is_made_of(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: folder\ndtype: bfloat16\ndata: [{type: synthetic}]\n")
+    assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4.0 of frozen weights" in shown and "of activations" in shown and "15% on top" in shown
+
+
+def test_a_broken_bundled_model_is_said_and_fails(capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise UserError("weight file is missing")
+
+    monkeypatch.setattr("unigame.backbones.load_backbone", broken)
+    assert cli.main(["doctor"]) == 1
+    assert "broken: weight file is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "fragment"),
+    [
+        ('{"model_type": "llama"}', "a text-only LLM of type 'llama'"),
+        ("{", "no model configuration"),
+        (None, "config.json"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_before_the_report(config, fragment, tmp_path, capsys):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert fragment in captured.err and captured.out == ""
+
+
+@pytest.mark.parametrize("make", [shared_tiny_emu3, shared_tiny_chameleon, shared_vlm_unet])
+def test_a_model_of_any_family_is_in_the_table(make, capsys, monkeypatch, size):
+    monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
+    monkeypatch.setattr(module, "published_sizes", lambda: published(size))
+    monkeypatch.setattr(module, "_capacity", lambda: ("a large machine", 1e15))
+    folder = str(make())
+    assert cli.main(["doctor", "--model", folder]) == 0
+    shown = capsys.readouterr().out
+    assert "0.0 ✓" in shown
+    assert ("not counted: of denoising" in shown) == (make is shared_vlm_unet)
+
+
+def test_a_plug_in_is_not_guessed_at(capsys, monkeypatch, tmp_path):
+    def entries(group):
+        return [EntryPoint("emu9", "nowhere:load", group)]
+
+    monkeypatch.setattr(families, "entry_points", entries)
+    (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
+    assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert "'emu9', which does not say" in shown and "estimate chameleon, emu3, janus" in shown
+
+
+def test_a_plug_in_that_says_its_size_is_estimated(monkeypatch, tmp_path, size):
+    def entries(group):
+        return [EntryPoint("emu9", "plug_emu9:load", group)]
+
+    plug = ModuleType("plug_emu9")
+    plug.load = lambda name_or_path, *, dtype, device: None
+    plug.size_of = lambda name, file, hub_id: replace(size, name=f"{file.parent.name} of emu9")
+    plug.FAMILY_INFO = families.FamilyInfo(
+        "emu9", "plug_emu9:load", "Emu9", "", "", "codes", "", size="plug_emu9:size_of"
+    )
+    monkeypatch.setitem(sys.modules, "plug_emu9", plug)
+    monkeypatch.setattr(families, "entry_points", entries)
+    (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
+    assert size_of(str(tmp_path)).name == f"{tmp_path.name} of emu9"

@@ -1,0 +1,40 @@
+"""``unigame demo``: the game on the bundled model, and an honest table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unigame.cli import options
+from unigame.cli.app import command, option
+from unigame.cli.endings import kept, next_step
+from unigame.system.writable import require_writable
+
+
+@command("play the game on the bundled model and print an honest before/after table")
+@option("--quick", is_flag=True, help="about a third of the time")
+@option("--seed", type=options.SEED, default=0, help="of data, training and evaluation")
+@option("--output", type=options.PATH, default="runs/demo", help="folder to write")
+@options.model
+@option("--overwrite", is_flag=True, help="replace a demo of other settings in --output")
+def demo(quick: bool, seed: int, output: Path, model: str, overwrite: bool) -> None:
+    """Train SFT, UniGame and the controls at the same budget, and evaluate them all.
+
+    Writes table, gallery, curves and adapter.
+    """
+    require_writable(output, "--output")
+    from unigame.demo.run import run_demo
+
+    with kept(lambda: _kept(output)):
+        run_demo(output=output, quick=quick, seed=seed, model=model, overwrite=overwrite)
+    next_step(
+        f"look at {output}/gallery.png and {output}/curves.png",
+        "change one number and train again:  unigame train janus_nano --beta 0.25",
+    )
+
+
+def _kept(output: Path) -> str:
+    from unigame.demo.folder import finished_arms
+
+    folder, arms = finished_arms(output)
+    found = f"kept in {folder}: {', '.join(arms)}" if arms else "no arm was finished yet"
+    return f"Stopped; {found}. Run the same command again to go on from there."

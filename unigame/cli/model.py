@@ -1,0 +1,53 @@
+"""The model that ``generate`` and ``answer`` use, and whether a text is one that it can take."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+from unigame.cli import options
+from unigame.errors import UserError
+
+if TYPE_CHECKING:
+    from unigame.backbones.base import Backbone
+
+
+def load(model: str, adapter: str | None, dtype: str, **texts: str) -> Backbone:
+    """The model, once it is sure that it can take ``texts``: fields of a record by name.
+
+    Raises:
+        UserError: it does not load, or cannot take the texts.
+    """
+    from unigame.backbones import load_backbone
+
+    backbone = load_backbone(model, dtype=dtype, adapter=adapter)
+    # Beyond its positions a model answers nonsense and says nothing; the rules are training's.
+    found = backbone.text_rules.problem(texts) if backbone.text_rules else None
+    if found is not None:
+        reason = re.sub(r"in its (caption|question)", "in it", found[0])  # here there is one text
+        raise UserError(f"{next(iter(texts.values()))[:40]!r} cannot be used: {reason}; {found[1]}")
+    if model == options.BUNDLED:
+        _warn_of_unknown_words(next(iter(texts.values())))
+    return backbone
+
+
+def _warn_of_unknown_words(text: str) -> None:
+    """The bundled model knows a few dozen words; say which of these it does not know."""
+    from unigame.synthetic.questions import vocabulary
+    from unigame.system.console import make_console
+
+    known = set(vocabulary())
+    unknown = [word for word in re.findall(r"\w+", text.lower()) if word not in known]
+    if unknown:
+        make_console(stderr=True).print(
+            f"note: janus-nano does not know {', '.join(map(repr, unknown))}; it knows words such "
+            "as 'north', 'red', 'disc', 'how many shapes are there?', 'is there a blue cross?'"
+        )
+
+
+def suggestion(*words: str, model: str, adapter: str | None) -> str:
+    """A command with this model, for the shell."""
+    asked = ["--model", model] if model != options.BUNDLED else []
+    asked += ["--adapter", adapter] if adapter else []
+    return shlex.join(["unigame", *words, *asked])

@@ -1,0 +1,265 @@
+"""The schema of conversations about pictures: LLaVA, TRL, ms-swift, LLaMA-Factory, OpenAI.
+
+Each answer becomes a record of its own, with the question before it and the picture that was shown
+by then. What cannot be a record yet is counted: turns without a picture or with several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unigame.data.dataset import NO_TEXT, SEVERAL, RecordDataset, Row
+from unigame.data.pictures import TableCell
+from unigame.data.records import SkippedRow
+from unigame.data.rows import open_rows, root_of
+from unigame.data.tables import TABLE_SUFFIXES, read_table
+
+MARKS = re.compile(r"\s*<image(?:_placeholder)?>\s*")
+TAGS = {
+    "user": ("user", "human", "User", "USER"),
+    "assistant": ("assistant", "gpt", "Assistant", "ASSISTANT", "model"),
+    "system": ("system",),
+}
+"""Who speaks, by the names that people give them; a data set's own by the option ``tags``."""
+
+MALFORMED = "malformed conversation"
+NO_PICTURE = "text without a picture"
+UNSHOWN = "pictures that no mark shows"
+MORE_MARKS = "more image marks than pictures"
+LINK = "link to a picture"
+
+
+class BadChat(Exception):
+    """A row that is no conversation; ``args`` are the reason and the detail."""
+
+
+@dataclass
+class Turn:
+    """One question and its answer.
+
+    Attributes:
+        shown: number of pictures that were shown up to here.
+    """
+
+    question: str
+    answer: str
+    shown: int
+
+
+@dataclass
+class Conversation:
+    """A row, whatever schema it had."""
+
+    turns: list[Turn] = field(default_factory=list)
+    pictures: list[Any] = field(default_factory=list)
+    caption: str | None = None
+
+
+class Chat(RecordDataset):
+    """Conversations about pictures.
+
+    Args:
+        path: A json list, jsonl, parquet or arrow file, a glob of such files, a folder of them, a
+            folder written by ``save_to_disk``, or, with ``hub``, the id of a data set on the Hub.
+        hub: Whether ``path`` is a Hub id, which may be downloaded. Never assumed.
+        name: Configuration of a data set that has several.
+        split: The split; slices such as ``train[:1000]`` work where ``datasets`` knows them.
+        revision: Branch, tag or commit on the Hub.
+        images: Where relative image paths start; by default the folder of the file.
+        tags: What a data set calls its speakers, where it is unusual: ``{user: Q, assistant: A}``.
+        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache.
+        verify, limit: See :class:`RecordDataset`; ``limit`` counts answers.
+
+    Raises:
+        UserError: No such data set or split, a malformed file, nothing is left.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        hub: bool = False,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        images: str | Path | None = None,
+        tags: Mapping[str, str] | None = None,
+        cache_dir: str | Path | None = None,
+        verify: str = "exists",
+        limit: int | None = None,
+    ) -> None:
+        table = Path(path).expanduser()
+        speakers = {word: speaker for speaker, words in TAGS.items() for word in words}
+        speakers |= {word: speaker for speaker, word in (tags or {}).items()}
+
+        def rows() -> Iterator[Row | SkippedRow]:  # opened once the options below are checked
+            if not hub and table.is_file() and table.suffix.lower() in TABLE_SUFFIXES:
+                found: Iterable[dict[str, Any]] = (row for _, row in read_table(table))
+            else:
+                found = open_rows(
+                    path, split, hub=hub, name=name, revision=revision, cache_dir=cache_dir
+                )
+            for number, cells in enumerate(found):
+                given = cells.get("id")
+                yield from _records(str(number if given is None else given), cells, speakers)
+
+        root = root_of(path, hub, images)
+        super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
+
+
+def _records(
+    id: str, cells: Mapping[str, Any], speakers: Mapping[str, str]
+) -> Iterator[Row | SkippedRow]:
+    """The records of one row, and what of it cannot be one."""
+    try:
+        chat = read_chat(cells, speakers)
+    except BadChat as error:
+        yield SkippedRow(id, *error.args)
+        return
+    if not chat.turns:
+        if chat.caption and len(chat.pictures) == 1:
+            yield Row(id=id, image=chat.pictures[0], caption=chat.caption)
+        else:
+            yield SkippedRow(id, NO_TEXT, f"{len(chat.pictures)} pictures")
+    for number, turn in enumerate(chat.turns):
+        place = id if len(chat.turns) == 1 else f"{id}/{number}"
+        if turn.shown != 1:
+            reason = SEVERAL if turn.shown else NO_PICTURE
+            yield SkippedRow(place, reason, f"{turn.shown} pictures up to turn {number}")
+            continue
+        yield Row(
+            id=place,
+            image=chat.pictures[0],
+            question=turn.question,
+            answer=turn.answer,
+            caption=chat.caption,
+        )
+
+
+def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversation:
+    """The conversation of one row.
+
+    Args:
+        cells: of the row.
+        speakers: who speaks, by the words for it.
+
+    Raises:
+        BadChat: It is none, or its pictures and their marks do not agree.
+    """
+    pictures = _listed(cells.get("images")) or _listed(cells.get("image"))
+    caption = _text(cells.get("caption"))
+    messages = _messages(cells)
+    if not messages:
+        return Conversation([], [_picture(each) for each in pictures], caption or _prompt(cells))
+    spoken = [_spoken(message, speakers) for message in messages]
+    within = [cell for _, _, found in spoken for cell in found]
+    if within and pictures:
+        within = []  # parts that name the pictures of the row's own column
+    pictures = [_picture(each) for each in within or pictures]
+    marks = [len(MARKS.findall(text)) for _, text, _ in spoken]
+    if sum(marks) > len(pictures):
+        raise BadChat(MORE_MARKS, f"{sum(marks)} marks, {len(pictures)} pictures")
+    if pictures and not any(marks):
+        marks[next((i for i, (who, *_) in enumerate(spoken) if who == "user"), 0)] = len(pictures)
+    if sum(marks) < len(pictures):
+        raise BadChat(UNSHOWN, f"{sum(marks)} marks, {len(pictures)} pictures")
+    return Conversation(_turns(spoken, marks), pictures, caption)
+
+
+def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -> list[Turn]:
+    turns: list[Turn] = []
+    asked, shown = "", 0
+    for (who, text, _), count in zip(spoken, marks, strict=True):
+        shown += count
+        words = MARKS.sub("\n", text).strip()
+        if who == "system":  # each family's layout has its own
+            continue
+        if who == "user":
+            asked = f"{asked}\n{words}".strip()
+            continue
+        if not asked or not words:
+            raise BadChat(MALFORMED, f"an empty {'answer' if asked else 'question'}")
+        turns.append(Turn(asked, words, shown))
+        asked = ""
+    return turns
+
+
+def _messages(cells: Mapping[str, Any]) -> list[Any]:
+    """The messages of a row; none where it has only a picture, or only what is to be drawn."""
+    for name in ("messages", "conversations", "conversation"):
+        if cells.get(name) is not None:
+            return _listed(cells[name])
+    for asked, said in (("prompt", "completion"), ("prompt", "response"), ("query", "response")):
+        if cells.get(asked) is not None and cells.get(said) is not None:
+            before = [
+                message
+                for pair in _listed(cells.get("history"))
+                for message in zip(("user", "assistant"), _listed(pair), strict=False)
+            ]
+            history = [{"role": who, "content": text} for who, text in before]
+            return [
+                *history,
+                *_as_messages(cells.get(asked), "user"),
+                *_as_messages(cells[said], "assistant"),
+            ]
+    return []
+
+
+def _as_messages(value: Any, speaker: str) -> list[Any]:
+    return value if isinstance(value, list) else [{"role": speaker, "content": value}]
+
+
+def _spoken(message: Any, speakers: Mapping[str, str]) -> tuple[str, str, list[Any]]:
+    """Who says what, with a mark for each picture, and the pictures that the message holds."""
+    if not isinstance(message, Mapping):
+        raise BadChat(MALFORMED, f"a message is {message!r:.60}")
+    word = message.get("role", message.get("from"))
+    content = message.get("content", message.get("value"))
+    if not isinstance(word, str) or word not in speakers:
+        raise BadChat(MALFORMED, f"{word!r:.40} speaks; name it with tags:")
+    if isinstance(content, str):
+        return speakers[word], content, []
+    texts: list[str] = []
+    pictures: list[Any] = []
+    for part in content if isinstance(content, list) else [None]:
+        part = part if isinstance(part, Mapping) else {"type": part}
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("image", "image_url"):
+            texts.append("<image>")
+            cell = part.get(kind)
+            cell = cell.get("url") if kind == "image_url" and isinstance(cell, Mapping) else cell
+            pictures += [] if cell is None else [cell]
+        else:
+            raise BadChat(MALFORMED, f"a part is {part!r:.60}")
+    return speakers[word], "\n".join(texts), pictures
+
+
+def _picture(cell: Any) -> Any:
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and re.match(r"(?i)https?://", cell):
+        raise BadChat(LINK, cell[:80])
+    if not isinstance(cell, str | bytes | TableCell | None):
+        raise BadChat(MALFORMED, f"a picture is {type(cell).__name__}")
+    return cell
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _text(value: Any) -> str | None:
+    return (value.strip() or None) if isinstance(value, str) else None
+
+
+def _prompt(cells: Mapping[str, Any]) -> str | None:
+    """What is to be drawn: `prompt` is a caption's name, too."""
+    return next(filter(None, (_text(cells.get(name)) for name in ("prompt", "text"))), None)

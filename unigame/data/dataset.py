@@ -1,0 +1,145 @@
+"""A data set whose rows are checked when it is opened, and whose pictures are read on access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from unigame.data.images import CorruptImage
+from unigame.data.pictures import StoredPicture
+from unigame.data.records import Record, SkippedRow, load_rows
+from unigame.data.skips import SkipReport
+from unigame.errors import UserError
+
+VERIFY = ("none", "exists", "decode")
+NO_TEXT = "no text"
+SEVERAL = "several pictures"
+SECOND_PICTURE = "second picture of one name"
+
+
+@dataclass(slots=True)
+class Row:
+    """What is kept of a row in memory: its text, and where its picture lies.
+
+    Attributes:
+        image: The cell of a :class:`StoredPicture`.
+        answers: The annotators' raw answers, empty where there are none.
+    """
+
+    id: str
+    image: Any
+    question: str | None = None
+    answer: str | None = None
+    caption: str | None = None
+    answers: tuple[str, ...] = ()
+
+    def texts(self) -> dict[str, str | None]:
+        """The record without its picture."""
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "caption": self.caption,
+            "id": self.id,
+        }
+
+
+class RecordDataset(Dataset[Record]):
+    """A map-style data set of :class:`Record`; the readers are its subclasses.
+
+    Args:
+        rows: Good rows, and :class:`SkippedRow` for those that the source itself cannot offer.
+        where: The file or folder, for messages.
+        root: Where relative paths of pictures start; None: there are no pictures by path.
+        verify: What is checked of every picture before training: ``"exists"`` (the file is there;
+            cheap), ``"decode"`` (it decodes; reads everything once) or ``"none"``. Rows that fail
+            are left out and counted in ``skips``.
+        limit: Keep the first ``limit`` good rows only; no row after them is asked for.
+
+    Attributes:
+        skips: The :class:`SkipReport` of the construction.
+
+    Raises:
+        UserError: Bad ``verify`` or ``limit``, or no row is left.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row | SkippedRow],
+        *,
+        where: str,
+        root: Path | None,
+        verify: str = "exists",
+        limit: int | None = None,
+    ) -> None:
+        if verify not in VERIFY:
+            raise UserError(f"verify is {verify!r}; choose from {', '.join(VERIFY)}")
+        whole = isinstance(limit, int) and not isinstance(limit, bool)
+        if limit is not None and not (whole and limit > 0):
+            raise UserError(f"limit must be a whole number of rows above 0, got {limit!r}")
+        self.where, self.root = where, root
+        self.skips = SkipReport()
+        self._rows: list[Row] = []
+        failures: dict[Any, str] = {}  # many questions may share a picture
+        ids: set[str] = set()
+        for position, row in enumerate(rows):
+            if row.id in ids:  # an image id, say, where several rows share the image
+                row = replace(row, id=f"{row.id}#{position}")
+            ids.add(row.id)
+            if isinstance(row, SkippedRow):
+                self.skips.add(row.id, row.reason)
+                continue
+            if row.image not in failures:
+                failures[row.image] = self._failure(row.image, verify)
+            if failures[row.image]:
+                self.skips.add(row.id, failures[row.image])
+                continue
+            self._rows.append(row)
+            if len(self._rows) == limit:
+                break
+        self.skips.kept = len(self._rows)
+        if not self._rows:
+            fix = "check the image folder" if self.skips.skipped else "the source is empty"
+            raise UserError(f"{where} has no usable row ({self.skips.summary()}); {fix}")
+
+    def _failure(self, image: Any, verify: str) -> str:
+        """Why a picture cannot be used; empty where it can."""
+        try:
+            if verify == "exists":
+                StoredPicture(image, self.root).check()
+            elif verify == "decode":
+                StoredPicture(image, self.root)()
+        except CorruptImage as error:
+            return error.reason
+        return ""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        """One record.
+
+        Raises:
+            CorruptImage: Its picture is gone or damaged.
+            IndexError: ``index`` is out of range.
+        """
+        row = self._rows[index]
+        try:
+            image = StoredPicture(row.image, self.root)()
+        except CorruptImage as error:
+            raise CorruptImage(row.id, error.reason, error.detail) from error
+        record: Record = {"image": image, **row.texts()}  # type: ignore[typeddict-item]
+        if row.answers:
+            record["answers"] = list(row.answers)
+        return record
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
+        """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
+        return load_rows(self, indices)
+
+    def iter_texts(self) -> Iterator[dict[str, str | None]]:
+        """The texts and the id of every row, in order; no picture is read."""
+        return (row.texts() for row in self._rows)

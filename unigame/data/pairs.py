@@ -1,0 +1,204 @@
+"""The schema of most data: a picture with a question and its answers, a caption, or both.
+
+A schema is a function from one row of a source to a :class:`Row`; this one serves tables, data sets
+of `datasets` and the json of webdataset tars.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unigame.data.dataset import NO_TEXT, Row
+from unigame.data.records import SkippedRow, most_common_answer
+from unigame.data.tables import read_table
+from unigame.errors import UserError
+from unigame.system.json_text import parse_json
+
+DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "image": ("image", "image_path", "file_name", "filename", "path", "jpg", "jpeg", "png", "webp"),
+    "question": ("question",),
+    "answer": ("multiple_choice_answer", "answer"),
+    "answers": ("answers",),
+    "caption": ("caption", "text", "txt", "prompt", "captions"),
+    "id": ("question_id", "id"),
+}
+"""Names under which a field is looked for, the first present one wins."""
+
+_KNOWN = frozenset(name for names in DEFAULT_COLUMNS.values() for name in names)
+NO_QUESTION: dict[str, Any] = {"question": None, "answer": None, "answers": ()}
+
+
+def find_columns(
+    available: Iterable[str],
+    chosen: Mapping[str, str] | None,
+    *,
+    required: Sequence[str | tuple[str, ...]] = (),
+    where: str,
+) -> dict[str, str]:
+    """Which column holds which field, of the fields that are there.
+
+    Args:
+        available: The columns there are.
+        chosen: The user's mapping of field to column; the rest by :data:`DEFAULT_COLUMNS`.
+        required: Fields that must be there; of a tuple of fields, one of them.
+        where: The file or data set, for messages.
+
+    Raises:
+        UserError: An unknown field or column in ``chosen``, or a required field without a column.
+    """
+    names = list(available)
+    found = {
+        field: next(name for name in defaults if name in names)
+        for field, defaults in DEFAULT_COLUMNS.items()
+        if not set(defaults).isdisjoint(names)
+    }
+    if found.get("caption") == "prompt" and "question" in found:
+        del found["caption"]  # beside a question it may be anything
+    for field, column in check_fields(chosen).items():
+        if column not in names:
+            raise UserError(
+                f"{where} has no column {column!r} for the {field}; it has {', '.join(names)}"
+            )
+        found[field] = column
+    for need in required:
+        fields = (need,) if isinstance(need, str) else need
+        if not found.keys() & set(fields):
+            raise UserError(_missing_column(names, fields, where))
+    return found
+
+
+def check_fields(chosen: Mapping[str, str] | None) -> Mapping[str, str]:
+    """The user's mapping of field to column.
+
+    Raises:
+        UserError: It is none, or maps an unknown field.
+    """
+    if chosen is not None and not isinstance(chosen, Mapping):
+        raise UserError(f"columns must map fields to columns, got {chosen!r}")
+    for field in chosen or {}:
+        if field not in DEFAULT_COLUMNS:
+            known = ", ".join(DEFAULT_COLUMNS)
+            raise UserError(f"columns: unknown field {field!r}; choose from {known}")
+    return chosen or {}
+
+
+def _missing_column(names: Sequence[str], fields: Sequence[str], where: str) -> str:
+    message = f"{where} has no column for the {' or '.join(fields)} (it has {', '.join(names)})"
+    if fields == ("image",) and any("url" in name.lower() for name in names):
+        return f"{message}; it only links to images: download them first, as webdataset tars"
+    return f"{message}; name it with columns: {{{fields[0]}: <column>}}"
+
+
+def texts_of(cells: Mapping[str, Any], columns: Mapping[str, str], place: str) -> dict[str, Any]:
+    """The texts of a :class:`Row`; of several answers the most common one is *the* answer.
+
+    Raises:
+        UserError: A cell has the wrong type.
+    """
+    answers = _answers(cells, columns.get("answers"), place)
+    answer = _text(cells, columns.get("answer"), place)
+    return {
+        "question": _text(cells, columns.get("question"), place),
+        "answer": most_common_answer(answers) if answer is None and answers else answer,
+        "caption": _caption(cells, columns.get("caption"), place),
+        "answers": answers,
+    }
+
+
+def _text(cells: Mapping[str, Any], column: str | None, place: str) -> str | None:
+    """The text of a cell, stripped; None where there is no such cell or it is empty."""
+    value = None if column is None else cells.get(column)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UserError(f"{place}: {column} is {value!r:.60}, but must be text (put it in quotes)")
+    return value.strip() or None
+
+
+def _caption(cells: Mapping[str, Any], column: str | None, place: str) -> str | None:
+    """A text; of several (a list, or an object as json, as BAGEL has it) the first."""
+    value = None if column is None else cells.get(column)
+    if column == "captions" and isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise UserError(f"{place}: captions is no json ({error}); mend the row") from None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        value = next(iter(value), None)
+    return _text({str(column): value}, column, place)
+
+
+def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:
+    """Raw answers: a list of texts or of ``{"answer": text}``, or ``{"answer": [texts]}``.
+
+    Empty answers are left out.
+    """
+    value = None if column is None else cells.get(column)
+    if value is None:
+        return ()
+    # Older releases of `datasets` turn lists of dicts inside out.
+    items = value.get("answer") if isinstance(value, Mapping) else value
+    if isinstance(items, list | tuple):
+        texts = [item.get("answer") if isinstance(item, Mapping) else item for item in items]
+        if all(isinstance(text, str) for text in texts):
+            # Few distinct answers, ten a row: interning saves most of their memory.
+            return tuple(sys.intern(str(text).strip()) for text in texts if str(text).strip())
+    raise UserError(
+        f'{place}: {column} is {value!r:.80}, but must be a list of texts or of {{"answer": text}}'
+    )
+
+
+def lenient_row(
+    id: str, image: Any, texts: dict[str, Any], place: str, require_answers: bool = True
+) -> Row | SkippedRow:
+    """The row of a source that no one repairs row by row: without text it is left out."""
+    if texts["question"] is None or (texts["answer"] is None and require_answers):
+        texts = texts | NO_QUESTION  # half a question is none
+    if texts["question"] is None and texts["caption"] is None:
+        return SkippedRow(id, NO_TEXT, place)
+    return Row(id=id, image=image, **texts)
+
+
+def table_rows(
+    table: Path, columns: Mapping[str, str] | None, needs: Sequence[str | tuple[str, ...]]
+) -> Iterator[Row]:
+    """The rows of a json list, jsonl, csv or tsv, each of which must have what is needed.
+
+    Args:
+        table: The file.
+        columns: Field to column, where they have unusual names.
+        needs: Fields; of a tuple of fields, one of them. Where it is captions, a csv or tsv of two
+            columns needs no header, and questions are not read.
+
+    Raises:
+        UserError: A malformed row, or one without what is needed, by file and line.
+    """
+    needs = ("image", *needs)
+    headerless = ("image", "caption") if "caption" in needs and columns is None else ()
+    for number, (place, cells) in enumerate(read_table(table, headerless, known=_KNOWN)):
+        fields = find_columns(cells, columns, required=needs, where=place)
+        texts = texts_of(cells, fields, place)
+        for need in needs[1:]:
+            field = need if isinstance(need, str) else need[0]
+            if texts[field] is None:
+                raise UserError(f"{place} has an empty {field}; fill it in, or drop the row")
+        if "caption" in needs:
+            texts |= NO_QUESTION
+        id = str(cells.get(fields.get("id", ""), number))
+        yield Row(id=id, image=_named(cells[fields["image"]], place), **texts)
+
+
+def _named(value: object, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place}: image is {value!r:.60}, but must be the path of an image file")
+    if re.match(r"https?://", value):
+        raise UserError(
+            f"{place}: image {value!r:.80} is a link; download the images first (webdataset tars)"
+        )
+    return value.strip()

@@ -1,0 +1,173 @@
+"""Where the picture of a row lies (in a file, a table, a tar, the row), and how it is read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from unigame.data.images import (
+    CORRUPT,
+    DECODE_ERRORS,
+    MISSING,
+    CorruptImage,
+    decode_image,
+    read_file,
+    upright_rgb,
+)
+
+_LONGEST_PATH = 1024
+
+
+class TableCell(NamedTuple):
+    """A picture that stays in its table on disk: row ``number`` of a table with one column.
+
+    Where the column holds lists, ``place`` is that of the picture in its list.
+    """
+
+    table: Any
+    number: int
+    place: int | None = None
+
+    def load(self) -> Any:
+        """The cell: bytes, or bytes and path."""
+        cell = next(iter(self.table[self.number].values()))
+        return cell if self.place is None else cell[self.place]
+
+
+class TarSlice(NamedTuple):
+    """A picture in a tar: these bytes of it."""
+
+    shard: str
+    offset: int
+    size: int
+
+    def load(self) -> bytes:
+        """The picture's bytes; safe in any number of workers."""
+        with open(self.shard, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """A picture that is read and decoded when it is called.
+
+    Args:
+        cell: of a row: bytes, ``{"bytes", "path"}``, a path relative to ``root`` or
+            ``root/images``, base64, a PIL image, a cell of a table or tar, or None.
+        root: where relative paths start; None: paths are of another machine.
+    """
+
+    cell: Any
+    root: Path | None = None
+
+    def __call__(self) -> Image.Image:
+        """Decode it: upright RGB.
+
+        Raises:
+            CorruptImage: an empty cell, a path to no file, or bytes that are no picture.
+        """
+        content = self._content()
+        if isinstance(content, bytes):
+            return decode_image(content)
+        try:
+            return upright_rgb(content)
+        except DECODE_ERRORS as error:
+            raise CorruptImage("", CORRUPT, str(error)) from error
+
+    def key(self) -> str:
+        """The same for equal files, without decoding: questions may share a picture.
+
+        Raises:
+            CorruptImage: an empty cell or a path to no file.
+        """
+        content = self._content()
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).hexdigest()
+        return _pixels_key(content)
+
+    def check(self) -> None:
+        """Look whether there is a picture, without reading files, tables or tars.
+
+        Raises:
+            CorruptImage: an empty cell, a path to no file, or an empty file.
+        """
+        if isinstance(self.cell, TableCell):  # empty cells of a table are None
+            return
+        if isinstance(self.cell, TarSlice):
+            path, size = self.cell.shard, self.cell.size
+        elif path := _file_of(self.cell, self.root):
+            size = os.path.getsize(path)
+        else:
+            self._content()
+            return
+        if not size:
+            raise CorruptImage("", CORRUPT, f"empty file in {path}")
+
+    def _content(self) -> bytes | Image.Image:
+        cell = self.cell
+        if isinstance(cell, TableCell | TarSlice):
+            cell = cell.load()
+        if isinstance(cell, Mapping):
+            embedded = cell.get("bytes")
+            cell = embedded if embedded is not None else cell.get("path")
+        if isinstance(cell, bytes | Image.Image):
+            return cell
+        if isinstance(cell, Path):
+            return read_file(cell)
+        if not isinstance(cell, str) or not cell.strip():
+            raise CorruptImage("", MISSING, "empty image cell")
+        path = _file_of(cell, self.root)
+        return read_file(path) if path else _from_base64(cell.strip(), self.root)
+
+
+def picture(cell: Any, root: Path | None = None) -> StoredPicture:
+    """The picture of one cell; nothing is read before it is called."""
+    return StoredPicture(cell, root)
+
+
+def content_key(shown: Callable[[], Image.Image]) -> str:
+    """A digest of what a picture shows; of one that cannot be read, why not."""
+    try:
+        return shown.key() if isinstance(shown, StoredPicture) else _pixels_key(shown())
+    except CorruptImage as error:
+        return error.reason
+
+
+def _pixels_key(image: Image.Image) -> str:
+    digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _file_of(cell: Any, root: Path | None) -> str:
+    """The file that a cell names, if it is there."""
+    if isinstance(cell, Path):
+        return str(cell) if os.path.isfile(cell) else ""
+    if isinstance(cell, str) and root is not None and len(cell) <= _LONGEST_PATH:
+        for name in dict.fromkeys((cell, cell.strip())):
+            for path in (os.path.join(root, name), os.path.join(root, "images", name)):
+                if os.path.isfile(path):
+                    return path
+    return ""
+
+
+def _from_base64(text: str, root: Path | None) -> bytes:
+    text = re.sub(r"^data:[^,]{0,100};base64,", "", text)
+    # A picture of less than 64 base64 letters (48 bytes) does not exist, a file name does.
+    if len(text) > 64:
+        try:
+            return base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            pass
+    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    raise CorruptImage("", MISSING, f"no file {shown!r} in {root or 'a data set of the Hub'}")

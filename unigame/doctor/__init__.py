@@ -1,0 +1,1 @@
+"""Is the installation sound, what hardware is there, and what fits on it?"""

@@ -1,0 +1,255 @@
+"""What ``unigame doctor`` prints: the installation, the hardware, and what fits on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import psutil
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from unigame.backbones.memory import (
+    DTYPES,
+    GIB,
+    SLACK,
+    Dtype,
+    ModelSize,
+    Setting,
+    estimate,
+    published_sizes,
+    size_of,
+)
+from unigame.errors import UserError
+from unigame.system.console import make_console
+from unigame.system.threads import usable_cores
+
+if TYPE_CHECKING:
+    from unigame.training.recipe import Recipe
+
+_REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+_OPTIONAL = ("tensorboard", "wandb")  # integrations of --report_to
+_BATCHES = (1, 8)
+
+
+def report(*, model: str | None = None, recipe: str | None = None) -> tuple[bool, list[str]]:
+    """Print the report; whether what every command needs is sound, and what to do next.
+
+    Raises:
+        UserError: ``model`` or ``recipe`` is not usable; said before any weight is loaded.
+    """
+    # The profiler, which measures memory on a CPU, writes of its own doings otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from unigame.training.recipe import load_recipe
+
+    plan = load_recipe(recipe, here=False) if recipe else None
+    asked = ([model] if model else []) + ([plan.model] if plan else [])
+    sizes = [size_of(name) for name in dict.fromkeys(asked)]
+    _print_block("Environment", _environment())
+    _print_block("Hardware", _hardware())
+    sound, line = _check_bundled_model()
+    _print_block("Bundled model", [line])
+    bundled = [size_of("janus-nano")] if sound else []
+    named = {size.name: size for size in (*bundled, *published_sizes(), *sizes)}
+    _print_what_fits(list(named.values()))
+    if plan is not None:
+        _print_recipe(plan, named[plan.model])
+    if sound:
+        return True, _advice(model, recipe)
+    return False, ["mend the bundled model: install unigame again, from its wheel or a full clone"]
+
+
+def _print_block(title: str, lines: Sequence[str]) -> None:
+    console = make_console()
+    console.print(Text(title, style="bold"))
+    for line in lines:
+        console.print(f"  {line}")
+
+
+def _environment() -> list[str]:
+    lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    lines.append(", ".join(f"{name} {version(name)}" for name in _REQUIRED))
+    lines.append("optional, for --report_to: " + ", ".join(map(_version_or_none, _OPTIONAL)))
+    return lines
+
+
+def _version_or_none(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"{name} not installed"
+
+
+def _hardware() -> list[str]:
+    import torch
+
+    memory = psutil.virtual_memory()
+    lines = [
+        f"CPU: {usable_cores()} cores for this process, "
+        f"torch uses {torch.get_num_threads()} threads",
+        f"memory: {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available",
+    ]
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        lines.append(f"GPU {index}: {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free")
+    if not torch.cuda.is_available():
+        lines.append("GPU: none that torch can use; everything runs on the CPU")
+    return lines
+
+
+def _check_bundled_model() -> tuple[bool, str]:
+    """Whether janus-nano loads and answers, and one line to print about it."""
+    import torch
+
+    from unigame.backbones import load_backbone
+
+    start = time.perf_counter()
+    try:
+        backbone = load_backbone("janus-nano", device="cpu")
+    except UserError as error:
+        return False, f"broken: {error}"
+    side = backbone.facts.image_size
+    backbone.answer(torch.full((1, 3, side, side), 0.5), ["how many objects ?"])
+    return True, f"janus-nano loads and answers ({time.perf_counter() - start:.1f} s)"
+
+
+def _capacity() -> tuple[str, float]:
+    """The memory that training would use here: the largest GPU's, or what the CPU has available."""
+    import torch
+
+    totals = [torch.cuda.mem_get_info(i)[1] for i in range(torch.cuda.device_count())]
+    if totals:
+        return "one GPU of this machine", max(totals)
+    return "this machine's available memory", psutil.virtual_memory().available
+
+
+def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
+    console = make_console()
+    place, capacity = _capacity()
+    utf = (console.encoding or "").lower().startswith("utf")
+    marks = {True: " ✓" if utf else " yes", False: " ✗" if utf else " no"}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("GiB to train")
+    table.add_column("batch", justify="right")
+    for arm in ("SFT", "UniGame"):
+        for dtype in DTYPES:
+            table.add_column(f"{arm}\n{dtype}", justify="right")
+    for size in sizes:
+        for batch in _BATCHES:
+            cells = []
+            for game in (False, True):
+                for dtype in DTYPES:
+                    setting = Setting(game, batch, hard=(batch + 1) // 2 if game else 0)
+                    total = estimate(size, setting, dtype).total
+                    cells.append(f"{total / GIB:.1f}{marks[total <= capacity]}")
+            label = f"{size.name} ({_billions(size.parameters)})" if batch == _BATCHES[0] else ""
+            table.add_row(label, str(batch), *cells)
+    console.print(Text("What fits", style="bold"))
+    console.print(table)
+    console.print(
+        "  An estimate from parameter counts and saved activations, not a measurement: LoRA of\n"
+        "  rank 16, short questions, gradient checkpointing, one candidate a sample, half a batch\n"
+        "  of hard samples, weights in the type named. The marks compare with\n"
+        f"  {place} ({capacity / GIB:.1f} GiB).",
+        style="dim",
+    )
+    for size in sizes:
+        for note in size.notes:
+            console.print(f"  {size.name}: not counted: {note}.", style="dim")
+
+
+def _billions(parameters: int) -> str:
+    if parameters >= 1e9:
+        return f"{parameters / 1e9:.1f} B"
+    return f"{parameters / 1e6:.1f} M"
+
+
+def setting_of(plan: Recipe) -> Setting:
+    """What of a recipe memory depends on; of several GPUs, on each."""
+    settings, game = plan.training, plan.settings_of("selfplay")
+    batch = settings.per_device_train_batch_size
+    setting = Setting(
+        game=False,
+        batch_size=batch,
+        captions=batch if settings.generation_weight > 0 else 0,
+        checkpointing=bool(settings.gradient_checkpointing),
+        read_at_once=settings.understanding_micro_batch,
+    )
+    if game is None:
+        return setting
+    return replace(
+        setting,
+        game=True,
+        hard=game.hard_rows(batch),
+        candidates=game.learned_candidates,
+        challenged_at_once=game.challenge_micro_batch,
+        share=game.challenge_share,
+    )
+
+
+def _print_recipe(plan: Recipe, size: ModelSize) -> None:
+    """What the settings of this very recipe would take."""
+    setting = setting_of(plan)
+    dtype: Dtype = "float32" if plan.dtype == "float32" else "bfloat16"
+    needed = estimate(size, setting, dtype)
+    parts = (needed.weights, needed.trained, needed.activations)
+    frozen, trained, activations = (f"{part / GIB:.1f}" for part in parts)
+    place, capacity = _capacity()
+    verdict = "fits" if needed.total <= capacity else "does not fit"
+    make_console().print(
+        f"  This recipe ({plan.model}, {dtype}, batch {setting.batch_size}): about "
+        f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.\n"
+        f"  On each GPU: {frozen} of frozen weights, {trained} of what trains, {activations} of "
+        f"activations{' (recomputed)' if setting.checkpointing else ''},\n"
+        f"  {SLACK - 1:.0%} on top; a similarity model is not counted.",
+    )
+    if plan.lacks:
+        make_console().print(f"  It cannot be trained here as it is: {plan.lacks}.")
+    elif needed.total <= capacity:
+        _print_trial(plan)
+
+
+def _print_trial(plan: Recipe) -> None:
+    """What the run would take here, by trying its own steps."""
+    from unigame.doctor.trial import try_recipe
+
+    console = make_console()
+    try:
+        found = try_recipe(plan)
+    except UserError as error:
+        console.print(f"  Not tried: {error}.")
+        return
+    how = "slices of the model" if found.sliced else "the model itself"
+    data = "" if found.own_data else " and made-up pictures, since the recipe's are not here"
+    console.print(
+        f"  Tried here on {how}{data}: {found.seconds:.2g} s a step, "
+        f"{_duration(found.total_seconds)} for {found.steps}\n"
+        f"  steps (evaluations and checkpoints apart), {found.memory / GIB:.2g} GiB at the peak.",
+    )
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _advice(model: str | None, recipe: str | None) -> list[str]:
+    if recipe:
+        return [f"train it:  unigame train {shlex.quote(recipe)}"]
+    if model:
+        return [f"ask it something:  unigame answer IMAGE QUESTION --model {shlex.quote(model)}"]
+    return [
+        "see the whole thing in minutes:  unigame demo --quick",
+        "check a checkpoint or a recipe:  unigame doctor --model FOLDER --recipe FILE.yaml",
+    ]

@@ -1,0 +1,722 @@
+"""UniGame as a training method: Algorithm 1 of the paper, phase by phase.
+
+    B  samples in the batch    K  candidates drawn per sample
+
+One step, as ``before_step`` and the two calls after it read::
+
+    challenge   C perturbs, G draws, U re-reads; C ascends U's loss        (every m-th step)
+    mine        its hard and still faithful candidates enter the buffer
+    mix         hard samples from the buffer join the clean batch
+    learned     U's losses on them become their hardness
+
+Choices that the paper leaves open:
+
+1. Under gradient accumulation every micro-batch is challenged and C moves on each; U moves once.
+2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
+3. The hard mean of Eq. 6 is taken per micro-batch; the clean one over the whole optimizer step.
+4. U learns an answer with its end mark; the game judges it without (``methods/answers.py`` says
+   why, and when an answer is right). The attack success rate is the share of candidates read wrong
+   among samples read right, and costs no extra pass; the clean side of it is U's own training
+   pass, so LoRA dropout is on there. ``redrawn_success_rate`` is what redrawing alone loses.
+5. U's losses on replayed samples are written back as their hardness, and what it reads right leaves
+   the buffer; they, too, are those of the training pass.
+
+C is replicated on every rank in float32 and has its own AdamW, schedule and clipping. The buffer,
+the drawing generator and the noise of a random perturber belong to one rank each.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from unigame.backbones.base import Backbone, VisualStates
+from unigame.errors import Diverged, UserError
+from unigame.methods import files
+from unigame.methods.answers import ReadAnswers
+from unigame.methods.base import Method, Run
+from unigame.methods.captions import MadeCaptions
+from unigame.methods.rows import Batch, Rows
+from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, stack_compact
+from unigame.methods.selfplay.challenge import (
+    ChallengeResult,
+    MiningReport,
+    candidate_hardness,
+    challenge,
+    mine,
+    perturber_gradients,
+    perturber_update,
+)
+from unigame.methods.selfplay.floor_check import FloorCheck
+from unigame.methods.selfplay.health import ReplayTally, Watch
+from unigame.methods.selfplay.perturber import (
+    NoPerturber,
+    PerturberBase,
+    RandomPerturber,
+    build_perturber,
+)
+from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
+from unigame.methods.selfplay.settings import SelfPlaySettings
+from unigame.methods.semantics import ClipSimilarity, SimilarityScorer, build_scorer
+from unigame.seeds import derive_seed
+from unigame.system.say import warn
+
+logger = logging.getLogger(__name__)
+LEFT_OUT_AT_MOST = 10  # updates of C in a row
+PERTURBER_FILE = "perturber.safetensors"
+# What a challenge says of itself; ``redrawn_*`` and ``attack_*`` need the redrawn baseline.
+CHALLENGE_FIGURES = (
+    "adversarial_ce",
+    "redrawn_ce",
+    "similarity",
+    "redrawn_similarity",
+    "below_floor",
+    "codes_changed",
+    "redrawn_codes_changed",
+    "attack_codes_changed",
+    "label_penalty",
+    "eps",
+    "delta_relative",
+)
+
+
+class SelfPlay(Method):
+    """C with its optimizer, the similarity scorers, the buffer and the generators.
+
+    Args:
+        settings: a ``SelfPlaySettings``; made of ``values`` if left out.
+        scorer: judges whether a candidate shows the same thing, in place of ``similarity``.
+        label_scorer: likewise, in place of ``label_similarity``.
+        perturber: C, in place of ``perturbation``.
+        values: settings by name.
+
+    Raises:
+        UserError: for settings that do not fit; the game draws and the model cannot; a scorer
+            cannot be had.
+    """
+
+    name = "selfplay"
+    Settings = SelfPlaySettings
+    settings: SelfPlaySettings
+    figures = (
+        "hard_ce",
+        "hard_answer_ce",
+        *CHALLENGE_FIGURES,
+        "perturber_objective",
+        "perturber_grad_norm",
+        "perturber_learning_rate",
+        "acceptance_rate",
+        "attack_success_rate",
+        "redrawn_success_rate",
+        "buffer_size",
+        "replayed",
+        "learned_rate",
+        "hardness_q25",
+        "hardness_q50",
+        "hardness_q75",
+    )
+    phases = ("challenge", "mine", "mix")
+    losses = ("answer",)
+    rate = "perturber_learning_rate"
+
+    def __init__(
+        self,
+        settings: SelfPlaySettings | None = None,
+        *,
+        scorer: SimilarityScorer | None = None,
+        label_scorer: SimilarityScorer | None = None,
+        perturber: PerturberBase | None = None,
+        **values: Any,
+    ) -> None:
+        super().__init__(settings, **values)
+        self._given = (scorer, label_scorer, perturber)
+        self.tally = ReplayTally()
+
+    # ---- before the run ------------------------------------------------------------------------
+    def check(self, args: Any) -> None:
+        """Sizes that depend on the batch."""
+        settings, batch = self.settings, args.per_device_train_batch_size
+        if settings.min_size(batch) > settings.buffer_capacity:
+            raise UserError(
+                f"buffer_min_size={settings.min_size(batch)} is above buffer_capacity="
+                f"{settings.buffer_capacity}: replay would never start; raise the capacity"
+            )
+        if getattr(args, "train_parts", None):
+            raise UserError(
+                f"train_parts={args.train_parts} with method selfplay: the warm-up comes before "
+                "the game; set methods: [sft], and play on its result"
+            )
+
+    def check_machine(self, args: Any) -> None:
+        """Load CLIP and drop it: it is small beside the model, which it would otherwise follow."""
+        if self.settings.uses_clip and self.settings.similarity_model:
+            ClipSimilarity(self.settings.similarity_model, self.settings.similarity_mode)  # type: ignore[arg-type]
+
+    def answers_needed(self, args: Any) -> int:
+        """One to attack; under a cap, as many as a buffer takes that replay can start from."""
+        cap = self._cap
+        batch = args.per_device_train_batch_size
+        return 1 if cap is None else math.ceil(self.settings.min_size(batch) / cap)
+
+    def check_answers(self, answered: int, named: bool, args: Any) -> None:
+        """None to attack, or too few for replay ever to start."""
+        if not answered:
+            raise UserError(
+                "method selfplay has nothing to attack: no row has an answer; set methods: [sft] "
+                "to learn from captions alone, or give questions and answers"
+            )
+        cap = self._cap
+        if cap is not None and named:
+            raise UserError(
+                f"replay could never start: of {answered} rows with an answer, "
+                f"buffer_per_source={cap} lets {answered * cap} samples into the buffer, and "
+                f"replay needs buffer_min_size="
+                f"{self.settings.min_size(args.per_device_train_batch_size)}; lower it, raise "
+                "buffer_per_source, or give more rows"
+            )
+
+    @property
+    def _cap(self) -> int | None:
+        return self.settings.buffer_per_source if self.settings.buffer else None
+
+    @property
+    def refuses_missing_captions(self) -> bool:
+        """Only where they are neither made nor replaced by the question."""
+        return self.settings.draws and self.settings.missing_captions == "error"
+
+    def rows_at_most(self, args: Any) -> int:
+        """The hard samples of a mixed batch."""
+        return self.settings.hard_rows(args.per_device_train_batch_size)
+
+    def setup(self, run: Run) -> None:
+        """Make C, its optimizer, the scorers, the buffer and the generators."""
+        super().setup(run)
+        backbone, settings = run.backbone, self.settings
+        if settings.draws:
+            backbone.require_drawing()
+        if type(backbone).answer_token_losses is Backbone.answer_token_losses and run.rank == 0:
+            warn(
+                f"backbone family {backbone.facts.family!r} gives no answer_token_losses: hardness "
+                "and what counts as right include the end mark"
+            )
+        self.batch_size = run.args.per_device_train_batch_size
+        self.left_out = self.left_out_in_a_row = 0  # updates of C: its gradient was not finite
+        seed = run.args.seed if run.rank == 0 else derive_seed(run.args.seed, "rank", run.rank)
+        scorer, label_scorer, perturber = self._given
+        # C's weights must be equal on all ranks; only noise without weights may differ.
+        own_seed = run.args.seed if settings.perturbation == "learned" else seed
+        if perturber is None:
+            perturber = build_perturber(
+                settings.perturbation,  # type: ignore[arg-type]
+                backbone.facts.hidden_size,
+                width=settings.perturber_width,
+                depth=settings.perturber_depth,
+                eps_max=settings.eps_max,
+                eps_init=settings.eps_init,
+                eps_mode=settings.eps_mode,  # type: ignore[arg-type]
+                seed=own_seed,
+            )
+        self.perturber = perturber.to(run.device)
+        parameters = list(self.perturber.parameters())
+        self.optimizer = (
+            torch.optim.AdamW(
+                parameters,
+                lr=settings.perturber_learning_rate,
+                weight_decay=settings.perturber_weight_decay,
+            )
+            if parameters
+            else None
+        )
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.generator = torch.Generator(device=run.device).manual_seed(seed)
+        self.buffer = self._new_buffer(seed)
+        self.scorer, self.label_scorer = self._scorers(scorer, label_scorer)
+        self.captions: MadeCaptions | None = None
+        if settings.draws and settings.missing_captions == "model":
+            self.captions = MadeCaptions(backbone, run.args.output_dir, run.rank)
+        by_clip = settings.similarity == "clip"
+        named = f"clip {settings.similarity_mode}" if by_clip else settings.similarity
+        self.floor_check = FloorCheck(settings.clip_floor, named, speaks=run.rank == 0)
+        self._watch = Watch(self)
+        # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
+        self._wrong_BK: dict[str, Tensor] = {}
+        self._replayed: list[HardSample] = []
+        self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
+        own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
+        text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
+        logger.info(text, settings.perturbation, own, 100 * own / whole, whole)
+
+    def _new_buffer(self, seed: int) -> HardSampleBuffer:
+        # Without a lasting buffer the same object holds one micro-batch's candidates only.
+        settings = self.settings
+        hard_rows = settings.hard_rows(self.batch_size)
+        capacity = settings.buffer_capacity if settings.buffer else hard_rows
+        return HardSampleBuffer(
+            capacity, seed, settings.buffer_per_source, settings.hardness_window
+        )
+
+    def _scorers(
+        self, scorer: SimilarityScorer | None, label_scorer: SimilarityScorer | None
+    ) -> tuple[SimilarityScorer, SimilarityScorer | None]:
+        settings = self.settings
+
+        def build(kind: str) -> SimilarityScorer:
+            return build_scorer(
+                kind,
+                self.run.backbone,
+                clip_model=settings.similarity_model,
+                clip_mode=settings.similarity_mode,  # type: ignore[arg-type]
+            )
+
+        given = scorer is not None
+        scorer = scorer.to(self.run.device) if scorer is not None else build(settings.similarity)
+        if settings.label_weight == 0:
+            return scorer, None
+        if label_scorer is not None:
+            return scorer, label_scorer.to(self.run.device)
+        if not given and settings.label_similarity == settings.similarity:
+            return scorer, None
+        return scorer, build(settings.label_similarity)
+
+    def saw_texts(self, with_answer: int, without_caption: int) -> None:
+        """Say how many samples will be redrawn by their question."""
+        by_question = self.settings.draws and self.settings.missing_captions == "question"
+        if by_question and without_caption and self.run.rank == 0:
+            logger.warning(
+                "%d of %d samples that were looked at have no caption and are redrawn by their "
+                "question (missing_captions=question): redrawings lose content that it does not "
+                "name; missing_captions=model has the model describe them",
+                without_caption,
+                with_answer,
+            )
+
+    def begin(self, max_steps: int) -> None:
+        """What the settings say of a run of this length."""
+        self._watch.begin(max_steps)
+
+    def watch(self, step: int, max_steps: int) -> None:
+        """Candidates that are never accepted, and replay that does not begin."""
+        self._watch.look(step, max_steps)
+
+    def finish(self) -> None:
+        """A short run saw few candidates: the floor is judged by those."""
+        self.floor_check.judge()
+
+    def summary(self) -> str:
+        """What became of the candidates of all processes."""
+        tally = self.tally.summed(self.run.sum, self.run.device)
+        return tally.summary(self.settings, self.batch_size)
+
+    # ---- one step: Algorithm 1 -----------------------------------------------------------------
+    def before_step(self, batch: Batch, step: int) -> None:
+        """Challenge and mine where this step is due, and choose what is replayed."""
+        self.forget_candidates()
+        if step % self.settings.challenge_every == 0:
+            rows = self.challenged(batch)
+            with self.run.phase("challenge"), self.run.autocast():
+                result, norm = self.play(rows, step=step)
+            if rows.counts:
+                self._record(result, norm)
+                self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
+            if (step // self.settings.challenge_every) % self.settings.mine_every == 0:
+                with self.run.phase("mine"):
+                    report = self.mine(result, rows, step)
+                self._add("acceptance_rate", report.accepted, report.candidates)
+        self._choose()
+
+    def challenged(self, batch: Batch) -> Rows:
+        """What C plays on: rows with an answer, or a share of them, each with a prompt."""
+        rows, share = batch.answers, self.settings.challenge_share
+        # The batch is shuffled, so the first ones are random.
+        rows = rows if share == 1 else rows.first(math.ceil(share * len(rows)))
+        captions = self._captions(rows)
+        if captions != rows.captions:  # made just now
+            rows = replace(rows, captions=captions, prompted=None)
+        if rows.codes is None and self.settings.draws and self.run.codes is not None:
+            rows = replace(rows, codes=self.run.codes(rows.pictures, rows.ids))
+        return rows
+
+    def _captions(self, rows: Rows) -> list[str]:
+        """The given captions, and the model's own descriptions where there are none."""
+        captions = [caption.strip() for caption in rows.captions]
+        bare = [row for row, caption in enumerate(captions) if not caption]
+        if self.captions is not None and bare and rows.counts:
+            made = self.captions(rows.pictures[bare], [rows.ids[row] for row in bare])
+            for row, caption in zip(bare, made, strict=True):
+                captions[row] = caption
+        return captions
+
+    def _choose(self) -> None:
+        """Which hard samples this micro-batch replays, once the buffer is full enough."""
+        self._add("buffer_size", len(self.buffer))
+        for name, value in self.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
+            self._add(f"hardness_{name}", value)
+        self._add("replayed", len(self.replay()))
+
+    @torch.no_grad()
+    def step_rows(self) -> list[Rows]:
+        """The hard samples as U reads them: as tokens where nothing before U learns.
+
+        Tokens that the buffer kept are taken as they are; other pictures are drawn from their
+        codes and encoded.
+        """
+        samples = self._replayed
+        if not samples:
+            return []
+        with self.run.phase("mix"), self.run.autocast():
+            embeds = images = None
+            if not self.settings.draws:
+                embeds = stack_compact(samples, self.run.device)
+            elif self.run.backbone.reads_frozen:
+                embeds = self._tokens(samples)
+            else:
+                images = self._pictures(samples)
+        return [
+            Rows(
+                images=images,
+                embeds=embeds,
+                questions=[sample.question for sample in samples],
+                answers=[sample.answer for sample in samples],
+                ids=[str(sample.source) for sample in samples],
+                source=[self.name] * len(samples),
+                weight=self.settings.beta,
+            )
+        ]
+
+    def _pictures(self, samples: Sequence[HardSample]) -> Tensor:
+        return self.run.backbone.render(stack_compact(samples, self.run.device)).detach().float()
+
+    def _tokens(self, samples: Sequence[HardSample]) -> Tensor:
+        backbone = self.run.backbone
+        unread = [sample for sample in samples if sample.tokens is None]
+        read = iter(backbone.embed_images(self._pictures(unread)) if unread else ())
+        rows = [next(read) if sample.tokens is None else sample.tokens for sample in samples]
+        return torch.stack([row.to(self.run.device) for row in rows])
+
+    def after_loss(self, clean: ReadAnswers, own: ReadAnswers, step: int) -> None:
+        """What the attack did to answers that U gives; hard samples get their new hardness."""
+        if len(clean):
+            for name, (lost, right) in self.judge(clean).items():
+                self._add(name, lost, right)
+        if len(own):
+            self._add("hard_ce", own.loss_B.sum(), len(own))
+            self._add("hard_answer_ce", own.own_B.sum(), len(own))
+            learned = self.write_back(own, step)
+            if self.settings.buffer:
+                self._add("learned_rate", learned, len(own))
+
+    def end_step(self) -> None:
+        """C's schedule is counted in steps of U."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _similarity_of_clean(self, rows: Rows) -> Callable[[], Tensor] | None:
+        """What a similarity to texts says of the unaltered pictures; None for other ones."""
+        if self.settings.similarity != "clip" or self.settings.similarity_mode != "image-text":
+            return None
+        return partial(self.scorer, rows.pictures, rows.pictures, rows.texts)
+
+    def _record(self, result: ChallengeResult, norm: float) -> None:
+        figures = result.metrics
+        for name in CHALLENGE_FIGURES:  # some only where there are codes, or a term, or a baseline
+            if name in figures:
+                self._add(name, figures[name])
+        self._add("perturber_objective", figures["objective"])
+        if self.optimizer is not None:
+            self._add("perturber_grad_norm", norm)
+            self._add("perturber_learning_rate", self.optimizer.param_groups[0]["lr"])
+
+    def _add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
+        if self.run.figures is not None:
+            self.run.figures.add(name, total, count)
+
+    def create_scheduler(self, num_training_steps: int) -> None:
+        """(Re)start C's learning-rate schedule, counted in optimizer steps of U."""
+        if self.optimizer is not None:
+            self.scheduler = get_scheduler(
+                self.settings.perturber_lr_scheduler_type,
+                self.optimizer,
+                num_warmup_steps=self.settings.perturber_warmup_steps,
+                num_training_steps=num_training_steps,
+            )
+
+    # ---- the phases that belong to C -----------------------------------------------------------
+    def play(self, rows: Rows, *, step: int | None = None) -> tuple[ChallengeResult, float]:
+        """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
+
+        The visual states are computed once: U does not move in between. From rows that only keep
+        step, on a rank without answers, C gets a zero gradient, but the rank takes part in the
+        reduction like all others. Where the redrawn baseline is due at ``step``, its figures stand
+        beside the challenge's own; it moves no weight and no generator.
+        """
+        parts = rows.split(self.settings.challenge_parts(self.batch_size))
+        visual: list[VisualStates | None] = [None] * len(parts)
+        norm = 0.0
+        # Merged copies cost the language model's memory again: not where activations are recomputed
+        # for want of memory.
+        merges = self.settings.merge_lora and not self.run.args.gradient_checkpointing
+        merged = self.run.backbone.lora_merged() if merges else nullcontext()
+        with merged:  # U stands still meanwhile
+            for _ in range(self.settings.perturber_steps):
+                results, norm = self._ascend(parts, visual, rows.counts)
+            result = ChallengeResult.joined(results)
+            due = rows.counts and step is not None and self._baseline_is_due(step)
+            baseline = self._redraw(parts, visual, result) if due else None
+        if rows.counts:
+            self._wrong_BK = {"attack_success_rate": ~result.right_BK}
+        if baseline is not None:
+            self._wrong_BK["redrawn_success_rate"] = ~baseline.right_BK
+            result.metrics.update(redrawn_figures(result, baseline))
+        return result, norm
+
+    def _baseline_is_due(self, step: int) -> bool:
+        every = self.settings.redrawn_every
+        if every == 0 or not self.settings.draws:  # there nothing is redrawn
+            return False
+        return (step // self.settings.challenge_every) % every == 0
+
+    def _redraw(
+        self,
+        parts: Sequence[tuple[Rows, float]],
+        visual: Sequence[VisualStates | None],
+        result: ChallengeResult,
+    ) -> ChallengeResult:
+        """The batch redrawn at eps = 0 under the noise of the last challenge."""
+        if isinstance(self.perturber, NoPerturber):
+            return result  # nothing else was drawn
+        at_once = self.batch_size
+        results = [
+            redrawn(self.run.backbone, part, self.settings, self.scorer, noise, states, at_once)
+            for (part, share), noise, states in zip(parts, self._noise, visual, strict=True)
+            if share
+        ]
+        return ChallengeResult.joined(results)
+
+    def _ascend(
+        self,
+        parts: Sequence[tuple[Rows, float]],
+        visual: list[VisualStates | None],
+        counts: bool,
+    ) -> tuple[list[ChallengeResult], float]:
+        """One update of C: its challenges, part by part, and its gradient norm."""
+        results: list[ChallengeResult] = []
+        total: list[Tensor] | None = None
+        self._noise = []
+        for i, (part, share) in enumerate(parts):
+            self._noise.append(self.generator.get_state())
+            result = self._challenge(part, visual[i])
+            visual[i] = _visual(result)
+            if self.optimizer is not None:
+                result.objective = result.objective * (share if counts else 0.0)
+                total = _add(total, perturber_gradients(result, self.perturber))
+            if share:
+                results.append(result)
+        if self.optimizer is None:
+            return results, 0.0
+        assert total is not None
+        clip = self.settings.perturber_max_grad_norm
+        norm = perturber_update(self.perturber, self.optimizer, total, clip, self.run.average)
+        self._note(norm)
+        return results, norm
+
+    def _note(self, norm: float) -> None:
+        """Say that an update of C was left out; stop where C does not come back."""
+        if math.isfinite(norm):
+            self.left_out_in_a_row = 0
+            return
+        self.left_out += 1
+        self.left_out_in_a_row += 1
+        advice = "lower perturber_learning_rate"
+        if self.run.rank == 0 and self.left_out & (self.left_out - 1) == 0:  # 1, 2, 4, 8, ...
+            text = "C's gradient norm is %s, so this update of C is left out (%d so far); %s"
+            logger.warning(text, norm, self.left_out, advice)
+        if self.left_out_in_a_row >= LEFT_OUT_AT_MOST:
+            raise Diverged(
+                f"C's gradient norm is {norm} for the {self.left_out_in_a_row}th time in a row "
+                f"(perturber_learning_rate={self.settings.perturber_learning_rate:g}): the game is "
+                f"off; {advice}"
+            )
+
+    def _challenge(self, part: Rows, visual: VisualStates | None) -> ChallengeResult:
+        return challenge(
+            self.run.backbone,
+            self.perturber,
+            part,
+            self.settings,
+            self.scorer,
+            self.generator,
+            self.label_scorer,
+            with_grad=self.optimizer is not None,
+            visual=visual,
+            # Scores of all codes are large: K is to add time, but hardly any memory.
+            pictures_at_once=self.batch_size,
+        )
+
+    def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
+        """Offer the challenge's candidates to the buffer. They are not drawn again.
+
+        Of rows that only keep step nothing is offered, but the rank hears how hard the others'
+        candidates were.
+        """
+        if not rows.counts:
+            own_E = candidate_hardness(result)[:0]
+            self.buffer.recent.add(own_E if self.run.gather is None else self.run.gather(own_E))
+            return MiningReport(candidates=0, accepted=0, kept=0)
+        keep = self._keeps_tokens(result.tokens_ENH[0])
+        report = mine(
+            result,
+            rows,
+            self.buffer,
+            self.settings,
+            step,
+            keep_tokens=keep,
+            gather=self.run.gather,
+        )
+        self.tally.candidates += report.candidates
+        self.tally.accepted += report.accepted
+        self.tally.held = len(self.buffer)
+        return report
+
+    def _keeps_tokens(self, tokens_NH: Tensor) -> bool:
+        """Whether a full buffer of such tokens may be kept, and they stay true as U learns."""
+        size = self.buffer.capacity * tokens_NH.numel() * tokens_NH.element_size()
+        return self.run.backbone.reads_frozen and size <= self.settings.keep_tokens_mb * 2**20
+
+    def forget_candidates(self) -> None:
+        """Drop what the last micro-batch drew and, without a lasting buffer, what it mined."""
+        self._wrong_BK, self._replayed = {}, []
+        if not self.settings.buffer:
+            generator, recent = self.buffer.generator, self.buffer.recent
+            self.buffer = self._new_buffer(0)
+            self.buffer.generator, self.buffer.recent = generator, recent
+
+    def judge(self, clean: ReadAnswers) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the candidates did to answers that U gives on the clean pictures.
+
+        Args:
+            clean: U's readings of this micro-batch's clean rows, in their order.
+
+        Returns:
+            (how many were lost, how many there were to lose) by figure; empty where nothing was
+            drawn.
+        """
+        figures = {}
+        for name, wrong_BK in self._wrong_BK.items():
+            right_B1 = clean.right_B[: len(wrong_BK), None]
+            figures[name] = (right_B1 & wrong_BK).sum(), right_B1.sum() * wrong_BK.shape[1]
+        return figures
+
+    def replay(self) -> list[HardSample]:
+        """Hard samples for this micro-batch; none before the buffer is full enough."""
+        if self.ready:
+            self._replayed = self.buffer.sample(self.settings.hard_rows(self.batch_size))
+            self.tally.replayed += len(self._replayed)
+        return self._replayed
+
+    def write_back(self, hard: ReadAnswers, step: int) -> int:
+        """The losses of the replayed samples become their hardness; returns how many left.
+
+        The losses are those that U learns from, so LoRA's dropout is on in them: they cost no pass.
+        At the usual rate of .05 that is a small noise beside the differences between samples.
+
+        Args:
+            hard: U's readings of what ``replay`` gave, in its order.
+            step: training step.
+        """
+        if not self.settings.buffer:
+            return 0  # nothing is kept
+        own_right_2B = torch.stack([hard.own_B, hard.right_B.to(hard.own_B)]).tolist()
+        learned = [bool(right) and self.settings.drop_learned for right in own_right_2B[1]]
+        left = self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
+        self.tally.learned += left
+        self.tally.held = len(self.buffer)
+        return left
+
+    @property
+    def ready(self) -> bool:
+        """True when the buffer is full enough for replay."""
+        lasting = self.settings.buffer
+        return len(self.buffer) >= (self.settings.min_size(self.batch_size) if lasting else 1)
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """C's."""
+        return list(self.perturber.named_parameters())
+
+    def files(self, rank: int, world_size: int) -> list[str]:
+        """C's weights, unless it has none, and this process's state."""
+        weights = [PERTURBER_FILE] if files.weights_of(self.perturber) else []
+        return [*weights, *super().files(rank, world_size)]
+
+    def save_weights(self, folder: Path) -> None:
+        """C's."""
+        files.save_weights(folder / PERTURBER_FILE, self.perturber)
+
+    def load_weights(self, folder: Path) -> None:
+        """C's; of the same kind and size."""
+        found = self._read_weights(folder)
+        if found:
+            self.perturber.load_state_dict(found)
+
+    def check_weights(self, folder: Path) -> None:
+        """Whether those in the folder are of the same kind and size."""
+        self._read_weights(folder)
+
+    def _read_weights(self, folder: Path) -> dict[str, Tensor]:
+        advice = "resume with the perturbation, perturber_width and perturber_depth of that run"
+        return files.read_weights(folder / PERTURBER_FILE, self.perturber, advice)
+
+    def save(self, folder: Path, rank: int, world_size: int) -> None:
+        """Write this process's state; what U read of hard pictures is read again."""
+        self.buffer.forget_tokens()
+        super().save(folder, rank, world_size)
+
+    def load(self, folder: Path, rank: int, world_size: int) -> None:
+        """Restore C and this process's state; a run that goes on draws by the same captions."""
+        super().load(folder, rank, world_size)
+        if self.captions is not None:
+            self.captions.read(folder.parent)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves, except C's weights."""
+        noise = self.perturber
+        return {
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "buffer": self.buffer.state_dict(),
+            "generator": self.generator.get_state(),
+            "tally": vars(self.tally).copy(),
+            "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        if self.optimizer is not None and state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.generator.set_state(state["generator"])
+        self.tally = ReplayTally(**state["tally"])
+        if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
+            self.perturber.generator.set_state(state["noise"])
+
+
+def _add(total: list[Tensor] | None, more: list[Tensor]) -> list[Tensor]:
+    return more if total is None else [a + b for a, b in zip(total, more, strict=True)]
+
+
+def _visual(result: ChallengeResult) -> VisualStates | None:
+    if result.codes is None:
+        return None
+    return VisualStates(result.states_BNH, result.codes)

@@ -1,0 +1,23 @@
+"""Plain supervised fine-tuning: the rows of the records, and nothing beside them.
+
+Answers are always learned. Captions are, too, where the run has a ``generation_weight``: joint
+training of both halves. A run that lists ``sft`` alone is the control of every other method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unigame.methods.base import Method
+
+
+@dataclass
+class SFTSettings:
+    """There are none: what the records' rows count for is set for the run."""
+
+
+class SFT(Method):
+    """Adds nothing."""
+
+    name = "sft"
+    Settings = SFTSettings
