@@ -315,8 +315,8 @@ class Backbone(nn.Module, ABC):
         an ``anchor_width`` above 0 also toward codes near them. That is named only where it is
         asked for; latents are always drawn by plain distance, so it changes nothing there. With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
-        Candidates are drawn one after another from ``generator``: K of them in one call are those
-        of several calls, with ``sample``, that draw K together.
+        Candidates are drawn one after another from ``generator``: drawing K at once equals drawing
+        them, with ``sample``, in several calls.
         """
 
     def require_drawing(self) -> None:
@@ -389,6 +389,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the LoRA adapter in PEFT's format (or the whole model where there is none)."""
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Write a plain checkpoint with the adapter added to the weights; the adapter is gone then.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no save_merged, so its adapters stay "
+            "beside their base; load the adapter instead"
+        )
 
     @abstractmethod
     def load_adapter(self, folder: str | Path) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from unigame.errors import UserError
 from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
+from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, LossName, Rows
 from unigame.settings.rules import Rule, check_fields, reject_unknown, rules_of
 
@@ -226,6 +227,14 @@ class Method:
         Every process must ask.
         """
         return ""
+
+    def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """What is wrong with the method in this run; nothing where it is well.
+
+        Args:
+            log: what was logged so far, in order; ``findings.Log`` reads it.
+        """
+        return []
 
     # ---- what lives from step to step ----------------------------------------------------------
     def create_scheduler(self, num_training_steps: int) -> None:

@@ -46,6 +46,7 @@ from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
 from unigame.methods.captions import MadeCaptions
+from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, Rows
 from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, stack_compact
 from unigame.methods.selfplay.challenge import (
@@ -57,6 +58,8 @@ from unigame.methods.selfplay.challenge import (
     perturber_gradients,
     perturber_update,
 )
+from unigame.methods.selfplay.diagnosis import diagnose
+from unigame.methods.selfplay.examples import Examples
 from unigame.methods.selfplay.floor_check import FloorCheck
 from unigame.methods.selfplay.heads import Heads
 from unigame.methods.selfplay.health import ReplayTally, Watch
@@ -265,6 +268,7 @@ class SelfPlay(Method):
                 settings.heads, settings.restart_below, settings.restart_window, run.args.seed
             )
         self._watch = Watch(self)
+        self.examples = Examples(settings.keep_examples if run.rank == 0 and settings.draws else 0)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._replayed: list[HardSample] = []
@@ -326,9 +330,14 @@ class SelfPlay(Method):
         self._watch.look(step, max_steps)
 
     def finish(self) -> None:
-        """A short run saw few candidates: the floor is judged by those."""
+        """A short run saw few candidates: the floor is judged by those. Pictures for the report."""
         self.floor_check.judge()
         self.verifier_check.judge()
+        self.examples.write(self)
+
+    def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """What is wrong with the game, by its figures."""
+        return diagnose(self, log)
 
     def summary(self) -> str:
         """What became of the candidates of all processes."""
@@ -341,6 +350,7 @@ class SelfPlay(Method):
         self.forget_candidates()
         if step % self.settings.challenge_every == 0:
             rows = self.challenged(batch)
+            self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
             if self.heads is not None:

@@ -304,6 +304,14 @@ class SelfPlaySettings:
         "Hard samples in each mixed batch. Default: one for two clean samples.",
     )
 
+    keep_examples: int = setting(
+        16,
+        Whole(low=0, high=1000),
+        "At the end write so many pictures of the run, clean, redrawn and attacked, with what the "
+        "model says to each, into examples/ for its report. 0: none.",
+        free=True,
+    )
+
     # ---- memory and speed ----------------------------------------------------------------------
     challenge_micro_batch: int | None = setting(
         None,
