@@ -26,7 +26,7 @@ def save_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> P
     Raises:
         UserError: no panel finds any of its keys in the log.
     """
-    drawn = [(panel, lines) for panel in PANELS if (lines := series(panel, log_history))]
+    drawn = [(panel, found) for panel in PANELS if (found := series(panel, log_history))]
     if not drawn:
         keys = sorted({key for entry in log_history for key in entry})
         raise UserError(
@@ -38,8 +38,8 @@ def save_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> P
     with rc_context(style.RC):
         figure = Figure(figsize=(3.3 * columns, 2.25 * lines), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
-        for ax, (panel, lines_of) in zip(axes, drawn, strict=False):
-            _draw_panel(ax, panel, lines_of)
+        for ax, (panel, found) in zip(axes, drawn, strict=False):
+            _draw_panel(ax, panel, found)
         for ax in axes[len(drawn) :]:
             ax.set_visible(False)
         for ax in axes[max(0, len(drawn) - columns) : len(drawn)]:
