@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from unigame.backbones.base import Backbone
 from unigame.backbones.common.autoregressive import AutoregressiveBackbone
-from unigame.backbones.common.code_reading import nearest_codes
+from unigame.backbones.common.codes import nearest_codes
 
 TOKENIZER_BATCH, BATCH = 8, 24
 OBJECT_WEIGHT = 6.0

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a clone can be measured without installing it
 
 from unigame.backbones import load_backbone  # noqa: E402
+from unigame.backbones.janus.layout import BEGIN_IMAGE, build_processor  # noqa: E402
 from unigame.backbones.janus.model import JanusBackbone  # noqa: E402
-from unigame.backbones.janus.processor import BEGIN_IMAGE, build_processor  # noqa: E402
 from unigame.synthetic.questions import vocabulary  # noqa: E402
 
 Shape = dict[str, Any]

@@ -72,4 +72,4 @@ def test_the_walk_lets_harmless_imports_pass():
         "from typing import TYPE_CHECKING\nimport torch\nfrom unigame import UserError\n"
         "from ..world import Scene\nif TYPE_CHECKING:\n    from unigame import UniGameTrainer\n"
     )
-    assert not detours(source, "unigame.synthetic.pretrain", ("unigame.training",))
+    assert not detours(source, "unigame.synthetic.benchmarks", ("unigame.training",))

@@ -61,13 +61,17 @@ def test_each_name_of_the_method_is_in_its_file(name, file):
 
 
 def test_each_setting_named_by_the_method_exists():
-    from unigame.training.config import UniGameConfig
-
     text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     table = text.split("| ablation | setting |")[1]
     names = set(re.findall(r"`([a-z]\w+)(?=[:`])", table)) - {"decoder", "cosine", "none"}
     assert len(names) > 10
-    assert names <= set(UniGameConfig.__dataclass_fields__)
+    assert names - {"methods"} <= settings_of_a_run()
+
+
+def settings_of_a_run() -> set[str]:
+    from unigame import SelfPlaySettings, UniGameConfig
+
+    return {*UniGameConfig.__dataclass_fields__, *SelfPlaySettings.__dataclass_fields__}
 
 
 def python_examples():
@@ -81,11 +85,9 @@ def test_the_readme_example_uses_what_exists():
     (names,) = re.findall(r"from unigame import (.*)", example)
     for name in names.split(", "):
         assert getattr(unigame, name)
-    from unigame.training.config import UniGameConfig
-
     settings = re.findall(r"^    (\w+)=", example, flags=re.M)
     assert len(settings) > 5
-    assert set(settings) <= set(UniGameConfig.__dataclass_fields__)
+    assert set(settings) <= settings_of_a_run()
 
 
 def test_every_public_name_resolves():

@@ -21,8 +21,9 @@ from transformers import (
 from transformers.models.janus.processing_janus import JanusProcessor
 
 from unigame.backbones.base import Backbone
+from unigame.backbones.janus.layout import BEGIN_IMAGE, build_processor
+from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.backbones.janus.processor import BEGIN_IMAGE, build_processor
 
 VOCAB_WORDS = (
     "what colour is the circle square triangle cross red green blue yellow how many are there "
@@ -129,7 +130,7 @@ def shared_tiny_janus() -> Path:
 
 def tiny_backbone(dtype: str = "float32") -> JanusBackbone:
     """A fresh backbone on the shared tiny checkpoint."""
-    return JanusBackbone.from_pretrained(shared_tiny_janus(), dtype=dtype)
+    return from_pretrained(shared_tiny_janus(), dtype=dtype)
 
 
 def stir_lora(backbone: Backbone, scale: float = 0.05, seed: int = 0) -> None:

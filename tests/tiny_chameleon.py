@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 
 from tests.tiny import VOCAB_WORDS
-from unigame.backbones.chameleon.decoder import ChameleonVQDecoder
+from unigame.backbones.chameleon.load import ChameleonVQDecoder, from_pretrained
 from unigame.backbones.chameleon.model import ChameleonBackbone
 
 BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
@@ -169,4 +169,4 @@ def shared_tiny_chameleon() -> Path:
 
 def tiny_chameleon(dtype: str = "float32") -> ChameleonBackbone:
     """A fresh backbone on the shared tiny checkpoint."""
-    return ChameleonBackbone.from_pretrained(shared_tiny_chameleon(), dtype=dtype)
+    return from_pretrained(shared_tiny_chameleon(), dtype=dtype)

@@ -39,7 +39,7 @@ from transformers import (
 
 from tests.tiny import VOCAB_WORDS
 from unigame.backbones.composed.config import ComposedConfig, ConnectorConfig, DrawConfig
-from unigame.backbones.composed.making import compose
+from unigame.backbones.composed.load import compose
 
 PATCH = 4
 SPECIAL = (

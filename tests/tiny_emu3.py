@@ -30,7 +30,8 @@ from transformers import (
 )
 
 from tests.tiny import VOCAB_WORDS
-from unigame.backbones.emu3 import vision as emu3_vision
+from unigame.backbones.emu3 import model as emu3_vision
+from unigame.backbones.emu3.load import from_pretrained
 from unigame.backbones.emu3.model import Emu3Backbone
 
 PAD, BOS, EOS = "<|endoftext|>", "<|extra_203|>", "<|extra_204|>"
@@ -175,4 +176,4 @@ def shared_tiny_emu3() -> Path:
 
 def tiny_emu3(dtype: str = "float32") -> Emu3Backbone:
     """A fresh backbone on the shared tiny checkpoint."""
-    return Emu3Backbone.from_pretrained(shared_tiny_emu3(), dtype=dtype).eval()
+    return from_pretrained(shared_tiny_emu3(), dtype=dtype).eval()

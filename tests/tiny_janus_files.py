@@ -26,7 +26,7 @@ from tests.tiny_janus_original import (
     OriginalJanus,
     language_config,
 )
-from unigame.backbones.janus.original import names as janus_original
+from unigame.backbones.janus import convert as janus_original
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 MARKS = (BOS, EOS, PAD, "<begin_of_image>", "<end_of_image>", "<image_placeholder>")

@@ -19,8 +19,8 @@ from transformers import JanusForConditionalGeneration
 from tests.tiny import make_tiny_janus, shared_tiny_janus, tiny_backbone
 from unigame.backbones import load_backbone
 from unigame.backbones import registry as families
+from unigame.backbones.janus.layout import build_processor
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.backbones.janus.processor import build_processor
 from unigame.errors import UserError
 
 
@@ -174,7 +174,7 @@ def test_other_families_come_from_entry_points(
 ) -> None:
     def entries(group: str) -> list[EntryPoint]:
         assert group == "unigame.backbones"
-        loader = "unigame.backbones.janus.model:JanusBackbone.from_pretrained"
+        loader = "unigame.backbones.janus.load:from_pretrained"
         return [
             EntryPoint("emu9", loader, group),
             EntryPoint("lost", "no_such_package:load", group),
@@ -194,7 +194,7 @@ def test_other_families_come_from_entry_points(
         called.append((path, settings))
         return expected
 
-    monkeypatch.setattr(JanusBackbone, "from_pretrained", load)
+    monkeypatch.setattr("unigame.backbones.janus.load.from_pretrained", load)
     edit_config(model_type="emu9")(folder)
     assert load_backbone(folder, device="cpu") is expected
     assert called == [(folder, {"dtype": "float32", "device": torch.device("cpu")})]

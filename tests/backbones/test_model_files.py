@@ -16,10 +16,10 @@ import unigame
 from tests.backbones.conftest import FAMILIES
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame.backbones import load_backbone
-from unigame.backbones.common.lora import read_adapter
-from unigame.backbones.composed.core import ComposedCore
+from unigame.backbones.common.adapter_files import read_adapter
+from unigame.backbones.composed.model import ComposedBackbone
+from unigame.backbones.memory import size_of
 from unigame.backbones.model_files import first_not_finite, loading_from, read_json
-from unigame.cli.sizes import size_of
 from unigame.errors import UserError
 
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
@@ -272,7 +272,7 @@ def test_an_adapter_that_is_not_finite_is_refused_before_the_model_loads(
     save_file(weights, adapter / "adapter_model.safetensors")
     backbone = tiny_backbone()
     monkeypatch.setattr(
-        "unigame.backbones.janus.model.JanusBackbone.from_pretrained",
+        "unigame.backbones.janus.load.from_pretrained",
         lambda *a, **k: pytest.fail("late"),
     )
     line = adapter_outcome(adapter)
@@ -285,7 +285,7 @@ def test_an_adapter_that_is_not_finite_is_refused_before_the_model_loads(
 def test_a_connector_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     model = copy_of("composed_sd", tmp_path)
     backbone = load_backbone(model, device="cpu")
-    assert isinstance(backbone, ComposedCore)
+    assert isinstance(backbone, ComposedBackbone)
     weights = load_file(model / "connector.safetensors")
     weights["connector.queries_NH"][0, 0] = torch.nan
     save_file(weights, model / "connector.safetensors")

@@ -67,7 +67,7 @@ def test_the_installed_command_answers_help_and_mistakes():
     command = Path(sys.executable).with_name("unigame")
     shown = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
-    for name in ("demo", "train", "generate", "answer", "pretrain", "doctor"):
+    for name in ("demo", "train", "generate", "answer", "doctor"):
         assert name in shown.stdout
     wrong = subprocess.run([command, "demo", "--sed", "3"], capture_output=True, text=True)
     assert wrong.returncode == 2
@@ -84,7 +84,7 @@ def test_help_and_bad_arguments_import_nothing_heavy():
     assert done.returncode == 2, done.stderr
 
 
-@pytest.mark.parametrize("name", [name for name in app.commands if name != "pretrain"])
+@pytest.mark.parametrize("name", [*app.commands])
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_every_command_has_a_help(name, word, capsys):
     assert cli.main([name, word]) == 0
@@ -225,12 +225,6 @@ def test_ctrl_c_in_training_says_how_to_resume(tmp_path, capsys, monkeypatch):
     newest = tmp_path / "run" / "checkpoint-200"
     assert f"kept {newest}" in line
     assert line.endswith(f"unigame train {recipe} --beta 0.3 --resume_from_checkpoint {newest}")
-
-
-def test_pretrain_hands_over_all_its_arguments(monkeypatch):
-    calls = stand_in(monkeypatch, "unigame.synthetic.pretrain", main=None)
-    assert cli.main(["pretrain", "--stage", "tokenizer", "--help"]) == 0
-    assert calls == [("main", (["--stage", "tokenizer", "--help"],), {})]
 
 
 def test_generate_writes_every_picture_and_suggests_a_question(tmp_path, capsys, monkeypatch):

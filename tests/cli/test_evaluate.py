@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -141,15 +142,20 @@ def test_one_split_of_one_benchmark(pope, tmp_path):
 def test_data_of_the_hub_are_asked_for_as_the_user_says(tmp_path, monkeypatch, capsys):
     asked = []
 
+    def load_builder(path, name, *, revision):
+        asked.append((path, name, revision))
+        return SimpleNamespace(name="parquet", config=SimpleNamespace(data_files=None))
+
     def load_dataset(path, name, *, split, revision):
         asked.append((path, name, split, revision))
         raise ConnectionError("offline")
 
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     words = ["--split", "test", "--config", "pope=default", "--hub-id", "me/POPE"]
     assert evaluate(*words, "--revision", "v1", "--output", tmp_path / "out") == 2
-    assert asked == [("me/POPE", "default", "test", "v1")]
-    assert "cannot read me/POPE" in capsys.readouterr().err
+    assert asked == [("me/POPE", "default", "v1"), ("me/POPE", "default", "test", "v1")]
+    assert "me/POPE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     short = {
         "max_steps": 2,
         "per_device_train_batch_size": 4,
-        "hard_batch_size": 2,
-        "buffer_min_size": 2,
         "data.0.size": 60,
         "warmup_steps": 0,
     }
     words = [w for name, value in short.items() for w in (f"--{name}", str(value))]
-    monkeypatch.setattr(demo, "load_recipe", lambda name, extra: whole(name, [*words, *extra]))
+    game = ["--hard_batch_size", "2", "--buffer_min_size", "2"]
+
+    def load(name: str, extra: list[str]) -> Any:
+        return whole(name, [*words, *([] if "sft" in extra else game), *extra])
+
+    monkeypatch.setattr(demo, "load_recipe", load)
     monkeypatch.setattr(demo, "QUICK", TINY)
     monkeypatch.setattr(demo, "QUICK_SHARE", 1)
     # A random model draws nothing that the reader knows: let every attacked picture count.
@@ -101,9 +104,9 @@ def judged(gaps: dict[str, float]) -> Comparison:
         value = gaps.get(label, 0.0)
         gap = Difference(value=value, low=value - 0.1, high=value + 0.1, n=99, clusters=99)
         cells.append((Cell("accuracy", "accuracy", gap=None if label == "sft" else gap),))
-    labels = tuple(demo.LABELS.get(arm, arm) for arm in demo.ARMS)
+    labels = tuple(demo.DEMO_LABELS.get(arm, arm) for arm in demo.ARMS)
     grid = Grid("Understanding", ("POPE",), labels, tuple(cells))
-    return demo._judged(Comparison(labels, 1, (grid,), {}, ("last",)), seed=7)
+    return demo.judged_demo(Comparison(labels, 1, (grid,), {}, ("last",)), seed=7)
 
 
 def test_a_gain_that_a_control_shares_is_not_credited_to_the_attack() -> None:

@@ -1,6 +1,8 @@
+import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -10,8 +12,8 @@ from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
 from unigame import cli
 from unigame.backbones import registry as families
-from unigame.cli.memory import GIB, estimate
-from unigame.cli.sizes import janus_pro_config, janus_size
+from unigame.backbones.janus.size import pro_config, size_of_config
+from unigame.backbones.memory import GIB, estimate, size_of
 from unigame.doctor import report as module
 from unigame.errors import UserError
 from unigame.training.recipe import load_recipe
@@ -19,7 +21,11 @@ from unigame.training.recipe import load_recipe
 
 @pytest.fixture(scope="module")
 def size():
-    return janus_size("folder", janus_pro_config("1B"))
+    return size_of_config("folder", pro_config("1B"))
+
+
+def published(size):
+    return [replace(size, name=f"Janus-Pro-{shape}") for shape in ("1B", "7B")]
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def sound(monkeypatch, size):
     """A machine where the bundled model is fine, without loading it or building large ones."""
     monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
     monkeypatch.setattr(module, "size_of", lambda name: replace(size, name=name))
-    monkeypatch.setattr(module, "janus_size", lambda name, config: replace(size, name=name))
+    monkeypatch.setattr(module, "published_sizes", lambda: published(size))
 
 
 def test_the_report_covers_environment_hardware_and_what_fits(sound, capsys):
@@ -72,7 +78,7 @@ RECIPES = Path(unigame.__file__).parent / "recipes"
 def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
     recipe = f"janus_pro_{name.lower()}"
     plan = load_recipe(recipe, ["--bf16", "false"])  # a CPU has no bf16; the weights have
-    found = estimate(janus_size(name, janus_pro_config(name)), module.setting_of(plan), "bfloat16")
+    found = estimate(size_of_config(name, pro_config(name)), module.setting_of(plan), "bfloat16")
     total = f"{found.total / GIB:.1f}"
     rows = (RECIPES / "README.md").read_text().splitlines()
     (row,) = [line for line in rows if line.startswith(f"| `{recipe}`")]
@@ -85,7 +91,7 @@ def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
     assert f"{total} GiB" in head and f"| {total} |" in cells
     if name == "7B":
         kept = estimate(
-            janus_size(name, janus_pro_config(name)),
+            size_of_config(name, pro_config(name)),
             replace(module.setting_of(plan), checkpointing=False),
             "bfloat16",
         )
@@ -129,7 +135,7 @@ def test_a_foreign_checkpoint_is_refused_before_the_report(config, fragment, tmp
 @pytest.mark.parametrize("make", [shared_tiny_emu3, shared_tiny_chameleon, shared_vlm_unet])
 def test_a_model_of_any_family_is_in_the_table(make, capsys, monkeypatch, size):
     monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
-    monkeypatch.setattr(module, "janus_size", lambda name, config: replace(size, name=name))
+    monkeypatch.setattr(module, "published_sizes", lambda: published(size))
     monkeypatch.setattr(module, "_capacity", lambda: ("a large machine", 1e15))
     folder = str(make())
     assert cli.main(["doctor", "--model", folder]) == 0
@@ -145,6 +151,21 @@ def test_a_plug_in_is_not_guessed_at(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(families, "entry_points", entries)
     (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
     assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
-    assert "'emu9', which comes from a plug-in; doctor can estimate chameleon, emu3, janus" in (
-        capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "'emu9', which does not say" in shown and "estimate chameleon, emu3, janus" in shown
+
+
+def test_a_plug_in_that_says_its_size_is_estimated(monkeypatch, tmp_path, size):
+    def entries(group):
+        return [EntryPoint("emu9", "plug_emu9:load", group)]
+
+    plug = ModuleType("plug_emu9")
+    plug.load = lambda name_or_path, *, dtype, device: None
+    plug.size_of = lambda name, file, hub_id: replace(size, name=f"{file.parent.name} of emu9")
+    plug.FAMILY_INFO = families.FamilyInfo(
+        "emu9", "plug_emu9:load", "Emu9", "", "", "codes", "", size="plug_emu9:size_of"
     )
+    monkeypatch.setitem(sys.modules, "plug_emu9", plug)
+    monkeypatch.setattr(families, "entry_points", entries)
+    (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
+    assert size_of(str(tmp_path)).name == f"{tmp_path.name} of emu9"

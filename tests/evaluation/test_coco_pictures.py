@@ -100,7 +100,7 @@ def test_vqas_questions_say_whose_pictures_they_mean(tmp_path):
 
 
 def test_popes_pictures_are_those_that_it_names(tmp_path):
-    from unigame.evaluation.tasks.pope.rows import read_pope
+    from unigame.evaluation.tasks.pope.task import read_pope
 
     draw(
         tmp_path,

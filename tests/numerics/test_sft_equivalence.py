@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, JanusForConditionalGeneration, Trainer, TrainingArguments
 
 from tests.training.helpers import Losses, Records, lora_weights, make_trainer
-from unigame.backbones.janus.processor import load_processor
+from unigame.backbones.janus.load import load_processor
 
 
 class PlainCollator:

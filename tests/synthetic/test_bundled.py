@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import unigame
+from tools.janus_nano_48 import gates
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
-from unigame.synthetic.pretrain import gates
 from unigame.synthetic.world import caption
 
 FOLDER = Path(unigame.__file__).parent / "synthetic" / "janus_nano"

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import unigame
+from tools.janus_nano_48 import knowledge
+from tools.janus_nano_48.common import Log
 from unigame.backbones import load_backbone
+from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.synthetic import SyntheticDataset
 from unigame.synthetic.knowledge import (
@@ -21,8 +24,6 @@ from unigame.synthetic.knowledge import (
     facts,
     knowledge_words,
 )
-from unigame.synthetic.pretrain import knowledge
-from unigame.synthetic.pretrain.common import Log
 from unigame.synthetic.questions import vocabulary
 from unigame.synthetic.world import CELLS, COLOURS, SHAPES
 
@@ -85,7 +86,7 @@ def before() -> JanusBackbone:
 def lesson(tmp_path_factory: pytest.TempPathFactory) -> tuple[JanusBackbone, float, float]:
     """The bundled model after a dozen steps, and the loss before and after them."""
     torch.manual_seed(0)
-    backbone = knowledge.extend(JanusBackbone.from_pretrained(_bundled()))
+    backbone = knowledge.extend(from_pretrained(_bundled()))
     chosen = [fact for fact in facts() if fact.taught][:40]
     triples = sorted({knowledge.triple(fact) for fact in chosen})
     codes = knowledge.pictures_of(backbone, triples, seed=0, each=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -113,3 +115,23 @@ def test_unknown_names_are_errors() -> None:
         render(Scene((Thing(0, "red", "hexagon"),)))
     with pytest.raises(ValueError, match="unknown texture"):
         render(Scene((), texture="tartan"))
+
+
+def test_far_noise_is_grey_clouds_and_strong_noise_coloured_pixels() -> None:
+    scene = random_scene(np.random.default_rng(4), corruption="noise", counts=(1,))
+    clean = render(replace(scene, corruption="none"))
+    for severity, grey in (("far", True), ("strong", False)):
+        added = render(replace(scene, severity=severity)) - clean
+        inside = (added + clean > 0.02).all(-1) & (added + clean < 0.98).all(-1)  # not clipped
+        assert (added[inside].std(-1).max() < 1e-4) == grey
+        steps = np.abs(np.diff(added, axis=0)).mean() / added.std()
+        assert (steps < 0.5) == grey
+
+
+def test_far_textures_are_twice_as_coarse() -> None:
+    scene = random_scene(np.random.default_rng(4), texture="checkered").with_things(())
+    edges = {
+        severity: (np.abs(np.diff(render(replace(scene, severity=severity)), axis=0)) > 0.05).sum()
+        for severity in ("strong", "far")
+    }
+    assert 0.35 < edges["far"] / edges["strong"] < 0.7

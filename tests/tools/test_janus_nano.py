@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPModel, CLIPProcessor
 
 from tools.janus_nano import clip, common, gates, language, reader, tokenizer, vision
 from tools.janus_nano.progress import Loop, chance
+from tools.janus_nano_48.common import Log
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.backbones import load_backbone
-from unigame.backbones.janus.layout import JanusLayout
-from unigame.backbones.janus.processor import build_processor
+from unigame.backbones.janus.layout import JanusLayout, build_processor
 from unigame.synthetic.dataset import to_pil
-from unigame.synthetic.pretrain.common import Log
-from unigame.synthetic.pretrain.tokenizer import cell_targets
 from unigame.synthetic.questions import vocabulary
 from unigame.synthetic.reader import exact_match, read, truth
 from unigame.synthetic.world import random_scene
@@ -71,7 +73,8 @@ def test_a_stopped_loop_goes_on_as_if_it_had_not_been(tmp_path) -> None:  # type
             torch.manual_seed(0)
             model = nn.Linear(3, 1)
             optimizer = torch.optim.AdamW(model.parameters())
-            loop = Loop(folder, "x", model, optimizer, lambda s: 0.1 / (s + 1), Log(folder, "x"))
+            rate = lambda s: 0.1 / np.sqrt(s + 1)  # noqa: E731  a numpy number, as cosines give
+            loop = Loop(folder, "x", model, optimizer, rate, Log(folder, "x"))
             for step in loop.steps(stop):
                 _, generator = chance(5, step)
                 loop.descend(model(torch.rand(4, 3, generator=generator)).square().mean())
@@ -114,6 +117,41 @@ def test_auc_counts_pairs_in_the_right_order() -> None:
     assert clip.auc(np.asarray([1.0, 4.0]), np.asarray([2.0, 3.0])) == 0.5
 
 
+def test_a_score_that_sees_content_only_passes_and_one_that_sees_style_fails() -> None:
+    def content(images, scenes):  # type: ignore[no-untyped-def]
+        found = [read(i) for i in images.permute(0, 2, 3, 1).numpy()]
+        pairs = [(f, truth(s)) for f, s in zip(found, scenes, strict=True)]
+        return torch.tensor([len(f & t) / len(f | t) for f, t in pairs])
+
+    def cleanness(images, scenes):  # type: ignore[no-untyped-def]
+        clean = [replace(s, corruption="none", texture="plain") for s in scenes]
+        return -(images - common.pictures(clean)).square().mean((1, 2, 3))
+
+    good, bad = (clip.auc_figures(score, 0, 60) for score in (content, cleanness))
+    assert good["auc_mild_clean"] > 0.6 > 0.5 > bad["auc_mild_clean"]
+    assert set(good) >= {f"auc_strong_{s}" for s in (*clip.AGAINST, *common.STYLES[1:])}
+
+
+def test_the_saved_verifier_scores_as_the_trained_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    judge, scenes = clip.Judge().eval(), clean_scenes(4)
+    clip.save(judge, tmp_path)
+    processor = CLIPProcessor.from_pretrained(tmp_path)
+    texts = [clip.plain(s) for s in scenes]
+    inputs = processor(
+        text=texts, images=[to_pil(s) for s in scenes], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = CLIPModel.from_pretrained(tmp_path).float()(**inputs)
+    expected = (out.image_embeds * out.text_embeds).sum(-1)
+    kept = clip.load(tmp_path).similarity(common.pictures(scenes), scenes)
+    torch.testing.assert_close(kept, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        kept, judge.similarity(common.pictures(scenes), scenes), atol=0.03, rtol=0
+    )
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 2 * 2**20
+
+
 def test_captions_fit_the_verifier_and_have_no_unknown_word() -> None:
     words = clip.words()
     for scene in common.broad_scenes(60, 1, clean=0.1):
@@ -127,6 +165,13 @@ def test_an_exam_keeps_questions_with_their_pictures() -> None:
     assert sum(map(len, paper.asked)) == 36 == len(paper.condition) == len(paper.kind)
     right = np.asarray([c == "blur" for c in paper.condition], float)
     assert paper.by_condition(right)["blur"] == 1.0 and paper.by_condition(right)["noise"] == 0.0
+
+
+def test_the_error_of_a_difference_takes_scenes_as_the_sample() -> None:
+    paper = gates.Exam([], [], ["blur"] * 8, [], [0, 0, 1, 1, 2, 2, 3, 3])
+    together = np.asarray([1, 1, 0, 0, 1, 1, 0, 0], float)
+    assert paper.error(together, "blur") == pytest.approx(0.5 / np.sqrt(4))
+    assert paper.error(np.ones(8), "blur") == 0.0
 
 
 @pytest.fixture(scope="module")

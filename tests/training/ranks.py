@@ -37,7 +37,7 @@ def game_settings(batch: int) -> dict[str, Any]:
 
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
     found = {"u": lora_weights(trainer)}
-    if game_of(trainer) is not None:
+    if any(method.name == "selfplay" for method in trainer.methods):
         perturber = game_of(trainer).perturber.named_parameters()
         found["c"] = {name: weight.detach().clone() for name, weight in perturber}
     return found
@@ -62,7 +62,7 @@ def main(model: Path, folder: Path) -> None:
     sft.train()
     record = {
         "game": {**weights_of(game), "hard": {"read": read}, "recent": recent, "epoch": data.epoch},
-        "described": game.captions.made if game.captions else 0,
+        "described": game_of(game).captions.made,
         "sft": weights_of(sft),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")

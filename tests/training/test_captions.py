@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.tiny import random_images, shared_tiny_janus, stir_lora, tiny_backbone
-from tests.training.helpers import Records, lora_weights, make_trainer
+from tests.training.helpers import Records, game_of, lora_weights, make_trainer
 from unigame import SyntheticDataset, load_backbone
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.errors import UserError
 from unigame.methods.captions import MadeCaptions
-from unigame.training.config import UniGameConfig
+from unigame.methods.selfplay import SelfPlay, SelfPlaySettings
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -36,10 +36,17 @@ class Watched(UniGameTrainer):
 
         self.backbone.answer = counting  # type: ignore[method-assign, assignment]
 
-    def _challenge(self, inputs: Any) -> Any:
-        batch, result, counts = super()._challenge(inputs)
-        self.prompts += batch.prompts or ()
-        return batch, result, counts
+        for method in self.methods:
+            if isinstance(method, SelfPlay):
+                method.challenged = self._noted(method.challenged)  # type: ignore[method-assign]
+
+    def _noted(self, challenged: Any) -> Any:
+        def noted(batch: Any) -> Any:
+            rows = challenged(batch)
+            self.prompts += rows.prompts
+            return rows
+
+        return noted
 
 
 def watched(folder: Path, data: Any = None, **settings: Any) -> Watched:
@@ -69,9 +76,8 @@ def test_the_bundled_model_describes_what_is_there(tmp_path: Path) -> None:
     assert [text.replace(" ,", ",") for text in made] == [row["caption"] for row in rows]
 
 
-def test_describing_is_the_default(tmp_path: Path) -> None:
-    args = UniGameConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert args.missing_captions == "model"
+def test_describing_is_the_default() -> None:
+    assert SelfPlaySettings().missing_captions == "model"
 
 
 def test_given_captions_are_used_and_nothing_is_made(tmp_path: Path) -> None:
@@ -147,7 +153,7 @@ def test_a_description_that_cannot_be_a_prompt_gives_way_to_the_question(
     )
     trainer.train()
     assert trainer.prompts == ["what colour is it", "what colour is it", "red", "blue"]
-    assert trainer.captions is not None and trainer.captions.unusable == 2
+    assert game_of(trainer).captions.unusable == 2
     assert "no usable description" in caplog.text
 
 

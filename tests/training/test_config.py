@@ -79,7 +79,7 @@ def test_the_trackers_are_those_of_transformers() -> None:
         ({"beta": float("nan")}, "beta=nan"),
         ({"beta": "high"}, "beta='high'"),
         ({"perturb_space": "pixels"}, "decoder, tokens"),
-        ({"similarity": "dino"}, "clip, cosine, none"),
+        ({"similarity": "dino"}, "cosine, clip, none"),
         ({"similarity": "clip"}, "similarity_model"),
         ({"label_weight": 1.0, "label_similarity": "clip"}, "similarity_model"),
         ({"eps_init": 0.5, "eps_max": 0.1}, "below eps_max"),

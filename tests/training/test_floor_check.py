@@ -10,9 +10,8 @@ import torch
 from tests.methods.test_semantics import PREPROCESSING, TEXT, VISION, WordTokenizer
 from tests.tiny import shared_tiny_janus
 from tests.training.helpers import Records, logs, make_trainer
-from unigame.methods.selfplay import ClipSimilarity
+from unigame.methods.selfplay import ClipSimilarity, SelfPlaySettings
 from unigame.methods.selfplay.floor_check import ENOUGH, FloorCheck
-from unigame.training.config import UniGameConfig
 from unigame.training.recipe import load_recipe
 from unigame.training.trainer import UniGameTrainer
 
@@ -85,15 +84,15 @@ def test_an_image_text_floor_is_shown_beside_what_clean_pictures_score(
 
 @pytest.mark.parametrize("name", BIG)
 def test_the_big_recipes_use_the_papers_floor_in_the_papers_mode(name: str) -> None:
-    training = load_recipe(name, ["--use_cpu", "--bf16", "false"]).training
-    assert training.similarity == "clip" and training.similarity_mode == "image-text"
-    assert 0 < training.clip_floor <= 0.35
-    assert training.missing_captions == "model"
+    game = load_recipe(name, ["--use_cpu", "--bf16", "false"]).settings_of("selfplay")
+    assert game.similarity == "clip" and game.similarity_mode == "image-text"
+    assert 0 < game.clip_floor <= 0.35
+    assert game.missing_captions == "model"
 
 
-def test_the_default_mode_fits_the_default_floor(tmp_path: Path) -> None:
-    args = UniGameConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert (args.similarity_mode, args.clip_floor) == ("image-text", 0.3)
+def test_the_default_mode_fits_the_default_floor() -> None:
+    game = SelfPlaySettings()
+    assert (game.similarity_mode, game.clip_floor) == ("image-text", 0.3)
 
 
 def test_the_floor_of_the_bundled_recipe_rejects_some_candidates_and_not_all(
@@ -108,6 +107,7 @@ def test_the_floor_of_the_bundled_recipe_rejects_some_candidates_and_not_all(
         args=recipe.training,
         train_dataset=build_dataset(recipe.data, seed=0),
         peft_config=recipe.lora_config(),
+        methods=recipe.build_methods(),
     )
     trainer.train()
     assert 0 < logs(trainer)[0]["below_floor"] < 0.5

@@ -22,7 +22,8 @@ from unigame.errors import UserError
 from unigame.methods.registry import as_methods
 from unigame.methods.selfplay.health import ReplayTally, offered_at_most
 from unigame.methods.sft import SFT
-from unigame.training import health, run
+from unigame.system import say
+from unigame.training import run
 from unigame.training.health import require_work
 
 
@@ -161,7 +162,7 @@ def test_a_stream_that_teaches_nothing_is_stopped(tiny_path: Path, tmp_path: Pat
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What this module warned of; the checks of texts and of the floor have tests of their own."""
     said = [r for r in caplog.records if r.levelno == logging.WARNING]
-    return [r.getMessage() for r in said if r.name == health.__name__]
+    return [r.getMessage() for r in said if r.name == say.__name__]
 
 
 def test_replay_that_does_not_begin_is_warned_of(

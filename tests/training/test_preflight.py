@@ -230,7 +230,10 @@ def test_a_recipe_for_another_machine_can_be_looked_at() -> None:
     assert plan.lacks and "bf16" in plan.lacks
     assert plan.training.bf16 and plan.training.per_device_train_batch_size == 4
     assert load_recipe("janus_nano", here=False).lacks is None
-    assert adversary_for(load_recipe("janus_pro_7b", here=False).training).eps_max == 0.02
+    assert (
+        adversary_for(load_recipe("janus_pro_7b", here=False).settings_of("selfplay")).eps_max
+        == 0.02
+    )
 
 
 @pytest.mark.usefixtures("laptop")
@@ -239,13 +242,13 @@ def test_doctor_estimates_a_recipe_that_cannot_run_here(
 ) -> None:
     from dataclasses import replace
 
-    from unigame.cli.sizes import janus_pro_config, janus_size
+    from unigame.backbones.janus.size import pro_config, size_of_config
     from unigame.doctor import report as doctor
 
-    size = janus_size("folder", janus_pro_config("1B"))
+    size = size_of_config("folder", pro_config("1B"))
     monkeypatch.setattr(doctor, "_check_bundled_model", lambda: (True, "it loads"))
     monkeypatch.setattr(doctor, "size_of", lambda name: replace(size, name=name))
-    monkeypatch.setattr(doctor, "janus_size", lambda name, config: replace(size, name=name))
+    monkeypatch.setattr(doctor, "published_sizes", lambda: [size])
     assert cli.main(["doctor", "--recipe", "janus_pro_7b"]) == 0
     shown = capsys.readouterr().out
     assert "This recipe" in shown and "cannot be trained here" in shown and "bf16" in shown

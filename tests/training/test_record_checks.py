@@ -189,7 +189,7 @@ def test_no_text_may_hold_a_mark_of_its_family(make: Any) -> None:
     backbone = make()
     rules, layout = backbone.text_rules, backbone.layout
     ends = layout.tokenizer.eos_token
-    image = getattr(layout, "image_mark", None) or backbone.processor.image_token
+    image = layout.picture_mark
     for mark in (ends, image):
         for field in ("question", "answer", "caption"):
             texts = {"question": "what", "answer": "red", "caption": "a", field: f"x {mark} y"}

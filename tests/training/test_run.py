@@ -99,7 +99,8 @@ def test_a_run_is_not_written_over_without_being_asked(
     after = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert after == before
     main(recipe, ["--overwrite_output_dir", "--beta", "0.1", "--max_steps", "1"])
-    assert json.loads((finished / "unigame_config.json").read_text())["beta"] == 0.1
+    run = json.loads((finished / "run.json").read_text())
+    assert run["methods"]["selfplay"]["beta"] == 0.1
     assert {path.name for path in finished.glob("checkpoint-*")} == {"checkpoint-1"}
     assert not (finished / "_replaced").exists()
 

@@ -11,6 +11,7 @@ import yaml
 
 import unigame.backbones
 from tests.data.files import png
+from tests.training.helpers import blocks
 from unigame.data import build_dataset
 from unigame.errors import UserError
 from unigame.training.run import main
@@ -45,7 +46,7 @@ def recipe(folder: Path, model: Path, **tree: Any) -> Path:
         "save_strategy": "no",
     }
     path = folder / "recipe.yaml"
-    content = {"model": str(model), "lora": {"r": 2}, "training": settings, **tree}
+    content = {"model": str(model), "lora": {"r": 2}, **blocks(settings), **tree}
     path.write_text(yaml.safe_dump(content))
     return path
 

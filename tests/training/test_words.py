@@ -101,7 +101,8 @@ def test_a_word_for_a_text_stays_that_word(recipe: Path, word: str) -> None:
         assert set_by(recipe, "data.0.path", word).data[0]["path"] == word
         assert set_by(recipe, "adapter", word).adapter == word
         assert set_by(recipe, "model", word).model == word
-        assert set_by(recipe, "similarity_model", word).training.similarity_model == word
+        game = set_by(recipe, "similarity_model", word).settings_of("selfplay")
+        assert game.similarity_model == word
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,8 @@ def test_null_takes_back_what_may_be_without_a_value(recipe: Path) -> None:
     words = ["--adapter", "null", "--eval_data", "null", "--lora", "null"]
     made = load_recipe(recipe, [*words, "--similarity_model", "null", "--hard_batch_size", "null"])
     assert (made.adapter, made.eval_data, made.lora) == (None, [], {})
-    assert made.training.similarity_model is None and made.training.hard_batch_size is None
+    game = made.settings_of("selfplay")
+    assert game.similarity_model is None and game.hard_batch_size is None
 
 
 @pytest.mark.parametrize(

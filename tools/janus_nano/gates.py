@@ -20,18 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.knowledge import drawn_right
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.backbones import load_backbone
 from unigame.backbones.common.lora import language_model_lora
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.synthetic.dataset import CONDITIONS, SyntheticDataset, to_pil
 from unigame.synthetic.knowledge import facts
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.knowledge import drawn_right
-from unigame.synthetic.pretrain.tokenizer import cell_targets
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene, caption, random_scene
 
-from . import tokenizer
+from . import clip, tokenizer
 from .common import FAR, STYLES, pictures, styled
 from .language import QA, Nano
 from .progress import chance
@@ -50,6 +50,10 @@ BANDS = {  # name: lowest and highest value that passes
     "room": (0.05, 1.0),
     "room_conditions": (3, len(CONDITIONS)),
     "teachable": (0.8, 10.0),
+    "auc_mild": (0.98, 1.0),
+    "auc_strong": (0.95, 1.0),
+    "model_megabytes": (0.0, 16.0),
+    "clip_megabytes": (0.0, 2.0),
 }
 CHANCE = {
     "count": 0.45,
@@ -127,10 +131,17 @@ class Exam:
         where = np.asarray(self.condition)
         return {c: float(right[where == c].mean()) for c in dict.fromkeys(self.condition)}
 
+    def error(self, difference: np.ndarray, condition: str) -> float:
+        """Standard error of a mean difference under a condition, scenes being the sample."""
+        here = np.asarray(self.condition) == condition
+        apart = (difference - difference[here].mean())[here]
+        sums = np.bincount(np.asarray(self.cluster)[here], apart)
+        return float(np.sqrt((sums**2).sum()) / here.sum())
 
-def exam(split: str, size: int, seed: int) -> Exam:
+
+def exam(split: str, size: int, seed: int, per_scene: int = 6) -> Exam:
     """A split of the synthetic world, questions packed by scene."""
-    data = SyntheticDataset(split, size, seed, severity=FAR)
+    data = SyntheticDataset(split, size, seed, per_scene, severity=FAR)
     paper = Exam(data.scenes, [[] for _ in data.scenes])
     for scene, question, answer, kind, condition in data.rows:
         paper.asked[scene].append((question, answer))
@@ -138,6 +149,28 @@ def exam(split: str, size: int, seed: int) -> Exam:
         paper.kind.append(kind)
         paper.cluster.append(scene)
     return paper
+
+
+def verifying(folder: Path, seed: int, scale: float) -> Figures:
+    """AUC of style against content: the CLIP verifier as it was saved, and the cell reader."""
+    clip_folder, count = folder / "verifier_clip", portion(600, scale)
+    figures = clip.auc_figures(clip.load(clip_folder).similarity, seed, count)
+    for severity in clip.NEEDED:
+        figures[f"auc_{severity}"] = min(
+            figures[f"auc_{severity}_{against}"] for against in clip.AGAINST
+        )
+    judge = load_verifier(folder)
+    reader = clip.auc_figures(
+        lambda images, scenes: judge.certainty(images, *cell_targets(scenes)), seed, count
+    )
+    figures |= {f"reader_{k}": v for k, v in reader.items()}
+    figures["model_megabytes"] = _megabytes(folder / "janus_nano")
+    figures["clip_megabytes"] = _megabytes(clip_folder)
+    return figures
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.iterdir()) / 2**20
 
 
 def sit(nano: Nano, paper: Exam, features: Tensor) -> np.ndarray:
@@ -170,13 +203,14 @@ def understanding(nano: Nano, seed: int, scale: float) -> Figures:
 
 def drawable(nano: Nano, judge: Verifier, seed: int, scale: float) -> Figures:
     """U on redrawn against U on real pictures, per condition; the worst gap is the gate."""
-    paper = exam("ood_validation", max(72, portion(3600, scale)), seed)
+    paper = exam("ood_validation", max(144, portion(14_400, scale)), seed, per_scene=12)
     true = pictures(paper.scenes)
     again = redraw(nano, true)
-    real = paper.by_condition(sit(nano, paper, nano.see(true)))
-    redrawn = paper.by_condition(sit(nano, paper, nano.see(again)))
+    before, after = (sit(nano, paper, nano.see(images)) for images in (true, again))
+    real, redrawn = paper.by_condition(before), paper.by_condition(after)
     figures = {f"real_{k}": v for k, v in real.items()}
     figures |= {f"redrawn_{k}": v for k, v in redrawn.items()}
+    figures |= {f"error_{c}": paper.error(after - before, c) for c in CONDITIONS}
     styles = np.asarray([paper.condition[paper.cluster.index(i)] for i in range(len(true))])
     for name, images in (("real", true), ("redrawn", again)):
         sure = (judge.certainty(images, *cell_targets(paper.scenes)) > CERTAIN).float().numpy()
@@ -277,6 +311,7 @@ def check(folder: Path, seed: int = 0, scale: float = 1.0) -> bool:
     judge = load_verifier(folder)
     model = folder / "janus_nano"
     measures = {
+        "verifying": lambda: verifying(folder, seed, scale),
         "drawing": lambda: drawing(model, seed, scale),
         "understanding": lambda: understanding(load_nano(folder), seed, scale),
         "drawable": lambda: drawable(load_nano(folder), judge, seed, scale),

@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, JanusForConditionalGeneration
 
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from tools.janus_nano_48.common import Log, portion
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.backbones.folder import find_checkpoint
-from unigame.backbones.janus.layout import JanusLayout
-from unigame.backbones.janus.processor import build_processor
-from unigame.synthetic.pretrain.common import Log, portion
+from unigame.backbones.janus.layout import JanusLayout, build_processor
 from unigame.synthetic.questions import KINDS, ask, vocabulary
 from unigame.synthetic.reader import exact_match, object_match, read, truth
 from unigame.synthetic.world import Scene, caption, random_scene

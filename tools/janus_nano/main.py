@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from unigame.synthetic.pretrain import knowledge
+from tools.janus_nano_48 import knowledge
 
 from . import clip, gates, language, reader, tokenizer, vision
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unigame.synthetic.pretrain.common import Log
+from tools.janus_nano_48.common import Log
 
 EVERY = 100
 
@@ -51,7 +51,7 @@ class Loop:
         """The steps still to do, each with its learning rate set and its random state."""
         for step in range(self.done, total):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(step)
+                group["lr"] = float(self.rate(step))  # a numpy number could not be read back
             yield step
             self.done = step + 1
             if self.done % EVERY == 0 or self.done == total:

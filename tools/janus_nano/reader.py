@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.tokenizer import cell_targets
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.synthetic.world import COLOURS, GRID, SHAPES
 
 from .common import MIXED, PX, broad_scenes, pictures_8bit

@@ -3,9 +3,10 @@
 Auto-encoder -> k-means codebook -> quantised training with a unit-norm codebook (the class's
 ``decode`` normalises code vectors, its ``encode`` does not; with unit vectors both agree). All
 styles are shown from first to last: a last stage on clean pictures would teach it to clean them.
-Three terms beside pixels: faint pictures weigh up to six times, or their error would count for
-nothing; a frozen per-cell reader asks for colour and shape; and the frozen vision encoder asks that
-the drawn picture be read as the true one is, since that is what "faithful" means to the model.
+Faint pictures weigh up to six times, or their error would count for nothing; backgrounds count
+where something is to be seen on them. Two terms beside pixels: a frozen per-cell reader asks for
+colour and shape; and the frozen vision encoder asks that the drawn picture be seen as the true one
+is, measured by how much there is to see in it, since that is what "faithful" means to the model.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.tokenizer import cell_targets, kmeans, picture_loss
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.tokenizer import cell_targets, kmeans, picture_loss
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene
 
@@ -34,14 +35,18 @@ from .common import (
     foreground,
     nano_config,
     pictures,
+    style_of,
     styled,
 )
 from .progress import Loop, chance
 from .reader import CellReader, cell_loss, fit
 
-BATCH, FOREGROUND_WEIGHT = 12, 5.0
-READER_WEIGHT, SEEN_WEIGHT, CODE_WEIGHT = 0.15, 0.3, 0.5
-AUTOENCODER, QUANTISED = 250, 950  # steps
+BATCH = 12
+FLAT_WEIGHT, BUSY_WEIGHT = 5.0, 2.0
+"""How much a pixel of an object counts beside one of a flat background, and of a busy one."""
+READER_WEIGHT, SEEN_WEIGHT, CODE_WEIGHT = 0.15, 1.0, 0.5
+AUTOENCODER, QUANTISED = 300, 1500  # steps
+BUSY = ("noise", "occlusion", "texture")
 
 
 def latents(vq: JanusVQVAE, images: Tensor) -> Tensor:
@@ -78,8 +83,14 @@ class Targets:
     """The pictures, and what each loss term needs of them."""
 
     def __init__(self, folder: Path, seed: int, scale: float, log: Log) -> None:
-        scenes = broad_scenes(portion(6000, scale), seed + 1, clean=0.35, counts=MIXED)
+        scenes = [
+            *broad_scenes(portion(3500, scale), seed + 1, clean=0.3, counts=MIXED),
+            *broad_scenes(portion(3500, scale), seed + 6, clean=0.2, severity=FAR, counts=MIXED),
+        ]
+        scenes = [scenes[i] for i in torch.randperm(len(scenes)).tolist()]
         self.images, self.masks = pictures(scenes), foreground(scenes)
+        self.busy = torch.tensor([style_of(s) in BUSY for s in scenes])
+        self.weight = torch.where(self.busy, BUSY_WEIGHT, FLAT_WEIGHT)
         self.colour, self.shape = cell_targets(scenes)
         self.faint = (0.16 / self.images.std((1, 2, 3)).clamp(min=0.025)).clamp(1, 6)
         self.reader = fit(CellReader(), portion(5000, scale), portion(300, scale), seed + 2, log)
@@ -92,16 +103,17 @@ class Targets:
     def loss(self, drawn: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Pixels, what the reader says, and what the vision encoder sees; ``drawn`` in [-1, 1]."""
         true = self.images[rows]
-        weight = self.faint[rows].view(-1, 1, 1, 1) * (
-            1 + (FOREGROUND_WEIGHT - 1) * self.masks[rows]
-        )
+        objects = (self.weight[rows] - 1).view(-1, 1, 1, 1) * self.masks[rows]
+        weight = self.faint[rows].view(-1, 1, 1, 1) * (1 + objects)
         shown = (drawn * 0.5 + 0.5).clamp(0, 1)
         with torch.no_grad():
             wanted = self.tower(true)
+            there = (wanted - wanted.mean(1, keepdim=True)).square() / self.seen_variance
+        error = (self.tower(shown) - wanted).square() / self.seen_variance
         parts = {
             "pixel": picture_loss(drawn, true * 2 - 1, weight),
             "meaning": cell_loss(self.reader(shown), self.colour[rows], self.shape[rows]),
-            "seen": ((self.tower(shown) - wanted).square() / self.seen_variance).mean(),
+            "seen": (error.mean((1, 2)) / there.mean((1, 2)).clamp(min=0.15)).mean(),
         }
         weights = {"pixel": 1.0, "meaning": READER_WEIGHT, "seen": SEEN_WEIGHT}
         return torch.stack([weights[k] * v for k, v in parts.items()]).sum(), parts
@@ -109,12 +121,14 @@ class Targets:
 
 @torch.no_grad()
 def start_codebook(vq: JanusVQVAE, targets: Targets) -> None:
-    """K-means over latents, with most of the (alike) background latents left out."""
+    """K-means over latents, with most of the (alike) latents of flat backgrounds left out."""
     images, masks = targets.images[:2500], targets.masks[:2500]
     z = torch.cat([latents(vq, chunk * 2 - 1) for chunk in images.split(100)])
     points = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
     busy = F.max_pool2d(masks, PATCH_PX).reshape(-1) > 0
-    keep = busy | (torch.rand(len(points)) < 1 / 8)
+    each = len(points) // len(images)
+    share = torch.where(targets.busy[: len(images)], 1 / 2, 1 / 8).repeat_interleave(each)
+    keep = busy | (torch.rand(len(points)) < share)
     vq.quantize.embedding.weight.copy_(kmeans(points[keep], CODES, 12))
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVisionModel
 
-from unigame.synthetic.pretrain.common import Log, portion, warm_cosine
-from unigame.synthetic.pretrain.tokenizer import cell_targets
+from tools.janus_nano_48.common import Log, portion, warm_cosine
+from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.synthetic.world import COLOURS, GRID, SHAPES, Scene, Severity
 
 from .common import (

@@ -14,13 +14,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unigame.backbones.base import Backbone, BackboneFacts, Drawing, VisualStates
-    from unigame.backbones.common.prompts import CAPTION_QUESTION
+    from unigame.backbones.base import (
+        CAPTION_QUESTION,
+        Backbone,
+        BackboneFacts,
+        Drawing,
+        VisualStates,
+    )
     from unigame.backbones.loading import BackboneLoader, load_backbone
     from unigame.backbones.registry import ENTRY_POINT_GROUP, FamilyInfo, available_backbones
 
 _HOME = {
-    "CAPTION_QUESTION": "common.prompts",
+    "CAPTION_QUESTION": "base",
     "ENTRY_POINT_GROUP": "registry",
     "Backbone": "base",
     "BackboneFacts": "base",

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, cas
 import torch
 from torch import Tensor, nn
 
-from unigame.backbones.common import lora
-from unigame.backbones.common.identity import weights_digest
-from unigame.backbones.common.prompts import CAPTION_QUESTION
-from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
     import peft
     from PIL import Image
+
+    from unigame.backbones.common.layout import TextRules
+
+CAPTION_QUESTION = "describe the image"
 
 
 @dataclass
@@ -270,6 +270,18 @@ class Backbone(nn.Module, ABC):
         prompt = self.preprocessor.prompt
         return [prompt(text) if isinstance(text, str) else text for text in prompts]
 
+    def rows_and_codes(
+        self, images: Tensor, prompts: Prompts, codes: Tensor | None
+    ) -> tuple[list[PromptTokens], Tensor]:
+        """``prompt_tokens``, and the pictures in compact form: known ``codes``, or encoded."""
+        if codes is None:
+            codes = self.encode_images(images)
+        codes = codes.to(self.device)
+        if len(prompts) != len(codes):
+            raise ValueError(f"{len(prompts)} prompts but {len(codes)} images")
+        codes = codes if codes.is_floating_point() else codes.long()
+        return self.prompt_tokens(prompts), codes
+
     # ---- generation ----------------------------------------------------------------------------
     @abstractmethod
     def encode_images(self, images: Tensor) -> Tensor:
@@ -295,13 +307,16 @@ class Backbone(nn.Module, ABC):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         """G: states -> candidate images, differentiable in the states (straight-through).
 
-        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
+        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing), and with
+        an ``anchor_width`` above 0 also toward codes near them. That is named only where it is
+        asked for; latents are always drawn by plain distance, so it changes nothing there. With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
-        Candidates are drawn one after another from ``generator``: K of them in one call are those
-        of several calls, with ``sample``, that draw K together.
+        Candidates are drawn one after another from ``generator``: drawing K at once equals drawing
+        them, with ``sample``, in several calls.
         """
 
     def require_drawing(self) -> None:
@@ -409,11 +424,15 @@ class Backbone(nn.Module, ABC):
     @contextmanager
     def lora_merged(self) -> Iterator[None]:
         """Within: LoRA layers do one product, with W + BA, and learn nothing."""
-        with lora.merged(self):
+        from unigame.backbones.common.lora import merged
+
+        with merged(self):
             yield
 
     def weights_digest(self) -> str:
         """Which base weights these are, whatever their precision and the device: 16 digits."""
+        from unigame.backbones.common.adapter_files import weights_digest
+
         return weights_digest(self)
 
     def activation_checkpointing_enable(

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -85,12 +86,9 @@ def fetch_config(hub_id: str) -> Path:
 def read_model_type(
     config_file: Path, supported: Collection[str], hub_id: str | None = None
 ) -> str:
-    """The ``model_type`` of a config.json, if it is one that we support.
+    """The ``model_type`` of a config.json, if it is a ``supported`` one.
 
-    Args:
-        config_file: to read.
-        supported: the families' model types.
-        hub_id: where the file came from, for the error message; None: from a local folder.
+    ``hub_id`` is where the file came from, for the error message; None: from a local folder.
 
     Raises:
         UserError: missing or broken file, or no unified model; it says what it is instead.
@@ -129,45 +127,48 @@ def check_files(folder: Path) -> None:
 def check_weight_files(folder: Path, plain: str = _WEIGHTS) -> int:
     """The number of values in the safetensors files of a folder, by their headers.
 
-    Args:
-        folder: of the weights.
-        plain: the file's name, where there is only one.
+    ``plain`` is the file's name, where there is only one.
 
     Raises:
         UserError: names the first file that is missing, cut off or unreadable.
     """
-    values = 0
-    for name in _weight_files(folder, plain):
-        file = folder / name
-        if not file.is_file():
+    index = folder / f"{plain}.index.json"
+    names = weight_names(index) if index.is_file() else [plain]
+    if not index.is_file() and not (folder / plain).is_file():
+        if (folder / "pytorch_model.bin").is_file():
             raise UserError(
-                f"weight file {str(file)!r} is missing; download the checkpoint again, or check "
-                "that the copy was complete"
+                f"model folder {str(folder)!r} holds only pytorch_model.bin, a pickle that can run "
+                "code when it is loaded; save the checkpoint as safetensors"
             )
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = [opened.get_slice(key).get_shape() for key in opened.keys()]
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"weight file {str(file)!r} is unreadable ({error}); it may be cut off or a Git "
-                "LFS pointer: download it again"
-            ) from error
-        if not found:
-            raise UserError(f"weight file {str(file)!r} holds no tensors; download it again")
-        values += sum(math.prod(shape) for shape in found)
+    values = 0
+    for name in names:
+        opened = open_safetensors(folder / name)
+        values += sum(math.prod(opened.get_slice(key).get_shape()) for key in opened.keys())  # noqa: SIM118
     return values
 
 
-def _weight_files(folder: Path, plain: str) -> list[str]:
-    index = folder / f"{plain}.index.json"
-    if index.is_file():
-        return weight_names(index)
-    if not (folder / plain).is_file() and (folder / "pytorch_model.bin").is_file():
+def open_safetensors(file: Path) -> Any:
+    """A weight file, opened and not read.
+
+    Raises:
+        UserError: it is missing, cut off, unreadable or empty.
+    """
+    if not file.is_file():
         raise UserError(
-            f"model folder {str(folder)!r} holds only pytorch_model.bin, a pickle that can run "
-            "code when it is loaded; save the checkpoint as safetensors"
+            f"weight file {str(file)!r} is missing; download the checkpoint again, or check "
+            "that the copy was complete"
         )
-    return [plain]
+    try:
+        opened = safe_open(file, framework="pt")
+        empty = not opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"weight file {str(file)!r} is unreadable ({error}); it may be cut off or a Git "
+            "LFS pointer: download it again"
+        ) from error
+    if empty:
+        raise UserError(f"weight file {str(file)!r} holds no tensors; download it again")
+    return opened
 
 
 def check_dtype(dtype: str) -> str:

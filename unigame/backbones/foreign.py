@@ -21,13 +21,7 @@ ORIGINAL_JANUS = "multi_modality"
 
 
 def foreign_model(shown: str, model_type: str, supported: Collection[str]) -> UserError:
-    """The error for a ``config.json`` of a model type that no family has.
-
-    Args:
-        shown: folder or Hub id.
-        model_type: as found.
-        supported: the families' model types.
-    """
+    """The error for a ``config.json`` of a model type that no family has, at ``shown``."""
     path = quote(shown)
     if model_type == ORIGINAL_JANUS:
         return UserError(
@@ -63,12 +57,7 @@ def foreign_model(shown: str, model_type: str, supported: Collection[str]) -> Us
 
 
 def no_config(shown: str, folder: Path | None) -> UserError:
-    """The error for a folder without ``config.json``, by the other files that are there.
-
-    Args:
-        shown: folder or Hub id.
-        folder: where a telling file of it is, if there is one.
-    """
+    """The error for a model without ``config.json``, by another telling file in ``folder``."""
     if folder is not None and (folder / PIPELINE_FILE).is_file():
         return UserError(
             f"{shown!r} is a diffusers pipeline: it draws but reads no pictures; "
@@ -88,11 +77,8 @@ def no_config(shown: str, folder: Path | None) -> UserError:
 def hub_refusal(what: str, reference: str, file: str, error: BaseException) -> UserError:
     """The error for a file that the Hub did not give: gated, private or misspelt, or no network.
 
-    Args:
-        what: the part's role, such as "model".
-        reference: its Hub id.
-        file: the file asked for.
-        error: what huggingface_hub raised, or transformers around it.
+    ``what`` is the part's role, such as "model", and ``error`` what huggingface_hub raised, or
+    transformers around it.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

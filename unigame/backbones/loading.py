@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from transformers.utils import logging as hf_logging
@@ -23,7 +22,7 @@ from unigame.backbones.folder import (
     read_model_type,
 )
 from unigame.backbones.model_files import loading_from, refuse_not_finite
-from unigame.backbones.registry import available_backbones
+from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
 from unigame.errors import UserError
 
 
@@ -67,10 +66,10 @@ def load_backbone(
     else:
         model_type = read_model_type(fetch_config(checkpoint), families, checkpoint)
     if adapter is not None:
-        from unigame.backbones.common.lora import read_adapter
+        from unigame.backbones.common.adapter_files import read_adapter
 
         read_adapter(adapter)
-    loader = _loader(model_type, families[model_type])
+    loader: BackboneLoader = resolve(model_type, families[model_type])
     files = ("config.json", "processor_config.json", "preprocessor_config.json")
     with _quiet_if(name_or_path == BUNDLED), loading_from(checkpoint, files):
         backbone = loader(checkpoint, dtype=dtype, device=place)
@@ -84,6 +83,33 @@ def load_backbone(
     return backbone.eval()
 
 
+def wrap_model(model: Any, processor: Any) -> Backbone:
+    """The backbone of a transformers model that is loaded already, which is used in place.
+
+    Args:
+        model: of a family that says how it ``wraps`` one.
+        processor: the model's own, which a loaded model does not carry.
+
+    Raises:
+        UserError: no such model, or no processor.
+    """
+    kind, config = type(model).__name__, getattr(model, "config", None)
+    info = find_info(str(getattr(config, "model_type", "")))
+    if info is None or info.wraps is None:
+        known = ", ".join(info.model_type for info in BUILT_IN if info.wraps)
+        raise UserError(
+            f"model is {kind}; give a checkpoint folder or Hub id, a Backbone, or a loaded "
+            f"transformers model of {known}"
+        )
+    if processor is None:
+        raise UserError(
+            f"processing_class is missing: a loaded {kind} does not carry its processor; pass it, "
+            "or give the checkpoint's folder as model"
+        )
+    backbone: Backbone = resolve(info.model_type, info.wraps)(model, processor)
+    return backbone
+
+
 @contextmanager
 def _quiet_if(small: bool) -> Iterator[None]:
     """No loading bar for a model that loads in an instant."""
@@ -95,17 +121,3 @@ def _quiet_if(small: bool) -> Iterator[None]:
             hf_logging.enable_progress_bar()
     else:
         yield
-
-
-def _loader(model_type: str, reference: str) -> BackboneLoader:
-    module_name, _, attributes = reference.partition(":")
-    try:
-        target = import_module(module_name)
-        for attribute in attributes.split("."):
-            target = getattr(target, attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"backbone family {model_type!r} is registered as {reference!r}, which does not load "
-            f"({error}); reinstall or fix the package that provides it"
-        ) from error
-    return cast(BackboneLoader, target)

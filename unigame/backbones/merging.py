@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common.base_of_adapter import read_base
-from unigame.backbones.common.lora import read_adapter
+from unigame.backbones.common.adapter_files import read_adapter, read_base
 from unigame.backbones.loading import load_backbone
 from unigame.errors import UserError
 

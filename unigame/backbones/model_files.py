@@ -55,11 +55,7 @@ _STACKS = ("_layers", "_blocks", "_per_block", "depth")
 
 # ---- configurations ----------------------------------------------------------------------------
 def read_json(file: Path, fault: str = "is no JSON") -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Args:
-        file: to read.
-        fault: what to say of a file that holds none: "is no model configuration".
+    """The object that a JSON file holds; ``fault`` is what to say of a file that holds none.
 
     Raises:
         UserError: it cannot be read, is not UTF-8, no JSON, nested without end, or no object.
@@ -69,13 +65,10 @@ def read_json(file: Path, fault: str = "is no JSON") -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__} where an object should be")
     except (OSError, ValueError, RecursionError) as error:
-        reason = "empty file" if _is_empty(file) else f"{type(error).__name__}: {error}"
+        empty = file.is_file() and file.stat().st_size == 0
+        reason = "empty file" if empty else f"{type(error).__name__}: {error}"
         raise UserError(f"{str(file)!r} {fault} ({reason}); download or save it again") from error
     return content
-
-
-def _is_empty(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size == 0
 
 
 def check_numbers(settings: Mapping[str, Any], file: Path) -> None:
@@ -256,9 +249,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 def refuse_not_finite(tensors: Mapping[str, Tensor] | nn.Module, shown: str) -> None:
     """Weights that hold a NaN or an infinity answer nothing, and training on them looks perfect.
 
-    Args:
-        tensors: a table of weights, or a module.
-        shown: whose they are, for the message: "adapter in '/a/folder'".
+    ``shown`` is whose they are, for the message: "adapter in '/a/folder'".
 
     Raises:
         UserError: names one such tensor.

@@ -10,8 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import Literal
+from typing import Any, Literal
+
+from unigame.errors import UserError
 
 ENTRY_POINT_GROUP = "unigame.backbones"
 
@@ -35,6 +38,11 @@ class FamilyInfo:
         needs: installed distributions that it cannot do without.
         extra: what ``pip install "unigame[extra]"`` brings them.
         note: one sentence that a user of this family must know.
+        wraps: ``"module:attribute"`` of what makes a backbone of a transformers model that is
+            loaded already, and its processor.
+        size: ``"module:function"`` by which ``unigame doctor`` estimates memory:
+            ``(name, config file, Hub id or None) -> ModelSize``.
+        published: ``"module:function"`` that lists the sizes of published checkpoints.
     """
 
     model_type: str
@@ -51,12 +59,18 @@ class FamilyInfo:
     needs: tuple[str, ...] = ()
     extra: str | None = None
     note: str | None = None
+    wraps: str | None = None
+    size: str | None = None
+    published: str | None = None
 
 
 BUILT_IN = (
     FamilyInfo(
         model_type="janus",
-        loader="unigame.backbones.janus.model:JanusBackbone.from_pretrained",
+        loader="unigame.backbones.janus.load:from_pretrained",
+        wraps="unigame.backbones.janus.model:JanusBackbone",
+        size="unigame.backbones.janus.size:size_of",
+        published="unigame.backbones.janus.size:published",
         title="Janus, Janus-Pro",
         reads="SigLIP tower and aligner",
         draws="VQ tokenizer, codes one after another",
@@ -69,7 +83,9 @@ BUILT_IN = (
     ),
     FamilyInfo(
         model_type="emu3",
-        loader="unigame.backbones.emu3.model:Emu3Backbone.from_pretrained",
+        loader="unigame.backbones.emu3.load:from_pretrained",
+        wraps="unigame.backbones.emu3.model:Emu3Backbone",
+        size="unigame.backbones.emu3.size:size_of",
         title="Emu3",
         reads="its VQ tokenizer's codes",
         draws="the same tokenizer, codes one after another",
@@ -81,7 +97,9 @@ BUILT_IN = (
     ),
     FamilyInfo(
         model_type="chameleon",
-        loader="unigame.backbones.chameleon.model:ChameleonBackbone.from_pretrained",
+        loader="unigame.backbones.chameleon.load:from_pretrained",
+        wraps="unigame.backbones.chameleon.model:ChameleonBackbone",
+        size="unigame.backbones.chameleon.size:size_of",
         title="Chameleon",
         reads="its VQGAN's codes",
         draws="the same VQGAN, codes one after another",
@@ -94,7 +112,8 @@ BUILT_IN = (
     ),
     FamilyInfo(
         model_type="unigame_composed",
-        loader="unigame.backbones.composed.model:ComposedBackbone.from_pretrained",
+        loader="unigame.backbones.composed.load:from_pretrained",
+        size="unigame.backbones.composed.size:size_of",
         title="VLM or LLM with a diffusion branch",
         reads="the VLM's own eyes, or SigLIP/CLIP and a projector",
         draws="connector, then a UNet or DiT of diffusers",
@@ -145,6 +164,32 @@ def list_families() -> list[Family]:
     """Every family with what is installed of it. Imports plug-ins, and no built-in family."""
     own = [_described(info, "unigame") for info in BUILT_IN]
     return [*own, *(_plugged_in(entry) for entry in _plug_ins())]
+
+
+def find_info(model_type: str) -> FamilyInfo | None:
+    """What a family says of itself; a plug-in is imported for it."""
+    own = next((info for info in BUILT_IN if info.model_type == model_type), None)
+    entry = next((entry for entry in _plug_ins() if entry.name == model_type), None)
+    return own if own is not None or entry is None else _plugged_in(entry).info
+
+
+def resolve(model_type: str, reference: str) -> Any:
+    """What ``"module:attribute"`` of a family names.
+
+    Raises:
+        UserError: it does not import.
+    """
+    module_name, _, attributes = reference.partition(":")
+    try:
+        target: Any = import_module(module_name)
+        for attribute in attributes.split("."):
+            target = getattr(target, attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"backbone family {model_type!r} is registered as {reference!r}, which does not load "
+            f"({error}); reinstall or fix the package that provides it"
+        ) from error
+    return target
 
 
 def _plug_ins() -> Iterator[EntryPoint]:

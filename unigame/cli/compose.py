@@ -39,7 +39,7 @@ def compose(
     from dataclasses import asdict
 
     from unigame.backbones.composed import config
-    from unigame.backbones.composed.making import compose as write
+    from unigame.backbones.composed.load import compose as write
     from unigame.system.console import make_console
 
     wanted = config.ComposedConfig(

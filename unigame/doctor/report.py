@@ -16,8 +16,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from unigame.cli.memory import DTYPES, GIB, SLACK, Dtype, ModelSize, Setting, estimate
-from unigame.cli.sizes import janus_pro_config, janus_size, size_of
+from unigame.backbones.memory import (
+    DTYPES,
+    GIB,
+    SLACK,
+    Dtype,
+    ModelSize,
+    Setting,
+    estimate,
+    published_sizes,
+    size_of,
+)
 from unigame.errors import UserError
 from unigame.system.console import make_console
 from unigame.system.threads import usable_cores
@@ -48,9 +57,8 @@ def report(*, model: str | None = None, recipe: str | None = None) -> tuple[bool
     _print_block("Hardware", _hardware())
     sound, line = _check_bundled_model()
     _print_block("Bundled model", [line])
-    known = [janus_size(f"Janus-Pro-{size}", janus_pro_config(size)) for size in ("1B", "7B")]
     bundled = [size_of("janus-nano")] if sound else []
-    named = {size.name: size for size in (*bundled, *known, *sizes)}
+    named = {size.name: size for size in (*bundled, *published_sizes(), *sizes)}
     _print_what_fits(list(named.values()))
     if plan is not None:
         _print_recipe(plan, named[plan.model])

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unigame.cli.sizes import size_of
+from unigame.backbones.memory import size_of
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def _slice(
     import torch
     from transformers import JanusForConditionalGeneration
 
+    from unigame.backbones.janus.layout import build_processor
     from unigame.backbones.janus.model import JanusBackbone
-    from unigame.backbones.janus.processor import build_processor
     from unigame.synthetic.questions import vocabulary
 
     config = copy.deepcopy(config)

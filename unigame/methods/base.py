@@ -30,7 +30,7 @@ from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, LossName, Rows
-from unigame.settings.rules import Rule, reject_unknown, rules_of
+from unigame.settings.rules import Rule, check_fields, reject_unknown, rules_of
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
@@ -92,12 +92,14 @@ class Method:
     name: ClassVar[str]
     """As it is listed; also the source of its rows and the prefix of its files."""
     Settings: ClassVar[type]
-    figures: ClassVar[tuple[str, ...]] = ()
+    figures: tuple[str, ...] = ()
     """Names of what it logs; every process must have the same ones."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
     losses: ClassVar[tuple[LossName, ...]] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
+    rate: ClassVar[str] = ""
+    """Name of the setting that is its player's learning rate, for messages about divergence."""
     run: Run
 
     def __init__(self, settings: Any = None, **values: Any) -> None:
@@ -110,6 +112,7 @@ class Method:
                 f"{' and single settings' if values else ''}; give one "
                 f"{self.Settings.__name__}, or its fields by name"
             )
+        check_fields(settings)
         self.settings = settings
 
     @classmethod
@@ -187,6 +190,10 @@ class Method:
             batch: this micro-batch on its device, as the frozen parts read it.
             step: optimizer steps done.
         """
+
+    def plays_alone(self, step: int) -> bool:
+        """Whether the model stays as it is in this step: only players move. On all ranks alike."""
+        return False
 
     def step_rows(self) -> list[Rows]:
         """Rows that join this micro-batch, each group with its ``weight``. May be empty."""

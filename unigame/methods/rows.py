@@ -36,7 +36,7 @@ class Rows:
         questions: asked of the pictures.
         answers: the true ones.
         captions: what the pictures are drawn by; an empty one leaves that to the question.
-        ids: of the records; an empty one is nobody's.
+        ids: of the records; an empty id belongs to no record, and is not capped.
         asked: questions with their answers as tokens, where the collator made them.
         prompted: ``prompts`` as tokens, likewise.
         embeds: (R, N, H), what U reads of the pictures, where it is known.

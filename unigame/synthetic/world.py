@@ -52,31 +52,41 @@ Severity = Literal["mild", "strong", "broad", "far"]
 # Noise sigma, contrast left over, blur sigma in px, brightness of a texture. The image encoder and
 # tokenizer are trained on the mild ranges; the out-of-distribution splits use the strong ones.
 # "broad" spans both, for parts that are trained as widely as web data; "far" is what the 36 px
-# model's features hold and a reader of clean pictures misreads.
+# model's features hold, its image tokenizer can draw, and a reader of clean pictures misreads.
+# "coarse" makes a texture's period longer; "grain" blurs noise of a coloured pixel each (0) into
+# grey clouds of that many px: codes for patches of 5 px can hold neither finer.
 RANGES: dict[Severity, dict[str, tuple[float, float]]] = {
     "mild": {
         "noise": (0.12, 0.22),
         "contrast": (0.22, 0.4),
         "blur": (1.2, 2.0),
         "texture": (0.16, 0.3),
+        "coarse": (1.0, 1.0),
+        "grain": (0.0, 0.0),
     },
     "strong": {
         "noise": (0.2, 0.32),
         "contrast": (0.06, 0.15),
         "blur": (2.4, 3.2),
         "texture": (0.16, 0.3),
+        "coarse": (1.0, 1.0),
+        "grain": (0.0, 0.0),
     },
     "broad": {
         "noise": (0.06, 0.4),
         "contrast": (0.06, 0.5),
         "blur": (0.9, 3.4),
         "texture": (0.12, 0.55),
+        "coarse": (1.0, 2.2),
+        "grain": (0.0, 3.0),
     },
     "far": {
-        "noise": (0.25, 0.4),
+        "noise": (0.2, 0.35),
         "contrast": (0.1, 0.22),
         "blur": (2.4, 3.2),
-        "texture": (0.4, 0.55),
+        "texture": (0.35, 0.5),
+        "coarse": (1.8, 2.2),
+        "grain": (3.0, 3.0),
     },
 }
 FloatImage = NDArray[np.float32]  # (48, 48, 3), in [0, 1]
@@ -183,20 +193,28 @@ def shape_mask(shape: str, radius: float, dx: float = 0.0, dy: float = 0.0) -> N
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
+def _between(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    """A number between the limits; limits that are equal take nothing from ``rng``."""
+    low, high = limits
+    return low if low == high else float(rng.uniform(low, high))
+
+
 def _background(scene: Scene, rng: np.random.Generator) -> FloatImage:
     base = np.asarray(BACKGROUNDS[scene.background], np.float32) / 255
     image: FloatImage = np.tile(base, (SIDE, SIDE, 1)).astype(np.float32)
     if scene.texture == "plain":
         return image
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
-    phase = float(rng.uniform(0, 8))
+    coarse = _between(rng, RANGES[scene.severity]["coarse"])
+    period, phase = 6 * coarse, float(rng.uniform(0, 8 * coarse))
     if scene.texture == "striped":
         angle = float(rng.uniform(0, np.pi))
-        wave = (np.cos(angle) * x + np.sin(angle) * y + phase) % 6 < 3
+        wave = (np.cos(angle) * x + np.sin(angle) * y + phase) % period < period / 2
     elif scene.texture == "checkered":
-        wave = ((x + phase) // 4 + (y + phase) // 4) % 2 < 1
+        wave = ((x + phase) // (4 * coarse) + (y + phase) // (4 * coarse)) % 2 < 1
     elif scene.texture == "dotted":
-        wave = ((x + phase) % 6 - 3) ** 2 + ((y + phase) % 6 - 3) ** 2 < 3.0
+        u, v = (x + phase) % period - period / 2, (y + phase) % period - period / 2
+        wave = u**2 + v**2 < 3.0 * coarse**2
     elif scene.texture == "shaded":
         angle = float(rng.uniform(0, 2 * np.pi))
         wave = 0.5 + (np.cos(angle) * (x - 24) + np.sin(angle) * (y - 24)) / 60
@@ -222,6 +240,14 @@ def _blur(image: FloatImage, sigma: float) -> FloatImage:
     return image
 
 
+def _noise(rng: np.random.Generator, sigma: float, grain: tuple[float, float]) -> FloatImage:
+    """Noise of one coloured pixel each or, with a grain, grey clouds; half of each if either."""
+    if grain[1] == 0 or (grain[0] == 0 and rng.random() < 0.5):
+        return rng.normal(0, sigma, (SIDE, SIDE, 3)).astype(np.float32)
+    clouds = _blur(rng.normal(0, 1, (SIDE, SIDE, 1)).astype(np.float32), grain[1])
+    return np.float32(sigma / clouds.std()) * clouds
+
+
 def _corrupt(
     image: FloatImage, kind: Corruption, severity: Severity, rng: np.random.Generator
 ) -> FloatImage:
@@ -241,7 +267,7 @@ def _corrupt(
         raise ValueError(f"unknown corruption {kind!r}")
     low, high = RANGES[severity][kind]
     if kind == "noise":
-        return image + rng.normal(0, rng.uniform(low, high), image.shape).astype(np.float32)
+        return image + _noise(rng, rng.uniform(low, high), RANGES[severity]["grain"])
     if kind == "contrast":
         grey = np.float32(rng.uniform(0.25, 0.5))
         return grey + np.float32(rng.uniform(low, high)) * (image - grey)

@@ -128,7 +128,7 @@ class UniGameConfig(TrainingArguments):
                 raise UserError(f"{name}={getattr(self, name)!r} is not supported: {advice}")
         self._check_together()
         if self.data_seed is None:
-            self.data_seed = self.seed  # the order of the data then hangs on this alone
+            self.data_seed = self.seed  # the order of the data then depends on this alone
         self._use_current_checkpointing_names()
         if torch.backends.mps.is_available() and not torch.cuda.is_available():
             # Apple's GPUs have no float64, in which rows and losses are counted.

@@ -150,7 +150,7 @@ def _moving(model: nn.Module | None) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad] if model else []
 
 
-def require_finite(named: Any, what: str) -> None:
+def require_finite(named: Any, what: str, rate: str = "learning_rate") -> None:
     """Refuse to keep weights that are not finite, or so large that nothing made of them is.
 
     Judged by the sum of squares in float32: it overflows where a weight is above 1e19.
@@ -158,6 +158,7 @@ def require_finite(named: Any, what: str) -> None:
     Args:
         named: pairs of name and tensor.
         what: whose they are: "U", or a method.
+        rate: the setting that is their learning rate.
 
     Raises:
         Diverged: naming the first such tensor.
@@ -167,5 +168,5 @@ def require_finite(named: Any, what: str) -> None:
             largest = float(weight.detach().abs().max())
             raise Diverged(
                 f"{what}'s weight {name} is not finite or too large (up to {largest:.3g}); lower "
-                f"its learning rate, and go on from a checkpoint of before"
+                f"{rate}, and go on from a checkpoint of before"
             )

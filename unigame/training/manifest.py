@@ -50,7 +50,7 @@ def damage(folder: Path) -> tuple[str, str] | None:
         if found["bytes"] == 0 != entry.get("bytes"):
             return name, "is empty"
         if found != entry:
-            return name, "is damaged: its checksum is not the manifest's"
+            return name, "is damaged: its checksum is not that of manifest.json"
     return None
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import JanusForConditionalGeneration, enable_full_determinism, set_seed
+from transformers import PreTrainedModel, enable_full_determinism, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
-from unigame.errors import UserError
+from unigame.backbones.loading import wrap_model
 from unigame.training.config import UniGameConfig
 
 
 def as_backbone(
-    model: str | Path | Backbone | JanusForConditionalGeneration,
+    model: str | Path | Backbone | PreTrainedModel,
     args: UniGameConfig,
     processing_class: Any,
 ) -> Backbone:
@@ -25,19 +25,7 @@ def as_backbone(
         return load_backbone(
             model, dtype="bfloat16" if args.bf16 else "float32", device=args.device
         )
-    if isinstance(model, JanusForConditionalGeneration):
-        if processing_class is None:
-            raise UserError(
-                "processing_class is missing: a loaded JanusForConditionalGeneration does not "
-                "carry its JanusProcessor; pass it, or give the checkpoint's folder as model"
-            )
-        from unigame.backbones.janus.model import JanusBackbone
-
-        return JanusBackbone(model, processing_class)
-    raise UserError(
-        f"model is {type(model).__name__}; give a checkpoint folder or Hub id, a Backbone, or a "
-        "JanusForConditionalGeneration"
-    )
+    return wrap_model(model, processing_class)
 
 
 def seed_everything(args: UniGameConfig) -> None:

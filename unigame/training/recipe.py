@@ -220,9 +220,9 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> None:
     for key, word in pairs:
         if key == "methods":
             continue
-        key = _whole_path(tree, key)
+        typed, key = key, _whole_path(tree, key)
         block, *inner = key.split(".")
-        value = _valued(key, word)
+        value = _valued(key, word, typed)
         if block in ("data", "eval_data") and len(inner) == 2:
             changes.setdefault((block, inner[0]), {})[inner[1]] = value
         elif block in ("data", "eval_data") and len(inner) > 2:
@@ -261,7 +261,7 @@ def _whole_path(tree: Mapping[str, Any], key: str) -> str:
         said = " or ".join(f"--{owner}.{key}" for owner in owners)
         raise UserError(f"--{key} is a setting of {' and '.join(owners)}; write {said}")
     if not owners:
-        for owner in _owners(key, METHODS.builtin):
+        for owner in _owners(key, METHODS.names()):
             _require_listed(owner, listed, key)
         known = [name for method in listed for name in kind_of(method).rules()]
         reject_unknown([key], [*training_rules(UniGameConfig), *known, *BLOCKS], "setting")
@@ -278,7 +278,14 @@ def _require_listed(method: str, listed: Sequence[str], key: str) -> None:
 
 def _owners(setting: str, methods: Iterable[str]) -> list[str]:
     """Which of these methods have a setting of that name."""
-    return [name for name in methods if setting in kind_of(name).rules()]
+    found = []
+    for name in methods:
+        try:
+            if setting in kind_of(name).rules():
+                found.append(name)
+        except UserError:  # another's package that does not load is no concern of this run
+            continue
+    return found
 
 
 def _methods(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -325,13 +332,14 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
         raise UserError(f"--{key}: there is nothing to set inside {shown(node)}; check the path")
 
 
-def _valued(key: str, word: Word | None) -> Any:
+def _valued(key: str, word: Word | None, typed: str | None = None) -> Any:
     """The word of an override; of a whole block or source what it stands for, as YAML."""
     if word is not None and key == "methods" and word[:1] in ("{", "["):
         return parse_yaml(word, "--methods")
     if word is None:
         if not _stands_alone(key):
-            raise UserError(f"--{key} has no value; write --{key} VALUE")
+            typed = typed or key
+            raise UserError(f"--{typed} has no value; write --{typed} VALUE")
         return Word("true")
     block, *inner = key.split(".")
     whole_source = len(inner) == 1 and inner[0].isdecimal()

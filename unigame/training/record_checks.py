@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common.text_rules import TextRules
+from unigame.backbones.common.layout import TextRules
 from unigame.data.images import CorruptImage
 from unigame.data.peek import peek_texts
 from unigame.data.skips import SkipReport

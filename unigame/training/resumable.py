@@ -250,7 +250,7 @@ class ResumableTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         require_finite(self._weights_of_u(), "U")
         for method in self.methods:
-            require_finite(method.weights(), method.name)
+            require_finite(method.weights(), method.name, method.rate)
         self._write(Path(output_dir or self.args.output_dir))
 
     def _write(self, folder: Path) -> None:

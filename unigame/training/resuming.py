@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common.lora import ADAPTER_WEIGHTS, read_adapter
+from unigame.backbones.common.adapter_files import ADAPTER_WEIGHTS, read_adapter
 from unigame.errors import UserError
 from unigame.methods import files
 from unigame.methods.base import Method

@@ -30,6 +30,7 @@ import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
@@ -117,6 +118,8 @@ class UniGameTrainer(ResumableTrainer):
         require_rows(train_dataset)
         require_map_style(train_dataset, args.world_size)
         require_work(args, train_dataset, self.methods)
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # it cannot count our batches' rows
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -212,15 +215,21 @@ class UniGameTrainer(ResumableTrainer):
         batch, step = self._read(inputs.to(self.args.device)), self.state.global_step
         for method in self.methods:
             method.before_step(batch, step)
+        if any(method.plays_alone(step) for method in self.methods):
+            self._end_step()
+            return torch.zeros((), device=self.args.device)
         added = [rows for method in self.methods for rows in method.step_rows()]
         with self.timer.phase("understand"):
             parts = self._parts(batch, added, num_items_in_batch)
             loss, read = self._descend(model, parts, num_items_in_batch)
         self._tell(read, parts["answer"], batch.answers.counts)
+        self._end_step()
+        return loss
+
+    def _end_step(self) -> None:
         if self.accelerator.sync_gradients:
             for method in self.methods:
                 method.end_step()
-        return loss
 
     def _read(self, batch: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""

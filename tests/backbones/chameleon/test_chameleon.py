@@ -27,7 +27,7 @@ from tests.tiny_chameleon import (
 )
 from unigame.backbones import load_backbone
 from unigame.backbones.chameleon.model import ChameleonBackbone
-from unigame.backbones.chameleon.pixels import ChameleonPixels
+from unigame.backbones.common.pixels import CroppingTwin
 from unigame.errors import UserError
 
 QUESTIONS = ["what colour is the circle", "how many objects are there in this picture"]
@@ -270,7 +270,7 @@ def test_large_pictures_go_through_the_tokenizer_in_parts(
     backbone.chameleon.model.vqmodel.encoder.register_forward_pre_hook(
         lambda _, args: sizes.append(len(args[0]))
     )
-    monkeypatch.setattr("unigame.backbones.common.piecewise.PIXELS_AT_ONCE", 2 * 16 * 16)
+    monkeypatch.setattr("unigame.backbones.common.autoregressive.PIXELS_AT_ONCE", 2 * 16 * 16)
     torch.testing.assert_close(backbone.image_features(images), whole)
     assert sizes == [2, 1]
 
@@ -289,7 +289,7 @@ def test_the_twins_resize_is_pils(backbone: ChameleonBackbone, size: tuple[int, 
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     expected = backbone.preprocess([Image.fromarray(pixels)])
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
-    assert (backbone.pixels.resize_and_pad(images) - expected).abs().max() < 2.1 / 255
+    assert (backbone.pixels.resize(images) - expected).abs().max() < 2.1 / 255
 
 
 def test_drawn_pixels_are_those_of_minus_one_to_one(backbone: ChameleonBackbone) -> None:
@@ -304,10 +304,10 @@ def test_model_and_processor_must_belong_together(backbone: ChameleonBackbone) -
         ChameleonBackbone(model, processor)
     image_processor = copy.deepcopy(backbone.processor.image_processor)
     with pytest.raises(UserError, match="resizes to 16 px .* the model reads 32 px"):
-        ChameleonPixels(image_processor, 32)
+        CroppingTwin(image_processor, 32)
     image_processor.resample = 3
-    with pytest.raises(UserError, match="mode 3; only Lanczos"):
-        ChameleonPixels(image_processor, 16)
+    with pytest.raises(UserError, match="mode 3; only lanczos"):
+        CroppingTwin(image_processor, 16)
     config = copy.deepcopy(model.config)
     config.vocabulary_map.pop("IMGIMGBCZ")
     lost = ChameleonForConditionalGeneration(config)

@@ -19,7 +19,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEDecoder
 from tests.tiny import random_images
 from tests.tiny_chameleon import shared_tiny_chameleon
 from unigame.backbones import load_backbone
-from unigame.backbones.chameleon.decoder import ChameleonVQDecoder
+from unigame.backbones.chameleon.load import ChameleonVQDecoder
 from unigame.backbones.chameleon.model import ChameleonBackbone
 from unigame.errors import UserError
 

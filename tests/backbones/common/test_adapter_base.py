@@ -19,7 +19,7 @@ from tests.tiny_chameleon import tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import tiny_emu3
 from unigame.backbones import load_backbone
-from unigame.backbones.common.identity import weights_digest
+from unigame.backbones.common.adapter_files import weights_digest
 
 ROOT = Path(__file__).resolve().parents[3]
 

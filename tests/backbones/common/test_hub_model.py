@@ -18,7 +18,9 @@ def test_only_the_language_model_takes_the_mode(backbone: HubModel) -> None:
     assert any(name.endswith("lora_dropout.default") for name in training)
     assert all(id(module) in language for module in training.values())
     for name in backbone.frozen_parts:
-        part = backbone.base.lm_head if name == "lm_head" else backbone._inner(name)
+        part = (
+            backbone.base.lm_head if name == "lm_head" else backbone.base.model.get_submodule(name)
+        )
         assert not any(module.training for module in part.modules())
     assert not any(module.training for module in backbone.eval().modules())
 

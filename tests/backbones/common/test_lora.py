@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import make_tiny_janus, shared_tiny_janus, stir_lora, tiny_backbone
 from unigame.backbones import load_backbone
 from unigame.backbones.common import lora
-from unigame.backbones.janus.core import LORA_TARGETS
+from unigame.backbones.common.hub_model import LORA_TARGETS
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.errors import UserError
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unigame.backbones.common.pixels import PixelTwin
-from unigame.backbones.janus.processor import build_processor
+from unigame.backbones.janus.layout import build_processor
 from unigame.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_twin_repeats_the_processors_pixels(processor, twin, size) -> None:  # t
 def test_same_size_images_pass_unchanged(twin: PixelTwin) -> None:
     image = picture(24, 24)
     assert torch.equal(twin.pictures([image]), tensor(image))
-    assert torch.equal(twin.resize_and_pad(tensor(image)), tensor(image))
+    assert torch.equal(twin.resize(tensor(image)), tensor(image))
 
 
 def test_grey_pictures_become_rgb(twin: PixelTwin) -> None:

@@ -109,7 +109,7 @@ def test_replayed_drawings_are_those_of_the_plain_way(backbone, settings, monkey
     assert len(expected.unique(dim=0)) > 1, "rows that are all alike could not be told apart"
     # What the last token left behind: every place up to there is filled and seen.
     fed = int(made[0].place_1) - made[0].begun
-    assert fed <= backbone.drawing_room <= made[0].room - made[0].begun
+    assert fed <= backbone.layout.image_span <= made[0].room - made[0].begun
     assert made[0].mask_B11R[..., int(made[0].place_1) :].sum() == 0
 
 

@@ -21,7 +21,7 @@ from tests.tiny import random_images
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from unigame.backbones import load_backbone
 from unigame.backbones.composed.config import ComposedConfig, ConnectorConfig, read_config
-from unigame.backbones.composed.making import compose
+from unigame.backbones.composed.load import compose
 from unigame.errors import UserError
 
 

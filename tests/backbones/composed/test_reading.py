@@ -27,7 +27,7 @@ from tests.tiny_composed import (
 from unigame.backbones import load_backbone
 from unigame.backbones.composed.config import ComposedConfig, ConnectorConfig
 from unigame.backbones.composed.layout import IMAGE, QUERY, ComposedLayout
-from unigame.backbones.composed.making import compose
+from unigame.backbones.composed.load import compose
 from unigame.backbones.composed.model import ComposedBackbone
 from unigame.errors import UserError
 

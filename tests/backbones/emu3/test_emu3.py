@@ -20,8 +20,8 @@ from tests.tiny import random_images, stir_lora
 from tests.tiny_chameleon import tiny_chameleon
 from tests.tiny_emu3 import CHAT_TEMPLATE, shared_tiny_emu3, tiny_emu3
 from unigame.backbones import load_backbone
-from unigame.backbones.common.code_reading import nearest_codes
-from unigame.backbones.common.lora import ADAPTER_CONFIG
+from unigame.backbones.common.adapter_files import ADAPTER_CONFIG
+from unigame.backbones.common.codes import nearest_codes
 from unigame.backbones.emu3.layout import SYSTEM_PROMPT
 from unigame.backbones.emu3.model import Emu3Backbone
 from unigame.errors import UserError

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.tiny import random_images
 from tests.tiny_emu3 import tiny_emu3
-from unigame.backbones.common import code_reading as reading
-from unigame.backbones.common.code_reading import nearest_codes, read_codes, soft_codes
+from unigame.backbones.common import codes as reading
+from unigame.backbones.common.codes import nearest_codes, read_codes, soft_codes
 from unigame.backbones.emu3.model import Emu3Backbone
 
 QUESTIONS, ANSWERS = ["what colour is the circle"], ["red"]

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from tests.tiny import shared_tiny_janus
-from unigame.backbones.janus.layout import JanusLayout
-from unigame.backbones.janus.processor import build_processor, build_tokenizer, load_processor
+from unigame.backbones.janus.layout import JanusLayout, build_processor, build_tokenizer
+from unigame.backbones.janus.load import load_processor
 from unigame.errors import UserError
 
 

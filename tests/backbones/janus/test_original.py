@@ -24,11 +24,10 @@ from tests.tiny_janus_files import (
 from tests.tiny_janus_original import HIDDEN, SIZE, TOKENIZER, OriginalJanus, make_original
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
-from unigame.backbones.janus.convert import convert
+from unigame.backbones.janus import convert as janus_original
+from unigame.backbones.janus.convert import convert, hub_config, hub_names, why_unused
 from unigame.backbones.janus.model import JanusBackbone
-from unigame.backbones.janus.original import names as janus_original
-from unigame.backbones.janus.original.names import hub_config, hub_names, why_unused
-from unigame.cli.sizes import janus_pro_config
+from unigame.backbones.janus.size import pro_config
 from unigame.errors import UserError
 
 SYSTEM = (
@@ -270,7 +269,7 @@ def test_published_configurations_become_those_of_the_hub_format(
     size: Any, hidden: int, language: dict[str, int]
 ) -> None:
     ours = hub_config(published(hidden, language), PublishedIds()).to_dict()
-    hub = janus_pro_config(size).to_dict()
+    hub = pro_config(size).to_dict()
     expected = {"bos_token_id": 100000, "eos_token_id": 100001, "pad_token_id": 100015}
     hub["text_config"] |= expected | {"max_position_embeddings": 16384}
     for config in (ours, hub):  # a list, or the class's own tuple

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.scorers import tiny_scorers
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.data import CorruptImage
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction

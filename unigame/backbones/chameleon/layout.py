@@ -48,14 +48,7 @@ class ChameleonLayout(ChatLayout):
         self.turn_end_id = int(known[self.turn_end])
         self.begin_image_id = int(known[processor.image_start_token])
 
-    def picture_text(self) -> str:
-        """N placeholders between the marks of a picture."""
-        processor = self.processor
-        image = processor.image_token * self.num_image_tokens
-        return f"{processor.image_start_token}{image}{processor.image_end_token}"
-
     def question_text(self, question: str, num_images: int = 1) -> str:
-        """The turn that asks a question about its images, one placeholder for each."""
         (turn,) = self.turns(question, num_images)
         parts = [
             self.processor.image_token if part["type"] == "image" else part["text"]
@@ -64,9 +57,7 @@ class ChameleonLayout(ChatLayout):
         return "".join(parts) + self.turn_end
 
     def reply_text(self, question: str, answer: str) -> str:
-        """Question and answer."""
         return self.question_text(question) + answer.strip()
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a text -> image prompt, up to and with begin-of-image."""
         return [*self.tokenize(prompt + self.turn_end), self.begin_image_id]

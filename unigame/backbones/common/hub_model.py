@@ -1,4 +1,4 @@
-"""One transformers model as an object: loading, freezing, LoRA, checkpointing, modes, precision.
+"""One transformers model as an object: freezing, LoRA, checkpointing, modes, precision, weights.
 
 ``HubModel`` is the half of a backbone that knows nothing of questions and pictures. Precision:
 under a bfloat16 base the language model runs in bfloat16 autocast, while LoRA weights and what lies
@@ -22,8 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common import base_of_adapter, lora
-from unigame.backbones.common.identity import weights_digest
+from unigame.backbones.common import adapter_files, lora
 from unigame.backbones.common.pixels import PixelTwin
 from unigame.backbones.folder import check_weight_files
 from unigame.backbones.model_files import loading_from
@@ -51,7 +50,9 @@ class HubModel(Backbone):
 
     def __init__(self, model: Any, processor: Any, pixels: PixelTwin) -> None:
         super().__init__()
-        _name_absolutely(model)
+        name = str(getattr(model, "name_or_path", None) or "")
+        if name and Path(name).is_dir():  # PEFT writes it into adapters: absolute holds anywhere
+            model.name_or_path = model.config._name_or_path = os.path.abspath(name)
         self.model = model
         self.processor = processor
         self.pixels = pixels.to(model.get_input_embeddings().weight.device)
@@ -75,11 +76,7 @@ class HubModel(Backbone):
 
     # ---- LoRA and files ------------------------------------------------------------------------
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
-        """Freeze everything and add float32 LoRA weights to the language model (r 16, B.2).
-
-        Raises:
-            UserError: there is an adapter already, or the settings reach outside the LM.
-        """
+        # By default the paper's rank 16 (B.2).
         if isinstance(self.model, peft.PeftModel):
             raise UserError("this backbone has a LoRA adapter already; load the model afresh")
         targets = self.facts.lora_targets
@@ -90,15 +87,13 @@ class HubModel(Backbone):
 
     @contextmanager
     def lora_disabled(self) -> Iterator[None]:
-        """Within: the base model's outputs, as if no adapter were there."""
         with lora.disabled(self):
             yield
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the LoRA adapter in PEFT's format, or model and processor where there is none."""
         if isinstance(self.model, peft.PeftModel):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
-            base_of_adapter.write_base(folder, self._base())
+            adapter_files.write_base(folder, self._base())
             return
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -110,31 +105,24 @@ class HubModel(Backbone):
         self.save_pretrained(folder)
 
     def load_adapter(self, folder: str | Path) -> None:
-        """Load a PEFT adapter, adding LoRA first where there is none.
-
-        A warning is logged where it says that it was made for another base model than this.
-
-        Raises:
-            UserError: the adapter is missing, empty, or made for another model; the backbone is
-                then as it was.
-        """
-        config, weights = lora.read_adapter(folder)
+        # A warning is logged where the adapter says that it was made for another base model.
+        config, weights = adapter_files.read_adapter(folder)
         added = not isinstance(self.model, peft.PeftModel)
         if added:
-            with loading_from(folder, (lora.ADAPTER_CONFIG,), "adapter"):
+            with loading_from(folder, (adapter_files.ADAPTER_CONFIG,), "adapter"):
                 self.add_lora(config)
         wrapped = cast(peft.PeftModel, self.model)
         try:
-            lora.load_weights(wrapped, weights, folder)
+            adapter_files.load_weights(wrapped, weights, folder)
         except UserError:
             if added:
-                self.model = wrapped.unload()
+                self.model = wrapped.unload()  # as it was
             raise
-        base_of_adapter.warn_if_other(folder, self._base())
+        adapter_files.warn_if_other(folder, self._base())
 
-    def _base(self) -> base_of_adapter.Base:
+    def _base(self) -> adapter_files.Base:
         name = self.source or str(getattr(self.base, "name_or_path", ""))
-        return base_of_adapter.Base(name, weights_digest(self))
+        return adapter_files.Base(name, adapter_files.weights_digest(self))
 
     # ---- modes and precision -------------------------------------------------------------------
     def gradient_checkpointing_enable(
@@ -143,7 +131,6 @@ class HubModel(Backbone):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute activations of the LM, of what reads images and of the decoder in backward."""
         if every_n_layers != 1 or offload:
             raise UserError(
                 f"activation checkpointing with every_n_layers={every_n_layers}, offload={offload} "
@@ -167,8 +154,8 @@ class HubModel(Backbone):
         self.training = mode
         self.language_model.train(mode)
         for name in self.frozen_parts:
-            part: nn.Module = self.base.lm_head if name == "lm_head" else self._inner(name)
-            part.eval()
+            owner = self.base if name == "lm_head" else self.base.model
+            owner.get_submodule(name).eval()
         for tower in self.frozen_towers():
             for layer in tower.modules():
                 if isinstance(layer, GradientCheckpointingLayer):
@@ -176,9 +163,6 @@ class HubModel(Backbone):
                     # layer (and reads the flag for its dropout) stays in evaluation mode.
                     layer.training = mode and self.checkpointing
         return self
-
-    def _inner(self, name: str) -> nn.Module:
-        return self.base.model.get_submodule(name)
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
@@ -206,13 +190,7 @@ class HubModel(Backbone):
                 module.training = mode
 
 
-def _name_absolutely(model: Any) -> None:
-    """A folder's name that holds from any other folder too: PEFT writes it into adapters."""
-    name = str(getattr(model, "name_or_path", None) or "")
-    if name and Path(name).is_dir():
-        model.name_or_path = model.config._name_or_path = os.path.abspath(name)
-
-
+# ---- weights -------------------------------------------------------------------------------------
 def load_weights(
     model_class: Any,
     name_or_path: str | Path,
@@ -234,17 +212,21 @@ def load_weights(
             shape, or belong to layers that the configuration does not count.
     """
     named = isinstance(dtype, str) and dtype != "auto"
-    settings = ("config.json", "generation_config.json")
-    with loading_from(name_or_path, settings), _without_report():
-        _check_scale(model_class, Path(name_or_path))
-        model, info = model_class.from_pretrained(
-            name_or_path,
-            dtype=getattr(torch, str(dtype)) if named else dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            **extra,
-        )
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # tensors that do not fit are errors here, not a table
+    try:
+        with loading_from(name_or_path, ("config.json", "generation_config.json")):
+            _check_scale(model_class, Path(name_or_path))
+            model, info = model_class.from_pretrained(
+                name_or_path,
+                dtype=getattr(torch, str(dtype)) if named else dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **extra,
+            )
+    finally:
+        hf_logging.set_verbosity(level)
     refuse_misfits(name_or_path, model, info)
     missing = set(info["missing_keys"])
     for module in optional:
@@ -255,17 +237,6 @@ def load_weights(
             missing -= lost
     refuse_missing(name_or_path, missing)
     return model.to(torch.bfloat16) if model.dtype == torch.float16 else model
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Transformers warns, in a table, of tensors that do not fit; here they are errors."""
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
 
 
 def _check_scale(model_class: Any, folder: Path) -> None:
@@ -304,18 +275,18 @@ def refuse_misfits(name_or_path: str | Path, model: nn.Module, info: dict[str, A
             "download or save the checkpoint again"
         )
     stacks = {name for name, part in model.named_modules() if isinstance(part, nn.ModuleList)}
-    left_out = sorted(name for name in info["unexpected_keys"] if _stack_of(name) in stacks)
+    # What stands before the first number in a tensor's name is the list of layers it is of.
+    left_out = sorted(
+        name
+        for name in info["unexpected_keys"]
+        if re.split(r"\.\d+\.", name, maxsplit=1)[0] in stacks
+    )
     if left_out:
         raise UserError(
             f"the weights of {str(name_or_path)!r} have more layers than its config.json counts: "
             f"{left_out[0]!r} would be left out ({len(left_out)} such tensors); download or save "
             "the checkpoint again"
         )
-
-
-def _stack_of(name: str) -> str:
-    """The list of layers that a tensor is of: what stands before the first number in its name."""
-    return re.split(r"\.\d+\.", name, maxsplit=1)[0]
 
 
 def refuse_missing(name_or_path: str | Path, keys: Collection[str]) -> None:

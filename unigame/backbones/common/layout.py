@@ -1,21 +1,20 @@
-"""Token rows of autoregressive families: questions, answers, pictures' places and padding.
+"""Token rows: questions, answers, drawing prompts, the places of pictures, and padding.
 
-One class turns text into ids, for training and for inference, from the checkpoint's own chat
-template. A family says what one image placeholder expands to, and what a drawing prompt looks like.
+One class turns text into ids, for training and for inference. ``TokenLayout`` is what every family
+has; ``ChatLayout`` is that of a transformers processor, with its chat template.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unigame.backbones.common.text_rules import marks_of, processor_marks
 from unigame.errors import UserError
 
 _IMAGE_MARK = re.compile(r"<image (\d+)>")
@@ -50,8 +49,90 @@ class PaddedTokens:
         return self.positions_BL[:, -1:] + 1
 
 
-class ChatLayout(ABC):
-    """Prompts and answers as token ids, exactly as a processor of transformers makes them.
+class TokenLayout(ABC):
+    """Texts as token ids, the same in every use.
+
+    Attributes:
+        tokenizer: of the language model, with an end mark.
+        image_token_id: marks the N places of a picture's tokens in a row.
+        picture_mark: the text that stands for a picture.
+    """
+
+    image_token_id: int
+    picture_mark: str
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.bos_id, self.eos_id = tokenizer.bos_token_id, int(tokenizer.eos_token_id)
+        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+    @abstractmethod
+    def question_ids(self, question: str, num_images: int = 1) -> list[int]:
+        """The prompt of a question about its images, the N places of each image included.
+
+        One image stands before the question. Of several, each stands at its own ``<image k>`` mark
+        if the question has as many different marks as images (``picture_order`` says which comes
+        where); otherwise all stand before the question.
+
+        Raises:
+            UserError: the question itself holds the mark of a picture.
+        """
+
+    @abstractmethod
+    def answer_ids(self, question: str, answer: str) -> list[int]:
+        """The answer as it follows the prompt, with its end mark."""
+
+    @abstractmethod
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """A text -> image prompt, up to the token that predicts the first code."""
+
+    @abstractmethod
+    def drawing_length(self, prompt: str) -> int:
+        """Tokens of a prompt and of what is drawn behind it."""
+
+    @abstractmethod
+    def marks(self) -> set[str]:
+        """Strings that no text may hold: the tokenizer reads them as tokens of its own."""
+
+    def shared_start(self, rows: Sequence[Sequence[int]]) -> int:
+        """How many tokens all prompts have in common up to the end of their first image; or 0."""
+        return 0
+
+    def axes(self, row: Sequence[int]) -> list[list[int]] | None:
+        """Positions of a row along several axes; None where they just count tokens."""
+        return None
+
+    def reading_length(self, question: str, answer: str) -> int:
+        """Tokens of picture, question and answer, all marks included."""
+        return len(self.question_ids(question)) + len(self.answer_ids(question, answer))
+
+    def held_picture(self, question: str) -> UserError:
+        """The error for a question that itself holds the mark of a picture."""
+        return UserError(
+            f"question {question!r} holds the image placeholder {self.picture_mark!r}, which "
+            "stands for a picture; remove it from the text, the image is added for you"
+        )
+
+    def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:
+        """Rows of ids -> a padded batch; ``side`` is "right" in training, "left" in generation."""
+        length = max(len(row) for row in rows)
+
+        def filled(values: Sequence[int], fill: int) -> list[int]:
+            padding = [fill] * (length - len(values))
+            return [*padding, *values] if side == "left" else [*values, *padding]
+
+        ids_BL = torch.tensor([filled(row, self.pad_id) for row in rows], device=device)
+        mask_BL = torch.tensor([filled([1] * len(row), 0) for row in rows], device=device)
+        axes = [axes for row in rows if (axes := self.axes(row)) is not None]
+        if not axes:
+            return PaddedTokens(ids_BL, mask_BL, (mask_BL.cumsum(-1) - 1).clamp(min=0))
+        axes_BAL = torch.tensor([[filled(axis, 0) for axis in each] for each in axes])
+        axes_ABL = axes_BAL.transpose(0, 1).to(device)
+        return PaddedTokens(ids_BL, mask_BL, axes_ABL.amax(0), axes_ABL)
+
+
+class ChatLayout(TokenLayout):
+    """The layout of a transformers processor.
 
     Args:
         processor: with a tokenizer that has an end mark, and a chat template if it is needed.
@@ -71,13 +152,10 @@ class ChatLayout(ABC):
                 "the checkpoint's processor has no chat template, so prompts cannot be laid out; "
                 f"use a checkpoint in the Hub format, such as {example}"
             )
-        tokenizer = processor.tokenizer
-        self.processor = processor
-        self.tokenizer = tokenizer
-        self.num_image_tokens = num_image_tokens
-        self.image_token_id = int(tokenizer.convert_tokens_to_ids(processor.image_token))
-        self.bos_id, self.eos_id = tokenizer.bos_token_id, int(tokenizer.eos_token_id)
-        self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        super().__init__(processor.tokenizer)
+        self.processor, self.num_image_tokens = processor, num_image_tokens
+        self.picture_mark = processor.image_token
+        self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.picture_mark))
 
     # ---- what a family says --------------------------------------------------------------------
     @property
@@ -85,55 +163,40 @@ class ChatLayout(ABC):
         """Tokens from the first placeholder of a picture to its last one."""
         return self.num_image_tokens
 
-    @abstractmethod
     def picture_text(self) -> str:
         """What the processor puts in the place of one image placeholder."""
-
-    @abstractmethod
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a text -> image prompt, up to the token that predicts the first code."""
+        placeholders = self.picture_mark * self.num_image_tokens
+        return f"{self.processor.image_start_token}{placeholders}{self.processor.image_end_token}"
 
     def opening(self) -> str:
         """Text before the first turn."""
         return ""
+
+    def turns(self, question: str, num_images: int = 1) -> list[Message]:
+        """The conversation that asks a question about its images."""
+        return [{"role": "user", "content": _content(question, num_images)}]
+
+    def question_text(self, question: str, num_images: int = 1) -> str:
+        """The prompt of a question about its images, with one unexpanded placeholder for each."""
+        messages = self.turns(question, num_images)
+        return self.opening() + self.render(messages, add_generation_prompt=True)
 
     def reply_text(self, question: str, answer: str) -> str:
         """The whole conversation, up to the answer's last word."""
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
         return self.opening() + self.render([*self.turns(question), reply])
 
-    def turns(self, question: str, num_images: int = 1) -> list[Message]:
-        """The conversation that asks a question about its images."""
-        return [{"role": "user", "content": _content(question, num_images)}]
-
-    # ---- understanding -------------------------------------------------------------------------
-    def question_text(self, question: str, num_images: int = 1) -> str:
-        """The prompt of a question about its images, with one unexpanded placeholder for each."""
-        messages = self.turns(question, num_images)
-        return self.opening() + self.render(messages, add_generation_prompt=True)
-
+    # ---- rows ----------------------------------------------------------------------------------
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
-        """Token ids of the prompt, the N placeholders of each image included.
-
-        One image stands before the question. Of several, each stands at its own ``<image k>`` mark
-        if the question has as many different marks as images (``picture_order`` says which comes
-        where); otherwise all stand before the question.
-
-        Raises:
-            UserError: the question itself holds an image placeholder.
-        """
-        mark = self.processor.image_token
-        text = self.question_text(question, num_images).replace(mark, self.picture_text())
-        ids = self.tokenize(text)
+        """The prompt as the processor tokenizes it."""
+        text = self.question_text(question, num_images)
+        ids = self.tokenize(text.replace(self.picture_mark, self.picture_text()))
         if ids.count(self.image_token_id) != num_images * self.num_image_tokens:
-            raise UserError(
-                f"question {question!r} holds the image placeholder {mark!r}, "
-                "which stands for a picture; remove it from the text, the image is added for you"
-            )
+            raise self.held_picture(question)
         return ids
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
-        """Token ids of the answer as it follows the prompt, with the end mark."""
+        """What the reply has beyond the prompt, and the end mark."""
         prompt, whole = self.question_text(question), self.reply_text(question, answer)
         prompt_ids, whole_ids = self.tokenize(prompt), self.tokenize(whole)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
@@ -143,36 +206,23 @@ class ChatLayout(ABC):
         return [*rest, self.eos_id]
 
     def shared_start(self, rows: Sequence[Sequence[int]]) -> int:
-        """How many tokens all prompts have in common up to the end of their first image; or 0."""
+        """Up to the last placeholder of the first image, where the rows are equal until there."""
         row = list(rows[0])
         length = row.index(self.image_token_id) + self.image_span
         return length if all(list(other[:length]) == row[:length] for other in rows) else 0
 
-    def reading_length(self, question: str, answer: str) -> int:
-        """Tokens of picture, question and answer, all marks included."""
-        return len(self.question_ids(question)) + len(self.answer_ids(question, answer))
-
     def drawing_length(self, prompt: str) -> int:
-        """Tokens of a prompt and the picture that is drawn of it."""
+        """The codes, and what the family puts between them, stand behind the prompt."""
         return len(self.prompt_ids(prompt)) + self.image_span
 
     def marks(self) -> set[str]:
-        """Strings that no text may hold: the tokenizer reads them as tokens of its own."""
-        return marks_of(self.tokenizer, *processor_marks(self.processor))
-
-    # ---- batches -------------------------------------------------------------------------------
-    def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:
-        """Rows of ids -> a padded batch; ``side`` is "right" in training, "left" in generation."""
-        length = max(len(row) for row in rows)
-        ids, mask = [], []
-        for row in rows:
-            gap = length - len(row)
-            padding, ones, zeros = [self.pad_id] * gap, [1] * len(row), [0] * gap
-            ids.append([*padding, *row] if side == "left" else [*row, *padding])
-            mask.append([*zeros, *ones] if side == "left" else [*ones, *zeros])
-        mask_BL = torch.tensor(mask, device=device)
-        positions_BL = (mask_BL.cumsum(-1) - 1).clamp(min=0)
-        return PaddedTokens(torch.tensor(ids, device=device), mask_BL, positions_BL)
+        """Special tokens, and the strings by which the processor marks pictures."""
+        own = {
+            value
+            for name, value in vars(self.processor).items()
+            if "token" in name and isinstance(value, str) and value and not value[0].isalnum()
+        }
+        return special_marks(self.tokenizer) | own
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """The checkpoint's chat template."""
@@ -215,3 +265,82 @@ def _content(question: str, num_images: int) -> list[dict[str, str]]:
 
 def _text(piece: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": piece.strip()}] if piece.strip() else []
+
+
+# ---- what texts must not hold --------------------------------------------------------------------
+def special_marks(tokenizer: Any) -> set[str]:
+    """Strings that a tokenizer reads as special tokens.
+
+    Not the token for unknown words, which is no mark, and no plain word: that could be meant.
+    """
+    special = set(tokenizer.all_special_tokens)
+    special |= {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    special -= {tokenizer.unk_token}
+    return {mark for mark in special if mark and not mark[0].isalnum()}
+
+
+class TextRules:
+    """What the texts of a record must not hold, and how long its rows may be.
+
+    A text that holds one of the model's own marks is read as one: a second picture, the end of the
+    answer, another turn. Found by looking at the text, without laying a row out, so that a whole
+    data set is checked in seconds.
+
+    Args:
+        layout: knows the marks, and counts tokens.
+        max_positions: what the language model can hold; None where it does not say.
+    """
+
+    def __init__(self, layout: TokenLayout, max_positions: int | None = None) -> None:
+        self.marks = tuple(sorted(layout.marks(), key=len, reverse=True))
+        self._first = tuple({mark[0] for mark in self.marks})
+        self.layout, self.max_positions = layout, max_positions
+        # What a row holds beside the texts; a little is added for tokens that only some texts need.
+        self._around_reading = layout.reading_length("a", "a") + 8
+        self._around_drawing = layout.drawing_length("a") + 8
+
+    def problem(
+        self, texts: Mapping[str, str], *, max_length: int | None = None
+    ) -> tuple[str, str] | None:
+        """Why texts cannot be laid out, with what to do about it; None if they can.
+
+        Args:
+            texts: "question", "answer" and "caption", each perhaps empty.
+            max_length: longest row in tokens; default: what the model can hold.
+        """
+        for field, text in texts.items():
+            mark = self._mark_in(text)
+            if mark is not None:
+                return (
+                    f"{mark!r} in its {field}",
+                    "this is a token of the model's own: remove it from the text (a picture is "
+                    "added for you)",
+                )
+        limit = self.max_positions if max_length is None else max_length
+        if limit is not None and (length := self._longest(texts, limit)) > limit:
+            whose = "the model's positions" if max_length is None else "max_length"
+            return (
+                f"too many tokens ({whose}: {limit})",
+                f"it needs {length}, its picture included; shorten its texts",
+            )
+        return None
+
+    def _mark_in(self, text: str) -> str | None:
+        if not any(first in text for first in self._first):
+            return None
+        return next((mark for mark in self.marks if mark in text), None)
+
+    def _longest(self, texts: Mapping[str, str], limit: int) -> int:
+        """Tokens of the longer row; rows that are surely short are not tokenized, and count 0."""
+        question, answer = texts.get("question", ""), texts.get("answer", "")
+        caption, length = texts.get("caption", ""), 0
+        if answer and self._around_reading + _bytes(question) + _bytes(answer) > limit:
+            length = self.layout.reading_length(question, answer)
+        if length <= limit and caption and self._around_drawing + _bytes(caption) > limit:
+            length = self.layout.drawing_length(caption)
+        return length
+
+
+def _bytes(text: str) -> int:
+    """No tokenizer makes more tokens of a text than it has bytes."""
+    return len(text.encode("utf-8", "surrogatepass"))

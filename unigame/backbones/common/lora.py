@@ -1,33 +1,20 @@
-"""LoRA on the language model of a backbone, through PEFT, in PEFT's own file format."""
+"""LoRA on the language model of a backbone, through PEFT."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import peft
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unigame.backbones.common.lora_settings import check_lora_config
-from unigame.backbones.model_files import (
-    check_numbers,
-    loading_from,
-    read_json,
-    refuse_not_finite,
-)
 from unigame.errors import UserError
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def language_model_lora(
@@ -88,7 +75,13 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
         UserError: the settings put LoRA outside the language model, or nowhere.
     """
     model.requires_grad_(False)
-    _require_modules_to_save(model, config)
+    names = [name for name, _ in model.named_modules()]
+    for wanted in config.modules_to_save or []:  # peft says nothing of a name that is not there
+        if not any(name.endswith(wanted) for name in names):
+            raise UserError(
+                f"LoRA modules_to_save={config.modules_to_save!r}: the model has no module "
+                f"{wanted!r}; correct the name, or leave it out"
+            )
     try:
         wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
@@ -103,17 +96,6 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
                 f"frozen; let the pattern start with '.*{prefix}'"
             )
     return wrapped
-
-
-def _require_modules_to_save(model: nn.Module, config: peft.LoraConfig) -> None:
-    """PEFT says nothing of a name in ``modules_to_save`` that no module ends with."""
-    names = [name for name, _ in model.named_modules()]
-    for wanted in config.modules_to_save or []:
-        if not any(name.endswith(wanted) for name in names):
-            raise UserError(
-                f"LoRA modules_to_save={config.modules_to_save!r}: the model has no module "
-                f"{wanted!r}; correct the name, or leave it out"
-            )
 
 
 @contextmanager
@@ -191,99 +173,3 @@ def _can_merge(module: nn.Module) -> TypeGuard[LoraLinear]:
         and not any(module.lora_bias.values())
         and all(name in module.lora_A for name in module.active_adapters)
     )
-
-
-def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
-    """Settings and weights of a saved adapter.
-
-    Raises:
-        UserError: the folder or a file is missing, unreadable, empty, or no LoRA adapter; a
-            setting or a weight is no finite number.
-    """
-    folder = Path(folder)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"adapter folder {str(folder)!r} has no {name}; give the folder that "
-                "save_pretrained or a training run wrote"
-            )
-    settings = read_json(folder / ADAPTER_CONFIG, "is no PEFT configuration")
-    kind = settings.get("peft_type")
-    if kind is None:
-        raise UserError(
-            f"{str(folder / ADAPTER_CONFIG)!r} is no PEFT configuration (it has no peft_type); "
-            "save it again"
-        )
-    if kind != "LORA":
-        raise UserError(
-            f"adapter in {str(folder)!r} is of peft_type {kind!r}; only LORA is supported"
-        )
-    try:
-        weights = load_file(folder / ADAPTER_WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{str(folder / ADAPTER_WEIGHTS)!r} is unreadable ({error}); copy or save it again"
-        ) from error
-    if not weights:
-        raise UserError(
-            f"{str(folder / ADAPTER_WEIGHTS)!r} holds no weights; the run that wrote it saved an "
-            "empty adapter, save it again"
-        )
-    refuse_not_finite(weights, f"adapter in {str(folder)!r}")
-    check_numbers(settings, folder / ADAPTER_CONFIG)
-    with loading_from(folder, (ADAPTER_CONFIG,), "adapter"):
-        config = peft.LoraConfig.from_pretrained(str(folder))
-    _check_settings(config, folder / ADAPTER_CONFIG)
-    config.inference_mode = False
-    config.base_model_name_or_path = None  # filled in anew by the model that takes it
-    return config, weights
-
-
-def _check_settings(config: peft.LoraConfig, file: Path) -> None:
-    """Settings that would make an adapter do nothing, or nonsense, without an error."""
-    wanted = {
-        "r": isinstance(config.r, int) and config.r > 0,
-        "lora_alpha": _is_number(config.lora_alpha) and config.lora_alpha != 0,
-        "lora_dropout": _is_number(config.lora_dropout) and 0 <= config.lora_dropout < 1,
-        "use_rslora": isinstance(config.use_rslora, bool),
-        "rank_pattern": _all(config.rank_pattern, lambda rank: isinstance(rank, int) and rank > 0),
-        "alpha_pattern": _all(config.alpha_pattern, _is_number),
-    }
-    for name, fine in wanted.items():
-        if not fine:
-            raise UserError(
-                f"{str(file)!r}: {name}={getattr(config, name)!r} is no value of a LoRA adapter; "
-                "save it again, or correct the file"
-            )
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def _all(table: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(table, dict) and all(fits(value) for value in table.values())
-
-
-def load_weights(model: peft.PeftModel, weights: dict[str, Tensor], folder: str | Path) -> None:
-    """Copy saved adapter weights into ``model``.
-
-    Raises:
-        UserError: names or shapes differ from the model's own LoRA weights.
-    """
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or foreign:
-        example = f"lacks {missing[0]!r}" if missing else f"has the unknown {foreign[0]!r}"
-        raise UserError(
-            f"adapter in {str(folder)!r} does not belong to this model: it {example} "
-            f"({len(missing)} missing, {len(foreign)} unknown); load the base model it was made for"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(
-                f"adapter in {str(folder)!r} has {name!r} of shape {tuple(tensor.shape)}, the "
-                f"model expects {tuple(own[name].shape)}; check the LoRA rank and the base model"
-            )
-    set_peft_model_state_dict(model, weights)

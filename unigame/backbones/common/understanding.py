@@ -1,8 +1,6 @@
 """Understanding: questions about pictures, answered or scored, the same for every kind of drawing.
 
-``ReadingBackbone`` has the understanding verbs of the contract, once for families that draw codes
-(``autoregressive.py``) and for those that draw latents (``composed/``). A family says how it
-sees (``read_images``), and its layout how a question becomes tokens.
+A family says how it sees (``read_images``), and its layout how a question becomes tokens.
 
 Shape suffixes: see ``base.py``; further L tokens of the padded text, T answer tokens of the batch,
 M = B*K rows, A answer tokens of a row, P places that one kind of embedding fills, U different
@@ -11,69 +9,43 @@ pictures of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unigame.backbones.base import AnswerLosses, Questions
+from unigame.backbones.base import AnswerLosses, AnswerTokens, PromptTokens, Questions
 from unigame.backbones.common.decoding import SharedPrefix, decode_text
 from unigame.backbones.common.hub_model import HubModel
-from unigame.backbones.common.layout import PaddedTokens, picture_order
+from unigame.backbones.common.layout import PaddedTokens, TextRules, TokenLayout, picture_order
 from unigame.backbones.common.pixels import PixelTwin
-from unigame.backbones.common.preprocessor import LayoutPreprocessor
-from unigame.backbones.common.text_rules import TextRules
 from unigame.errors import UserError
 
 
-class ReadingLayout(Protocol):
-    """What reading asks of a layout; ``ChatLayout`` says more about each method."""
+@dataclass(frozen=True)
+class LayoutPreprocessor:
+    """The ``Preprocessor`` of a family that lays out its own tokens."""
 
-    tokenizer: Any
-    eos_id: int
-    pad_id: int
-    image_token_id: int
-    """Marks the N places of a picture's tokens in a row."""
+    layout: TokenLayout
+    pictures: Callable[[Sequence[Image.Image]], Tensor]
 
-    def question_ids(self, question: str, num_images: int = 1) -> list[int]:
-        """Token ids of the prompt, the places of its pictures included."""
-        ...
+    def answer(self, question: str, answer: str) -> AnswerTokens:
+        """Question and answer, as inference lays them out."""
+        prompt = self.layout.question_ids(question)
+        return AnswerTokens(tuple(prompt), tuple(self.layout.answer_ids(question, answer)))
 
-    def answer_ids(self, question: str, answer: str) -> list[int]:
-        """Token ids of the answer as it follows the prompt, with the end mark."""
-        ...
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a text -> image prompt."""
-        ...
-
-    def shared_start(self, rows: Sequence[Sequence[int]]) -> int:
-        """How many tokens all prompts have in common up to the end of their first image; or 0."""
-        ...
-
-    def pad(self, rows: Sequence[Sequence[int]], side: str, device: torch.device) -> PaddedTokens:
-        """Rows of ids -> a padded batch."""
-        ...
-
-    def reading_length(self, question: str, answer: str) -> int:
-        """Tokens of picture, question and answer, all marks included."""
-        ...
-
-    def drawing_length(self, prompt: str) -> int:
-        """Tokens of a prompt and the picture that is drawn of it."""
-        ...
-
-    def marks(self) -> set[str]:
-        """Strings that no text may hold."""
-        ...
+    def prompt(self, text: str) -> PromptTokens:
+        """What a picture is drawn of."""
+        return PromptTokens(tuple(self.layout.prompt_ids(text)))
 
 
 class ReadingBackbone(HubModel):
-    """A ``HubModel`` with the understanding verbs. See ``Backbone`` for their shapes.
+    """A ``HubModel`` with the understanding verbs.
 
     Args:
         model: see ``HubModel``.
@@ -82,9 +54,7 @@ class ReadingBackbone(HubModel):
         pixels: see ``HubModel``.
     """
 
-    def __init__(
-        self, model: Any, processor: Any, layout: ReadingLayout, pixels: PixelTwin
-    ) -> None:
+    def __init__(self, model: Any, processor: Any, layout: TokenLayout, pixels: PixelTwin) -> None:
         super().__init__(model, processor, pixels)
         self.layout = layout
         self.preprocessor = LayoutPreprocessor(layout, pixels.pictures)
@@ -116,13 +86,11 @@ class ReadingBackbone(HubModel):
             )
         self.preprocess([Image.new("RGB", (8, 8))])
 
-    # ---- understanding -------------------------------------------------------------------------
-    def text_logits(self, states_H: Tensor) -> Tensor:
-        """Scores of every token of the vocabulary as the next one of an answer."""
-        return self.base.get_output_embeddings()(states_H)
+    # ---- the verbs -----------------------------------------------------------------------------
+    def image_features(self, images: Tensor) -> Tensor:
+        return self.read_images(images)[0]
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Tokens z = Proj(Enc(x)), (B, N, H): what the LM reads. Differentiable in images."""
         return self.read_images(images)[1]
 
     def answer_loss(
@@ -133,7 +101,6 @@ class ReadingBackbone(HubModel):
         *,
         embeds: Tensor | None = None,
     ) -> Tensor:
-        """CE of each true answer, (M,): mean over its tokens and end mark. See the contract."""
         return self.answer_token_losses(images, questions, answers, embeds=embeds).mean()
 
     def answer_token_losses(
@@ -144,12 +111,6 @@ class ReadingBackbone(HubModel):
         *,
         embeds: Tensor | None = None,
     ) -> AnswerLosses:
-        """CE of each token of each true answer, (M, A), the end mark last. See the contract.
-
-        Raises:
-            ValueError: both or neither of ``images`` and ``embeds``; rows that are no multiple of
-                the questions; not one answer per question.
-        """
         if (images is None) == (embeds is None):
             raise ValueError("give either images or embeds to answer_loss, and not both")
         embeds_MNH = self.embed_images(images) if images is not None else cast(Tensor, embeds)
@@ -170,7 +131,7 @@ class ReadingBackbone(HubModel):
         target_T = torch.tensor([t for a in asked_M for t in a.answer], device=self.device)
         loss_T = F.cross_entropy(full_precision(logits_TV), target_T, reduction="none")
         lengths_M = torch.tensor([len(asked.answer) for asked in asked_M], device=self.device)
-        slots_A = torch.arange(max(len(asked.answer) for asked in asked_M), device=self.device)
+        slots_A = torch.arange(int(lengths_M.max()), device=self.device)
         filled_MA = slots_A < lengths_M[:, None]
         loss_MA = torch.zeros(filled_MA.shape, dtype=loss_T.dtype, device=self.device)
         return AnswerLosses(loss_MA.masked_scatter(filled_MA, loss_T), lengths_M)
@@ -185,12 +146,7 @@ class ReadingBackbone(HubModel):
         image_index: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Greedy answers, one stripped string per question; batched and cached. No gradient.
-
-        Without ``image_index``, ``images`` may have K rows per question, as in ``answer_loss``.
-        With it, an image that several questions share is encoded once, and so is the start of
-        their prompts.
-        """
+        # A picture that several questions share is encoded once, and so is their common start.
         if kwargs:
             raise TypeError(f"answer() decodes greedily and does not know {sorted(kwargs)}")
         if image_index is None:
@@ -211,12 +167,14 @@ class ReadingBackbone(HubModel):
 
     @cached_property
     def text_rules(self) -> TextRules:
-        """What no text may hold, and how long a row may be."""
         config = self.base.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        return TextRules(self.layout.marks(), self.layout, positions)
+        return TextRules(self.layout, getattr(config, "max_position_embeddings", None))
 
-    # ---- inside --------------------------------------------------------------------------------
+    # ---- for the families ----------------------------------------------------------------------
+    def text_logits(self, states_H: Tensor) -> Tensor:
+        """Scores of every token of the vocabulary as the next one of an answer."""
+        return self.base.get_output_embeddings()(states_H)
+
     def embed_rows(self, tokens: PaddedTokens, embeds_BNH: Tensor) -> Tensor:
         """Token embeddings with the placeholders replaced by image features, row by row."""
         return self.fill_places(tokens, self.layout.image_token_id, embeds_BNH)

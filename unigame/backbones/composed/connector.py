@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unigame.backbones.composed.config import CONNECTOR_FILE, ConnectorConfig
+from unigame.backbones.folder import open_safetensors
 from unigame.backbones.model_files import refuse_not_finite
 from unigame.errors import UserError
 
@@ -109,11 +109,9 @@ class TrainedParts(nn.Module):
                 f"{str(file)!r} is missing; a composed model needs its connector: make one with "
                 "'unigame compose', or copy the whole folder"
             )
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{str(file)!r} is unreadable ({error}); copy it again") from error
+        opened = open_safetensors(file)
+        names = opened.keys()
+        found = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         wanted = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):

@@ -11,63 +11,115 @@ has to be straightened through. What each setting of the contract means here:
 - K candidates come from K noise draws; without ``sample`` and at K = 1 the noise is a fixed one.
 - ``temperature`` scales the noise of drawn candidates and of free sampling.
 
-Reading is that of ``understanding.py``. Shape suffixes: see ``base.py``; further L tokens of the
+Precision: under a bfloat16 base the language model and the eyes run in bfloat16 autocast. LoRA,
+connector, projector, denoiser and VAE hold float32 weights; what lies between a perturbed state and
+the pixels runs outside autocast, because a bounded perturbation is smaller than bfloat16 resolves.
+
+Shape suffixes: see ``base.py``; further L tokens of the
 padded text, M = B*K rows, C channels and h side of a latent, W conditioning width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
 
+import peft
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unigame.backbones.base import Drawing, Prompts, PromptTokens, VisualStates
-from unigame.backbones.common.understanding import full_precision
-from unigame.backbones.composed.core import ComposedCore
-from unigame.backbones.composed.diffusion import fixed_noise
-from unigame.backbones.composed.layout import QUERY
+from unigame.backbones.base import BackboneFacts, Drawing, Prompts, PromptTokens, VisualStates
+from unigame.backbones.common.hub_model import LORA_TARGETS
+from unigame.backbones.common.pixels import PixelTwin, square_pixels
+from unigame.backbones.common.understanding import (
+    ReadingBackbone,
+    configured_ends,
+    full_precision,
+)
+from unigame.backbones.composed.config import CONFIG_FILE, CONNECTOR_FILE, ComposedConfig
+from unigame.backbones.composed.connector import TrainedParts
+from unigame.backbones.composed.diffusion import ImageBranch, fixed_noise
+from unigame.backbones.composed.layout import QUERY, ComposedLayout
+from unigame.backbones.composed.parts import copy_settings
+from unigame.backbones.composed.vision import Reader
+from unigame.errors import UserError
 from unigame.seeds import seeds_of_rows
 
 # Noise levels at which an evaluating model's generation loss is taken: the same every time.
 EVALUATION_LEVELS = (0.125, 0.375, 0.625, 0.875)
+TRAINABLE_PARTS = ("connector", "projector")
+MERGED_LANGUAGE = "language"
 
 
-class ComposedBackbone(ComposedCore):
-    """What is particular to composed models. See ``Backbone`` for the shapes of the verbs."""
+class ComposedBackbone(ReadingBackbone):
+    """All parts of a composed model, frozen.
+
+    Args:
+        config: what it is made of; written again by ``save_pretrained``.
+        latent_shape: (C, h, h).
+        language: the VLM or LLM.
+        encoder: the separate vision encoder of an LLM.
+        branch: denoiser and VAE.
+        trained: queries, connector and projector.
+        tokenizer: of the language model.
+        reader: how it sees.
+        vision_pixels: what its eyes read.
+    """
+
+    layout: ComposedLayout
+
+    def __init__(
+        self,
+        config: ComposedConfig,
+        latent_shape: tuple[int, int, int],
+        *,
+        language: Any,
+        encoder: nn.Module | None,
+        branch: ImageBranch,
+        trained: TrainedParts,
+        tokenizer: Any,
+        reader: Reader,
+        vision_pixels: PixelTwin,
+    ) -> None:
+        queries = config.connector.num_queries
+        layout = ComposedLayout(tokenizer, reader, queries, configured_ends(language))
+        super().__init__(language, tokenizer, layout, square_pixels(config.image_size))
+        self.settings, self.reader = config, reader
+        self.encoder, self.branch, self.trained = encoder, branch, trained
+        self.vision_pixels = vision_pixels
+        decoder = self.language_model
+        self.language_name = next(
+            name for name, part in language.named_modules() if part is decoder
+        )
+        self.latent_shape = latent_shape
+        self.requires_grad_(False)
+        self.facts = self._facts()
+        self.eval()
 
     # ---- understanding -------------------------------------------------------------------------
-    def image_features(self, images: Tensor) -> Tensor:
-        """Frozen vision features (B, N, D), before the projector. Differentiable in images."""
-        return self.read_images(images)[0]
-
     def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Vision features (B, N, D) and the tokens z (B, N, H) made of them, in one pass."""
         with self._precision():
             return self.reader.read(self, self.vision_pixels.normalise(images))
 
     @property
     def reads_frozen(self) -> bool:
-        """True unless the projector of a text-only LLM is being warmed up."""
+        # A projector of a text-only LLM may be warmed up.
         projector = self.trained.projector
         return projector is None or not any(p.requires_grad for p in projector.parameters())
 
     # ---- drawing -------------------------------------------------------------------------------
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """The VAE: images -> scaled latents (B, C, h, h), in float32 at least. No gradient."""
         return self.branch.encode(self.pixels.normalise(images))
 
     @torch.no_grad()
     def visual_states(
         self, images: Tensor, prompts: Prompts, *, codes: Tensor | None = None
     ) -> VisualStates:
-        """z_hat (B, N, H), float32: the states of the queries behind each prompt.
-
-        They follow from the prompt alone, at inference as in training; the image itself enters the
-        redrawing by its latent.
-        """
-        rows, latents = self._rows_and_latents(images, prompts, codes)
+        # The states of the queries behind each prompt. They follow from the prompt alone, at
+        # inference as in training; the image itself enters the redrawing by its latent.
+        rows, latents = self.rows_and_codes(images, prompts, codes)
         with self._evaluating():
             states_BNH = self._query_states(rows)
         return VisualStates(full_precision(states_BNH), latents)
@@ -82,14 +134,8 @@ class ComposedBackbone(ComposedCore):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
-        """States -> candidate images, by noising the latents and denoising them again.
-
-        See the module docstring for ``anchor``, ``temperature`` and the noise of K candidates.
-
-        Raises:
-            ValueError: ``num_candidates`` below 1 or ``temperature`` not above 0.
-        """
         if num_candidates < 1:
             raise ValueError(f"num_candidates={num_candidates} draws nothing; give 1 or more")
         if temperature <= 0:
@@ -115,19 +161,15 @@ class ComposedBackbone(ComposedCore):
         return Drawing(self.pixels.unnormalise(self.branch.decode(latents)), latents)
 
     def render(self, compact: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] from scaled latents."""
         return self.pixels.unnormalise(self.branch.decode(compact.to(self.device)))
 
     def generation_loss(
         self, images: Tensor, captions: Prompts, *, codes: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error of the denoiser's prediction for each sample, (B,).
-
-        In training each sample gets one noise level and one noise from the global generator, as
-        dropout does (checkpoints keep it), and its caption is dropped at times for guidance. In
-        evaluation noise and levels are fixed ones, the same for all samples.
-        """
-        rows, latents = self._rows_and_latents(images, captions, codes)
+        # In training each sample gets one noise level and one noise from the global generator, as
+        # dropout does (checkpoints keep it), and its caption is dropped at times for guidance. In
+        # evaluation noise and levels are fixed ones, the same for all samples.
+        rows, latents = self.rows_and_codes(images, captions, codes)
         if self.training:
             kept_B = (torch.rand(len(latents)) >= self.settings.caption_dropout).tolist()
             empty = self.preprocessor.prompt("")
@@ -158,12 +200,7 @@ class ComposedBackbone(ComposedCore):
         do_sample: bool = True,
         seeds: Sequence[int] | None = None,
     ) -> Tensor:
-        """Text -> image, (B, 3, S, S) in [0, 1], by the pipeline's scheduler.
-
-        Row ``b`` starts from noise of its own seed (see ``Backbone.generate``), whatever its
-        neighbours; without ``do_sample`` every row starts from the same noise. Guidance 1 means
-        none.
-        """
+        # Without do_sample every row starts from the same noise. Guidance 1 means none.
         seeds = seeds_of_rows(len(prompts), seed, seeds)
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
@@ -183,15 +220,6 @@ class ComposedBackbone(ComposedCore):
             )
         return self.render(latents)
 
-    # ---- inside --------------------------------------------------------------------------------
-    def _rows_and_latents(
-        self, images: Tensor, prompts: Prompts, codes: Tensor | None
-    ) -> tuple[list[PromptTokens], Tensor]:
-        latents = self.encode_images(images) if codes is None else codes.to(self.device)
-        if len(prompts) != len(latents):
-            raise ValueError(f"{len(prompts)} prompts but {len(latents)} images")
-        return self.prompt_tokens(prompts), latents
-
     def _query_states(self, prompts: Sequence[PromptTokens]) -> Tensor:
         """Hidden states (after the final norm) of the N queries behind each prompt."""
         tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
@@ -200,3 +228,122 @@ class ComposedBackbone(ComposedCore):
             filled_BLH = self.fill_places(tokens, QUERY, queries_BNH)
             states_BLH = self.language_states(filled_BLH, tokens)
         return states_BLH[:, -self.layout.num_queries :]
+
+    # ---- parts ---------------------------------------------------------------------------------
+    @property
+    def language(self) -> Any:
+        """The transformers model; with LoRA its linear layers are PEFT's, in place."""
+        return self.base
+
+    @property
+    def language_model(self) -> Any:
+        """The language model proper, without head and eyes."""
+        return self.base.get_decoder()
+
+    def frozen_towers(self) -> list[Any]:
+        return [self.reader.vision(self)]
+
+    # ---- what trains ---------------------------------------------------------------------------
+    def unfreeze(self, parts: Sequence[str]) -> Self:
+        """Train ``connector`` (queries included) or ``projector``: the warm-up before the game.
+
+        Raises:
+            UserError: an unknown part, a projector where the VLM has its own eyes, or an adapter
+                in place already.
+        """
+        if isinstance(self.model, peft.PeftModel):
+            raise UserError(
+                "train_parts with a LoRA adapter: warm the connector up first, on the model "
+                "without an adapter, and then train the adapter"
+            )
+        for name in parts:
+            if name not in TRAINABLE_PARTS:
+                known = ", ".join(TRAINABLE_PARTS)
+                raise UserError(f"train_parts: unknown part {name!r}; a composed model has {known}")
+            part = getattr(self.trained, name)
+            if part is None:
+                raise UserError(
+                    "train_parts: this model has no projector, its VLM has eyes of its own; "
+                    "leave 'projector' out"
+                )
+            part.requires_grad_(True)
+        return self
+
+    # ---- files ---------------------------------------------------------------------------------
+    @property
+    def saved_files(self) -> tuple[str, ...]:
+        if isinstance(self.model, peft.PeftModel):
+            return super().saved_files
+        return CONFIG_FILE, CONNECTOR_FILE
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        # Without an adapter, what trained: the frozen parts stay where config.json names them.
+        if isinstance(self.model, peft.PeftModel):
+            super().save_pretrained(folder)
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.settings.save(folder)
+        self.trained.save(folder)
+
+    def save_merged(self, folder: str | Path) -> None:
+        # The language model is written beside, merged; other parts stay where they are.
+        if isinstance(self.model, peft.PeftModel):
+            self.model = self.model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        own = Path(folder) / MERGED_LANGUAGE
+        own.mkdir(parents=True)
+        copy_settings(self.settings.language, own)
+        self.model.save_pretrained(own)
+        self.processor.save_pretrained(own)
+        self.save_pretrained(folder)
+        self.settings.save(folder, language=MERGED_LANGUAGE)
+
+    def load_adapter(self, folder: str | Path) -> None:
+        # During warm-up it is the connector of a checkpoint of the warm-up.
+        if self.trainable_parameters() and not isinstance(self.model, peft.PeftModel):
+            self.trained.load(folder)
+            return
+        super().load_adapter(folder)
+
+    # ---- modes ---------------------------------------------------------------------------------
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        super().gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs, every_n_layers, offload
+        )
+        denoiser: Any = self.branch.denoiser
+        denoiser.enable_gradient_checkpointing()  # acts in evaluation mode too
+        self.branch.checkpointing = True
+
+    def _facts(self) -> BackboneFacts:
+        vision = "encoder" if self.encoder is not None else "vision tower and projector of the VLM"
+        return BackboneFacts(
+            family="composed",
+            image_size=self.settings.image_size,
+            num_image_tokens=self.reader.num_tokens,
+            hidden_size=self.base.get_input_embeddings().embedding_dim,
+            codebook_size=None,
+            lora_targets=_lora_targets(self.language_model, self.settings.language),
+            frozen_parts=(vision, "connector", "denoiser", "vae", "lm_head"),
+            dtype=self.dtype,
+            num_parameters=sum(p.numel() for p in self.parameters()),
+            num_state_tokens=self.settings.connector.num_queries,
+        )
+
+
+def _lora_targets(decoder: nn.Module, reference: str) -> tuple[str, ...]:
+    linear = {
+        name.rpartition(".")[2]
+        for name, part in decoder.named_modules()
+        if isinstance(part, nn.Linear)
+    }
+    targets = tuple(name for name in LORA_TARGETS if name in linear)
+    if not targets:
+        raise UserError(
+            f"language {reference!r} has none of the linear layers {', '.join(LORA_TARGETS)}, so "
+            "LoRA has no place in it; use a model of the Qwen, Llama, Mistral or GPT-OSS families"
+        )
+    return targets

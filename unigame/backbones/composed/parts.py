@@ -1,4 +1,4 @@
-"""The parts of a composed model: which are supported, do they fit each other, and their weights.
+"""The parts of a composed model: which are supported, and do they fit each other?
 
 Every check reads configurations only (a few kB each), so that a combination that cannot work ends
 in one line before gigabytes are loaded or downloaded.
@@ -6,18 +6,14 @@ in one line before gigabytes are loaded or downloaded.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import nn
-
-from unigame.backbones.common.hub_model import load_weights, refuse_misfits, refuse_missing
 from unigame.backbones.composed.config import ComposedConfig
 from unigame.backbones.composed.vision import ENCODERS, VLMS
-from unigame.backbones.folder import check_weight_files
 from unigame.backbones.foreign import hub_refusal, no_config
 from unigame.backbones.model_files import (
     check_json_files,
@@ -27,7 +23,8 @@ from unigame.backbones.model_files import (
 )
 from unigame.errors import UserError
 
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+
 UNETS, DITS = ("UNet2DConditionModel",), ("SanaTransformer2DModel", "PixArtTransformer2DModel")
 VAES = ("AutoencoderKL", "AutoencoderDC")
 # Models that change the output of their head in code of their own; ours would leave it out.
@@ -132,7 +129,7 @@ def _language(config: ComposedConfig) -> Any:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    found = _auto_config(config.language, "language")
+    found = auto_config(config.language, "language")
     kind = found.model_type
     if kind in VLMS:
         if config.vision_encoder is not None:
@@ -167,7 +164,7 @@ def _language(config: ComposedConfig) -> Any:
 
 
 def _encoder(reference: str) -> Any:
-    config = _auto_config(reference, "vision_encoder")
+    config = auto_config(reference, "vision_encoder")
     if config.model_type not in ENCODERS:
         raise UserError(
             f"vision_encoder {reference!r} is a model of type {config.model_type!r}; supported: "
@@ -231,7 +228,8 @@ def _check_vae(config: ComposedConfig, denoiser: dict[str, Any], vae: dict[str, 
 
 
 # ---- reading -----------------------------------------------------------------------------------
-def _auto_config(reference: str, what: str) -> Any:
+def auto_config(reference: str, what: str) -> Any:
+    """The transformers configuration of a part; ``what`` names its role in errors."""
     from transformers import AutoConfig
 
     local = Path(reference).is_dir()
@@ -268,74 +266,15 @@ def _read_json(reference: str, name: str, subfolder: str | None = None) -> dict[
     return content
 
 
-def check_weights(config: ComposedConfig, parts: Parts) -> None:
-    """The weight files of every part that is a folder here are there and whole.
+def copy_settings(reference: str, folder: Path) -> None:
+    """The language model's own small files, such as its image processor's, for a copy of it."""
+    if Path(reference).is_dir():
+        place = Path(reference)
+    else:
+        from huggingface_hub import snapshot_download
 
-    Raises:
-        UserError: names the first one that is not.
-    """
-    for reference in (config.language, config.vision_encoder):
-        if reference is not None and Path(reference).is_dir():
-            check_weight_files(Path(reference))
-    vae = (config.denoiser, "vae") if config.vae is None else (config.vae, "")
-    for reference, part in ((config.denoiser, parts.denoiser_folder), vae):
-        if Path(reference).is_dir():
-            check_weight_files(Path(reference) / part, DIFFUSERS_WEIGHTS)
-
-
-# ---- weights -----------------------------------------------------------------------------------
-def load_language(config: ComposedConfig, parts: Parts, dtype: str) -> nn.Module:
-    """The VLM or LLM, all tensors present; float16 becomes bfloat16."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    kind = AutoModelForCausalLM if config.vision_encoder else AutoModelForImageTextToText
-    extra: dict[str, Any] = {}
-    packed = getattr(parts.language, "quantization_config", None) or {}
-    if packed.get("quant_method") == "mxfp4":  # GPT-OSS: its packed experts have no backward pass
-        from transformers import Mxfp4Config
-
-        extra["quantization_config"] = Mxfp4Config(dequantize=True)
-    return cast(nn.Module, load_weights(kind, config.language, dtype, **extra))
-
-
-def load_encoder(config: ComposedConfig, dtype: torch.dtype) -> nn.Module | None:
-    """The separate vision encoder of a text-only LLM."""
-    if config.vision_encoder is None:
-        return None
-    import transformers
-
-    kind = getattr(transformers, ENCODERS[_auto_config(config.vision_encoder, "").model_type])
-    return cast(nn.Module, load_weights(kind, config.vision_encoder, dtype))
-
-
-def load_image_branch(config: ComposedConfig, parts: Parts) -> tuple[nn.Module, nn.Module]:
-    """Denoiser and VAE, float32: a bounded perturbation is smaller than bfloat16 resolves."""
-    import diffusers
-
-    denoiser_kind = getattr(diffusers, parts.denoiser["_class_name"])
-    vae_kind = getattr(diffusers, parts.vae["_class_name"])
-    folder = "vae" if config.vae is None else None
-    denoiser = _load_diffusers(denoiser_kind, config.denoiser, parts.denoiser_folder)
-    return denoiser, _load_diffusers(vae_kind, config.vae or config.denoiser, folder)
-
-
-def _load_diffusers(kind: Any, reference: str, subfolder: str | None) -> nn.Module:
-    from diffusers.utils import logging as diffusers_logging
-
-    part = "" if subfolder is None else f"{subfolder}/"
-    with loading_from(
-        reference,
-        (f"{part}config.json", f"{part}diffusion_pytorch_model.safetensors"),
-        "image branch",
-    ):
-        diffusers_logging.set_verbosity_error()  # what it warns of is refused below
-        model, info = kind.from_pretrained(
-            reference,
-            subfolder=subfolder,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    refuse_misfits(reference, model, info)
-    refuse_missing(reference, info["missing_keys"])
-    return cast(nn.Module, model)
+        place = Path(snapshot_download(reference, allow_patterns=list(SETTINGS_FILES)))
+    for pattern in SETTINGS_FILES:
+        for file in place.glob(pattern):
+            if "index" not in file.name:  # of the weights' files, which are written anew
+                shutil.copyfile(file, folder / file.name)

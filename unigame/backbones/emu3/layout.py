@@ -60,33 +60,28 @@ class Emu3Layout(ChatLayout):
 
     @property
     def image_span(self) -> int:
-        """Tokens from the first code of a picture to its last row end."""
         return self.grid * (self.grid + 1)
 
     def opening(self) -> str:
-        """The begin mark, which the processor writes and the tokenizer does not."""
+        # The begin mark, which the processor writes and the tokenizer does not.
         return str(self.processor.bos_token)
 
     def turns(self, question: str, num_images: int = 1) -> list[Message]:
-        """The conversation that asks a question, with the system prompt Emu3-Chat was tuned on."""
+        # With the system prompt that Emu3-Chat was tuned on.
         system = {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]}
         return [system, *super().turns(question, num_images)]
 
     def reply_text(self, question: str, answer: str) -> str:
-        """The conversation up to the answer's last word, without the space that the template adds.
-
-        A model that had learned that space would have to say it before its end mark.
-        """
+        # Without the space that the template adds: a model that had learned it would have to say it
+        # before its end mark.
         return super().reply_text(question, answer).rstrip()
 
     def picture_text(self) -> str:
-        """A picture with N placeholders, as the processor writes it."""
         row = self.processor.image_token * self.grid + ROW_END
         end = f"{self.processor.eof_token}{self.processor.image_end_token}"
         return f"{self._picture_start()}{row * self.grid}{end}"
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a text -> image prompt, up to the token that predicts the first code."""
         return self.tokenize(f"{self.opening()}{prompt}{self._picture_start()}")
 
     def grid_ids(self, tokens_BN: Tensor) -> Tensor:

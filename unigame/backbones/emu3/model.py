@@ -1,128 +1,152 @@
 """Emu3 behind the backbone contract, on transformers' own classes.
 
-One stream of tokens: a picture is a grid of codes of a VQ tokenizer, which stand in the text as
-ordinary tokens, when it is read as when it is drawn. So z = Proj(Enc(x)) are the embeddings of the
-picture's codes, and the gradient of L_C has to pass two discrete steps: drawing (``codebook.py``)
-and the tokenizer's own choice of codes when the drawn pixels are read again (``code_reading.py``).
-Both are straight-through. LoRA sits on the language model; tokenizer, embeddings and head are
-frozen. The verbs shared with other families are in ``autoregressive.py``.
+A picture is a grid of codes of a VQ tokenizer in the text itself (``EarlyFusionBackbone``), with a
+token at the end of each row. LoRA sits on the language model; tokenizer, embeddings and head are
+frozen.
 
-Shape suffixes: see ``base.py``; further M = B*K rows, E code width, T tokens fed at once.
+The tokenizer is made for video. The class repeats a picture four times, encodes the four frames,
+and of the four that it decodes keeps the first. Here (``encode``, ``decode``) the layers that see
+one frame at a time get one frame: the same numbers for a quarter of the work and memory.
+
+Shape suffixes: see ``base.py``; further M = B*K rows, E code width, T tokens fed at once, h side of
+a picture's grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from unigame.backbones.base import PromptTokens
-from unigame.backbones.common.autoregressive import full_precision
-from unigame.backbones.common.code_reading import nearest_codes, read_codes, soft_codes
+from unigame.backbones.common.autoregressive import EarlyFusionBackbone, image_tokens
 from unigame.backbones.common.layout import PaddedTokens
-from unigame.backbones.common.piecewise import in_parts
-from unigame.backbones.emu3 import vision as emu3_vision
-from unigame.backbones.emu3.core import Emu3Core
+from unigame.backbones.common.pixels import PixelTwin, require_resampling, square_pixels
+from unigame.backbones.emu3.layout import Emu3Layout, picture_side
+from unigame.errors import UserError
+
+_CODE = "<|visual token "
 
 
-class Emu3Backbone(Emu3Core):
-    """What is particular to Emu3. See ``AutoregressiveBackbone`` for the other verbs."""
+class Emu3Backbone(EarlyFusionBackbone):
+    """A frozen Emu3.
 
+    Args:
+        model: any model of the family; it is frozen here and used in place.
+        processor: its processor, with a chat template.
+
+    Raises:
+        UserError: model and processor do not belong together, or the processor resizes in a way
+            that has no differentiable twin.
+    """
+
+    frozen_parts = ("vqmodel", "lm_head")
+    language_name = "text_model"
+    layout: Emu3Layout
     negative_prompt = ""
     """The text of the unconditional branch under guidance."""
 
-    # ---- understanding -------------------------------------------------------------------------
-    def image_features(self, images: Tensor) -> Tensor:
-        """The tokenizer's latents (B, N, E) before quantisation. Differentiable in images.
+    def __init__(self, model: Emu3ForConditionalGeneration, processor: Emu3Processor) -> None:
+        patch = int(model.model.vqmodel.vision_spatial_factor)
+        if patch != processor.downsample_ratio:
+            raise UserError(
+                f"the model's image tokenizer makes one code of {patch} px, its processor counts "
+                f"{processor.downsample_ratio} px; load both from the same checkpoint"
+            )
+        side = picture_side(processor)
+        layout = Emu3Layout(processor, side // patch)
+        super().__init__(model, processor, layout, _pixels(processor.image_processor, side))
+        for layer in self.language_model.layers:
+            layer.dropout.p = 0.0  # set from attention_dropout, which HubModel has switched off
+        named = {
+            int(name.removeprefix(_CODE).removesuffix("|>")): token
+            for name, token in (model.config.vocabulary_map or {}).items()
+            if name.startswith(_CODE)
+        }
+        self.set_tokens(image_tokens(named, len(self.codebook())))
+        self.facts = self._facts("emu3")
+        self.eval()
 
-        In float32 at least and outside autocast: in bfloat16 the nearest code is another one.
-        """
-        pixels = self.pixels.normalise(images).to(self.codebook().dtype)
-        with torch.autocast(self.device.type, enabled=False):
-            return self._in_parts(self._encode, pixels)
+    @property
+    def emu3(self) -> Emu3ForConditionalGeneration:
+        """The transformers model; with LoRA its linear layers are PEFT's, in place."""
+        return cast(Emu3ForConditionalGeneration, self.base)
 
-    def read_images(self, images: Tensor, *, hard: bool = True) -> tuple[Tensor, Tensor]:
-        """Latents (B, N, E) and the embeddings z (B, N, H) of their codes, in one pass.
-
-        ``hard=False`` gives the mixture of embeddings itself: a smooth map whose gradient is
-        exact, for checking the gradient.
-        """
-        latents_BNE = self.image_features(images)
-        embedding = self.emu3.get_input_embeddings()
-        table_VH = self.visual_rows(embedding.weight)
-        if not hard:
-            return latents_BNE, soft_codes(latents_BNE, self.codebook(), table_VH)
-        codes_BN = nearest_codes(latents_BNE, self.codebook())
-        embeds_BNH = embedding(self.token_V[codes_BN])
-        return latents_BNE, read_codes(embeds_BNH, latents_BNE, self.codebook(), table_VH)
-
-    # ---- generation ----------------------------------------------------------------------------
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """The image tokenizer: images -> codes (B, N), in float32 at least. No gradient."""
-        return nearest_codes(self.image_features(images), self.codebook())
-
-    def image_logits(self, states_BNH: Tensor) -> Tensor:
-        """Scores of every code at every position, (B, N, V), in float32 at least.
-
-        The head's rows of image codes run outside autocast, raised to float32: in bfloat16 the
-        rounding of ``z_hat + delta`` would swallow a delta of norm 0.01.
-        """
-        states_BNH = full_precision(states_BNH)
-        head_VH = self.visual_rows(self.emu3.lm_head.weight).to(states_BNH.dtype)
-        with torch.autocast(states_BNH.device.type, enabled=False):
-            return F.linear(states_BNH, head_VH)
-
-    def code_scores(self, states_H: Tensor) -> Tensor:
-        """Scores of every code from hidden states, in the precision that is set."""
-        return F.linear(states_H, self.visual_rows(self.emu3.lm_head.weight))
+    def picture_ids(self, codes_BN: Tensor) -> Tensor:
+        # Nothing follows the last code: it and its row end predict no code.
+        return self.layout.grid_ids(self.token_V[codes_BN])[:, :-2]
 
     def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
-        """Hidden states (after the final norm) at the N positions that predict the codes."""
-        layout = self.layout
-        # Nothing follows the last code: it and its row end predict no code.
-        drawn_BT = layout.grid_ids(self.token_V[codes_BN])[:, :-2]
-        count = drawn_BT.shape[1]
-        rows = [prompt.ids + (layout.pad_id,) * count for prompt in prompts]
-        tokens = layout.pad(rows, "left", self.device)
-        tokens.ids_BL[:, -count:] = drawn_BT
-        embeds_BLH = self.emu3.get_input_embeddings()(tokens.ids_BL)
-        states_BLH = self.language_states(embeds_BLH, tokens)[:, -count - 1 :]
-        return states_BLH[:, layout.predicting().to(self.device)]
+        states_BLH = super().image_states(prompts, codes_BN)
+        return states_BLH[:, self.layout.predicting().to(self.device)]
 
     def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
-        """Left-padded prompts; with guidance, as many negative prompts behind them."""
         rows = [prompt.ids for prompt in prompts]
         if guided:
             rows += [self.preprocessor.prompt(self.negative_prompt).ids] * len(prompts)
         return self.layout.pad(rows, "left", self.device)
 
     def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:
-        """Embeddings (B, T, H) of the codes just drawn, and of a row end where a row is full."""
         tokens_BT = self.token_V[codes_B1]
         if count % self.layout.grid == 0:
             tokens_BT = F.pad(tokens_BT, (0, 1), value=self.layout.row_end_id)
         return self.emu3.get_input_embeddings()(tokens_BT)
 
-    @property
-    def drawing_room(self) -> int:
-        """A picture's codes and the ends of its rows."""
-        return self.layout.num_image_tokens + self.layout.grid
-
-    def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
-        """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable."""
-        return self._in_parts(self._decode, vectors_MNE)
-
-    # ---- inside --------------------------------------------------------------------------------
-    def _in_parts(self, convolve: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        return in_parts(convolve, rows, side=self.facts.image_size, recompute=self.checkpointing)
-
     def _encode(self, pixels_B3SS: Tensor) -> Tensor:
-        return emu3_vision.encode(self.emu3.model.vqmodel, pixels_B3SS)
+        return encode(self.emu3.model.vqmodel, pixels_B3SS)
 
     def _decode(self, vectors_MNE: Tensor) -> Tensor:
-        with self._precision():
-            pixels = emu3_vision.decode(self.emu3.model.vqmodel, vectors_MNE, self.layout.grid)
-        return self.pixels.unnormalise(pixels)
+        return decode(self.emu3.model.vqmodel, vectors_MNE, self.layout.grid)
+
+
+def _pixels(image_processor: Any, side: int) -> PixelTwin:
+    """Squares of one side by the processor's bicubic resize, mean and deviation.
+
+    The processor keeps the shape of a picture and lays out another grid for each; a batch of one
+    grid needs squares, so others are padded with mid-grey.
+    """
+    require_resampling(image_processor, Image.Resampling.BICUBIC)
+    if not image_processor.do_normalize:
+        return square_pixels(side, [0.0] * 3, [1.0] * 3)
+    return square_pixels(side, list(image_processor.image_mean), list(image_processor.image_std))
+
+
+# ---- the VQ tokenizer for still pictures ---------------------------------------------------------
+def encode(vq: Any, pixels_B3SS: Tensor) -> Tensor:
+    """Normalised pixels -> latents (B, N, E) before quantisation, row by row. Differentiable."""
+    encoder = vq.encoder
+    hidden = encoder.conv_in(pixels_B3SS)
+    hidden = encoder.middle_block(encoder.down_block(hidden))
+    hidden = _swish(encoder.norm_out(hidden))
+    # The convolutions over time see the four frames that the class makes of a picture.
+    frames = vq.config.temporal_downsample_factor
+    hidden = encoder.conv_out(hidden).unsqueeze(2).expand(-1, -1, frames, -1, -1)
+    for conv in encoder.time_conv:
+        hidden = _swish(conv(hidden))
+    for layer in encoder.time_res_stack:
+        hidden = layer(hidden)
+    return vq.quant_conv(hidden).squeeze(2).flatten(2).transpose(1, 2)
+
+
+def decode(vq: Any, vectors_BNE: Tensor, grid: int) -> Tensor:
+    """Codebook vectors of grid x grid codes, row by row -> normalised pixels. Differentiable."""
+    decoder = vq.decoder
+    quant_BE1hh = vectors_BNE.transpose(1, 2).unflatten(2, (1, grid, grid))
+    hidden = torch.cat([vq.post_quant_conv(quant_BE1hh), quant_BE1hh])
+    for layer in decoder.time_res_stack:
+        hidden = layer(hidden)
+    for conv in decoder.time_conv:
+        hidden = _swish(conv(hidden))
+    hidden, quant = hidden[:, :, 0].chunk(2)
+    hidden = decoder.middle_block(decoder.conv_in(hidden), quant)
+    hidden = _swish(decoder.norm_out(decoder.up_block(hidden, quant), quant))
+    return decoder.conv_out(hidden)
+
+
+def _swish(hidden: Tensor) -> Tensor:
+    return hidden * torch.sigmoid(hidden)

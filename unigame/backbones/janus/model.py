@@ -2,8 +2,7 @@
 
 Understanding reads a SigLIP-type tower through an aligner; generation draws codes of a VQ image
 tokenizer; one Llama-type language model serves both. LoRA sits on that language model; everything
-else is frozen and stays in evaluation mode. The verbs that Janus shares with other families are in
-``autoregressive.py``.
+else is frozen and stays in evaluation mode.
 
 Shape suffixes: see ``base.py``; further M = B*K rows, E code width, L tokens of the padded text.
 """
@@ -11,34 +10,76 @@ Shape suffixes: see ``base.py``; further M = B*K rows, E code width, L tokens of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from unigame.backbones.base import PromptTokens
-from unigame.backbones.common.autoregressive import full_precision
+from unigame.backbones.common.autoregressive import AutoregressiveBackbone
 from unigame.backbones.common.fast import lean_decoder
 from unigame.backbones.common.layout import PaddedTokens
-from unigame.backbones.janus.core import JanusCore
+from unigame.backbones.common.pixels import PixelTwin
+from unigame.backbones.common.understanding import full_precision
+from unigame.backbones.janus.layout import JanusLayout
+from unigame.errors import UserError
 
 
-class JanusBackbone(JanusCore):
-    """What is particular to Janus. See ``AutoregressiveBackbone`` for the other verbs."""
+class JanusBackbone(AutoregressiveBackbone):
+    """A frozen Janus.
 
+    Args:
+        model: any model of the family; it is frozen here and used in place.
+        processor: its processor, with a chat template.
+
+    Raises:
+        UserError: model and processor disagree on the image size or the number of image tokens.
+    """
+
+    frozen_parts = (
+        "vision_model",
+        "aligner",
+        "vqmodel",
+        "generation_embeddings",
+        "generation_aligner",
+        "generation_head",
+        "lm_head",
+    )
+    layout: JanusLayout
     max_images = 8
+
+    def __init__(self, model: JanusForConditionalGeneration, processor: JanusProcessor) -> None:
+        pixels = PixelTwin(processor.image_processor)
+        super().__init__(model, processor, JanusLayout(processor), pixels)
+        vision = cast(JanusConfig, model.config).vision_config
+        size, tokens = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+        if (pixels.image_size, self.layout.num_image_tokens) != (size, tokens):
+            raise UserError(
+                f"the processor makes {pixels.image_size} px images of "
+                f"{self.layout.num_image_tokens} tokens, the model reads {size} px and {tokens} "
+                "tokens; load model and processor from the same checkpoint"
+            )
+        self.facts = self._facts("janus")
+        self.eval()
+
+    @property
+    def janus(self) -> JanusForConditionalGeneration:
+        """The transformers model; with LoRA its linear layers are PEFT's, in place."""
+        return cast(JanusForConditionalGeneration, self.base)
+
+    def frozen_towers(self) -> list[Any]:
+        return [self.janus.model.vision_model]
 
     # ---- understanding -------------------------------------------------------------------------
     def image_features(self, images: Tensor) -> Tensor:
-        """Frozen vision features (B, N, D), before the projector. Differentiable in images."""
         with self._precision():
             pixels = self.pixels.normalise(images)
             return self.janus.model.vision_model(pixel_values=pixels).last_hidden_state
 
     def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Vision features (B, N, D) and the tokens z (B, N, H) made of them, in one pass."""
         features = self.image_features(images)
         with self._precision():
             return features, self.janus.model.aligner(features)
@@ -46,12 +87,9 @@ class JanusBackbone(JanusCore):
     # ---- generation ----------------------------------------------------------------------------
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """The image tokenizer: images -> codes (B, N), in float32 at least. No gradient.
-
-        The nearest code by direction, as in the authors' code, which brings latents and code
-        vectors to length 1. transformers compares them as they are, which finds another code where
-        vectors are not of length 1.
-        """
+        # In float32 at least, and the nearest code by direction, as in the authors' code, which
+        # brings latents and code vectors to length 1. transformers compares them as they are,
+        # which finds another code where vectors are not of length 1.
         vq = self.janus.model.vqmodel
         with torch.autocast(self.device.type, enabled=False):
             latents = vq.quant_conv(vq.encoder(self.pixels.normalise(images)))
@@ -59,11 +97,6 @@ class JanusBackbone(JanusCore):
         return scores_BNV.argmax(-1)
 
     def image_logits(self, states_BNH: Tensor) -> Tensor:
-        """Scores of every code at every position, (B, N, V), in float32 at least.
-
-        The head runs outside autocast, on weights raised to float32: in bfloat16 the rounding of
-        ``z_hat + delta`` would swallow a delta of norm 0.01.
-        """
         head = self.janus.model.generation_head
         states_BNH = full_precision(states_BNH)
         weights = {name: p.to(states_BNH.dtype) for name, p in head.named_parameters()}
@@ -71,23 +104,18 @@ class JanusBackbone(JanusCore):
             return torch.func.functional_call(head, weights, (states_BNH,))
 
     def code_scores(self, states_H: Tensor) -> Tensor:
-        """Scores of every code from hidden states, in the precision that is set."""
         return self.janus.model.generation_head(states_H)
 
     def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
-        """Hidden states (after the final norm) at the N positions that predict the codes."""
-        # The codes' places hold padding ids only until their embeddings are put there.
-        shifted = (self.layout.pad_id,) * (codes_BN.shape[1] - 1)
-        rows = [prompt.ids + shifted for prompt in prompts]
-        tokens = self.layout.pad(rows, "left", self.device)
+        count = codes_BN.shape[1]
+        tokens = self._room_for(prompts, count - 1)
         embeds_BLH = self.janus.get_input_embeddings()(tokens.ids_BL)
         drawn = self.janus.prepare_embeddings_for_image_generation(codes_BN[:, :-1])
         text_BLH = embeds_BLH[:, : embeds_BLH.shape[1] - drawn.shape[1]]
         embeds_BLH = torch.cat([text_BLH, drawn.to(text_BLH.dtype)], dim=1)
-        return self.language_states(embeds_BLH, tokens)[:, -codes_BN.shape[1] :]
+        return self.language_states(embeds_BLH, tokens)[:, -count:]
 
     def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
-        """Left-padded prompts; with guidance, the same with padding in the place of their text."""
         tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
         if not guided:
             return tokens
@@ -98,15 +126,18 @@ class JanusBackbone(JanusCore):
         )
 
     def feed_codes(self, codes_B1: Tensor, count: int) -> Tensor:
-        """Embeddings (B, 1, H) of the codes just drawn."""
         return self.janus.prepare_embeddings_for_image_generation(codes_B1)
 
     def codebook(self) -> Tensor:
-        """Vectors (V, E) of unit norm, as the class's decoder expects them."""
+        # Of unit norm, as the class's decoder expects them.
         return F.normalize(self.janus.model.vqmodel.quantize.embedding.weight, p=2, dim=-1)
 
+    def kinship(self) -> Tensor:
+        """The image head's rows: 8 numbers of a code do not tell content from style."""
+        head = self.janus.model.generation_head.vision_head
+        return cast(Tensor, head.weight)
+
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
-        """Codebook vectors (M, N, E) -> images (M, 3, S, S) in [0, 1]. Differentiable."""
         if self.checkpointing and vectors_MNE.requires_grad:
             return cast(Tensor, checkpoint(self._decode, vectors_MNE, use_reentrant=False))
         return self._decode(vectors_MNE)

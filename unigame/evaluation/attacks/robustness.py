@@ -215,7 +215,7 @@ def measure_robustness(
         config: what to measure; None: everything.
         practice: what the adversary practises on; questions about the same pictures are not
             measured, under no condition. None: some of the examples (``set_aside``). Choose it from
-            the whole data set where ``examples`` are a part, or its choice hangs on the part.
+            the whole data set where ``examples`` are a part, or its choice depends on the part.
         check: says which redrawn pictures kept their content; None: the model's own features
             (``own_features_check``).
         score: judges a reply.

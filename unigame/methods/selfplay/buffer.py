@@ -36,7 +36,7 @@ class HardSample:
         hardness: H when mined; then the loss of the latest replay. An accepted candidate is above
             the similarity floor, so the bonus of H is 0 and the two are the same quantity.
         similarity: of the candidate to the original, when mined.
-        source: identifies the original sample, for the cap per source; "" is nobody's, and free.
+        source: identifies the original sample, for the cap per source; an empty id is not capped.
         step: training step of the mining.
         tokens: z (N, H), what U reads of the picture, where it is worth keeping: it spares drawing
             and encoding the picture again. Never part of a checkpoint.

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,9 @@ class Examples:
         if not self._parts:
             return
         try:
-            found = [entry for part in self._parts for entry in _play(game, part)][-self.count :]
+            with _noise_kept(game):
+                found = [entry for part in self._parts for entry in _play(game, part)]
+            found = found[-self.count :]
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             entries = [_write_one(folder, number, *entry) for number, entry in enumerate(found)]
@@ -70,6 +73,18 @@ class Examples:
             (folder / INDEX).write_text(json.dumps(content, indent=1), encoding="utf-8")
         except (RuntimeError, OSError) as error:  # memory, disk: the result is not saved yet
             warn(f"the report will have no pictures: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def _noise_kept(game: SelfPlay) -> Iterator[None]:
+    """Within: what a random perturber draws is not missing from a run that goes on later."""
+    generator = getattr(game.perturber, "generator", None)
+    before = None if generator is None else generator.get_state()
+    try:
+        yield
+    finally:
+        if generator is not None:
+            generator.set_state(before)
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ class POPE(Benchmark):
 
         With ``limit``, every subset gives an equal share, from its start.
         """
-        rows = _read(source, self.hub_id)
+        rows = read_pope(source, self.hub_id)
         where = str(rows.root or rows.info.id)
         subsets = _wanted(source)
         found, skips = _by_subset(rows.rows, where, subsets)
@@ -174,7 +174,8 @@ def _wanted(source: DataSource) -> tuple[str, ...]:
     return (source.split,) if source.split in SUBSETS else SUBSETS
 
 
-def _read(source: DataSource, hub_id: str) -> Rows:
+def read_pope(source: DataSource, hub_id: str) -> Rows:
+    """The rows of a source, in any of the layouts."""
     root = None if source.root is None else source.root.expanduser()
     if root is not None and (files := _original_files(root)):
         return _original(root, files)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unigame.backbones.common.prompts import CAPTION_QUESTION
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.data import CorruptImage, SkipReport
 from unigame.data.images import IMAGE_SUFFIXES
 from unigame.data.pictures import content_key

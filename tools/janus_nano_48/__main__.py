@@ -1,0 +1,7 @@
+"""``python -m tools.janus_nano_48``."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

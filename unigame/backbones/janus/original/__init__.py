@@ -1,1 +1,0 @@
-"""Janus as its authors publish it."""
