@@ -67,7 +67,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
     folder = shlex.quote(str(result.output_dir))
     use = f"--model {shlex.quote(recipe.model)} --adapter {folder}"
-    what = "Adapter, perturber"
+    what = "Adapter"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {folder}", "Model"
     console = make_console()
