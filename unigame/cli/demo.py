@@ -6,8 +6,7 @@ from pathlib import Path
 
 from unigame.cli import options
 from unigame.cli.app import command, option
-from unigame.cli.endings import kept, next_step
-from unigame.cli.report import write_beside
+from unigame.cli.endings import kept, next_step, write_beside
 from unigame.system.writable import require_writable
 
 

@@ -39,14 +39,3 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
 
     path = write_report(runs, output)
     next_step(f"open {path} in a browser")
-
-
-def write_beside(folder: Path) -> None:
-    """The page of a run that just ended. Its result is saved: a page that fails costs nothing."""
-    from unigame.reports.page.write import write_report
-    from unigame.system.console import make_console
-
-    try:
-        make_console().print(f"Report: {write_report([folder])}")
-    except (UserError, OSError) as error:
-        make_console(stderr=True).print(f"unigame: warning: no report was written: {error}")

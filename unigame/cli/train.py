@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unigame.cli.app import argument, command
-from unigame.cli.endings import kept
-from unigame.cli.report import write_beside
+from unigame.cli.endings import kept, write_beside
 from unigame.errors import UserError
 
 

@@ -57,6 +57,9 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
         UserError: for anything the user can put right; see ``recipe`` for what is checked.
     """
     recipe = load_recipe(recipe_path, overrides)
+    if recipe.training.process_index == 0:
+        for line in recipe.found:
+            make_console(stderr=True).print(line)
     result = run_recipe(recipe)
     if recipe.training.process_index != 0:
         return None
@@ -64,7 +67,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
     folder = shlex.quote(str(result.output_dir))
     use = f"--model {shlex.quote(recipe.model)} --adapter {folder}"
-    what = "Adapter, perturber"
+    what = "Adapter"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {folder}", "Model"
     console = make_console()
