@@ -92,8 +92,13 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
     """What became of each row: its texts and scores, and its three pictures."""
     backbone, settings = game.run.backbone, game.settings
     samples = settings.sample_candidates or settings.num_candidates > 1
-    one = replace(
-        settings, num_candidates=1, gradient_candidates=1, label_weight=0, sample_candidates=samples
+    one = replace(  # without terms of C's objective: C does not learn here
+        settings,
+        num_candidates=1,
+        gradient_candidates=1,
+        label_weight=0.0,
+        content_weight=0.0,
+        sample_candidates=samples,
     )
     generator = torch.Generator(device=game.run.device)
     generator.manual_seed(derive_seed(game.run.args.seed, FOLDER))
