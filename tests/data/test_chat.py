@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from tests.data.files import BLUE, GREEN, RED, color_of, png, write, write_json, write_jsonl
 from unigame.data import Chat, build_dataset
 from unigame.data.chat import MALFORMED, MORE_MARKS, SEVERAL, UNSHOWN
+from unigame.data.links import UNASKED
 from unigame.errors import UserError
 
 
@@ -120,11 +121,13 @@ def test_each_answer_is_a_record_with_the_picture_that_was_shown(folder):
     turns = said("Hi", "hello", "<image>Which?", "red", "Sure?", "yes")
     row = {"id": "a", "image": "red ü.png", "conversations": turns}
     data = Chat(write_json(folder / "t.json", [row]))
-    assert [(data[i]["id"], data[i]["question"], data[i]["answer"]) for i in range(len(data))] == [
-        ("a/1", "Which?", "red"),
-        ("a/2", "Sure?", "yes"),
-    ]
+    records = [(row["id"], row["question"], row["answer"]) for row in data]
+    assert records == [("a/1", "Which?", "red"), ("a/2", "Which?␟red␞Sure?", "yes")]
     assert data.skips.skipped == {"a/0": "text without a picture"}
+    alone = Chat(folder / "t.json", turns="split")
+    assert [row["question"] for row in alone] == ["Which?", "Sure?"]
+    with pytest.raises(UserError, match="turns is 'joined'"):
+        Chat(folder / "t.json", turns="joined")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_each_answer_is_a_record_with_the_picture_that_was_shown(folder):
         ({"images": TWO, "messages": spoken("<image><image>?", "x")}, SEVERAL),
         ({"images": TWO, "messages": spoken("<image>?", "x")}, UNSHOWN),
         ({"image": "blue.png", "messages": spoken("<image>?", "x", "<image>?", "y")}, MORE_MARKS),
-        ({"image": "http://x/a.png", "messages": spoken("?", "x")}, "link to a picture"),
+        ({"image": "http://x/a.png", "messages": spoken("?", "x")}, UNASKED),
         ({"image": "gone.png", "messages": spoken("?", "x")}, "missing image"),
         ({"image": "blue.png", "messages": spoken("?", "")}, MALFORMED),
         ({"image": "blue.png", "messages": said("?", "x", who=("Q", "A"))}, MALFORMED),

@@ -75,14 +75,19 @@ def test_the_log_has_each_heads_share_and_what_was_verified(
     assert not any(name.startswith("head_") for name in game_of(plain).figures)
 
 
-def test_c_warms_up_against_a_model_that_stands_still(tiny_path: Path, tmp_path: Path) -> None:
+def test_c_warms_up_against_a_model_that_stands_still(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_trainer(tiny_path, tmp_path, max_steps=2, warm_up_steps=2, dropout=0.1)
+    warned = []
+    monkeypatch.setattr("unigame.methods.selfplay.health.warn", warned.append)
     before = lora_weights(trainer)
     c = {n: w.clone() for n, w in game_of(trainer).perturber.state_dict().items()}
     trainer.train()
     assert all(torch.equal(w, before[n]) for n, w in lora_weights(trainer).items())
     after = game_of(trainer).perturber.state_dict()
     assert any(not torch.equal(after[n], w) for n, w in c.items())
+    assert any("warm_up_steps=2" in text for text in warned)
     assert len(game_of(trainer).buffer) > 0 and game_of(trainer).tally.replayed == 0
     more = make_trainer(tiny_path, tmp_path / "more", max_steps=3, warm_up_steps=2)
     before = lora_weights(more)

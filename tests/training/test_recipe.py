@@ -59,7 +59,7 @@ def test_overrides_reach_every_block(recipe: Path) -> None:
         (["--dtype", "float16"], "dtype='float16'"),
         (["--model", "null"], "names no checkpoint"),
         (["--data", "[]"], "data is empty"),
-        (["--data", "vqa"], "not a list of sources"),
+        (["--data", "vqa"], "no data at 'vqa'"),
         (["--training", "3"], "training=3"),
         (["--methods", "selfplya"], "did you mean selfplay"),
         (["--methods", "{selfplay: 3}"], "methods.selfplay=3"),

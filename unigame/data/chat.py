@@ -1,7 +1,8 @@
 """The schema of conversations about pictures: LLaVA, TRL, ms-swift, LLaMA-Factory, OpenAI.
 
-Each answer becomes a record of its own, with the question before it and the picture that was shown
-by then. What cannot be a record yet is counted: turns without a picture or with several.
+Each answer becomes a record of its own, with the question before it, the earlier turns if wanted,
+and the picture that was shown by then. What cannot be a record yet is counted: turns without a
+picture or with several.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data.dataset import NO_TEXT, SEVERAL, RecordDataset, Row
+from unigame.data.links import Links, NotFetched
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
 from unigame.data.rows import open_rows, root_of
 from unigame.data.tables import TABLE_SUFFIXES, read_table
+from unigame.errors import UserError
+from unigame.turns import join_turns
 
 MARKS = re.compile(r"\s*<image(?:_placeholder)?>\s*")
 TAGS = {
@@ -26,11 +30,18 @@ TAGS = {
 }
 """Who speaks, by the names that people give them; a data set's own by the option ``tags``."""
 
+MESSAGES = {
+    "messages": "conversations in 'messages' (TRL, ms-swift, OpenAI)",
+    "conversations": "conversations in 'conversations' (LLaVA / ShareGPT)",
+    "conversation": "conversations in 'conversation'",
+}
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
+TURNS = ("context", "split")
 MALFORMED = "malformed conversation"
 NO_PICTURE = "text without a picture"
 UNSHOWN = "pictures that no mark shows"
+UNANSWERED = "question without an answer"
 MORE_MARKS = "more image marks than pictures"
-LINK = "link to a picture"
 
 
 class BadChat(Exception):
@@ -42,11 +53,12 @@ class Turn:
     """One question and its answer.
 
     Attributes:
+        answer: None where the conversation ends with the question.
         shown: number of pictures that were shown up to here.
     """
 
     question: str
-    answer: str
+    answer: str | None
     shown: int
 
 
@@ -71,7 +83,11 @@ class Chat(RecordDataset):
         revision: Branch, tag or commit on the Hub.
         images: Where relative image paths start; by default the folder of the file.
         tags: What a data set calls its speakers, where it is unusual: ``{user: Q, assistant: A}``.
-        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache.
+        turns: ``"context"``: a question carries the turns before it, from the one that shows the
+            picture; ``"split"``: each stands alone.
+        fetch: Whether pictures behind links may be downloaded; never assumed.
+        cache_dir: Where ``datasets`` keeps its arrow copy, and ``fetch`` pictures; by default the
+            user's caches.
         verify, limit: See :class:`RecordDataset`; ``limit`` counts answers.
 
     Raises:
@@ -88,12 +104,17 @@ class Chat(RecordDataset):
         revision: str | None = None,
         images: str | Path | None = None,
         tags: Mapping[str, str] | None = None,
+        turns: str = "context",
+        fetch: bool = False,
         cache_dir: str | Path | None = None,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
+        if turns not in TURNS:
+            raise UserError(f"turns is {turns!r}; choose from {', '.join(TURNS)}")
         table = Path(path).expanduser()
         speakers = {word: speaker for speaker, words in TAGS.items() for word in words}
+        links = Links(fetch, cache_dir)
         speakers |= {word: speaker for speaker, word in (tags or {}).items()}
 
         def rows() -> Iterator[Row | SkippedRow]:  # opened once the options below are checked
@@ -105,39 +126,50 @@ class Chat(RecordDataset):
                 )
             for number, cells in enumerate(found):
                 given = cells.get("id")
-                yield from _records(str(number if given is None else given), cells, speakers)
+                id = str(number if given is None else given)
+                yield from _records(id, cells, speakers, links, turns == "context")
 
         root = root_of(path, hub, images)
         super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
 
 
 def _records(
-    id: str, cells: Mapping[str, Any], speakers: Mapping[str, str]
+    id: str,
+    cells: Mapping[str, Any],
+    speakers: Mapping[str, str],
+    links: Links,
+    context: bool,
 ) -> Iterator[Row | SkippedRow]:
     """The records of one row, and what of it cannot be one."""
     try:
         chat = read_chat(cells, speakers)
-    except BadChat as error:
+        pictures = [links(cell) for cell in chat.pictures]
+    except (BadChat, NotFetched) as error:
         yield SkippedRow(id, *error.args)
         return
     if not chat.turns:
-        if chat.caption and len(chat.pictures) == 1:
-            yield Row(id=id, image=chat.pictures[0], caption=chat.caption)
+        if chat.caption and len(pictures) == 1:
+            yield Row(id=id, image=pictures[0], caption=chat.caption)
         else:
-            yield SkippedRow(id, NO_TEXT, f"{len(chat.pictures)} pictures")
+            yield SkippedRow(id, NO_TEXT, f"{len(pictures)} pictures")
+    earlier: list[tuple[str, str]] = []
     for number, turn in enumerate(chat.turns):
         place = id if len(chat.turns) == 1 else f"{id}/{number}"
+        if turn.answer is None:
+            yield SkippedRow(place, UNANSWERED, turn.question[:80])
+            continue
         if turn.shown != 1:
             reason = SEVERAL if turn.shown else NO_PICTURE
             yield SkippedRow(place, reason, f"{turn.shown} pictures up to turn {number}")
             continue
         yield Row(
             id=place,
-            image=chat.pictures[0],
-            question=turn.question,
+            image=pictures[0],
+            question=join_turns(earlier, turn.question),
             answer=turn.answer,
             caption=chat.caption,
         )
+        earlier += [(turn.question, turn.answer)] if context else []
 
 
 def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversation:
@@ -185,15 +217,27 @@ def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -
             raise BadChat(MALFORMED, f"an empty {'answer' if asked else 'question'}")
         turns.append(Turn(asked, words, shown))
         asked = ""
-    return turns
+    return [*turns, Turn(asked, None, shown)] if asked else turns
+
+
+def schema_of(cells: Mapping[str, Any]) -> str | None:
+    """Which of the schemas a row has, in words; None: it is no conversation."""
+    for name, words in MESSAGES.items():
+        if isinstance(cells.get(name), list):
+            return words
+    for asked, said in PAIRS:
+        if cells.get(asked) is not None and cells.get(said) is not None:
+            return f"questions in {asked!r} with answers in {said!r}"
+    drawn = _text(cells.get("caption")) or _prompt(cells)
+    return "pictures in 'images' with captions" if drawn and "images" in cells else None
 
 
 def _messages(cells: Mapping[str, Any]) -> list[Any]:
     """The messages of a row; none where it has only a picture, or only what is to be drawn."""
-    for name in ("messages", "conversations", "conversation"):
+    for name in MESSAGES:
         if cells.get(name) is not None:
             return _listed(cells[name])
-    for asked, said in (("prompt", "completion"), ("prompt", "response"), ("query", "response")):
+    for asked, said in PAIRS:
         if cells.get(asked) is not None and cells.get(said) is not None:
             before = [
                 message
@@ -243,8 +287,6 @@ def _spoken(message: Any, speakers: Mapping[str, str]) -> tuple[str, str, list[A
 def _picture(cell: Any) -> Any:
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str) and re.match(r"(?i)https?://", cell):
-        raise BadChat(LINK, cell[:80])
     if not isinstance(cell, str | bytes | TableCell | None):
         raise BadChat(MALFORMED, f"a picture is {type(cell).__name__}")
     return cell

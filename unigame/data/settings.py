@@ -57,7 +57,12 @@ SOURCES: dict[str, dict[str, Rule]] = {
         "columns": _COLUMNS,
     },
     "hf": {**_OPENED, "columns": _COLUMNS, "require_answers": Switch()},
-    "chat": {**_OPENED, "tags": _TAGS},
+    "chat": {
+        **_OPENED,
+        "tags": _TAGS,
+        "fetch": Switch(help="Whether pictures behind links may be downloaded."),
+        "turns": Text(choices=("context", "split"), help="Are earlier turns read?"),
+    },
     "synthetic": {
         **_COMMON,
         "split": Text(),

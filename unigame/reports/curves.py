@@ -38,8 +38,8 @@ def save_curves(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> P
     with rc_context(style.RC):
         figure = Figure(figsize=(3.3 * columns, 2.25 * lines), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
-        for ax, (panel, lines_of) in zip(axes, drawn, strict=False):
-            _draw_panel(ax, panel, lines_of)
+        for ax, (panel, found) in zip(axes, drawn, strict=False):
+            _draw_panel(ax, panel, found)
         for ax in axes[len(drawn) :]:
             ax.set_visible(False)
         for ax in axes[max(0, len(drawn) - columns) : len(drawn)]:

@@ -31,6 +31,7 @@ import peft
 
 from unigame.backbones.common import lora_settings
 from unigame.data.build import check_sources
+from unigame.data.guess import Guess, guess_source
 from unigame.data.settings import SOURCES, change_source, check_values
 from unigame.errors import UserError
 from unigame.methods.base import Method
@@ -45,7 +46,7 @@ BLOCKS: dict[str, Rule] = {
         choices=("auto", "float32", "bfloat16"), optional=True, help="Of the frozen weights."
     ),
     "adapter": Text(optional=True, help="Folder of a LoRA adapter to start from."),
-    "data": Many(optional=True, help="Sources: --data.0.type, --data.0.path, ..."),
+    "data": Many(optional=True, help="A file, folder or Hub id; or --data.0.path, ..."),
     "eval_data": Many(optional=True, help="Sources of held-out data, likewise."),
     "lora": Rule(optional=True),
     "methods": Rule(
@@ -62,6 +63,7 @@ class Recipe:
 
     Attributes:
         lacks: why this machine could not train it; only where it was read for another machine.
+        found: what the data named by ``--data FILE`` turned out to be, a line each.
     """
 
     model: str
@@ -73,6 +75,7 @@ class Recipe:
     lora: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=lambda: {DEFAULT: {}})
     lacks: str | None = None
+    found: tuple[str, ...] = ()
 
     def lora_config(self) -> peft.LoraConfig | None:
         """The LoRA settings, or None to leave them to the backbone's default."""
@@ -105,10 +108,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, here: bool =
     tree = read_yaml(path)
     if tree.get("training") is None:
         tree["training"] = {}
-    apply_overrides(tree, overrides)
+    found = apply_overrides(tree, overrides)
     if isinstance(tree["training"], dict) and tree["training"].get("output_dir") is None:
         tree["training"]["output_dir"] = f"runs/{path.stem}"
-    return build_recipe(tree, here=here)
+    return replace(build_recipe(tree, here=here), found=tuple(found))
 
 
 def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
@@ -204,12 +207,16 @@ def parse_overrides(words: Sequence[str]) -> list[tuple[str, Word | None]]:
     return pairs
 
 
-def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> None:
+def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """Put ``--key value`` overrides into a recipe's tree.
 
     What is set of one source counts together, in whatever order: a new ``type`` or ``path`` takes
     out what it makes void (:func:`unigame.data.settings.change_source`).
+
+    Returns:
+        A line for each ``--data FILE``: what was found there.
     """
+    found: list[str] = []
     deep: list[tuple[str, Any]] = []
     changes: dict[tuple[str, str], dict[str, Any]] = {}
     pairs = parse_overrides(words)
@@ -223,20 +230,30 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> None:
         typed, key = key, _whole_path(tree, key)
         block, *inner = key.split(".")
         value = _valued(key, word, typed)
+        if isinstance(value, Guess):
+            found.append(f"{block}: {value.said}")
+            value = [value.source]
         if block in ("data", "eval_data") and len(inner) == 2:
             changes.setdefault((block, inner[0]), {})[inner[1]] = value
         elif block in ("data", "eval_data") and len(inner) > 2:
             deep.append((key, value))
         else:
             set_key(tree, key, value)
+    _change_sources(tree, changes)
+    for key, value in deep:
+        set_key(tree, key, value)
+    return found
+
+
+def _change_sources(
+    tree: dict[str, Any], changes: Mapping[tuple[str, str], dict[str, Any]]
+) -> None:
     for (block, place), changed in changes.items():
         source = _child(tree, block, block)
         source = _child(source, place, f"{block}.{place}")
         if not isinstance(source, dict):
             raise UserError(f"--{block}.{place}: there is nothing to set inside {shown(source)}")
         tree[block][int(place)] = change_source(source, changed)
-    for key, value in deep:
-        set_key(tree, key, value)
 
 
 def _whole_path(tree: Mapping[str, Any], key: str) -> str:
@@ -333,7 +350,10 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _valued(key: str, word: Word | None, typed: str | None = None) -> Any:
-    """The word of an override; of a whole block or source what it stands for, as YAML."""
+    """The word of an override; of a whole block or source what it stands for, as YAML.
+
+    Of ``--data FILE`` (a folder, a Hub id) it is the source that reads it.
+    """
     if word is not None and key == "methods" and word[:1] in ("{", "["):
         return parse_yaml(word, "--methods")
     if word is None:
@@ -342,6 +362,8 @@ def _valued(key: str, word: Word | None, typed: str | None = None) -> Any:
             raise UserError(f"--{typed} has no value; write --{typed} VALUE")
         return Word("true")
     block, *inner = key.split(".")
+    if key in ("data", "eval_data") and word and word != "null" and word[:1] not in "[{-":
+        return guess_source(str(word))
     whole_source = len(inner) == 1 and inner[0].isdecimal()
     return parse_yaml(word, f"--{key}") if block in TREES and (not inner or whole_source) else word
 

@@ -57,6 +57,9 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
         UserError: for anything the user can put right; see ``recipe`` for what is checked.
     """
     recipe = load_recipe(recipe_path, overrides)
+    if recipe.training.process_index == 0:
+        for line in recipe.found:
+            make_console(stderr=True).print(line)
     result = run_recipe(recipe)
     if recipe.training.process_index != 0:
         return None

@@ -49,12 +49,14 @@ class ChameleonLayout(ChatLayout):
         self.begin_image_id = int(known[processor.image_start_token])
 
     def question_text(self, question: str, num_images: int = 1) -> str:
-        (turn,) = self.turns(question, num_images)
-        parts = [
-            self.processor.image_token if part["type"] == "image" else part["text"]
-            for part in turn["content"]
+        turns = [
+            "".join(
+                self.processor.image_token if part["type"] == "image" else part["text"]
+                for part in turn["content"]
+            )
+            for turn in self.turns(question, num_images)
         ]
-        return "".join(parts) + self.turn_end
+        return "".join(turn + self.turn_end for turn in turns)
 
     def reply_text(self, question: str, answer: str) -> str:
         return self.question_text(question) + answer.strip()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unigame.errors import UserError
+from unigame.turns import split_turns
 
 _IMAGE_MARK = re.compile(r"<image (\d+)>")
 Message = dict[str, Any]
@@ -70,7 +71,8 @@ class TokenLayout(ABC):
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
         """The prompt of a question about its images, the N places of each image included.
 
-        One image stands before the question. Of several, each stands at its own ``<image k>`` mark
+        One image stands before the question, in the first turn of those that the question carries
+        (``unigame.turns``). Of several, each stands at its own ``<image k>`` mark
         if the question has as many different marks as images (``picture_order`` says which comes
         where); otherwise all stand before the question.
 
@@ -173,8 +175,17 @@ class ChatLayout(TokenLayout):
         return ""
 
     def turns(self, question: str, num_images: int = 1) -> list[Message]:
-        """The conversation that asks a question about its images."""
-        return [{"role": "user", "content": _content(question, num_images)}]
+        """The conversation that asks a question about its images, earlier turns included."""
+        earlier, last = split_turns(question)
+        first, *texts = [text for pair in earlier for text in pair] + [last]
+        speakers = ("assistant", "user")
+        return [
+            {"role": "user", "content": _content(first, num_images)},
+            *(
+                {"role": speakers[number % 2], "content": [{"type": "text", "text": text}]}
+                for number, text in enumerate(texts)
+            ),
+        ]
 
     def question_text(self, question: str, num_images: int = 1) -> str:
         """The prompt of a question about its images, with one unexpanded placeholder for each."""

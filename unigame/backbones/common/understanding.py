@@ -25,6 +25,7 @@ from unigame.backbones.common.hub_model import HubModel
 from unigame.backbones.common.layout import PaddedTokens, TextRules, TokenLayout, picture_order
 from unigame.backbones.common.pixels import PixelTwin
 from unigame.errors import UserError
+from unigame.turns import split_turns
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class LayoutPreprocessor:
         return AnswerTokens(tuple(prompt), tuple(self.layout.answer_ids(question, answer)))
 
     def prompt(self, text: str) -> PromptTokens:
-        """What a picture is drawn of."""
-        return PromptTokens(tuple(self.layout.prompt_ids(text)))
+        """What a picture is drawn of; of a question with earlier turns, the question."""
+        return PromptTokens(tuple(self.layout.prompt_ids(split_turns(text)[1])))
 
 
 class ReadingBackbone(HubModel):

@@ -17,6 +17,7 @@ from typing import Any
 from unigame.backbones.common.layout import TokenLayout, special_marks
 from unigame.backbones.composed.vision import Reader
 from unigame.errors import UserError
+from unigame.turns import split_turns
 
 IMAGE, QUERY = -1, -2
 # Texts that no question holds; they only mark a place in a rendered template.
@@ -91,7 +92,12 @@ class ComposedLayout(TokenLayout):
     # ---- inside --------------------------------------------------------------------------------
     def _turns(self, question: str) -> tuple[str, str, str]:
         """The prompt, and the text around an answer behind it."""
-        user = self._user(question, with_image=True)
+        earlier, last = split_turns(question)
+        first, *texts = [text for pair in earlier for text in pair] + [last]
+        user = self._user(first, with_image=True)
+        for number, text in enumerate(texts):
+            role = ("assistant", "user")[number % 2]
+            user.append({"role": role, "content": self._content(text)})
         prompt = self._render(user, add_generation_prompt=True)
         reply = {"role": "assistant", "content": self._content(_ANSWER_MARK)}
         whole = self._render([*user, reply])

@@ -130,7 +130,7 @@ def _buffer(game: SelfPlay, log: Log) -> list[Finding]:
     if not settings.buffer:
         return []
     size, accepted = log.late("buffer_size") or 0.0, log.late("acceptance_rate")
-    if log.never("replayed"):
+    if log.never("replayed") and not game.tally.replayed:  # the log may end before replay begins
         says = f"it holds {size:.0f} samples and replay needs {needed}, so nothing was replayed"
         knob = "lower buffer_min_size, raise buffer_per_source, or play longer"
         return [Finding("buffer frozen", says, knob, {"buffer_size": size})]

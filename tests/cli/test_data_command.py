@@ -1,0 +1,57 @@
+"""`unigame data` and `--data FILE`: what is there, what is left out, and rows as a model reads."""
+
+import pytest
+from PIL import Image
+
+from tests.data.files import BLUE, RED, png, write, write_jsonl
+from unigame import cli
+
+
+@pytest.fixture
+def chat(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "red ü.png", png(RED))
+    write(tmp_path / "blue.png", png(BLUE))
+    rows = [
+        {"id": name, "image": image, "messages": asked("<image>what colour is it?", colour)}
+        for name, image, colour in (
+            ("a", "red ü.png", "red"),
+            ("b", "blue.png", "blue"),
+            ("c", "gone.png", "green"),
+            ("d", "blue.png", "<|User|>"),
+        )
+    ]
+    return write_jsonl(tmp_path / "chat.jsonl", rows)
+
+
+def asked(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_a_data_set_is_shown_as_the_model_reads_it(chat, tiny_path, capsys):
+    assert cli.main(["data", chat.name, "--model", str(tiny_path), "--rows", "9"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "type: chat" in said
+    assert "3 rows, 1 skipped: 1 missing image (c)" in said
+    assert "1 that" in said and "d: cannot be used: '<|User|>' in its answer" in said
+    assert "[picture, 16 tokens]<end_of_image> what colour is it ?" in said
+    assert "trained: red <|end_of_text|>" in said
+    assert "unigame train RECIPE --data chat.jsonl" in said
+    with Image.open(chat.parent / "contact_sheet.png") as sheet:
+        assert sheet.getpixel((110, 150)) == RED
+
+
+def test_a_recipe_and_a_data_set_that_is_not_there(tiny_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path / "r.yaml",
+        f"model: {tiny_path}\ndata: [{{type: synthetic, size: 4}}]\ntraining: {{use_cpu: true}}\n",
+    )
+    assert cli.main(["data", "r.yaml", "--limit", "2", "--sheet", "s.png"]) == 0
+    said = capsys.readouterr().out
+    assert "synthetic" in said and "2 rows" in said and "unigame train r.yaml" in said
+    assert (tmp_path / "s.png").is_file()
+    assert cli.main(["data", "gone.json"]) == 2
+    assert "gone.json" in capsys.readouterr().err
+    assert cli.main(["data", "r.yaml", "--sheet", "no/folder/s.png"]) == 2
+    assert "no/folder/s.png" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""``unigame data``: what a data set holds, and its first rows as a model reads them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unigame.cli import options
+from unigame.cli.app import argument, command, option
+from unigame.cli.endings import next_step
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unigame.backbones.base import Backbone
+    from unigame.data.records import RecordSource
+
+
+@command("look at a data set as a model reads it: unigame data my.jsonl")
+@argument("source", "file, folder, glob, Hub id, or a recipe")
+@option("--limit", type=options.POSITIVE, help="look at the first so many good rows")
+@option("--model", help=f"bundled name, folder or Hub id [default: {options.BUNDLED}]")
+@option("--rows", type=options.POSITIVE, default=3, help="rows to print")
+@option("--sheet", type=options.PATH, default="contact_sheet.png", help="file of the pictures")
+def data(source: str, limit: int | None, model: str | None, rows: int, sheet: Path) -> None:
+    """Show what a data set holds: its schema, counts, lengths, what is left out, and first rows.
+
+    The rows are printed as the model reads them: special tokens visible, trained tokens apart.
+    """
+    sources, wanted, said = _sources(source)
+    from unigame.system.console import make_console
+
+    console = make_console()
+    console.print(said)
+    from unigame.data import build_dataset
+
+    dataset = build_dataset(sources, limit=limit)
+    from unigame.backbones import load_backbone
+
+    name = model or wanted
+    backbone = load_backbone(name, dtype="auto")
+    from unigame.data.preview import write_sheet
+
+    for number, part in enumerate(getattr(dataset, "datasets", [dataset])):
+        _show(console, number, part, backbone, rows, name)
+    shown = write_sheet(dataset, sheet)
+    console.print(f"\nContact sheet of {shown} pictures: {sheet}")
+    recipe = [source] if _is_recipe(source) else ["RECIPE", "--data", source]
+    next_step(f"train on it:  {shlex.join(['unigame', 'train', *recipe])}")
+
+
+def _sources(source: str) -> tuple[list[dict[str, Any]], str, str]:
+    """The sources, the model that goes with them, and a line that says what was found."""
+    from unigame.data.guess import guess_source
+
+    if _is_recipe(source):
+        from unigame.training.recipe import load_recipe
+
+        recipe = load_recipe(source, here=False)
+        kinds = ", ".join(each["type"] for each in recipe.data)
+        said = f"recipe {source} trains {recipe.model} on {len(recipe.data)} source(s): {kinds}"
+        return recipe.data, recipe.model, said
+    guess = guess_source(source)
+    return [guess.source], options.BUNDLED, guess.said
+
+
+def _is_recipe(source: str) -> bool:
+    """A YAML file, or the name of a recipe that comes with the package and of nothing else here."""
+    from importlib.resources import files
+
+    shipped = files("unigame") / "recipes" / f"{Path(source).name}.yaml"
+    named = Path(source).name == source and not Path(source).exists() and shipped.is_file()
+    return named or Path(source).suffix.lower() in (".yaml", ".yml")
+
+
+def _show(
+    console: Console, number: int, part: RecordSource, backbone: Backbone, rows: int, name: str
+) -> None:
+    """One source: its counts and lengths, and its first rows."""
+    from rich.text import Text
+
+    from unigame.data.preview import MEASURED, read_rows, spread, texts_of_rows
+    from unigame.data.skips import SkipReport
+
+    where = getattr(part, "where", type(part).__name__)
+    report = getattr(part, "skips", None)
+    counted = report.summary() if isinstance(report, SkipReport) else f"{len(part)} rows"
+    console.print(Text(f"\nsource {number} ({where}): {counted}", style="bold"))
+    layout = getattr(backbone, "layout", None)
+    usable: list[Any] = []
+    refused: list[str] = []
+    found: list[Any] = []
+    for texts in texts_of_rows(part, spread(len(part), MEASURED)):
+        if problem := _problem(texts, backbone):
+            refused.append(f"{texts.get('id')}: {problem}")
+            continue
+        usable.append(texts)
+        found += read_rows(texts, backbone.preprocessor, layout)
+    both = sum(bool(t.get("answer")) and bool(t.get("caption")) for t in usable)
+    answered = sum(bool(t.get("answer")) for t in usable)
+    captioned = sum(bool(t.get("caption")) for t in usable)
+    looked = len(usable) + len(refused)
+    console.print(
+        f"of {looked} rows: {answered} with an answer, {captioned} with a caption, {both} with both"
+    )
+    if refused:
+        console.print(f"{len(refused)} that {name} cannot take; the first: {refused[0]}")
+    _lengths(console, found, name)
+    for texts in texts_of_rows(part, range(min(rows, len(part)))):
+        if problem := _problem(texts, backbone):
+            console.print(f"\n{texts.get('id')}: cannot be used: {problem}")
+            continue
+        for row in read_rows(texts, backbone.preprocessor, layout):
+            console.print(f"\n{texts.get('id')} ({row.loss}, {row.tokens} tokens)")
+            console.print(Text.assemble("  reads:   ", row.given))
+            console.print(Text.assemble("  trained: ", (row.trained, "bold green")))
+
+
+def _problem(texts: Any, backbone: Backbone) -> str | None:
+    """Why training would leave the row out."""
+    from unigame.training.record_checks import RecordCheck
+
+    problem = RecordCheck(backbone.text_rules).texts(texts)
+    return None if problem is None else f"{problem.reason}; {problem.advice}"
+
+
+def _lengths(console: Console, rows: Sequence[Any], name: str) -> None:
+    for loss, what in (
+        ("answer", "question, picture and answer"),
+        ("generation", "drawing prompt"),
+    ):
+        lengths = sorted(row.tokens for row in rows if row.loss == loss)
+        if not lengths:
+            continue
+        middle = lengths[len(lengths) // 2]
+        own = sorted(row.trained_tokens for row in rows if row.loss == loss)
+        trained = f"; {own[0]} to {own[-1]} of them trained" if loss == "answer" else ""
+        console.print(
+            f"tokens of {what} ({name}): {lengths[0]} to {lengths[-1]}, middle {middle}{trained}"
+        )
+    if unknown := sum(row.unknown for row in rows):
+        console.print(f"{unknown} tokens are words that {name} does not know; try another --model")

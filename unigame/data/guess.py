@@ -1,0 +1,103 @@
+"""What a file, folder or Hub id holds, told from its first rows: the source that reads it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unigame.data.chat import schema_of
+from unigame.data.images import IMAGE_SUFFIXES
+from unigame.data.pairs import find_columns
+from unigame.data.rows import BUILDERS, is_saved, open_rows
+from unigame.data.tables import TABLE_SUFFIXES, read_table
+from unigame.errors import UserError
+
+FIRST_ROWS = 20
+_READ_BY = "write a source with type: and columns: for it (docs/data.md)"
+
+
+class Guess(NamedTuple):
+    """A source as a recipe has it, and one line that says what was found."""
+
+    source: dict[str, Any]
+    said: str
+
+
+def guess_source(text: str) -> Guess:
+    """The source for what a user named: ``synthetic``, a path, a glob, shards or a Hub id.
+
+    Of a Hub id that is no path here, the data set is downloaded.
+
+    Raises:
+        UserError: nothing is there, or its first rows are of no schema that is known.
+    """
+    if text == "synthetic":
+        return Guess({"type": "synthetic"}, "synthetic is the built-in world")
+    path = Path(text).expanduser()
+    shards = {"type": "webdataset", "path": text}
+    if ".tar" in text and not path.is_dir():
+        return Guess(shards, f"{text} names shards: type: webdataset")
+    if path.is_dir():
+        return _guess_folder(text, path)
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        cells = (row for _, row in read_table(path))
+        return _by_rows(text, cells, {"path": text}, table=True)
+    if path.is_file() or any(letter in text for letter in "*?["):
+        return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
+    owner, _, name = text.partition("/")
+    if owner and name and "/" not in name and owner not in (".", "..", "~") and not path.suffix:
+        rows = open_rows(text, "train", hub=True)
+        return _by_rows(f"{text} (Hub)", rows, {"path": text, "hub": True})
+    raise UserError(f"no data at {text!r}; check the path, or give a Hub id such as owner/name")
+
+
+def _guess_folder(text: str, folder: Path) -> Guess:
+    if is_saved(folder):
+        return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
+    if any(folder.glob("*.tar")):
+        return Guess({"type": "webdataset", "path": text}, f"{text} holds shards: type: webdataset")
+    kinds = {*TABLE_SUFFIXES, *BUILDERS}
+    tables = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in kinds]
+    if len(tables) == 1 and tables[0].stem != "metadata":
+        return guess_source(str(Path(text) / tables[0].name))
+    if tables:
+        return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
+    found = [file.suffix.lower() for file in itertools.islice(folder.rglob("*"), 10_000)]
+    if ".txt" in found:
+        said = f"{text} holds pictures with a caption in a text file beside each: type: captions"
+        return Guess({"type": "captions", "path": text}, said)
+    if any(suffix in IMAGE_SUFFIXES for suffix in found):
+        raise UserError(
+            f"{text} holds pictures without texts; put a caption for name.jpg into name.txt, or "
+            "write a table of image, question and answer"
+        )
+    raise UserError(f"{text} holds no table, shard or picture; give the folder that does")
+
+
+def _by_rows(
+    where: str, rows: Iterable[Mapping[str, Any]], options: dict[str, Any], table: bool = False
+) -> Guess:
+    """The source for these rows; ``table``: a text table, which has readers of its own."""
+    first = list(itertools.islice(rows, FIRST_ROWS))
+    schema = next((found for row in first if (found := schema_of(row))), None)
+    if schema is not None:
+        return Guess({"type": "chat", **options}, f"{where} holds {schema}: type: chat")
+    names = list(dict.fromkeys(name for row in first for name in row))
+    fields = find_columns(names, None, where=where)
+    read = ", ".join(f"{field} in {column!r}" for field, column in fields.items())
+    if "question" in fields and ("answer" in fields or "answers" in fields):
+        what, kind = "questions with answers", "vqa" if table else "hf"
+    elif "caption" in fields:
+        what, kind = "captions", "captions" if table else "hf"
+    else:
+        raise UserError(
+            f"{where} has no question with its answer, no caption and no conversation among its "
+            f"columns ({', '.join(names) or 'none'}); {_READ_BY}"
+        )
+    if "image" not in fields:
+        raise UserError(
+            f"{where} has {what} and no column of pictures ({', '.join(names)}); {_READ_BY}"
+        )
+    return Guess({"type": kind, **options}, f"{where} holds {what} ({read}): type: {kind}")

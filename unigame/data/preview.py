@@ -1,0 +1,158 @@
+"""A look at data before training: rows as a model reads them, their lengths, a contact sheet."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from unigame.data.peek import peek_texts
+from unigame.data.records import RecordSource, SkippedRow, load_record_or_skip
+from unigame.errors import UserError
+
+if TYPE_CHECKING:
+    from unigame.backbones.base import Preprocessor
+
+MEASURED = 1_000
+SHEET_ROWS = 24
+_COLUMNS, _SIDE, _TEXT, _GAP = 6, 200, 64, 10
+
+
+class ReadRow(NamedTuple):
+    """One row of a loss, as a model reads it, in text with the special tokens.
+
+    Attributes:
+        loss: ``"answer"`` or ``"generation"``.
+        given: what stands before the trained tokens.
+        trained: those that the loss is taken of.
+        tokens: of the whole row; for a drawing, of its prompt.
+        trained_tokens: of the answer, end mark included; 0 for a drawing.
+        unknown: tokens of the text that are the tokenizer's word for "unknown".
+    """
+
+    loss: str
+    given: str
+    trained: str
+    tokens: int
+    trained_tokens: int
+    unknown: int
+
+
+def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor, layout: Any) -> list[ReadRow]:
+    """What is made of one record: a row for its answer, and one for its caption.
+
+    Args:
+        texts: of the record.
+        preprocessor: the model family's own.
+        layout: its ``TokenLayout``, which knows the tokenizer; None where it has none.
+    """
+    rows = []
+    question, answer, caption = (texts.get(name) for name in ("question", "answer", "caption"))
+    if question and answer:
+        asked = preprocessor.answer(question, answer)
+        given, trained = _shown(asked.prompt, layout), _shown(asked.answer, layout)
+        ids = (*asked.prompt, *asked.answer)
+        unknown = _unknown(ids, layout)
+        rows.append(ReadRow("answer", given, trained, len(ids), len(asked.answer), unknown))
+    if caption:
+        ids = preprocessor.prompt(caption).ids
+        picture = "[the picture's tokens]"
+        unknown = _unknown(ids, layout)
+        rows.append(ReadRow("generation", _shown(ids, layout), picture, len(ids), 0, unknown))
+    return rows
+
+
+def _unknown(ids: Sequence[int], layout: Any) -> int:
+    unknown = getattr(getattr(layout, "tokenizer", None), "unk_token_id", None)
+    return 0 if unknown is None else list(ids).count(unknown)
+
+
+def _shown(ids: Sequence[int], layout: Any) -> str:
+    """Tokens as text, special ones and line breaks visible, each picture in a few words."""
+    if layout is None:
+        return f"[{len(ids)} tokens]"
+    places = [place for place, token in enumerate(ids) if token == layout.image_token_id]
+    queries = [token for token in ids if token < 0 and token != layout.image_token_id]
+    decode = layout.tokenizer.decode
+
+    def text(part: Sequence[int]) -> str:
+        kept = [token for token in part if token >= 0]
+        said = str(decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return said.replace("\n", "\\n")
+
+    end = f"[{len(queries)} places to draw from]" if queries else ""
+    if not places:
+        return text(ids) + end
+    first, last = places[0], places[-1]
+    picture = f"[picture, {last - first + 1} tokens]"
+    return text(ids[:first]) + picture + text(ids[last + 1 :]) + end
+
+
+# ---- many rows -----------------------------------------------------------------------------------
+def spread(size: int, most: int) -> list[int]:
+    """At most so many places, evenly over all rows."""
+    return (
+        sorted({size * place // most for place in range(most)}) if size > most else [*range(size)]
+    )
+
+
+def texts_of_rows(dataset: RecordSource, places: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+    """The texts of these rows, without their pictures where that is cheap."""
+    peeked = peek_texts(dataset)
+    if peeked is not None:
+        wanted = set(places)
+        yield from (row for place, row in enumerate(peeked) if place in wanted)
+        return
+    for place in places:
+        row = load_record_or_skip(dataset, place)
+        if not isinstance(row, SkippedRow):
+            yield row
+
+
+def write_sheet(dataset: RecordSource, path: str | Path) -> int:
+    """A contact sheet of at most 24 rows, spread over the data; returns how many pictures it has.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    places = spread(len(dataset), SHEET_ROWS)
+    lines = -(-len(places) // _COLUMNS)
+    wide = _COLUMNS * (_SIDE + _GAP) + _GAP
+    sheet = Image.new("RGB", (wide, lines * (_SIDE + _TEXT + _GAP) + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    shown = 0
+    for number, place in enumerate(places):
+        left = _GAP + number % _COLUMNS * (_SIDE + _GAP)
+        top = _GAP + number // _COLUMNS * (_SIDE + _TEXT + _GAP)
+        row: Any = load_record_or_skip(dataset, place)
+        if isinstance(row, SkippedRow):
+            words = f"{row.id}: {row.reason}"
+        else:
+            small = ImageOps.contain(row["image"], (_SIDE, _SIDE))
+            sheet.paste(small, (left + (_SIDE - small.width) // 2, top + _SIDE - small.height))
+            words = _words(row)
+            shown += 1
+        text = "\n".join(textwrap.wrap(words, 34, max_lines=4, placeholder=" ..."))
+        draw.multiline_text((left, top + _SIDE + 4), text, fill="black", font=font, spacing=2)
+    try:
+        sheet.save(path, format="PNG")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"the contact sheet cannot be written to {path}: {reason}") from error
+    return shown
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    if row.get("question"):
+        return f"{row['question']} → {row.get('answer')}"
+    return str(row.get("caption") or "")
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Matplotlib's font knows more letters than Pillow's own."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
