@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     sha256 = settings.sha256()
     split = choose_split(options.split, options.frozen, found.get("frozen"), sha256)
     arms = choose_arms(options.arms, settings)
+    if options.figure and evidence_report.CONTROL not in arms:
+        raise UserError("--figure shows differences to arm sft; add it to --arms")
     output = options.output or Path("runs/evidence") / f"{options.preset}-{sha256[:8]}"
     begin(output, settings)
     console.print(f"settings {sha256}, split {split}, in {output}/", style="dim")

@@ -102,8 +102,8 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     for control in (CONTROL, "round_trip", "random"):
         if control in metrics["ood"]:
             lines.append(_against(difference(metrics["ood"], player, control), player, control))
-    if CONTROL not in metrics["ood"]:
-        return lines
+    if CONTROL not in metrics["ood"] or difference(metrics["ood"], player, CONTROL)["low"] is None:
+        return lines  # of one seed nothing can be said
     worst = [
         f"{metric} ({_cell(found)})"
         for metric, arms in metrics.items()
@@ -142,11 +142,11 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from unigame.reports.style import ADVERSARIAL, CLEAN, DRAWN, MUTED, RC, RIGHT, RULE
+    from unigame.reports.style import ADVERSARIAL, CLEAN, DRAWN, MUTED, RC, RIGHT
 
     metrics: Metrics = result["metrics"]
     arms = [arm for arm in next(iter(metrics.values())) if arm != CONTROL]
-    colours = {"selfplay": ADVERSARIAL, "augmented": RIGHT, "paper": DRAWN, "base": RULE}
+    colours = {"selfplay": ADVERSARIAL, "augmented": RIGHT, "paper": DRAWN, "base": MUTED}
     columns = 4
     rows = math.ceil(len(metrics) / columns)
     with pyplot.rc_context(RC):

@@ -171,6 +171,13 @@ def test_a_wrong_setting_is_named_before_any_weight_is_loaded(scripts, change, n
     assert not list(tmp_path.iterdir())
 
 
+def test_a_figure_needs_what_it_compares_with(scripts, model, tmp_path):
+    more = ("--arms", "base", "--figure", str(tmp_path / "x.png"))
+    with pytest.raises(UserError, match="add it to --arms"):
+        scripts.evidence.main(words(model, tmp_path / "out", *more))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_arm_is_named(scripts):
     settings = scripts.evidence_presets.settle(scripts.evidence_presets.preset("demo"))
     with pytest.raises(UserError, match="sftt.*augmented"):
@@ -285,6 +292,13 @@ def test_the_verdict_says_what_was_shown(scripts):
     assert "not ruled out: none" in won and "augmentation gains: blur" in won
     lost = said([40.0, 51, 60], augmented=[54, 55, 56])
     assert "not shown to be above 0" in lost and "id (" in lost and "gains: none" in lost
+
+
+def test_one_seed_is_no_evidence(scripts):
+    one = {"ood": {"sft": [50.0], "selfplay": [60.0], "augmented": [61.0]}}
+    assert scripts.evidence_report.verdict(one) == [
+        "OOD, selfplay - sft: +10.0, one seed is no evidence."
+    ]
 
 
 def test_the_table_has_a_row_for_each_metric(scripts):
