@@ -247,7 +247,15 @@ def test_forward_routes_to_the_losses_by_name(backbone: Backbone) -> None:
 
 
 # ---- drawing -----------------------------------------------------------------------------------
-@pytest.mark.parametrize("choice", [{}, {"num_candidates": 3}, {"sample": True, "anchor": 2.0}])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"num_candidates": 3},
+        {"sample": True, "anchor": 2.0},
+        {"anchor": 9.0, "anchor_width": 1.0},
+    ],
+)
 def test_rendering_the_compact_form_gives_the_drawn_image(
     backbone: Backbone, choice: dict[str, float]
 ) -> None:

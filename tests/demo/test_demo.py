@@ -104,9 +104,9 @@ def judged(gaps: dict[str, float]) -> Comparison:
         value = gaps.get(label, 0.0)
         gap = Difference(value=value, low=value - 0.1, high=value + 0.1, n=99, clusters=99)
         cells.append((Cell("accuracy", "accuracy", gap=None if label == "sft" else gap),))
-    labels = tuple(demo.LABELS.get(arm, arm) for arm in demo.ARMS)
+    labels = tuple(demo.DEMO_LABELS.get(arm, arm) for arm in demo.ARMS)
     grid = Grid("Understanding", ("POPE",), labels, tuple(cells))
-    return demo._judged(Comparison(labels, 1, (grid,), {}, ("last",)), seed=7)
+    return demo.judged_demo(Comparison(labels, 1, (grid,), {}, ("last",)), seed=7)
 
 
 def test_a_gain_that_a_control_shares_is_not_credited_to_the_attack() -> None:

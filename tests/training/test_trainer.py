@@ -329,7 +329,8 @@ def test_a_stand_in_batch_moves_nobody(tiny_path: Path, tmp_path: Path) -> None:
 def test_cached_codes_change_nothing_but_time(tiny_path: Path, tmp_path: Path) -> None:
     runs = []
     for cached in (False, True):
-        trainer = make_trainer(tiny_path, tmp_path, Records(4), max_steps=3, cache_codes=cached)
+        settings = {"cache_codes": cached, "keep_examples": 0}
+        trainer = make_trainer(tiny_path, tmp_path, Records(4), max_steps=3, **settings)
         calls: list[int] = []
         encode = trainer.backbone.encode_images
 

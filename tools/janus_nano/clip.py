@@ -5,7 +5,7 @@ the board, so ten tokens a picture; texts are the world's captions, with or with
 Trained on broad pictures, some of them redrawn by the model's own image tokenizer, with a sigmoid
 loss (so that one threshold fits all pictures) on the true caption, three captions with one object
 changed, and the captions of the other pictures. Linear heads, thrown away afterwards, ask both
-embeddings, and every patch, for the content of the cells, which makes a thousand steps enough.
+embeddings, and every patch, for the content of the cells.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3) -> 
     """Train the verifier and write ``verifier_clip/`` to ``folder``."""
     torch.manual_seed(seed + 800)
     log = Log(folder, "clip")
-    size, steps = portion(9000, scale), portion(1000, scale)
+    size, steps = portion(9000, scale), portion(2500, scale)
     scenes = broad_scenes(size, seed + 801, clean=0.25, counts=(1, 2, 3, 4, 4, 4))
     images = pictures_8bit(scenes)
     again = tokenizer.redraw(tokenizer.new(folder), images[: size // 4].float() / 255)

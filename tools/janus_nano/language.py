@@ -12,6 +12,7 @@ positions that inference gives a single question, so nothing has to be unlearned
 from __future__ import annotations
 
 import copy
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,8 +49,10 @@ ASKED = (  # questions asked of every scene at every step; the hard kinds more o
     *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
     *("comparison", "count", "colour", "shape", "position", "position"),
 )
-PHASES = ((200, 8, 0), (350, 6, 20), (350, 3, 36))
+PHASES = ((200, 8, 0), (350, 3, 32), (400, 2, 36), (450, 1, 40))
 """(steps, scenes asked about in a step, captions drawn in a step), in order."""
+RESTARTS = (1.0, 1.0, 1.0, 0.8)
+"""The highest learning rate of each phase, as a share."""
 EVALUATE_EVERY = 200
 
 
@@ -324,7 +327,7 @@ def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool) -> None:
 def train(
     folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3, start: str | None = None
 ) -> None:
-    """Train LM, image head and embeddings in the three phases; writes ``janus_nano/``.
+    """Train LM, image head and embeddings in the phases; writes ``janus_nano/``.
 
     ``start`` names a checkpoint whose language model is gone on with; None starts from scratch.
     """
@@ -344,11 +347,14 @@ def train(
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
 
     def schedule(step: int) -> float:
-        """Warm-up, constant until the last phase, then a cosine to almost nothing."""
+        """Warm-up, constant for two phases, then in each a cosine to almost nothing."""
         if step < 100:
             return rate * (step + 1) / 100
-        left = max(0.0, (step - ends[1]) / max(1, ends[2] - ends[1]))
-        return rate * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * left)))
+        if step < ends[1]:
+            return rate
+        phase = sum(step >= end for end in ends[:-1])
+        left = (step - ends[phase - 1]) / max(1, ends[phase] - ends[phase - 1])
+        return rate * RESTARTS[phase] * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * left)))
 
     loop = Loop(folder, "language", nano.model, optimizer, schedule, log)
     for step in loop.steps(ends[-1]):

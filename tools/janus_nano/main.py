@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stages", nargs="+", choices=(*STAGES, "gates"), default=[*STAGES, "gates"]
     )
+    parser.add_argument(
+        "--gates", nargs="+", choices=tuple(gates.MEASURES), default=list(gates.MEASURES)
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of steps and pictures")
     parser.add_argument(
         "--start", help="checkpoint whose language model is gone on with (such as janus-nano)"
@@ -46,5 +49,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             extra = {"start": args.start} if name == "language" else {}
             stage(args.output, args.seed, args.scale, **extra)
     if "gates" in args.stages:
-        return 0 if gates.check(args.output, args.seed, args.scale) else 1
+        return 0 if gates.check(args.output, args.seed, args.scale, args.gates) else 1
     return 0

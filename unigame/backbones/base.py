@@ -307,10 +307,13 @@ class Backbone(nn.Module, ABC):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         """G: states -> candidate images, differentiable in the states (straight-through).
 
-        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing). With
+        ``anchor`` biases the drawing toward the image's own ``codes`` (0: pure redrawing), and with
+        an ``anchor_width`` above 0 also toward codes near them. That is named only where it is
+        asked for; latents are always drawn by plain distance, so it changes nothing there. With
         ``sample`` or K > 1 the K candidates are Gumbel draws at ``temperature``; otherwise argmax.
         Candidates are drawn one after another from ``generator``: drawing K at once equals drawing
         them, with ``sample``, in several calls.
@@ -386,6 +389,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the LoRA adapter in PEFT's format (or the whole model where there is none)."""
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Write a plain checkpoint with the adapter added to the weights; the adapter is gone then.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no save_merged, so its adapters stay "
+            "beside their base; load the adapter instead"
+        )
 
     @abstractmethod
     def load_adapter(self, folder: str | Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unigame.cli import options
 from unigame.cli.app import command, option
-from unigame.cli.endings import kept, next_step
+from unigame.cli.endings import kept, next_step, write_beside
 from unigame.system.writable import require_writable
 
 
@@ -26,8 +26,9 @@ def demo(quick: bool, seed: int, output: Path, model: str, overwrite: bool) -> N
 
     with kept(lambda: _kept(output)):
         run_demo(output=output, quick=quick, seed=seed, model=model, overwrite=overwrite)
+    write_beside(output)
     next_step(
-        f"look at {output}/gallery.png and {output}/curves.png",
+        f"open {output}/report.html in a browser",
         "change one number and train again:  unigame train janus_nano --beta 0.25",
     )
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from unigame.errors import UserError
 
 # What torch and safetensors say when a file cannot be written; they have no kind of error for it.
 _WRITING = (
@@ -35,6 +38,17 @@ def next_step(*lines: str) -> None:
     console.print(Text("\nNext:", style="bold"))
     for line in lines:
         console.print(Text(f"  {line}"))
+
+
+def write_beside(folder: Path) -> None:
+    """The page of a run that just ended. Its result is saved: a page that fails costs nothing."""
+    from unigame.reports.page.write import write_report
+    from unigame.system.console import make_console
+
+    try:
+        make_console().print(f"Report: {write_report([folder])}")
+    except (UserError, OSError) as error:
+        make_console(stderr=True).print(f"unigame: warning: no report was written: {error}")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unigame.cli.app import argument, command
-from unigame.cli.endings import kept
+from unigame.cli.endings import kept, write_beside
 from unigame.errors import UserError
 
 
@@ -32,7 +32,9 @@ def train(recipe: str, overrides: tuple[str, ...]) -> None:
     from unigame.training.run import main
 
     with kept(lambda: _kept(recipe, words)):
-        main(recipe, words)
+        result = main(recipe, words)
+    if result is not None:
+        write_beside(result.output_dir)
 
 
 def _kept(recipe: str, overrides: Sequence[str]) -> str:

@@ -41,9 +41,11 @@ from unigame.evaluation.running import Silent
 from unigame.evaluation.world import attack_entry, batch_of, replies
 from unigame.methods.selfplay import NoPerturber, SelfPlaySettings
 from unigame.methods.selfplay.perturber import PerturberBase
-from unigame.reports.compare import Comparison, compare, listed, verdict
+from unigame.reports.compare import Comparison, compare
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
+from unigame.reports.page.runs import DEMO_LABELS
+from unigame.reports.page.verdict import judged_demo
 from unigame.reports.records import read_record
 from unigame.reports.tables import print_comparison, write_comparison
 from unigame.seeds import derive_seed
@@ -62,12 +64,6 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "unigame": {},
 }
 ARMS = ("base", *CONTROLS)
-LABELS = {
-    "sft": "SFT",
-    "sft_equal_samples": "SFT, equal samples",
-    "round_trip": "round trip",
-    "unigame": "UniGame",
-}
 
 
 @dataclass(frozen=True)
@@ -124,8 +120,8 @@ def run_demo(
                 _run_arm(arm, job)
             progress.advance(overall)
     records = [read_record(output / "arms" / arm / RECORD) for arm in ARMS]
-    labels = [LABELS.get(arm, arm) for arm in ARMS]
-    found = _judged(compare(records, labels, ARMS.index("sft")), seed)
+    labels = [DEMO_LABELS.get(arm, arm) for arm in ARMS]
+    found = judged_demo(compare(records, labels, ARMS.index("sft")), seed)
     write_comparison(found, records, output)
     finish(output, final)
     console.print()
@@ -142,23 +138,6 @@ def run_demo(
         markup=False,
     )
     return found
-
-
-def _judged(found: Comparison, seed: int) -> Comparison:
-    """The verdict on UniGame, the last arm, and what a reader must know of it.
-
-    What a control without any attack gains as well cannot be the attack's doing.
-    """
-    player = len(found.labels) - 1
-    unattacked = {name for row in range(2, player) for name in found.marked(row, 1)}
-    shared = [name for name in found.marked(player, 1) if name in unattacked]
-    notes = [f"One training run per arm (seed {seed})."]
-    if shared:
-        notes.append(
-            f"A control without any attack beat SFT as well on: {listed(shared)}. These gains are "
-            "not shown to come from the attack."
-        )
-    return replace(found, verdict=verdict(found, player), notes=(*notes, *found.notes))
 
 
 def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from torch import Tensor
 from unigame.errors import UserError
 from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
+from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, LossName, Rows
 from unigame.settings.rules import Rule, check_fields, reject_unknown, rules_of
 
@@ -91,7 +92,7 @@ class Method:
     name: ClassVar[str]
     """As it is listed; also the source of its rows and the prefix of its files."""
     Settings: ClassVar[type]
-    figures: ClassVar[tuple[str, ...]] = ()
+    figures: tuple[str, ...] = ()
     """Names of what it logs; every process must have the same ones."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
@@ -190,6 +191,10 @@ class Method:
             step: optimizer steps done.
         """
 
+    def plays_alone(self, step: int) -> bool:
+        """Whether the model stays as it is in this step: only players move. On all ranks alike."""
+        return False
+
     def step_rows(self) -> list[Rows]:
         """Rows that join this micro-batch, each group with its ``weight``. May be empty."""
         return []
@@ -222,6 +227,14 @@ class Method:
         Every process must ask.
         """
         return ""
+
+    def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """What is wrong with the method in this run; nothing where it is well.
+
+        Args:
+            log: what was logged so far, in order; ``findings.Log`` reads it.
+        """
+        return []
 
     # ---- what lives from step to step ----------------------------------------------------------
     def create_scheduler(self, num_training_steps: int) -> None:

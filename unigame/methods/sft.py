@@ -6,9 +6,12 @@ training of both halves. A run that lists ``sft`` alone is the control of every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unigame.methods.base import Method
+from unigame.methods.findings import Finding, Log, u_does_not_learn
 
 
 @dataclass
@@ -21,3 +24,7 @@ class SFT(Method):
 
     name = "sft"
     Settings = SFTSettings
+
+    def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """Whether U learns."""
+        return u_does_not_learn(Log(log))

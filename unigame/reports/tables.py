@@ -48,14 +48,14 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
             title_justify="left",
         )
         table.add_column("", min_width=14, overflow="fold")
-        for heading in _headings(grid):
+        for heading in headings(grid):
             table.add_column(heading, justify="right")
         for label, cells in zip(grid.rows, grid.cells, strict=True):
             table.add_row(Text(label), *(_terminal_cell(cell, glyphs) for cell in cells))
         console.print(table)
     if comparison.verdict:
         console.print(Text(comparison.verdict, style="bold"))
-    for note in _notes(comparison, glyphs):
+    for note in notes_of(comparison, glyphs):
         console.print(Text(note, style="dim"))
 
 
@@ -71,7 +71,7 @@ def _terminal_cell(cell: Cell, glyphs: Glyphs) -> Text:
     return text
 
 
-def _headings(grid: Grid) -> list[str]:
+def headings(grid: Grid) -> list[str]:
     """Titles of the columns, with the unit of the figures below."""
     return [
         title + next((cell.unit for cell in cells if cell.figure), "")
@@ -102,10 +102,10 @@ def to_markdown(comparison: Comparison) -> str:
     """Tables, notes, and every metric of each benchmark, with intervals written out."""
     lines = ["# Comparison", ""]
     for grid in comparison.tables:
-        lines += _markdown_grid(grid, "##", _headings(grid), grid.rows)
+        lines += _markdown_grid(grid, "##", headings(grid), grid.rows)
     if comparison.verdict:
         lines += [f"**{comparison.verdict}**", ""]
-    lines += ["## Notes", "", *(f"- {note}" for note in _notes(comparison)), ""]
+    lines += ["## Notes", "", *(f"- {note}" for note in notes_of(comparison)), ""]
     lines += ["## Details", ""]
     if comparison.detail_notes:
         lines += [*(f"- {note}" for note in comparison.detail_notes), ""]
@@ -255,7 +255,7 @@ def _latex_text(text: str) -> str:
     return text.translate(_LATEX_ESCAPES)
 
 
-def _notes(comparison: Comparison, glyphs: Glyphs = UNICODE) -> list[str]:
+def notes_of(comparison: Comparison, glyphs: Glyphs = UNICODE) -> list[str]:
     """The legend, then what the comparison noted."""
     baseline = comparison.labels[comparison.baseline]
     return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unigame.errors import UserError
+from unigame.methods.findings import Finding
 from unigame.system.console import make_console
 from unigame.training import run_folder
 from unigame.training.checkpoint import require_folder, require_steps_left, steps_done
@@ -31,6 +32,7 @@ class RunResult:
         loss: mean training loss of all steps, those before a resume too.
         metrics: the final evaluation's, where there is held-out data.
         said: a closing sentence of each method that has one.
+        findings: what the methods find wrong with the run.
     """
 
     output_dir: Path
@@ -38,14 +40,18 @@ class RunResult:
     loss: float
     metrics: dict[str, float]
     said: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
-def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Load a recipe with its overrides, run it, and say what to do next.
+def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | None:
+    """Load a recipe with its overrides, run it, and say how it went and what to do next.
 
     Args:
         recipe_path: a YAML file or the name of a shipped recipe.
         overrides: ``["--key", "value", ...]`` as typed on the command line.
+
+    Returns:
+        How the run ended; None on all processes but the first.
 
     Raises:
         UserError: for anything the user can put right; see ``recipe`` for what is checked.
@@ -56,21 +62,24 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> None:
             make_console(stderr=True).print(line)
     result = run_recipe(recipe)
     if recipe.training.process_index != 0:
-        return
+        return None
     held_out = result.metrics.get("eval_loss")
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
     folder = shlex.quote(str(result.output_dir))
     use = f"--model {shlex.quote(recipe.model)} --adapter {folder}"
-    what = "Adapter, perturber"
+    what = "Adapter"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {folder}", "Model"
     console = make_console()
     console.print(f"Trained {result.steps} steps: mean loss {result.loss:.4f}{shown}.")
     for sentence in result.said:
         console.print(sentence)
+    for finding in result.findings:
+        console.print(f"Look: {finding.line} (docs/tuning.md)", style="yellow")
     console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}')
     console.print(f'  or: unigame generate "a prompt" {use}')
+    return result
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -101,6 +110,7 @@ def run_recipe(recipe: Recipe) -> RunResult:
         loss=trainer.guard.mean_loss,
         metrics=metrics,
         said=tuple(said for method in trainer.methods if (said := method.summary())),
+        findings=tuple(trainer.health()),
     )
 
 

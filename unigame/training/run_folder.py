@@ -23,6 +23,7 @@ from unigame.training.manifest import damage
 
 UNFINISHED, REPLACED, LAST_FINITE = "_unfinished", "_replaced", "last_finite"
 RESULTS = (*ADAPTER_FILES, "perturber.safetensors", TRAINER_STATE_FILE, "model.safetensors")
+SHOWN = ("about.json", "examples", "report.html")  # what only tells of the run
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -98,7 +99,7 @@ def set_aside(output_dir: str | Path) -> None:
     folder = Path(output_dir)
     aside = folder / REPLACED
     kept = aside.exists()  # of a run that was to be replaced before, by one that never ended
-    names = [path.name for path in checkpoints(folder)] + [*RESULTS, LAST_FINITE]
+    names = [path.name for path in checkpoints(folder)] + [*RESULTS, LAST_FINITE, *SHOWN]
     for path in (folder / name for name in names):
         if not path.exists():
             continue

@@ -37,8 +37,10 @@ from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
+from unigame.methods.findings import Finding
 from unigame.methods.registry import as_methods
 from unigame.methods.rows import DATA, Batch, LossName, Rows, join, split_groups
+from unigame.training.about import write_about
 from unigame.training.code_cache import CodeCache
 from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
@@ -191,7 +193,14 @@ class UniGameTrainer(ResumableTrainer):
         output = super().train(resume_from_checkpoint, **kwargs)
         for method in self.methods:
             method.finish()
+        if self.is_world_process_zero():
+            write_about(self.args, self.state.global_step, self.health())
         return output
+
+    def health(self) -> list[Finding]:
+        """What the methods find wrong with the run so far, by its log."""
+        found = [f for method in self.methods for f in method.health(self.state.log_history)]
+        return list({finding.line: finding for finding in found}.values())
 
     # ---- one step ------------------------------------------------------------------------------
     def training_step(
@@ -206,15 +215,21 @@ class UniGameTrainer(ResumableTrainer):
         batch, step = self._read(inputs.to(self.args.device)), self.state.global_step
         for method in self.methods:
             method.before_step(batch, step)
+        if any(method.plays_alone(step) for method in self.methods):
+            self._end_step()
+            return torch.zeros((), device=self.args.device)
         added = [rows for method in self.methods for rows in method.step_rows()]
         with self.timer.phase("understand"):
             parts = self._parts(batch, added, num_items_in_batch)
             loss, read = self._descend(model, parts, num_items_in_batch)
         self._tell(read, parts["answer"], batch.answers.counts)
+        self._end_step()
+        return loss
+
+    def _end_step(self) -> None:
         if self.accelerator.sync_gradients:
             for method in self.methods:
                 method.end_step()
-        return loss
 
     def _read(self, batch: Batch) -> Batch:
         """What the frozen parts say of the pictures, once for all phases."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import random_images, tiny_backbone
-from unigame.backbones.common.codes import draw_codes, gumbel_noise
+from unigame.backbones.common.codes import draw_codes, gumbel_noise, near_bias
 
 BOOK = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
 
@@ -113,3 +113,17 @@ def test_smooth_drawing_matches_finite_differences() -> None:
     with torch.no_grad():
         slope = (value(z_BNH + step * direction) - value(z_BNH - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-8)
+
+
+def test_a_soft_anchor_also_holds_codes_near_the_own_one() -> None:
+    kinship = torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0], [-0.9, -0.1]])
+    bias = near_bias(torch.tensor([[0]]), kinship, width=0.5)[0, 0]
+    assert bias[0] == pytest.approx(1.0) and bias[1] > 0.9 and bias[2:].max() < 0.1
+    logits = torch.tensor([[[0.0, 1.0, 3.0, 0.0]]])
+    book, own = torch.eye(4), torch.tensor([[0]])
+
+    def drawn(**more: float) -> int:
+        return int(draw_codes(logits, own, book, anchor=4.0, kinship_VD=kinship, **more).codes_MN)
+
+    # The own code by the hard anchor; its neighbour, which scores higher, by the soft one.
+    assert (drawn(), drawn(anchor_width=0.5), drawn(anchor_width=1e-3)) == (0, 1, 0)

@@ -36,7 +36,7 @@ from unigame.reports.metrics import from_json, value_of
 from unigame.synthetic import SyntheticDataset
 from unigame.training.recipe import load_recipe
 
-NANO = load_recipe("janus_nano", here=False).training
+NANO = load_recipe("janus_nano", here=False).settings_of("selfplay")
 WORDS = ("red", "blue", "two", "yes", "no")
 SMALL = RobustnessConfig(
     adversary=Adversary(SelfPlaySettings(anchor=4.0), steps=2, practice=3),
@@ -290,7 +290,7 @@ def test_the_adversary_of_a_run_has_its_bounds():
     assert (adversary.eps_mode, adversary.eps_max) == ("relative", 0.6)
     assert adversary.eps_init == pytest.approx(0.4) and adversary.config.label_weight == 10.0
     assert adversary.config.anchor == 6.0
-    assert adversary.config.num_candidates == 1 and not adversary.config.sample
+    assert adversary.config.num_candidates == 1 and not adversary.config.sample_candidates
     with pytest.raises(UserError, match="perturb_space='tokens'"):
         adversary_for(SimpleNamespace(perturb_space="tokens"))
 

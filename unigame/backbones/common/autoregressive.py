@@ -86,6 +86,10 @@ class AutoregressiveBackbone(ReadingBackbone):
         """The vectors (V, E) that the decoder reads."""
 
     @abstractmethod
+    def kinship(self) -> Tensor:
+        """Vectors (V, D) by which codes that mean nearly the same are near."""
+
+    @abstractmethod
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
         """Codebook vectors -> images (M, 3, S, S) in [0, 1]. Differentiable."""
 
@@ -116,6 +120,8 @@ class AutoregressiveBackbone(ReadingBackbone):
         # hard=False decodes the softmax mixture itself: a smooth map, for checking the gradient.
         # Float64 states on a float64 model stay float64.
         logits_BNV = self.image_logits(states_BNH)
+        if choice.get("anchor_width"):
+            choice["kinship_VD"] = self.kinship()
         drawn = draw_codes(logits_BNV, codes.to(states_BNH.device), self.codebook(), **choice)
         return Drawing(self.decode_vectors(drawn.vectors_MNE), drawn.codes_MN)
 
@@ -246,6 +252,9 @@ class EarlyFusionBackbone(AutoregressiveBackbone):
     # ---- drawing -------------------------------------------------------------------------------
     def codebook(self) -> Tensor:
         return self.base.model.vqmodel.quantize.embedding.weight
+
+    def kinship(self) -> Tensor:  # what the language model reads of each code
+        return self.image_rows(self.base.get_input_embeddings().weight)
 
     def image_logits(self, states_BNH: Tensor) -> Tensor:
         states_BNH = full_precision(states_BNH)

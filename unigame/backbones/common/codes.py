@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PAIRS = 1 << 27
 """(Place, code) pairs whose scores reading has in memory at once: half a GB in float32."""
@@ -59,6 +60,17 @@ def gumbel_noise(like_BNV: Tensor, count: int, generator: torch.Generator | None
     return torch.stack(draws, dim=1).flatten(0, 1).to(like_BNV.device)
 
 
+@torch.no_grad()
+def near_bias(codes_BN: Tensor, kinship_VD: Tensor, width: float) -> Tensor:
+    """exp((c - 1) / width), (B, N, V), of each code's cosine c to the image's own code.
+
+    1 for the own code, and the less the less a code has to do with it. The vectors are compared as
+    they differ from their mean, which says nothing of any one of them.
+    """
+    unit_VD = F.normalize(kinship_VD.float() - kinship_VD.float().mean(0), dim=-1)
+    return (((unit_VD[codes_BN.long()] @ unit_VD.T) - 1) / width).exp()
+
+
 def draw_codes(
     logits_BNV: Tensor,
     codes_BN: Tensor,
@@ -70,6 +82,8 @@ def draw_codes(
     sample: bool = False,
     generator: torch.Generator | None = None,
     hard: bool = True,
+    anchor_width: float = 0.0,
+    kinship_VD: Tensor | None = None,
 ) -> DrawnCodes:
     """Choose K codes per position from ``(logits + anchor * onehot(codes)) / temperature``.
 
@@ -83,6 +97,8 @@ def draw_codes(
         sample: Gumbel draw even when K is 1.
         generator: of the Gumbel noise; None is torch's global one.
         hard: False puts the mixture in the forward pass too (a smooth map, for gradient checks).
+        anchor_width: above 0, codes near the own one share in the anchor; see ``near_bias``.
+        kinship_VD: a vector for each code that says what it means, for ``near_bias``.
 
     Raises:
         ValueError: ``num_candidates`` below 1 or ``temperature`` not above 0.
@@ -91,7 +107,10 @@ def draw_codes(
         raise ValueError(f"num_candidates={num_candidates} draws nothing; give 1 or more")
     if temperature <= 0:
         raise ValueError(f"temperature={temperature} divides the logits; give a value above 0")
-    if anchor:
+    if anchor and anchor_width > 0 and kinship_VD is not None:
+        bias_BNV = near_bias(codes_BN, kinship_VD, anchor_width)
+        logits_BNV = logits_BNV + anchor * bias_BNV.to(logits_BNV)
+    elif anchor:
         index_BN1 = codes_BN.long().unsqueeze(-1)
         bias = torch.full_like(index_BN1, 1, dtype=logits_BNV.dtype) * anchor
         logits_BNV = logits_BNV.scatter_add(-1, index_BN1, bias)

@@ -98,6 +98,12 @@ class HubModel(Backbone):
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
+    def save_merged(self, folder: str | Path) -> None:
+        """Write model and processor, LoRA added to the weights; the adapter is gone then."""
+        if isinstance(self.model, peft.PeftModel):
+            self.model = cast(Any, self.model).merge_and_unload(safe_merge=True)
+        self.save_pretrained(folder)
+
     def load_adapter(self, folder: str | Path) -> None:
         # A warning is logged where the adapter says that it was made for another base model.
         config, weights = adapter_files.read_adapter(folder)

@@ -72,12 +72,18 @@ class ComposedConfig:
     sample_steps: int = 20
     caption_dropout: float = 0.1
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``config.json``; folders are written as absolute paths, so that they stay right."""
+    def save(self, folder: str | Path, **beside: str) -> None:
+        """Write ``config.json``; folders are written as absolute paths, so that they stay right.
+
+        Args:
+            folder: where to.
+            beside: parts by name that lie in ``folder`` itself, under these names.
+        """
         content = {"model_type": MODEL_TYPE, "version": VERSION, **asdict(self)}
         for name in ("language", "vision_encoder", "denoiser", "vae"):
             if content[name] is not None and Path(content[name]).is_dir():
                 content[name] = str(Path(content[name]).resolve())
+        content.update(beside)
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -41,6 +41,7 @@ from unigame.backbones.composed.config import CONFIG_FILE, CONNECTOR_FILE, Compo
 from unigame.backbones.composed.connector import TrainedParts
 from unigame.backbones.composed.diffusion import ImageBranch, fixed_noise
 from unigame.backbones.composed.layout import QUERY, ComposedLayout
+from unigame.backbones.composed.parts import copy_settings
 from unigame.backbones.composed.vision import Reader
 from unigame.errors import UserError
 from unigame.seeds import seeds_of_rows
@@ -48,6 +49,7 @@ from unigame.seeds import seeds_of_rows
 # Noise levels at which an evaluating model's generation loss is taken: the same every time.
 EVALUATION_LEVELS = (0.125, 0.375, 0.625, 0.875)
 TRAINABLE_PARTS = ("connector", "projector")
+MERGED_LANGUAGE = "language"
 
 
 class ComposedBackbone(ReadingBackbone):
@@ -132,6 +134,7 @@ class ComposedBackbone(ReadingBackbone):
         temperature: float = 1.0,
         sample: bool = False,
         generator: torch.Generator | None = None,
+        anchor_width: float = 0.0,
     ) -> Drawing:
         if num_candidates < 1:
             raise ValueError(f"num_candidates={num_candidates} draws nothing; give 1 or more")
@@ -281,6 +284,18 @@ class ComposedBackbone(ReadingBackbone):
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.settings.save(folder)
         self.trained.save(folder)
+
+    def save_merged(self, folder: str | Path) -> None:
+        # The language model is written beside, merged; other parts stay where they are.
+        if isinstance(self.model, peft.PeftModel):
+            self.model = self.model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        own = Path(folder) / MERGED_LANGUAGE
+        own.mkdir(parents=True)
+        copy_settings(self.settings.language, own)
+        self.model.save_pretrained(own)
+        self.processor.save_pretrained(own)
+        self.save_pretrained(folder)
+        self.settings.save(folder, language=MERGED_LANGUAGE)
 
     def load_adapter(self, folder: str | Path) -> None:
         # During warm-up it is the connector of a checkpoint of the warm-up.

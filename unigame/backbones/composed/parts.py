@@ -6,6 +6,7 @@ in one line before gigabytes are loaded or downloaded.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,8 @@ from unigame.backbones.model_files import (
     read_json,
 )
 from unigame.errors import UserError
+
+SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 UNETS, DITS = ("UNet2DConditionModel",), ("SanaTransformer2DModel", "PixArtTransformer2DModel")
 VAES = ("AutoencoderKL", "AutoencoderDC")
@@ -261,3 +264,17 @@ def _read_json(reference: str, name: str, subfolder: str | None = None) -> dict[
     content = read_json(file)
     check_numbers(content, file)
     return content
+
+
+def copy_settings(reference: str, folder: Path) -> None:
+    """The language model's own small files, such as its image processor's, for a copy of it."""
+    if Path(reference).is_dir():
+        place = Path(reference)
+    else:
+        from huggingface_hub import snapshot_download
+
+        place = Path(snapshot_download(reference, allow_patterns=list(SETTINGS_FILES)))
+    for pattern in SETTINGS_FILES:
+        for file in place.glob(pattern):
+            if "index" not in file.name:  # of the weights' files, which are written anew
+                shutil.copyfile(file, folder / file.name)

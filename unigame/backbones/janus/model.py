@@ -132,6 +132,11 @@ class JanusBackbone(AutoregressiveBackbone):
         # Of unit norm, as the class's decoder expects them.
         return F.normalize(self.janus.model.vqmodel.quantize.embedding.weight, p=2, dim=-1)
 
+    def kinship(self) -> Tensor:
+        """The image head's rows: 8 numbers of a code do not tell content from style."""
+        head = self.janus.model.generation_head.vision_head
+        return cast(Tensor, head.weight)
+
     def decode_vectors(self, vectors_MNE: Tensor) -> Tensor:
         if self.checkpointing and vectors_MNE.requires_grad:
             return cast(Tensor, checkpoint(self._decode, vectors_MNE, use_reentrant=False))

@@ -81,7 +81,7 @@ class Adversary:
 
 _OF_A_RUN = (
     *("gradient_candidates", "anchor", "temperature", "lambda_norm", "l2", "tv"),
-    *("label_floor", "clip_weight", "clip_floor"),
+    *("label_floor", "clip_weight", "clip_floor", "anchor_mode", "anchor_width"),
 )
 
 

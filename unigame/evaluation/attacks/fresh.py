@@ -122,9 +122,8 @@ def attacked_images(
         drawing = backbone.draw(
             states_BNH + perturber(states_BNH),
             visual.codes,
-            anchor=config.anchor,
-            temperature=config.temperature,
             sample=config.sample_candidates,
             generator=generator,
+            **config.drawing_options,
         )
     return drawing.images

@@ -24,6 +24,42 @@ if TYPE_CHECKING:
     from unigame.backbones.base import Backbone, Drawing
 
 
+@dataclass(frozen=True)
+class OwnPerturbation:
+    """What each candidate drew for itself: a multiple of eps, and a head of C."""
+
+    strength_BK: Tensor
+    head_BK: Tensor
+
+    @classmethod
+    def drawn(
+        cls, samples: int, settings: SelfPlaySettings, generator: torch.Generator | None
+    ) -> OwnPerturbation:
+        """One of each for every candidate, uniformly; the redrawn baseline draws them, too."""
+        device = "cpu" if generator is None else generator.device
+        shape = (samples, settings.num_candidates)
+        strengths = torch.tensor(settings.strengths, device=device)
+
+        def choose(count: int) -> Tensor:
+            return torch.randint(count, shape, generator=generator, device=device)
+
+        return cls(strengths[choose(len(strengths))], choose(settings.heads))
+
+    @staticmethod
+    def joined(parts: Sequence[OwnPerturbation | None]) -> OwnPerturbation | None:
+        """Those of consecutive parts of one batch; None where there are none."""
+        own = [part for part in parts if part is not None]
+        if not own:
+            return None
+        return OwnPerturbation(
+            torch.cat([part.strength_BK for part in own]), torch.cat([part.head_BK for part in own])
+        )
+
+    def to(self, device: torch.device) -> OwnPerturbation:
+        """The same on a device."""
+        return OwnPerturbation(self.strength_BK.to(device), self.head_BK.to(device))
+
+
 @dataclass
 class ChallengeResult:
     """What a challenge found. Row ``b * K + k`` of drawing and tokens is entry (b, k) elsewhere.
@@ -34,12 +70,14 @@ class ChallengeResult:
         right_BK: whether U reads each candidate right; see ``answers``.
         hardness_BK: H of Eq. 4, detached.
         similarity_BK: of candidates to originals, detached.
-        delta_BNH: the perturbation, detached float32.
+        delta_BNH: the perturbation, detached float32; where candidates differ, that of the first
+            head at full strength.
         states_BNH: what was perturbed: z_hat, or z in token space.
         drawing: the candidates; None in token space.
         tokens_ENH: what U read: z of the candidates (B*K, N, H); in token space z_til itself.
         codes: the images' own codes; None in token space.
         metrics: figures for logging.
+        own: what each candidate drew for itself; None where all are perturbed alike.
         backbone: who played; ``perturber_step`` needs it to keep dropout off in backward.
     """
 
@@ -55,6 +93,7 @@ class ChallengeResult:
     codes: Tensor | None
     metrics: dict[str, float]
     backbone: Backbone = field(repr=False)
+    own: OwnPerturbation | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[ChallengeResult]) -> ChallengeResult:
@@ -92,6 +131,7 @@ class ChallengeResult:
                 for name in first.metrics
             },
             backbone=first.backbone,
+            own=OwnPerturbation.joined([part.own for part in parts]),
         )
 
 
@@ -170,10 +210,9 @@ def draw_and_read(
             perturbed_BNH,
             codes,
             num_candidates=count,
-            anchor=settings.anchor,
-            temperature=settings.temperature,
             sample=sample,
             generator=generator,
+            **settings.drawing_options,
         )
         features, tokens_ENH = backbone.read_images(drawing.images)
     losses = backbone.answer_token_losses(None, *rows.question_arguments, embeds=tokens_ENH)

@@ -19,13 +19,16 @@ places where it leaves a choice:
    floor's bonus in its H; the bonus of the rejected ones raises the quantile the others must reach.
 7. ``space="tokens"`` (Table 4's upper half) perturbs z = Proj(Enc(x)) and draws nothing. Its
    "cosine" compares z with z_til; its candidates are stored as tokens.
-8. CE here is that of the answer's own tokens, without the end mark: see ``answers.py``.
+8. Each candidate may draw a strength (a multiple of eps) and a head of C for itself: a C of one
+   direction at one strength shows U one kind of picture only.
+9. CE here is that of the answer's own tokens, without the end mark: see ``answers.py``.
 
 Dropout is off, so hardness is a fact about the candidate and the model, not about a mask.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,9 +40,20 @@ from torch import Tensor, nn
 from unigame.errors import UserError
 from unigame.methods.rows import Rows
 from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer
-from unigame.methods.selfplay.candidates import ChallengeResult, Reading, draw_and_read
-from unigame.methods.selfplay.objectives import accept, hardness, label_penalty, perturber_objective
-from unigame.methods.selfplay.perturber import PerturberBase, full_precision, token_rms
+from unigame.methods.selfplay.candidates import (
+    ChallengeResult,
+    OwnPerturbation,
+    Reading,
+    draw_and_read,
+)
+from unigame.methods.selfplay.objectives import (
+    accept,
+    hardness,
+    label_penalty,
+    missed,
+    perturber_objective,
+)
+from unigame.methods.selfplay.perturber import Perturber, PerturberBase, full_precision, token_rms
 from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import NoSimilarity, SimilarityScorer
 
@@ -88,7 +102,7 @@ def challenge(
         pictures_at_once: of the candidates that C does not learn from, in one pass; None: all.
 
     Raises:
-        UserError: ``label_weight`` > 0 without a scorer, or a scorer that cannot judge tokens.
+        UserError: a term of content without a scorer, or a scorer that cannot judge tokens.
     """
     scorer = scorer or NoSimilarity()
     label_scorer = _label_scorer(label_scorer or scorer, settings)
@@ -96,9 +110,21 @@ def challenge(
     with backbone.without_dropout(), torch.set_grad_enabled(with_grad and torch.is_grad_enabled()):
         states_BNH, codes = _states(backbone, rows, settings, visual)
         delta_BNH = perturber(states_BNH)
-        perturbed_BNH = states_BNH + delta_BNH  # both float32: see perturber.py
+        own = None
+        if settings.candidates_differ:
+            own = OwnPerturbation.drawn(len(states_BNH), settings, generator).to(states_BNH.device)
 
-        def read(count: int) -> Reading:
+        def read(first: int, count: int) -> Reading:
+            if own is None:
+                return read_alike(delta_BNH, count)
+            deltas = [
+                _own_delta(perturber, states_BNH, delta_BNH, own, k, settings)
+                for k in range(first, first + count)
+            ]
+            return functools.reduce(Reading.beside, [read_alike(delta, 1) for delta in deltas])
+
+        def read_alike(delta_BNH: Tensor, count: int) -> Reading:
+            perturbed_BNH = states_BNH + delta_BNH  # both float32: see perturber.py
             return draw_and_read(
                 backbone,
                 perturbed_BNH,
@@ -113,7 +139,7 @@ def challenge(
                 generator=generator,
             )
 
-        learned = read(settings.learned_candidates)
+        learned = read(0, settings.learned_candidates)
         objective_B = perturber_objective(
             full_precision(learned.ce_BK),
             delta_BNH / perturber.scale(states_BNH).clamp(min=1e-12),
@@ -123,14 +149,18 @@ def challenge(
             similarity_BK=learned.label_BK,
             label_weight=settings.label_weight,
             label_floor=settings.label_floor,
+            content_weight=settings.content_weight,
+            ce_cap=settings.ce_cap,
         )
+        if settings.diversity_weight and isinstance(perturber, Perturber):
+            objective_B = objective_B - settings.diversity_weight * perturber.overlap(states_BNH)
         reading = learned.detach()
         left = settings.num_candidates - settings.learned_candidates
         at_once = max(1, (pictures_at_once or left * len(states_BNH)) // len(states_BNH))
         while left:
             count = min(left, at_once)
             with torch.no_grad():
-                reading = reading.beside(read(count))
+                reading = reading.beside(read(settings.num_candidates - left, count))
             left -= count
     ce_BK, similarity_BK = reading.ce_BK.float(), reading.similarity_BK.float()
     result = ChallengeResult(
@@ -146,6 +176,7 @@ def challenge(
         codes=codes,
         metrics={},
         backbone=backbone,
+        own=own,
     )
     result.metrics = _metrics(result, perturber, settings, reading.label_BK)
     return result
@@ -244,7 +275,7 @@ def mine(
         result: of ``challenge`` on the same ``batch``.
         batch: gives each candidate its own question, true answer and id.
         buffer: keeps the hardest; its ``recent`` candidates set the hardness to reach.
-        settings: of the challenge; ``quantile`` and ``clip_floor`` filter.
+        settings: of the challenge; ``accept`` and what belongs to it filter.
         step: training step, stored with the samples.
         keep_tokens: store what U read of each picture too, in the memory of the CPU, so that
             replaying it needs neither the decoder nor the vision encoder.
@@ -252,13 +283,7 @@ def mine(
     """
     judged_E = candidate_hardness(result)
     buffer.recent.add(gather(judged_E) if gather is not None else judged_E)
-    accepted_E = accept(
-        result.hardness_BK,
-        result.similarity_BK,
-        settings.hard_quantile,
-        settings.clip_floor,
-        buffer.recent.values,
-    ).flatten()
+    accepted_E = _accepted(result, settings, buffer).flatten()
     rows = accepted_E.nonzero().flatten()
     if result.drawing is not None:
         compact = result.drawing.compact.detach()[rows].cpu()
@@ -288,6 +313,16 @@ def mine(
     return MiningReport(candidates=accepted_E.numel(), accepted=len(samples), kept=kept)
 
 
+def _accepted(
+    result: ChallengeResult, settings: SelfPlaySettings, buffer: HardSampleBuffer
+) -> Tensor:
+    hardness_BK, similarity_BK = result.hardness_BK, result.similarity_BK
+    if settings.accept == "missed":
+        return missed(similarity_BK, result.right_BK, hardness_BK, settings.clip_floor)
+    recent = buffer.recent.values
+    return accept(hardness_BK, similarity_BK, settings.hard_quantile, settings.clip_floor, recent)
+
+
 def candidate_hardness(result: ChallengeResult) -> Tensor:
     """H of each candidate, (B*K,); NaN where it or the similarity cannot be judged."""
     hardness_E, similarity_E = result.hardness_BK.flatten(), result.similarity_BK.flatten()
@@ -312,14 +347,29 @@ def _states(
         return full_precision(visual.states_BNH), visual.codes
 
 
+def _own_delta(
+    perturber: PerturberBase,
+    states_BNH: Tensor,
+    delta_BNH: Tensor,
+    own: OwnPerturbation,
+    k: int,
+    settings: SelfPlaySettings,
+) -> Tensor:
+    """The perturbation of every sample's candidate k; ``delta_BNH`` is that of the first head."""
+    if settings.heads > 1:
+        delta_BNH = perturber(states_BNH, own.head_BK[:, k])
+    return delta_BNH * own.strength_BK[:, k, None, None]
+
+
 def _label_scorer(scorer: SimilarityScorer, settings: SelfPlaySettings) -> SimilarityScorer | None:
-    """The scorer of the label-preservation term; None where that term is off."""
-    if settings.label_weight == 0:
+    """The scorer of the terms of content; None where they are off."""
+    if not settings.uses_label:
         return None
     if isinstance(scorer, NoSimilarity):
         raise UserError(
-            f"label_weight={settings.label_weight} without a similarity scorer: there is nothing "
-            "to preserve the label by; use similarity 'cosine' or 'clip', or label_weight 0"
+            f"label_weight={settings.label_weight}, content_weight={settings.content_weight} "
+            "without a similarity scorer: there is nothing to preserve the content by; use "
+            "similarity 'cosine' or 'clip', or set both to 0"
         )
     return scorer
 
@@ -332,6 +382,8 @@ def _metrics(
 ) -> dict[str, float]:
     """Figures for logging, brought to the host in one transfer."""
     delta_norm_BN = result.delta_BNH.norm(dim=-1)
+    if result.own is not None:
+        delta_norm_BN = delta_norm_BN * result.own.strength_BK.mean(1, keepdim=True)
     relative_BN1 = delta_norm_BN[..., None] / token_rms(result.states_BNH).clamp(min=1e-12)
     values = {
         "objective": result.objective,

@@ -63,7 +63,8 @@ class ReplayTally:
         if not self.accepted:
             return (
                 f"none of {self.candidates} candidates was accepted; see clip_floor="
-                f"{settings.clip_floor} and similarity={settings.similarity}"
+                f"{settings.clip_floor}, similarity={settings.similarity} and "
+                f"accept={settings.accept}"
             )
         return (
             f"the buffer holds {self.held} samples of {self.accepted} accepted ones and replay "
@@ -91,6 +92,11 @@ class Watch:
         game, settings, args = self.game, self.game.settings, self.game.run.args
         if game.optimizer is not None:
             _check_warm_up_of_c(settings, max_steps)
+        if settings.warm_up_steps >= max_steps:
+            warn(
+                f"warm_up_steps={settings.warm_up_steps} is as long as the run of {max_steps} "
+                "steps: U never moves"
+            )
         most = offered_at_most(settings, args, max_steps) + game.tally.held
         needed = settings.min_size(game.batch_size)
         if settings.buffer and most < needed:
@@ -110,10 +116,15 @@ class Watch:
             if not self._told_of_acceptance:
                 self._told_of_acceptance = True
                 warn(f"nothing can be replayed: {why}")
-        elif step == math.ceil(max_steps / 10) and not tally.replayed:
+        elif step == self._first_look(max_steps) and not tally.replayed:
             if self._told_of_replay:
                 return
             warn(f"no hard sample was replayed in {step} of {max_steps} steps: {why}")
+
+    def _first_look(self, max_steps: int) -> int:
+        """When U has moved for a tenth of its steps."""
+        alone = self.game.settings.warm_up_steps
+        return alone + math.ceil((max_steps - alone) / 10)
 
 
 def _check_warm_up_of_c(settings: SelfPlaySettings, steps: int) -> None:

@@ -46,6 +46,7 @@ from unigame.methods import files
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
 from unigame.methods.captions import MadeCaptions
+from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, Rows
 from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, stack_compact
 from unigame.methods.selfplay.challenge import (
@@ -57,16 +58,21 @@ from unigame.methods.selfplay.challenge import (
     perturber_gradients,
     perturber_update,
 )
+from unigame.methods.selfplay.diagnosis import diagnose
+from unigame.methods.selfplay.examples import Examples
 from unigame.methods.selfplay.floor_check import FloorCheck
+from unigame.methods.selfplay.heads import Heads
 from unigame.methods.selfplay.health import ReplayTally, Watch
 from unigame.methods.selfplay.perturber import (
     NoPerturber,
+    Perturber,
     PerturberBase,
     RandomPerturber,
     build_perturber,
 )
 from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
 from unigame.methods.selfplay.settings import SelfPlaySettings
+from unigame.methods.selfplay.verifier_check import VerifierCheck
 from unigame.methods.semantics import ClipSimilarity, SimilarityScorer, build_scorer
 from unigame.seeds import derive_seed
 from unigame.system.say import warn
@@ -108,7 +114,7 @@ class SelfPlay(Method):
     name = "selfplay"
     Settings = SelfPlaySettings
     settings: SelfPlaySettings
-    figures = (
+    figures: tuple[str, ...] = (
         "hard_ce",
         "hard_answer_ce",
         *CHALLENGE_FIGURES,
@@ -139,6 +145,8 @@ class SelfPlay(Method):
         **values: Any,
     ) -> None:
         super().__init__(settings, **values)
+        if self.settings.perturber_scope != "token":
+            self.figures = (*type(self).figures, *Heads.figures(self.settings.heads))
         self._given = (scorer, label_scorer, perturber)
         self.tally = ReplayTally()
 
@@ -225,6 +233,9 @@ class SelfPlay(Method):
                 eps_init=settings.eps_init,
                 eps_mode=settings.eps_mode,  # type: ignore[arg-type]
                 seed=own_seed,
+                scope="token" if settings.perturber_scope == "token" else "shared",
+                heads=settings.heads,
+                fixed=settings.eps_gate == "fixed",
             )
         self.perturber = perturber.to(run.device)
         parameters = list(self.perturber.parameters())
@@ -247,7 +258,17 @@ class SelfPlay(Method):
         by_clip = settings.similarity == "clip"
         named = f"clip {settings.similarity_mode}" if by_clip else settings.similarity
         self.floor_check = FloorCheck(settings.clip_floor, named, speaks=run.rank == 0)
+        checks = run.rank == 0 and settings.draws and settings.similarity != "none"
+        self.verifier_check = VerifierCheck(
+            self.scorer, named, settings.verifier_check, speaks=checks
+        )
+        self.heads: Heads | None = None
+        if settings.perturber_scope != "token":
+            self.heads = Heads(
+                settings.heads, settings.restart_below, settings.restart_window, run.args.seed
+            )
         self._watch = Watch(self)
+        self.examples = Examples(settings.keep_examples if run.rank == 0 and settings.draws else 0)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._replayed: list[HardSample] = []
@@ -280,7 +301,7 @@ class SelfPlay(Method):
 
         given = scorer is not None
         scorer = scorer.to(self.run.device) if scorer is not None else build(settings.similarity)
-        if settings.label_weight == 0:
+        if not settings.uses_label:
             return scorer, None
         if label_scorer is not None:
             return scorer, label_scorer.to(self.run.device)
@@ -309,8 +330,14 @@ class SelfPlay(Method):
         self._watch.look(step, max_steps)
 
     def finish(self) -> None:
-        """A short run saw few candidates: the floor is judged by those."""
+        """A short run saw few candidates: the floor is judged by those. Pictures for the report."""
         self.floor_check.judge()
+        self.verifier_check.judge()
+        self.examples.write(self)
+
+    def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """What is wrong with the game, by its figures."""
+        return diagnose(self, log)
 
     def summary(self) -> str:
         """What became of the candidates of all processes."""
@@ -323,16 +350,43 @@ class SelfPlay(Method):
         self.forget_candidates()
         if step % self.settings.challenge_every == 0:
             rows = self.challenged(batch)
+            self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
+            if self.heads is not None:
+                self._look_at_heads(result, rows.counts)
             if rows.counts:
                 self._record(result, norm)
+                with self.run.autocast():
+                    self.verifier_check.see(rows)
                 self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
             if (step // self.settings.challenge_every) % self.settings.mine_every == 0:
                 with self.run.phase("mine"):
                     report = self.mine(result, rows, step)
                 self._add("acceptance_rate", report.accepted, report.candidates)
-        self._choose()
+        if not self.plays_alone(step):
+            self._choose()
+
+    def plays_alone(self, step: int) -> bool:
+        """While C warms up against a model that does not move."""
+        return step < self.settings.warm_up_steps
+
+    def _look_at_heads(self, result: ChallengeResult, counts: bool) -> None:
+        """Log what each head drew, and give those that destroy content new weights."""
+        assert self.heads is not None
+        verified_BK = result.similarity_BK >= self.settings.clip_floor
+        head_BK = None if result.own is None else result.own.head_BK
+        counts_2M = self.heads.counted(head_BK, verified_BK) * counts
+        self.heads.record(counts_2M, self._add)
+        lost = self.heads.see(self.run.sum(counts_2M))
+        if not isinstance(self.perturber, Perturber):
+            return
+        for head in lost:
+            self.heads.restart(head, self.perturber, self.optimizer)
+        self._add("head_restarts", sum(self.heads.restarts))
+        if self.settings.heads > 1:
+            with torch.no_grad():
+                self._add("head_overlap", self.perturber.overlap(result.states_BNH).mean())
 
     def challenged(self, batch: Batch) -> Rows:
         """What C plays on: rows with an answer, or a share of them, each with a prompt."""
@@ -673,7 +727,7 @@ class SelfPlay(Method):
         self._read_weights(folder)
 
     def _read_weights(self, folder: Path) -> dict[str, Tensor]:
-        advice = "resume with the perturbation, perturber_width and perturber_depth of that run"
+        advice = "resume with the perturbation, and the perturber_* settings, of that run"
         return files.read_weights(folder / PERTURBER_FILE, self.perturber, advice)
 
     def save(self, folder: Path, rank: int, world_size: int) -> None:
@@ -696,6 +750,7 @@ class SelfPlay(Method):
             "buffer": self.buffer.state_dict(),
             "generator": self.generator.get_state(),
             "tally": vars(self.tally).copy(),
+            "heads": self.heads.state_dict() if self.heads else None,
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
@@ -708,6 +763,8 @@ class SelfPlay(Method):
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
         self.tally = ReplayTally(**state["tally"])
+        if self.heads is not None and state.get("heads") is not None:
+            self.heads.load_state_dict(state["heads"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
 

@@ -80,6 +80,15 @@ def label_penalty(similarity: Tensor, label_floor: float) -> Tensor:
     return (label_floor - similarity).clamp(min=0.0)
 
 
+def log_shortfall(similarity: Tensor, label_floor: float) -> Tensor:
+    """log(1 + how far each candidate is below the floor). Any shape.
+
+    Where the similarity is a log-likelihood, as of a reader that is sure, it falls without end: as
+    it is, a few lost pictures would outweigh all others.
+    """
+    return label_penalty(similarity, label_floor).log1p()
+
+
 def perturber_objective(
     ce_BK: Tensor,
     delta_BNH: Tensor,
@@ -90,10 +99,13 @@ def perturber_objective(
     similarity_BK: Tensor | None = None,
     label_weight: float = 0.0,
     label_floor: float = 1.0,
+    content_weight: float = 0.0,
+    ce_cap: float | None = None,
 ) -> Tensor:
     """L_C of Eq. 7 with its optional terms, per sample (B,); C *maximises* its mean.
 
-    mean_K(CE) - label_weight * mean_K(label_penalty) - lambda * ||delta||^2 - l2 * mean_square
+    mean_K(min(CE, ce_cap)) - label_weight * mean_K(label_penalty)
+    - content_weight * mean_K(log_shortfall) - lambda * ||delta||^2 - l2 * mean_square
     - tv * token_total_variation.
 
     No scalar multiplies the whole: an adaptive optimizer divides it out again, so it would be a
@@ -109,17 +121,18 @@ def perturber_objective(
         similarity_BK: differentiable similarity of each candidate to its original.
         label_weight: weight of the label-preservation term; 0 leaves it out.
         label_floor: see ``label_penalty``.
+        content_weight: weight of ``log_shortfall``; 0 leaves it out.
+        ce_cap: bound of each CE; None: none.
 
     Raises:
-        ValueError: ``label_weight`` without ``similarity_BK``.
+        ValueError: ``label_weight`` or ``content_weight`` without ``similarity_BK``.
     """
-    objective_B = ce_BK.mean(dim=-1)
-    if label_weight > 0:
-        if similarity_BK is None:
-            raise ValueError("label_weight > 0 needs similarity_BK, the differentiable similarity")
-        objective_B = objective_B - label_weight * label_penalty(similarity_BK, label_floor).mean(
-            dim=-1
-        )
+    objective_B = (ce_BK if ce_cap is None else ce_BK.clamp(max=ce_cap)).mean(dim=-1)
+    for weight, term in ((label_weight, label_penalty), (content_weight, log_shortfall)):
+        if weight > 0:
+            if similarity_BK is None:
+                raise ValueError("a term of content needs similarity_BK, differentiable")
+            objective_B = objective_B - weight * term(similarity_BK, label_floor).mean(dim=-1)
     if lambda_norm:
         objective_B = objective_B - lambda_norm * squared_norm(delta_BNH)
     if l2:
@@ -160,3 +173,12 @@ def accept(
     among = hardness[finite] if recent is None else recent
     threshold = torch.quantile(among.float(), quantile).to(hardness.device)
     return finite & (hardness.float() >= threshold) & (similarity >= floor)
+
+
+def missed(similarity: Tensor, right: Tensor, hardness: Tensor, floor: float) -> Tensor:
+    """Which candidates are verified *and* read wrong by U: similarity at or above ``floor``.
+
+    Bool, same shape; what is not finite is refused.
+    """
+    finite = hardness.isfinite() & similarity.isfinite()
+    return finite & (similarity >= floor) & ~right

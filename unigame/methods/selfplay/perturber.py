@@ -23,6 +23,7 @@ from unigame.errors import UserError
 
 PerturberKind = Literal["learned", "random", "none"]
 EpsMode = Literal["absolute", "relative"]
+Scope = Literal["token", "shared"]
 
 
 def token_rms(states_BNH: Tensor) -> Tensor:
@@ -63,8 +64,12 @@ class PerturberBase(nn.Module):
         raise NotImplementedError
 
     def direction(self, states_BNH: Tensor) -> Tensor:
-        """A vector of L2 norm 1 (0 where undefined) for each token, (B, N, H)."""
+        """A vector of L2 norm 1 (0 where undefined) for each token, (B, N, H) or (B, 1, H)."""
         raise NotImplementedError
+
+    def direction_of(self, states_BNH: Tensor, head_B: Tensor) -> Tensor:
+        """The same by the head that each sample drew; one without heads has one direction."""
+        return self.direction(states_BNH)
 
     def scale(self, states_BNH: Tensor) -> Tensor:
         """Length that eps = 1 stands for, (B, 1, 1) or (1, 1, 1): 1, or the RMS token norm."""
@@ -72,11 +77,12 @@ class PerturberBase(nn.Module):
             return token_rms(states_BNH)
         return states_BNH.new_ones(1, 1, 1)
 
-    def forward(self, states_BNH: Tensor) -> Tensor:
+    def forward(self, states_BNH: Tensor, head_B: Tensor | None = None) -> Tensor:
         """Give delta = C(z_hat), (B, N, H) in float32 (float64 for float64 weights and states).
 
         Args:
             states_BNH: z_hat, or the understanding tokens z in token space.
+            head_B: which of its heads perturbs each sample; None: the first.
 
         Returns:
             The perturbation; per token its L2 norm is eps, or eps times the sample's RMS token
@@ -84,7 +90,11 @@ class PerturberBase(nn.Module):
         """
         with torch.autocast(device_type=states_BNH.device.type, enabled=False):
             states_BNH = full_precision(states_BNH)
-            return self.direction(states_BNH) * (self.eps * self.scale(states_BNH))
+            if head_B is None:
+                direction = self.direction(states_BNH)
+            else:
+                direction = self.direction_of(states_BNH, head_B)
+            return (direction * (self.eps * self.scale(states_BNH))).expand_as(states_BNH)
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -105,6 +115,11 @@ class Perturber(PerturberBase):
         eps_max: bound on the per-token norm (see ``PerturberBase``); the paper's is 0.02.
         eps_init: eps at the start, strictly between 0 and ``eps_max``; the paper's is 0.01.
         eps_mode: ``"absolute"`` (the paper's) or ``"relative"``.
+        scope: ``"token"`` (the paper's), or ``"shared"``: one direction for all tokens, from their
+            mean and a learned vector. A direction of each token's own can smear content; a shared
+            one changes how the whole picture is drawn.
+        heads: shared directions; more than one share the inner layers.
+        fixed: eps stays ``eps_init``.
 
     Raises:
         UserError: a size below 1, or eps_init outside (0, eps_max).
@@ -120,9 +135,14 @@ class Perturber(PerturberBase):
         eps_max: float = 0.02,
         eps_init: float = 0.01,
         eps_mode: EpsMode = "absolute",
+        *,
+        scope: Scope = "token",
+        heads: int = 1,
+        fixed: bool = False,
     ) -> None:
         super().__init__(eps_max, eps_mode)
-        for name, value in (("hidden_size", hidden_size), ("width", width), ("depth", depth)):
+        sizes_by_name = {"hidden_size": hidden_size, "width": width, "depth": depth, "heads": heads}
+        for name, value in sizes_by_name.items():
             if value < 1:
                 raise UserError(f"perturber {name}={value!r}: must be a whole number of at least 1")
         if not 0 < eps_init < eps_max:
@@ -130,14 +150,19 @@ class Perturber(PerturberBase):
                 f"eps_init={eps_init!r} must lie strictly between 0 and eps_max={eps_max!r}: "
                 "eps = eps_max * sigmoid(g) reaches neither end; lower eps_init or raise eps_max"
             )
-        sizes = [hidden_size, *[width] * (depth - 1), hidden_size]
+        self.heads = heads
+        sizes = [hidden_size, *[width] * (depth - 1), heads * hidden_size]
         layers: list[nn.Module] = []
         for i in range(depth - 1):
             layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
         layers.append(nn.Linear(sizes[-2], sizes[-1], bias=False))
         self.layers = nn.Sequential(*layers)
         share = eps_init / eps_max
-        self.gate = nn.Parameter(torch.tensor(math.log(share / (1.0 - share))))
+        gate = torch.tensor(math.log(share / (1.0 - share)))
+        self.gate = nn.Parameter(gate, requires_grad=not fixed)
+        self.shift: nn.Parameter | None = None
+        if scope == "shared":
+            self.shift = nn.Parameter(torch.zeros(heads, hidden_size))
 
     @property
     def eps(self) -> Tensor:
@@ -146,12 +171,50 @@ class Perturber(PerturberBase):
 
     def direction(self, states_BNH: Tensor) -> Tensor:
         """The MLP's output, normalised per token; a zero output gives a zero direction, not NaN."""
+        if self.shift is not None:
+            return self.directions(states_BNH)[:, :1]
+        return F.normalize(self._out(states_BNH), dim=-1, eps=1e-12)
+
+    def direction_of(self, states_BNH: Tensor, head_B: Tensor) -> Tensor:
+        """One shared direction a sample, (B, 1, H)."""
+        directions_BMH = self.directions(states_BNH)
+        return directions_BMH[torch.arange(len(head_B), device=head_B.device), head_B][:, None]
+
+    def directions(self, states_BNH: Tensor) -> Tensor:
+        """What every head says of each sample, (B, M, H), normalised."""
+        assert self.shift is not None, "directions of each token belong to no head"
+        shift_MH = self.shift
+        out_BMH = self._out(states_BNH.mean(dim=1)).unflatten(-1, shift_MH.shape) + shift_MH
+        return F.normalize(out_BMH, dim=-1, eps=1e-12)
+
+    def overlap(self, states_BNH: Tensor) -> Tensor:
+        """How alike the heads are, (B,): the mean cosine of two of them, where positive."""
+        with torch.autocast(device_type=states_BNH.device.type, enabled=False):
+            directions_BMH = self.directions(full_precision(states_BNH))
+        cosine_BMM = directions_BMH @ directions_BMH.mT
+        return cosine_BMM.triu(1).clamp(min=0).sum((-2, -1)) / math.comb(self.heads, 2)
+
+    @torch.no_grad()
+    def restart(self, head: int, seed: int) -> dict[Tensor, slice]:
+        """Give a head the weights of a new one; returns which rows of which weights they are."""
+        assert self.shift is not None
+        last, size = self.layers[-1], self.shift.shape[1]
+        assert isinstance(last, nn.Linear)
+        rows, bound = slice(head * size, (head + 1) * size), last.in_features**-0.5
+        new = torch.empty(size, last.in_features)  # as nn.Linear starts
+        new.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        last.weight[rows] = new.to(last.weight)
+        self.shift[head] = 0
+        return {last.weight: rows, self.shift: slice(head, head + 1)}
+
+    def _out(self, states: Tensor) -> Tensor:
         if self.gate.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"the perturber's weights are {self.gate.dtype}; they must stay float32, or the "
                 "perturbation is lost to rounding: do not cast C together with the model"
             )
-        return F.normalize(self.layers(states_BNH.to(self.gate.dtype)), dim=-1, eps=1e-12)
+        out: Tensor = self.layers(states.to(self.gate.dtype))
+        return out
 
 
 class RandomPerturber(PerturberBase):
@@ -162,6 +225,7 @@ class RandomPerturber(PerturberBase):
         eps_init: the fixed length of the noise, at most ``eps_max``.
         eps_mode: as for ``Perturber``.
         seed: of its own generator, which ``state_dict`` carries; the global one is not touched.
+        scope: as for ``Perturber``; a shared direction is a new one for each sample and head.
     """
 
     kind: PerturberKind = "random"
@@ -172,12 +236,14 @@ class RandomPerturber(PerturberBase):
         eps_init: float = 0.01,
         eps_mode: EpsMode = "absolute",
         seed: int = 0,
+        scope: Scope = "token",
     ) -> None:
         super().__init__(eps_max, eps_mode)
         if not 0 < eps_init <= eps_max:
             raise UserError(f"eps_init={eps_init!r} must be in (0, eps_max={eps_max!r}]")
         self.eps_fixed = float(eps_init)
         self.generator = torch.Generator().manual_seed(seed)
+        self.scope: Scope = scope
 
     @property
     def eps(self) -> Tensor:
@@ -186,7 +252,9 @@ class RandomPerturber(PerturberBase):
 
     def direction(self, states_BNH: Tensor) -> Tensor:
         """Gaussian, normalised: uniform on the sphere. Drawn on the CPU, so devices agree."""
-        noise_BNH = torch.randn(states_BNH.shape, generator=self.generator)
+        samples, tokens, width = states_BNH.shape
+        shape = (samples, tokens if self.scope == "token" else 1, width)
+        noise_BNH = torch.randn(shape, generator=self.generator)
         return F.normalize(noise_BNH, dim=-1).to(states_BNH)
 
     def get_extra_state(self) -> Tensor:
@@ -226,6 +294,9 @@ def build_perturber(
     eps_init: float = 0.01,
     eps_mode: EpsMode = "absolute",
     seed: int = 0,
+    scope: Scope = "token",
+    heads: int = 1,
+    fixed: bool = False,
 ) -> PerturberBase:
     """Build the perturber that a setting names.
 
@@ -237,9 +308,19 @@ def build_perturber(
     if kind == "learned":
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return Perturber(hidden_size, width, depth, eps_max, eps_init, eps_mode)
+            return Perturber(
+                hidden_size,
+                width,
+                depth,
+                eps_max,
+                eps_init,
+                eps_mode,
+                scope=scope,
+                heads=heads,
+                fixed=fixed,
+            )
     if kind == "random":
-        return RandomPerturber(eps_max, eps_init, eps_mode, seed)
+        return RandomPerturber(eps_max, eps_init, eps_mode, seed, scope)
     if kind == "none":
         return NoPerturber()
     raise UserError(f"perturber kind {kind!r} is unknown; use 'learned', 'random' or 'none'")

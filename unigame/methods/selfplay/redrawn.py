@@ -62,7 +62,8 @@ def redrawn(
         backbone,
         NoPerturber(),
         rows,
-        replace(settings, label_weight=0.0),  # a term of C's objective, and C does not play
+        # Terms of C's objective, and C does not play.
+        replace(settings, label_weight=0.0, content_weight=0.0),
         scorer,
         generator,
         with_grad=False,

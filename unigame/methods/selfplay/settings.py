@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from unigame.errors import UserError
 from unigame.methods.semantics import SCORERS
-from unigame.settings.rules import Number, Switch, Text, Whole, check_fields, setting
+from unigame.settings.rules import Many, Number, Switch, Text, Whole, check_fields, setting
 
 MOST = 2**31 - 1  # of steps and rows: what every library counts with
 _POSITIVE = Number(low=0, above=True)
@@ -93,6 +94,35 @@ class SelfPlaySettings:
         256, Whole(low=1, high=65_536), "Hidden width of C; 256 gives the paper's 2.1M at H=4096."
     )
     perturber_depth: int = setting(3, Whole(low=1, high=100), "Linear layers of C.")
+    perturber_scope: str = setting(
+        "token",
+        Text(choices=("token", "shared", "heads")),
+        "'token': a direction for each token, as in the paper; 'shared': one for all tokens of a "
+        "picture, from their mean and a learned vector; 'heads': several shared ones, of which "
+        "each candidate draws one.",
+    )
+    perturber_heads: int = setting(
+        4, Whole(low=2, high=1024), "Directions of perturber_scope=heads."
+    )
+    diversity_weight: float = setting(
+        0.0,
+        _WEIGHT,
+        "Weight of the term that keeps heads apart: the cosine of two of them, where positive.",
+    )
+    restart_below: float = setting(
+        0.0,
+        Number(low=0, high=1),
+        "A shared direction starts anew when a smaller share of its candidates was verified "
+        "(reached clip_floor): it destroys content. 0: never.",
+    )
+    restart_window: int = setting(
+        64, _COUNT, "Candidates, of all processes together, that restart_below is judged by."
+    )
+    warm_up_steps: int = setting(
+        0,
+        Whole(low=0, high=MOST),
+        "First optimizer steps in which C plays alone: U stays as it is. They count in max_steps.",
+    )
     perturbation: str = setting(
         "learned",
         Text(choices=("learned", "random", "none")),
@@ -106,6 +136,16 @@ class SelfPlaySettings:
     eps_max: float = setting(0.02, _POSITIVE, "Largest L2 norm of the perturbation of a token.")
     eps_init: float = setting(
         0.01, _POSITIVE, "Norm of the perturbation at the start; below eps_max."
+    )
+    eps_gate: str = setting(
+        "learned",
+        Text(choices=("learned", "fixed")),
+        "'learned': C finds its own eps, which may shrink to harmless; 'fixed': it stays eps_init.",
+    )
+    strengths: list[float] = setting(
+        (1.0,),
+        Many(item=Number(low=0, above=True, high=1), least=1),
+        "Multiples of eps, of which each candidate draws one.",
     )
     eps_mode: str = setting(
         "absolute",
@@ -129,8 +169,20 @@ class SelfPlaySettings:
     )
     label_similarity: str = setting(
         "cosine",
-        Text(choices=("clip", "cosine")),
-        "Scorer of the label term: 'clip' or 'cosine' of frozen vision features.",
+        Text(),
+        "Scorer of the label and content terms: 'clip', 'cosine' of frozen vision features, or a "
+        "scorer of an installed package.",
+    )
+    content_weight: float = setting(
+        0.0,
+        _WEIGHT,
+        "Weight of log(1 + shortfall below label_floor), which keeps content but, unlike "
+        "label_weight, hardly grows where it is lost (0: off).",
+    )
+    ce_cap: float | None = setting(
+        None,
+        Number(low=0, above=True, optional=True),
+        "C gains nothing by raising U's loss above this. Null: no bound.",
     )
 
     # ---- drawing -------------------------------------------------------------------------------
@@ -145,6 +197,19 @@ class SelfPlaySettings:
     )
     anchor: float = setting(
         0.0, _WEIGHT, "Bias of the drawing toward the image's own codes. 0: pure redrawing."
+    )
+    anchor_mode: str = setting(
+        "own",
+        Text(choices=("own", "near")),
+        "'own': the anchor holds the image's own codes; 'near': also codes that mean nearly the "
+        "same, so that another style of the same content is within reach. Latents have no codes: "
+        "there both pull alike.",
+    )
+    anchor_width: float = setting(
+        1.0,
+        _POSITIVE,
+        "How far 'near' reaches: a code of cosine c to the own one gets anchor * exp((c - 1) / "
+        "anchor_width).",
     )
     temperature: float = setting(
         1.0, _POSITIVE, "Temperature of the draw and of its soft gradient."
@@ -184,6 +249,19 @@ class SelfPlaySettings:
         _COSINE,
         "Candidates less similar than this are never kept. The paper's value, for image-text CLIP; "
         "other scorers need another: below_floor in the log is the share that it rejects.",
+    )
+    verifier_check: float = setting(
+        0.9,
+        Number(low=0, high=1),
+        "Warn if the similarity tells mildly corrupted training pictures from ones with half of "
+        "another's content with an AUC below this, measured on the first batches. 0: not measured.",
+        free=True,
+    )
+    accept: str = setting(
+        "quantile",
+        Text(choices=("quantile", "missed")),
+        "Which candidates are kept, of those at or above clip_floor: 'quantile': the hardest, by "
+        "hard_quantile; 'missed': all that U reads wrong.",
     )
     hard_quantile: float = setting(
         0.6,
@@ -226,6 +304,14 @@ class SelfPlaySettings:
         "Hard samples in each mixed batch. Default: one for two clean samples.",
     )
 
+    keep_examples: int = setting(
+        16,
+        Whole(low=0, high=1000),
+        "At the end write so many pictures of the run, clean, redrawn and attacked, with what the "
+        "model says to each, into examples/ for its report. 0: none.",
+        free=True,
+    )
+
     # ---- memory and speed ----------------------------------------------------------------------
     challenge_micro_batch: int | None = setting(
         None,
@@ -258,11 +344,13 @@ class SelfPlaySettings:
             )
         check_fields(self)
         SCORERS.require(self.similarity)
+        SCORERS.require(self.label_similarity)
         if self.eps_init >= self.eps_max:
             raise UserError(
                 f"eps_init={self.eps_init} must be below eps_max={self.eps_max}: the gate starts "
                 "inside its bound; lower eps_init or raise eps_max"
             )
+        self._refuse_idle()
         if self.perturb_space == "tokens" and self.num_candidates > 1:
             raise UserError(
                 f"num_candidates={self.num_candidates} with perturb_space=tokens: nothing is drawn "
@@ -279,11 +367,49 @@ class SelfPlaySettings:
                 "look at; set similarity=cosine"
             )
 
+    def _refuse_idle(self) -> None:
+        """A switch of a part that is off would be turned for nothing."""
+        if self.diversity_weight and self.perturber_scope != "heads":
+            raise UserError(
+                f"diversity_weight={self.diversity_weight} with perturber_scope="
+                f"{self.perturber_scope}: only heads can be alike; set perturber_scope=heads"
+            )
+        if self.restart_below and self.perturber_scope == "token":
+            raise UserError(
+                f"restart_below={self.restart_below} with perturber_scope=token: only shared "
+                "directions start anew; set perturber_scope=shared or heads"
+            )
+        if self.anchor_mode == "near" and self.anchor == 0:
+            raise UserError("anchor_mode=near with anchor=0 holds nothing; set anchor, such as 8")
+
+    @property
+    def uses_label(self) -> bool:
+        """Whether C's objective has a term of the picture's content."""
+        return self.label_weight > 0 or self.content_weight > 0
+
     @property
     def uses_clip(self) -> bool:
         """Whether a CLIP checkpoint is needed."""
-        by_label = self.label_weight > 0 and self.label_similarity == "clip"
+        by_label = self.uses_label and self.label_similarity == "clip"
         return self.similarity == "clip" or by_label
+
+    @property
+    def heads(self) -> int:
+        """Shared directions that candidates draw from."""
+        return self.perturber_heads if self.perturber_scope == "heads" else 1
+
+    @property
+    def candidates_differ(self) -> bool:
+        """Whether each candidate has a perturbation of its own."""
+        return self.heads > 1 or len(self.strengths) > 1
+
+    @property
+    def drawing_options(self) -> dict[str, Any]:
+        """Of ``draw``. The reach of the anchor is named only where it has one."""
+        options = {"anchor": self.anchor, "temperature": self.temperature}
+        if self.anchor_mode == "near":
+            options["anchor_width"] = self.anchor_width
+        return options
 
     @property
     def draws(self) -> bool:

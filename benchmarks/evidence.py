@@ -1,0 +1,289 @@
+"""The protocol: does the game beat its controls, over seeds, on questions that nobody tuned on?
+
+    python benchmarks/evidence.py --preset demo --seeds 0 1 2 --json result.json --figure result.png
+
+Every arm takes the same steps of U on the same rows, from the same weights and LoRA initialisation;
+what a method adds, it adds in as many rows. Every seed has its own training data, LoRA, C, and
+questions. Presets: ``evidence_presets.yaml``. What it measures: ``evidence_arms.py``.
+
+Settings are tuned on the validation split. The hash of all of them, and of the model's weights,
+stands in the record. The test split is measured only for settings whose hash is given by
+``--frozen``, or written as ``frozen:`` in the preset, where it is then the default: nobody tunes on
+it by accident.
+
+A finished arm of a seed is never done again: a stopped command goes on where it was. Each arm is
+one thread; ``--workers 2`` does two at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import queue
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and in the workers too
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import evidence_arms
+import evidence_presets
+import evidence_report
+import record
+from evidence_arms import METRICS, SPLITS_OF, Job, Tell
+from evidence_presets import Settings
+from rich.console import Console
+
+from unigame.backbones import load_backbone
+from unigame.demo.progress import Display, progress_on
+from unigame.errors import UserError
+from unigame.system.console import make_console
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", required=True, help="of evidence_presets.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    parser.add_argument("--model", default="janus-nano", help="bundled name or folder")
+    parser.add_argument("--split", choices=tuple(SPLITS_OF))
+    parser.add_argument("--frozen", metavar="SHA", help="the settings' hash; the test split asks")
+    parser.add_argument("--arms", nargs="+", help="only these of the preset's arms")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the preset"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="arms at a time, one thread each")
+    parser.add_argument("--output", type=Path, help="default: runs/evidence/PRESET-HASH")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--figure", type=Path, help="picture to write")
+    options = parser.parse_args(argv)
+    if len(set(options.seeds)) < len(options.seeds):
+        parser.error(f"--seeds {' '.join(map(str, options.seeds))}: give each seed once")
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: give 1 at least")
+    return options
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Do what is not done yet, print the table, write the files.
+
+    Raises:
+        UserError: settings, model or split that cannot be used, before anything is trained.
+    """
+    options, console = parse_arguments(argv), make_console()
+    found = evidence_presets.preset(options.preset, options.set)
+    evidence_presets.settle(found)  # faults of the settings, before the weights
+    weights = load_backbone(options.model, dtype="float32").weights_digest()
+    settings = evidence_presets.settle(found, weights)
+    sha256 = settings.sha256()
+    split = choose_split(options.split, options.frozen, found.get("frozen"), sha256)
+    arms = choose_arms(options.arms, settings)
+    if options.figure and evidence_report.CONTROL not in arms:
+        raise UserError("--figure shows differences to arm sft; add it to --arms")
+    output = options.output or Path("runs/evidence") / f"{options.preset}-{sha256[:8]}"
+    begin(output, settings)
+    console.print(f"settings {sha256}, split {split}, in {output}/", style="dim")
+    jobs = [
+        Job(output, options.model, settings, arm, seed, split)
+        for seed in options.seeds
+        for arm in arms
+    ]
+    run([job for job in jobs if not job.result.exists()], len(jobs), options.workers, console)
+    result = {
+        "preset": options.preset,
+        "seeds": options.seeds,
+        "metrics": (metrics := collect(jobs)),
+        "differences": evidence_report.differences(metrics),
+        "settings_sha256": sha256,
+        "command": command(options, split),
+        "machine": record.machine()["machine"],
+    }
+    write(result, output, options, console)
+    return result
+
+
+def choose_split(asked: str | None, given: str | None, frozen: str | None, sha256: str) -> str:
+    """Validation, or the test split for settings that were frozen.
+
+    Args:
+        asked: on the command line.
+        given: a hash on the command line.
+        frozen: the preset's.
+        sha256: of the settings as they are.
+
+    Raises:
+        UserError: the test split is asked for, and the settings are not the frozen ones.
+    """
+    if given not in (None, sha256):
+        raise UserError(
+            f"--frozen {given}: the settings' hash is {sha256}, so they are not the frozen ones; "
+            "measure on --split validation, or take the settings that were frozen"
+        )
+    is_frozen = sha256 in (given, frozen)
+    if asked == "test" and not is_frozen:
+        raise UserError(
+            f"--split test needs frozen settings: tune on --split validation, then add --frozen "
+            f"{sha256}, the hash of these"
+        )
+    return asked or ("test" if is_frozen else "validation")
+
+
+def choose_arms(asked: list[str] | None, settings: Settings) -> list[str]:
+    """Those asked for, in the preset's order.
+
+    Raises:
+        UserError: one that the preset lacks.
+    """
+    for arm in asked or ():
+        if arm not in settings.arms:
+            raise UserError(f"--arms {arm}: the preset has {', '.join(settings.arms)}")
+    return [arm for arm in settings.arms if asked is None or arm in asked]
+
+
+def begin(output: Path, settings: Settings) -> None:
+    """Make the folder, or see that it is of these settings.
+
+    Raises:
+        UserError: it holds runs of other ones.
+    """
+    file = output / "settings.json"
+    if file.exists() and file.read_text(encoding="utf-8") != settings.text():
+        raise UserError(f"{output} holds runs of other settings; name another --output folder")
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings.text(), encoding="utf-8")
+
+
+def collect(jobs: list[Job]) -> dict[str, dict[str, list[float | None]]]:
+    """``{metric: {arm: [one value a seed]}}``."""
+    figures = {(job.arm, job.seed): job.figures() for job in jobs}
+    arms = list(dict.fromkeys(job.arm for job in jobs))
+    seeds = list(dict.fromkeys(job.seed for job in jobs))
+    return {
+        metric: {arm: [figures[arm, seed][metric] for seed in seeds] for arm in arms}
+        for metric in METRICS
+    }
+
+
+def command(options: argparse.Namespace, split: str) -> str:
+    """What repeats this run, its split said."""
+    words = ["python", "benchmarks/evidence.py", "--preset", options.preset, "--seeds"]
+    words += [*map(str, options.seeds), "--model", options.model, "--split", split]
+    if options.frozen:
+        words += ["--frozen", options.frozen]
+    for name, values in (("--arms", options.arms), ("--set", options.set)):
+        words += [name, *values] if values else []
+    return shlex.join(words)
+
+
+def write(
+    result: dict[str, Any], output: Path, options: argparse.Namespace, console: Console
+) -> None:
+    """The table on the terminal and in the folder, the result and the figure where asked for."""
+    shown = evidence_report.show(result)
+    console.print("\n" + shown)
+    (output / "table.md").write_text(shown + "\n", encoding="utf-8")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.figure:
+        evidence_report.draw(result, options.figure)
+
+
+# ---- two at a time -------------------------------------------------------------------------------
+def run(jobs: list[Job], in_all: int, workers: int, console: Console) -> None:
+    """Do the jobs, so many at a time, and show how far they are."""
+    with progress_on(console) as progress:
+        overall = progress.add_task("arms and seeds", total=in_all)
+        progress.update(overall, completed=in_all - len(jobs))
+        bars = Bars(progress)
+        if workers == 1 or len(jobs) < 2:
+            for job in jobs:
+                evidence_arms.do(job, bars.of(name(job)))
+                progress.advance(overall)
+            return
+        with pool(min(workers, len(jobs))) as (start, said):
+            left = [start(job) for job in jobs]
+            while left:
+                bars.drain(said)
+                for one in [one for one in left if one.done()]:
+                    one.result()  # a fault of a worker is raised here
+                    left.remove(one)
+                    progress.advance(overall)
+
+
+def name(job: Job) -> str:
+    """For people."""
+    return f"seed {job.seed}, {job.arm}"
+
+
+class Bars:
+    """One bar for each arm and each thing done to it."""
+
+    def __init__(self, progress: Display) -> None:
+        self.progress, self.tasks = progress, dict[tuple[str, str], Any]()
+
+    def of(self, job: str) -> Tell:
+        """What an arm in this process tells."""
+        return lambda what, done, total: self.tell(job, what, done, total)
+
+    def tell(self, job: str, what: str, done: int, total: int) -> None:
+        """Move a bar."""
+        if (job, what) not in self.tasks:
+            self.tasks[job, what] = self.progress.add_task(f"  {job}: {what}", total=total)
+        self.progress.update(self.tasks[job, what], completed=done)
+
+    def drain(self, said: queue.Queue[tuple[str, str, int, int]]) -> None:
+        """Move the bars of all that the workers said, and wait for more for a moment."""
+        try:
+            while True:
+                self.tell(*said.get(timeout=0.5))
+        except queue.Empty:
+            pass
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[tuple[Callable[[Job], Future[None]], Any]]:
+    """Processes that do jobs, and the queue of what they say; stopped with us."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        said, others = manager.Queue(), multiprocessing.active_children()
+        executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_signals)
+        try:
+            yield lambda job: executor.submit(work, job, said), said
+        except BaseException:  # also Ctrl-C: what is half done is done again
+            for child in multiprocessing.active_children():
+                if child not in others:
+                    child.terminate()
+            raise
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_signals() -> None:
+    """Ctrl-C reaches every process of a terminal; ours stops the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def work(job: Job, said: Any) -> None:
+    """One job in a process of its own."""
+    label = name(job)
+    evidence_arms.do(job, lambda what, done, total: said.put((label, what, done, total)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"evidence.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Stopped; finished arms are kept, and the same command goes on.")

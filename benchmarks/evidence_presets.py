@@ -1,0 +1,180 @@
+"""Presets of ``evidence.py``: read, merged, checked, and made whole, so that they can be frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unigame.errors import UserError
+from unigame.evaluation.attacks.adversary import adversary_for
+from unigame.methods.registry import build_methods
+from unigame.methods.selfplay import SelfPlaySettings
+from unigame.settings.rules import reject_unknown
+from unigame.training.recipe import Recipe, load_recipe
+
+TABLE = Path(__file__).with_name("evidence_presets.yaml")
+KEYS = (
+    *("recipe", "severity", "steps", "questions", "extra", "training", "game"),
+    *("measured", "arms", "frozen"),
+)
+MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings")
+ARM_KEYS = ("trained", "extra", "game", "methods")
+EXTRA = ("split", "redrawn")
+OF_TRAINING = (
+    "per_device_train_batch_size",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "cache_codes",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        trained: False: the model as it comes.
+        methods: what is played, every setting said.
+        extra: real rows in the place of the game's: their split, and whether they are redrawn.
+    """
+
+    trained: bool
+    methods: dict[str, dict[str, Any]]
+    extra: dict[str, Any] | None
+
+    @property
+    def alone(self) -> int:
+        """Steps in which only players move, which come on top of U's."""
+        return max((int(m.get("warm_up_steps", 0)) for m in self.methods.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A preset with everything that it takes from its recipe; equal settings, equal runs."""
+
+    severity: str
+    steps: int
+    questions: int
+    extra: int
+    measured: dict[str, int]
+    lora: dict[str, Any]
+    training: dict[str, Any]
+    game: dict[str, Any]
+    arms: dict[str, Arm]
+    weights: str = ""
+    """Digest of the model's weights."""
+
+    def text(self) -> str:
+        """What ``settings.json`` holds, and what the hash is of."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, default=str) + "\n"
+
+    def sha256(self) -> str:
+        """Of ``text``."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
+
+
+def read_presets(file: Path = TABLE) -> dict[str, dict[str, Any]]:
+    """The table as it is written."""
+    table: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return table
+
+
+def preset(name: str, changes: Sequence[str] = (), file: Path = TABLE) -> dict[str, Any]:
+    """One preset, merged with what it is like, and changed by ``KEY=VALUE`` texts.
+
+    Raises:
+        UserError: an unknown preset or key.
+    """
+    table = read_presets(file)
+    reject_unknown([name], table, "preset")
+    found = dict(table[name])
+    if (like := found.pop("like", None)) is not None:
+        found = _merged(preset(like, (), file), {"frozen": None, **found})
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: write KEY=VALUE, such as game.eps_max=0.4")
+        node = found
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {change}: {part} holds no settings")
+        node[last] = yaml.safe_load(value)
+    reject_unknown(found, KEYS, "preset setting")
+    reject_unknown(found["measured"], MEASURED, "number of what is measured")
+    return found
+
+
+def settle(found: Mapping[str, Any], weights: str = "") -> Settings:
+    """Fill in what the recipe says, and check every setting of every arm.
+
+    Args:
+        found: of ``preset``.
+        weights: digest of the model's.
+
+    Raises:
+        UserError: a setting that does not exist, or a value that does not fit.
+    """
+    recipe = load_recipe(found["recipe"], here=False)
+    if "selfplay" not in recipe.methods:
+        raise UserError(f"recipe {found['recipe']} lists no method selfplay to take settings from")
+    training = found.get("training") or {}
+    reject_unknown(training, OF_TRAINING, "training setting of a preset")
+    game = _methods({"selfplay": {**recipe.methods["selfplay"], **(found["game"] or {})}})
+    adversary_for(SelfPlaySettings(**game["selfplay"]))  # it attacks all arms
+    return Settings(
+        severity=found["severity"],
+        steps=found["steps"],
+        questions=found["questions"],
+        extra=found["extra"],
+        measured=dict(found["measured"]),
+        lora=recipe.lora,
+        training={**_training(recipe), **training},
+        game=game["selfplay"],
+        arms={
+            str(name): _arm(str(name), dict(arm or {}), game["selfplay"])
+            for name, arm in found["arms"].items()
+        },
+        weights=weights,
+    )
+
+
+def _training(recipe: Recipe) -> dict[str, Any]:
+    found = {name: getattr(recipe.training, name) for name in OF_TRAINING}
+    return {name: getattr(value, "value", value) for name, value in found.items()}
+
+
+def _arm(name: str, arm: dict[str, Any], game: dict[str, Any]) -> Arm:
+    reject_unknown(arm, ARM_KEYS, f"setting of arm {name!r}:")
+    if len(arm) > 1:
+        raise UserError(f"arm {name!r} is {' and '.join(arm)}; it can be one of them")
+    methods = {"sft": {}}
+    if "game" in arm:
+        methods = {"selfplay": {**game, **(arm["game"] or {})}}
+    elif "methods" in arm:
+        methods = arm["methods"]
+    extra = arm.get("extra")
+    reject_unknown(extra or {}, EXTRA, f"setting of arm {name!r}: extra")
+    return Arm(arm.get("trained", True), _methods(methods), extra)
+
+
+def _methods(listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Methods with all of their settings in plain values; refuses what they refuse."""
+    return {method.name: method.as_dict() for method in build_methods(listed)}
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both; where both have one, that of ``high``."""
+    found = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found

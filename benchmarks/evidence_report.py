@@ -1,0 +1,197 @@
+"""What the seeds of ``evidence.py`` say: differences with intervals, a table, a figure, a verdict.
+
+    python benchmarks/evidence_report.py RESULT.json [--figure FILE.png]
+
+The seed is the unit: a difference is taken within each seed, and its 95 % interval is Student's t
+over seeds. An interval over the questions of one run is no evidence of a method: it leaves out what
+another seed of data, LoRA and C would have given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Values = Sequence[float | None]
+Metrics = Mapping[str, Mapping[str, Values]]
+CONTROL = "sft"
+# Student's t, 97.5 %, by degrees of freedom; beyond the last one it is a little too wide.
+T975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and 95 % interval; one value has no interval, and none has no mean."""
+    if not values:
+        return {"mean": None, "low": None, "high": None}
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return {"mean": round(mean, 4), "low": None, "high": None}
+    t = T975[min(len(values) - 1, len(T975)) - 1]
+    half = t * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def difference(arms: Mapping[str, Values], arm: str, control: str) -> dict[str, float | None]:
+    """``arm`` less ``control``, seed by seed; a seed that lacks one of them is left out."""
+    pairs = zip(arms[arm], arms[control], strict=True)
+    return interval([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def differences(metrics: Metrics) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Of every arm to fine-tuning, by metric; empty where fine-tuning was not run."""
+    return {
+        metric: {
+            f"{arm}-{CONTROL}": difference(arms, arm, CONTROL)
+            for arm in arms
+            if arm != CONTROL and CONTROL in arms
+        }
+        for metric, arms in metrics.items()
+    }
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Markdown: the mean of fine-tuning, and every other arm less it, with its interval."""
+    metrics: Metrics = result["metrics"]
+    arms = list(next(iter(metrics.values())))
+    others = [arm for arm in arms if arm != CONTROL]
+    seeds = result["seeds"]
+    named = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
+    if CONTROL not in arms:
+        lines = [f"| %, {named} | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
+        for metric, values in metrics.items():
+            means = [_number(interval(_known(values[arm]))["mean"], "") for arm in arms]
+            lines.append(f"| {metric} | " + " | ".join(means) + " |")
+        return lines
+    titles = [f"{arm} - {CONTROL}" for arm in others]
+    lines = [f"| %, {named} | {CONTROL} | " + " | ".join(titles) + " |"]
+    lines.append("|---|" + "---:|" * (len(titles) + 1))
+    for metric, values in metrics.items():
+        mean = _number(interval(_known(values[CONTROL]))["mean"], "")
+        cells = [_cell(difference(values, arm, CONTROL)) for arm in others]
+        lines.append(f"| {metric} | {mean} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _known(values: Values) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _number(value: float | None, sign: str = "+") -> str:
+    return "" if value is None else f"{value:{sign}.1f}"
+
+
+def _cell(found: Mapping[str, float | None]) -> str:
+    mean, low, high = (_number(found[key]) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if low else mean
+
+
+def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
+    """In sentences: does the game beat its controls, does it harm anything, what share is won?"""
+    if player not in metrics["ood"]:
+        return []
+    lines = []
+    for control in (CONTROL, "round_trip", "random"):
+        if control in metrics["ood"]:
+            lines.append(_against(difference(metrics["ood"], player, control), player, control))
+    if CONTROL not in metrics["ood"] or difference(metrics["ood"], player, CONTROL)["low"] is None:
+        return lines  # of one seed nothing can be said
+    worst = [
+        f"{metric} ({_cell(found)})"
+        for metric, arms in metrics.items()
+        if (metric == "id" or metric.startswith("ood/"))
+        and ((found := difference(arms, player, CONTROL))["low"] or 0) < -1
+    ]
+    harmed = ", ".join(worst) if worst else "none"
+    lines.append(f"Where a loss of more than 1 point to {CONTROL} is not ruled out: {harmed}.")
+    if "augmented" in metrics["ood"]:
+        lines.append(_share_won(metrics, player))
+    return lines
+
+
+def _against(found: Mapping[str, float | None], player: str, control: str) -> str:
+    low = found["low"]
+    if low is None:
+        said = "one seed is no evidence"
+    else:
+        said = "above 0" if low > 0 else "not shown to be above 0"
+    return f"OOD, {player} - {control}: {_cell(found)}, {said}."
+
+
+def _share_won(metrics: Metrics, player: str) -> str:
+    won = []
+    for metric, arms in metrics.items():
+        gain, real = (difference(arms, arm, CONTROL)["mean"] for arm in (player, "augmented"))
+        if metric.startswith("ood/") and gain and real and real > 0 and gain >= real / 2:
+            won.append(metric.removeprefix("ood/"))
+    return f"Conditions with half of what real augmentation gains: {', '.join(won) or 'none'}."
+
+
+def draw(result: Mapping[str, Any], file: Path) -> None:
+    """A picture: for each metric every arm less fine-tuning, seeds as dots, intervals as bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from unigame.reports.style import ADVERSARIAL, CLEAN, DRAWN, MUTED, RC, RIGHT
+
+    metrics: Metrics = result["metrics"]
+    arms = [arm for arm in next(iter(metrics.values())) if arm != CONTROL]
+    colours = {"selfplay": ADVERSARIAL, "augmented": RIGHT, "paper": DRAWN, "base": MUTED}
+    columns = 4
+    rows = math.ceil(len(metrics) / columns)
+    with pyplot.rc_context(RC):
+        size = (3.1 * columns, 0.7 + rows * (0.6 + 0.24 * len(arms)))
+        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+        for axis in axes.flat[len(metrics) :]:
+            axis.axis("off")
+        for axis, (metric, values) in zip(axes.flat, metrics.items(), strict=False):
+            axis.set_title(metric)
+            axis.axvline(0, color=MUTED, linewidth=0.8)
+            for place, arm in enumerate(arms):
+                colour = colours.get(arm, CLEAN)
+                pairs = zip(values[arm], values[CONTROL], strict=True)
+                dots = [a - b for a, b in pairs if a is not None and b is not None]
+                axis.scatter(dots, [place] * len(dots), s=9, color=colour, alpha=0.5, linewidth=0)
+                found = interval(dots)
+                if found["mean"] is not None:
+                    axis.plot(found["mean"], place, "|", color=colour, markersize=9)
+                if found["low"] is not None:
+                    axis.plot([found["low"], found["high"]], [place, place], color=colour)
+            axis.set_yticks(range(len(arms)), arms)
+            axis.set_ylim(len(arms) - 0.5, -0.5)
+        figure.supxlabel(f"points above {CONTROL}; bars: 95 % over {len(result['seeds'])} seeds")
+        figure.tight_layout()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=150)
+        pyplot.close(figure)
+
+
+def show(result: Mapping[str, Any]) -> str:
+    """The table and the verdict, as Markdown."""
+    return "\n".join([*table(result), "", *verdict(result["metrics"])])
+
+
+def main() -> None:
+    """Table and figure of a result that is there already."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("result", type=Path, help="what `evidence.py --json` wrote")
+    parser.add_argument("--figure", type=Path, help="picture to write")
+    options = parser.parse_args()
+    result = json.loads(options.result.read_text(encoding="utf-8"))
+    print(show(result))
+    if options.figure:
+        draw(result, options.figure)
+
+
+if __name__ == "__main__":
+    main()

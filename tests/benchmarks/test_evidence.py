@@ -1,0 +1,309 @@
+"""The protocol on a tiny random model: what it trains, measures, refuses and writes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import unigame
+from tests.tiny import make_tiny_janus
+from unigame.errors import UserError
+from unigame.synthetic.dataset import CONDITIONS
+from unigame.synthetic.questions import vocabulary
+
+SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
+REQUIRED = ("base", "sft", "sft_equal", "round_trip", "random", "paper", "selfplay", "augmented")
+METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i")
+SMALL = (
+    *("training.per_device_train_batch_size=4", "training.learning_rate=0.01", "steps=2"),
+    *("game.hard_batch_size=2", "questions=12", "extra=12", "measured.drawings=1"),
+    *("measured.id=6", "measured.groups=1", "measured.attacked=4"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    names = ("evidence", "evidence_arms", "evidence_presets", "evidence_report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    return str(make_tiny_janus(folder, image_size=48, vocab_words=vocabulary()))
+
+
+def words(model: str, output: Path, *more: str, seeds=("0", "1")) -> list[str]:
+    return [
+        *("--preset", "smoke", "--model", model, "--output", str(output), "--workers", "1"),
+        *("--seeds", *seeds, "--set", *SMALL, *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(scripts, model, tmp_path_factory):
+    """Two seeds of four arms."""
+    output = tmp_path_factory.mktemp("evidence")
+    arms = ("--arms", "selfplay", "base", "sft", "augmented")
+    files = ("--json", str(output / "new" / "r.json"), "--figure", str(output / "new" / "r.png"))
+    scripts.evidence.main(words(model, output, *arms, *files))
+    return output
+
+
+def test_the_record_has_its_keys_and_one_value_a_seed(done):
+    result = json.loads((done / "new" / "r.json").read_text())
+    assert set(result) == {
+        *("preset", "seeds", "metrics", "differences", "settings_sha256", "command", "machine")
+    }
+    assert result["preset"] == "smoke" and result["seeds"] == [0, 1]
+    assert set(result["metrics"]) == {*METRICS, *(f"ood/{name}" for name in CONDITIONS)}
+    for arms in result["metrics"].values():
+        assert list(arms) == ["base", "sft", "selfplay", "augmented"]
+        for values in arms.values():
+            assert len(values) == 2
+            assert all(value is None or 0 <= value <= 100 for value in values)
+    of_ood = result["differences"]["ood"]
+    assert set(of_ood) == {"base-sft", "selfplay-sft", "augmented-sft"}
+    assert all(set(found) == {"mean", "low", "high"} for found in of_ood.values())
+    assert "--split validation" in result["command"]
+    assert (done / "new" / "r.png").stat().st_size > 0
+    assert "selfplay - sft" in (done / "table.md").read_text()
+
+
+def test_arms_of_a_seed_start_alike_and_end_apart(done):
+    def adapter(seed: int, arm: str) -> dict[str, torch.Tensor]:
+        return load_file(done / f"seed-{seed}" / arm / "adapter" / "adapter_model.safetensors")
+
+    sft, game, real = (adapter(0, arm) for arm in ("sft", "selfplay", "augmented"))
+    for other in (game, real, adapter(1, "sft")):
+        assert any(not torch.equal(sft[name], other[name]) for name in sft)
+    # Two steps of 0.01 move A, which is random, by little: its start is the seed's.
+    names = [name for name in sft if "lora_A" in name]
+    apart = max((sft[name] - game[name]).abs().max() for name in names)
+    assert apart < 0.05 < max((sft[n] - adapter(1, "sft")[n]).abs().max() for n in names)
+
+
+def test_what_is_done_is_not_done_again(scripts, done, model, monkeypatch):
+    shutil.rmtree(done / "seed-1" / "selfplay")
+    (done / "seed-0" / "sft" / "validation.json").unlink()
+    trained, measured = [], []
+    train, measure = scripts.evidence_arms._train, scripts.evidence_arms.measure
+    monkeypatch.setattr(
+        scripts.evidence_arms,
+        "_train",
+        lambda job, tell: (trained.append((job.seed, job.arm)), train(job, tell)),
+    )
+    monkeypatch.setattr(
+        scripts.evidence_arms,
+        "measure",
+        lambda *given: (measured.append(given[2]), measure(*given))[1],
+    )
+    before = json.loads((done / "new" / "r.json").read_text())
+    arms = ("--arms", "base", "sft", "selfplay", "augmented")
+    again = scripts.evidence.main(words(model, done, *arms))
+    assert trained == [(1, "selfplay")] and measured == [0, 1]
+    assert again["metrics"] == before["metrics"], "the same seed gave other figures"
+
+
+def test_the_test_split_needs_the_hash_of_these_settings(scripts, done, model):
+    sha256 = json.loads((done / "new" / "r.json").read_text())["settings_sha256"]
+    for given, said in (([], "needs frozen settings"), (["--frozen", "0" * 64], "are not the fro")):
+        with pytest.raises(UserError, match=said) as found:
+            scripts.evidence.main(words(model, done, "--split", "test", *given))
+        assert sha256 in str(found.value)
+    found = scripts.evidence.main(
+        words(model, done, "--arms", "base", "--frozen", sha256, seeds=("0",))
+    )
+    assert "--split test" in found["command"]
+    assert (done / "seed-0" / "base" / "test.json").exists()
+
+
+@pytest.mark.parametrize("change", ["steps=3", "severity=mild", "arms.sft.extra.split=train"])
+def test_other_settings_have_another_hash(scripts, change):
+    def settled(*changes: str):
+        presets = scripts.evidence_presets
+        return presets.settle(presets.preset("demo", changes), "weights")
+
+    assert settled().sha256() == settled("frozen=abc").sha256() != settled(change).sha256()
+
+
+def test_frozen_settings_are_measured_on_the_test_split(scripts):
+    choose = scripts.evidence.choose_split
+    assert choose(None, None, None, "abc") == "validation"
+    assert choose(None, None, "abc", "abc") == "test" == choose("test", "abc", None, "abc")
+    assert choose("validation", None, "abc", "abc") == "validation"
+    assert choose(None, None, "of other settings", "abc") == "validation"
+
+
+def test_a_folder_of_other_settings_is_refused(scripts, done, model):
+    with pytest.raises(UserError, match="other settings"):
+        scripts.evidence.main(words(model, done, "questions=24"))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("game.eps_mx=1", "eps_mx"),
+        ("step=1", "step"),
+        ("arms.sft.gme={}", "gme"),
+        ("measured.odd=1", "odd"),
+        ("game.beta=-1", "beta"),
+        ("training.lr=1", "lr"),
+        ("recipe=sft_joint", "sft_joint"),
+        ("game.perturb_space=tokens", "perturb_space"),
+        ("questions", "KEY=VALUE"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_any_weight_is_loaded(scripts, change, name, tmp_path):
+    with pytest.raises(UserError, match=name):
+        scripts.evidence.main(words(str(tmp_path / "no model"), tmp_path, change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_needs_what_it_compares_with(scripts, model, tmp_path):
+    more = ("--arms", "base", "--figure", str(tmp_path / "x.png"))
+    with pytest.raises(UserError, match="add it to --arms"):
+        scripts.evidence.main(words(model, tmp_path / "out", *more))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_arm_is_named(scripts):
+    settings = scripts.evidence_presets.settle(scripts.evidence_presets.preset("demo"))
+    with pytest.raises(UserError, match="sftt.*augmented"):
+        scripts.evidence.choose_arms(["sftt"], settings)
+
+
+@pytest.mark.parametrize("name", ["demo", "full", "table4", "smoke"])
+def test_presets_hold_what_they_say(scripts, name):
+    settings = scripts.evidence_presets.settle(scripts.evidence_presets.preset(name))
+    arms = settings.arms
+    assert set(REQUIRED) <= set(arms)
+    assert not arms["base"].trained and arms["sft"].methods == {"sft": {}}
+    game = arms["selfplay"].methods["selfplay"]
+    for other, kind in (("round_trip", "none"), ("random", "random")):
+        assert arms[other].methods["selfplay"] == {**game, "perturbation": kind}
+    # What the game adds to a step, arms of real rows add.
+    (extra,) = scripts.evidence_arms.methods_of(arms["augmented"], settings)
+    batch = settings.training["per_device_train_batch_size"]
+    assert extra.settings.rows == (game["hard_batch_size"] or batch // 2)
+    assert extra.settings.weight == game["beta"] and extra.settings.severity == settings.severity
+
+
+def test_steps_in_which_c_plays_alone_come_on_top(scripts):
+    arm = scripts.evidence_presets.Arm(True, {"selfplay": {"warm_up_steps": 7}}, None)
+    assert arm.alone == 7
+    assert scripts.evidence_presets.Arm(True, {"sft": {}}, None).alone == 0
+
+
+def test_extra_rows_follow_the_seed_and_may_be_redrawn(scripts, model):
+    from unigame.backbones import load_backbone
+    from unigame.methods.base import Run
+
+    backbone = load_backbone(model, dtype="float32")
+
+    def rows(seed: int, **settings):
+        method = scripts.evidence_arms.ExtraRows(split="augmented", rows=3, size=6, **settings)
+        args = SimpleNamespace(seed=seed, per_device_train_batch_size=4)
+        method.setup(Run(args, backbone, torch.device("cpu")))
+        taken = []
+        for step in range(2):
+            method.before_step(None, step)
+            taken += method.step_rows()
+        return taken
+
+    first, second = rows(0)
+    assert len(first) == 3 and first.weight == 0.5 and not set(first.ids) & set(second.ids)
+    assert rows(0)[0].questions == first.questions != rows(1)[0].questions
+    redrawn = rows(0, redrawn=True)[0]
+    codes = backbone.encode_images(first.images)
+    assert torch.equal(redrawn.images, backbone.render(codes).clamp(0, 1))
+
+
+def test_questions_of_splits_and_seeds_differ(scripts, model, monkeypatch):
+    from unigame.backbones import load_backbone
+
+    asked = []
+    monkeypatch.setattr(
+        scripts.evidence_arms,
+        "SyntheticDataset",
+        lambda *given, **more: asked.append(given) or dataset(*given, **more),
+    )
+    dataset = unigame.SyntheticDataset
+    presets, backbone = scripts.evidence_presets, load_backbone(model, dtype="float32")
+    settings = presets.settle(presets.preset("smoke", SMALL))
+    for seed, split in ((0, "validation"), (1, "validation"), (0, "test")):
+        scripts.evidence_arms.measure(backbone, settings, seed, split)
+    ood = [given for given in asked if given[0].startswith("ood")]
+    assert [given[0] for given in ood] == ["ood_validation", "ood_validation", "ood"]
+    assert len({given[2] for given in asked}) == len(asked) == 9
+
+
+def test_two_processes_give_what_one_gives(scripts, done, model, tmp_path, capsys):
+    arms = ("--arms", "base", "sft", "--workers", "2")
+    found = scripts.evidence.main(words(model, tmp_path, *arms, seeds=("0",)))
+    before = json.loads((done / "new" / "r.json").read_text())["metrics"]
+    for metric, values in found["metrics"].items():
+        assert values == {arm: before[metric][arm][:1] for arm in ("base", "sft")}
+    said = capsys.readouterr().out
+    assert "seed 0, sft: training: 2 of 2" in said and "arms and seeds: 2 of 2" in said
+
+
+# ---- what the seeds say --------------------------------------------------------------------------
+def test_intervals_are_students_over_seeds(scripts):
+    report, values = scripts.evidence_report, [1.0, 2.0, 6.0]
+    half = 4.303 * statistics.stdev(values) / math.sqrt(3)
+    found = report.interval(values)
+    assert found["mean"] == 3 and found["low"] == pytest.approx(3 - half, abs=1e-4)
+    assert found["high"] - 3 == pytest.approx(3 - found["low"], abs=1e-3)
+    assert report.interval([4.0]) == {"mean": 4.0, "low": None, "high": None}
+    assert report.interval([])["mean"] is None
+    assert report.interval([0.0] * 99 + [1.0])["high"] > 0.01  # beyond the table of t
+
+
+def test_differences_are_taken_within_seeds(scripts):
+    arms = {"sft": [50, 70, None], "selfplay": [52, 73, 90]}
+    found = scripts.evidence_report.differences({"ood": arms})["ood"]
+    assert set(found) == {"selfplay-sft"} and found["selfplay-sft"]["mean"] == 2.5
+    assert scripts.evidence_report.differences({"ood": {"base": [1.0]}}) == {"ood": {}}
+
+
+def result_of(selfplay, **arms):
+    ood = {"sft": [50, 51, 52], "selfplay": selfplay, **arms}
+    return {"seeds": [0, 1, 2], "metrics": {"ood": ood, "id": ood, "ood/blur": ood}}
+
+
+def test_the_verdict_says_what_was_shown(scripts):
+    def said(*given, **more):
+        return "\n".join(scripts.evidence_report.verdict(result_of(*given, **more)["metrics"]))
+
+    won = said([53.0, 54.1, 55.0], random=[50, 51, 52.1], augmented=[54, 55, 56])
+    assert "selfplay - sft: +3.0 [+2.9, +3.2], above 0" in won and "selfplay - random" in won
+    assert "not ruled out: none" in won and "augmentation gains: blur" in won
+    lost = said([40.0, 51, 60], augmented=[54, 55, 56])
+    assert "not shown to be above 0" in lost and "id (" in lost and "gains: none" in lost
+
+
+def test_one_seed_is_no_evidence(scripts):
+    one = {"ood": {"sft": [50.0], "selfplay": [60.0], "augmented": [61.0]}}
+    assert scripts.evidence_report.verdict(one) == [
+        "OOD, selfplay - sft: +10.0, one seed is no evidence."
+    ]
+
+
+def test_the_table_has_a_row_for_each_metric(scripts):
+    lines = scripts.evidence_report.table(result_of([53.0, 54.1, 55.0]))
+    assert lines[0] == "| %, 3 seeds | sft | selfplay - sft |"
+    assert lines[2] == "| ood | 51.0 | +3.0 [+2.9, +3.2] |" and len(lines) == 5
+    alone = scripts.evidence_report.table({"seeds": [4], "metrics": {"ood": {"base": [61.0]}}})
+    assert alone[0] == "| %, seed 4 | base |" and alone[2] == "| ood | 61.0 |"

@@ -1,0 +1,90 @@
+"""The folder of a run, as training writes it, made up: a log, pictures, findings, settings."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SAID = (
+    {"clean": "red", "redrawn": "red", "attacked": "red"},
+    {"clean": "red", "redrawn": "blue", "attacked": "blue"},
+    {"clean": "Red.", "redrawn": "red", "attacked": "green"},
+    {"clean": "blue", "redrawn": "blue", "attacked": "blue"},
+)
+QUESTION = 'what <b>colour</b> is "it" & why?'
+
+
+def log(steps: int = 12) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for n in range(1, steps + 1):
+        fall = math.exp(-n / steps)
+        entries.append(
+            {
+                "step": 10 * n,
+                "loss": fall,
+                "learning_rate": 1e-3,
+                "clean_answer_ce": 0.6 * fall,
+                "redrawn_ce": 0.8 * fall + 0.1,
+                "adversarial_ce": fall + 0.3,
+                "hard_answer_ce": fall + 0.4,
+                "attack_success_rate": 0.4 * fall,
+                "redrawn_success_rate": 0.1,
+                "similarity": 0.8,
+                "redrawn_similarity": 0.9,
+                "buffer_size": 5.0 * n,
+                "hardness_q25": 1.0,
+                "hardness_q50": 1.5,
+                "hardness_q75": 2.0 + 0.1 * n,
+                "acceptance_rate": 0.2,
+                "seconds_challenge": 0.5,
+                "seconds_understand": 0.2,
+            }
+        )
+    return entries
+
+
+def write_run(
+    folder: Path, *, findings: list[dict[str, Any]] | None = None, examples: int = 4, side: int = 16
+) -> Path:
+    """What a finished run leaves, as far as the page reads it."""
+    (folder / "examples").mkdir(parents=True)
+    state = {"global_step": 120, "log_history": log()}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    about = {
+        "format": "unigame-run/1",
+        "command": "unigame train janus_nano --seed 3",
+        "seeds": {"seed": 3},
+        "settings": {"max_steps": 120},
+        "versions": {"unigame": "0.1.0", "torch": "2.13"},
+        "device": "cpu",
+        "processes": 1,
+        "findings": findings or [],
+    }
+    (folder / "about.json").write_text(json.dumps(about))
+    record = {"methods": {"selfplay": {"beta": 0.5}}, "recipe": {"model": "janus-nano"}}
+    (folder / "run.json").write_text(json.dumps(record))
+    entries = []
+    for number in range(examples):
+        names = {kind: f"{number}-{kind}.png" for kind in ("clean", "redrawn", "attacked")}
+        for place, name in enumerate(names.values()):
+            pixels = np.random.default_rng(number).integers(0, 200, (side, side, 3)) + 10 * place
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "examples" / name)
+        entries.append(
+            {
+                "id": str(number),
+                "question": QUESTION,
+                "answer": "red",
+                "caption": "a red circle",
+                "said": SAID[number % len(SAID)],
+                "similarity": {"redrawn": 0.9, "attacked": 0.8},
+                "pictures": names,
+            }
+        )
+    content = {"format": "unigame-examples/1", "examples": entries}
+    (folder / "examples" / "examples.json").write_text(json.dumps(content))
+    return folder

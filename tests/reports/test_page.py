@@ -1,0 +1,160 @@
+"""The page of a run: what stands on it, read as a browser would parse it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.reports.record_files import four, record, write
+from tests.reports.run_files import QUESTION, write_run
+from unigame import cli
+from unigame.errors import UserError
+from unigame.reports.page.write import write_report
+
+VOID = {"meta", "link", "img", "input", "br", "line", "circle", "polyline"}
+
+
+class Page(HTMLParser):
+    """Tags with attributes, whether they nest, and the text of each heading."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in self.open[-1:]:
+            self.text.setdefault(tag, []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def page_of(*runs: Path) -> tuple[Page, str]:
+    text = write_report(runs).read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_a_run_alone(tmp_path: Path) -> None:
+    page, text = page_of(write_run(tmp_path / "game"))
+    (verdict,) = page.text["h1"]
+    assert "120 steps" in verdict and "fell from" in verdict and "no evaluation" in verdict
+    assert "No symptom" in text and "unigame train janus_nano --seed 3" in text
+    kinds = [attrs["data-kind"] for attrs in page.all("li") if "data-kind" in attrs]
+    assert kinds == ["broken", "redrawn", "held", "wrong"]  # successes of the attack first
+    assert QUESTION in page.text["h3"] and "<b>colour" not in text  # texts of data are texts
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = [str(attrs["href"])[1:] for attrs in page.all("a")]
+    assert set(targets) <= set(ids)
+
+
+def test_it_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page, text = page_of(write_run(tmp_path / "game"))
+    for _, attrs in page.tags:
+        for name in ("src", "href", "srcset", "data"):
+            assert str(attrs.get(name) or "#").startswith(("data:", "#"))
+    assert not re.search(r"url\(|@import|https?://", text)
+    pictures = page.all("img")
+    assert len(pictures) == 4 * 6 and all("alt" in attrs for attrs in pictures)
+
+
+def test_every_control_has_a_name(tmp_path: Path) -> None:
+    page, _ = page_of(write_run(tmp_path / "game"))
+    for attrs in page.all("input"):
+        assert attrs["type"] == "radio" or attrs["aria-label"]
+    assert all(svg.get("aria-label") or svg.get("aria-hidden") for svg in page.all("svg"))
+
+
+def test_findings_with_their_knob(tmp_path: Path) -> None:
+    finding = {"symptom": "C dead", "says": "rate is 0", "knob": "raise it", "figures": {}}
+    _, text = page_of(write_run(tmp_path / "game", findings=[finding]))
+    assert "C dead" in text and "Raise it." in text and "No symptom" not in text
+
+
+def test_evaluations_give_a_verdict_with_intervals(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game")
+    for name, right, adapter in (("base", 0.4, None), ("game", 0.8, "unigame")):
+        benchmarks, summary = four(right)
+        content = record(benchmarks, adapter=adapter, summary=summary)
+        if name == "game":
+            (run / "evaluation").mkdir()
+            (run / "evaluation" / "results.json").write_text(json.dumps(content))
+        else:
+            write(tmp_path, name, content)
+    page, text = page_of(tmp_path / "base", run)
+    (verdict,) = page.text["h1"]
+    assert "game is better than base on VQAv2 (+" in verdict and " to +" in verdict
+    assert 'class="gap better"' in text and "(baseline)" in text
+    assert write_report([tmp_path / "base", run]) == tmp_path / "base" / "report.html"
+
+
+def test_a_demo_is_its_arms(tmp_path: Path) -> None:
+    write_run(tmp_path / "arms" / "unigame")
+    (tmp_path / "config.json").write_text(json.dumps({"arms": {"sft": {}, "unigame": {}}}))
+    for arm, right in (("base", 0.4), ("sft", 0.5), ("unigame", 0.9)):
+        benchmarks, summary = four(right)
+        folder = tmp_path / "arms" / arm
+        write(folder, "evaluation", record(benchmarks, sha=arm, summary=summary))
+    page, _ = page_of(tmp_path)
+    assert page.text["h1"][0].startswith("UniGame is better than SFT")
+    assert len([attrs for attrs in page.all("li") if "data-kind" in attrs]) == 4
+
+
+def test_large_pictures_do_not_make_it_huge(tmp_path: Path) -> None:
+    _, text = page_of(write_run(tmp_path / "game", examples=1, side=384))
+    assert "data:image/jpeg" in text and len(text) < 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda run: (run / "trainer_state.json").write_text("{"), "trainer_state.json"),
+        (lambda run: (run / "examples" / "0-clean.png").write_text("no"), "0-clean.png"),
+        (
+            lambda run: (run / "examples" / "examples.json").write_text('{"format": "x/2"}'),
+            "x/2",
+        ),
+    ],
+)
+def test_damaged_files_are_named(damage, named: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game")
+    damage(run)
+    with pytest.raises(UserError, match=re.escape(named)):
+        write_report([run])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "game")
+    out = tmp_path / "shown" / "page.html"
+    assert cli.main(["report", str(run), "--output", str(out)]) == 0 and out.is_file()
+    assert cli.main(["report", str(run)]) == 0 and (run / "report.html").is_file()
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    wrong = {
+        "nowhere": ["nowhere"],
+        "empty": [str(tmp_path / "empty")],
+        "page.txt": [str(run), "--output", "page.txt"],
+        "twice": [str(run), str(run)],
+    }
+    for named, words in wrong.items():
+        assert cli.main(["report", *words]) == 2
+        assert named in capsys.readouterr().err

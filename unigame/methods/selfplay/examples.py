@@ -1,0 +1,139 @@
+"""Some pictures of a run, for its report: clean, redrawn, attacked, and what U says to each.
+
+    output_dir/examples/examples.json     format, and an entry for each example
+    output_dir/examples/0-clean.png ...   -redrawn.png, -attacked.png
+
+C as it is at the end attacks the latest pictures that it was given, one candidate each. Beside it
+stands the same picture redrawn at eps 0 under the same noise. The answers are free ones, as
+``unigame answer`` gives them. This costs about three challenges without gradient, once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unigame.methods.rows import Rows
+from unigame.methods.selfplay.challenge import challenge
+from unigame.methods.selfplay.redrawn import redrawn
+from unigame.seeds import derive_seed
+from unigame.system.say import warn
+
+if TYPE_CHECKING:
+    from unigame.methods.selfplay.method import SelfPlay
+
+FOLDER, INDEX, FORMAT = "examples", "examples.json", "unigame-examples/1"
+KINDS = ("clean", "redrawn", "attacked")
+
+
+class Examples:
+    """Remembers the latest challenged rows, and draws them again at the end.
+
+    Args:
+        count: how many; 0: none.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._parts: deque[Rows] = deque()
+
+    def see(self, rows: Rows) -> None:
+        """Rows that C plays on now. Nothing is copied."""
+        if not self.count or not rows.counts:
+            return
+        rows = rows.first(self.count)
+        texts = {name: getattr(rows, name) for name in ("questions", "answers", "captions", "ids")}
+        self._parts.append(Rows(images=rows.pictures, **texts))
+        while sum(map(len, self._parts)) - len(self._parts[0]) >= self.count:
+            self._parts.popleft()
+
+    def write(self, game: SelfPlay) -> None:
+        """Draw, ask and write. A fault here costs the run nothing but its pictures."""
+        folder = Path(game.run.args.output_dir) / FOLDER
+        if not self._parts:
+            return
+        try:
+            with _noise_kept(game):
+                found = [entry for part in self._parts for entry in _play(game, part)]
+            found = found[-self.count :]
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            entries = [_write_one(folder, number, *entry) for number, entry in enumerate(found)]
+            content = {"format": FORMAT, "examples": entries}
+            (folder / INDEX).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        except (RuntimeError, OSError) as error:  # memory, disk: the result is not saved yet
+            warn(f"the report will have no pictures: {' '.join(str(error).split())}")
+
+
+@contextmanager
+def _noise_kept(game: SelfPlay) -> Iterator[None]:
+    """Within: what a random perturber draws is not missing from a run that goes on later."""
+    generator = getattr(game.perturber, "generator", None)
+    before = None if generator is None else generator.get_state()
+    try:
+        yield
+    finally:
+        if generator is not None:
+            generator.set_state(before)
+
+
+@torch.no_grad()
+def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    """What became of each row: its texts and scores, and its three pictures."""
+    backbone, settings = game.run.backbone, game.settings
+    samples = settings.sample_candidates or settings.num_candidates > 1
+    one = replace(  # without terms of C's objective: C does not learn here
+        settings,
+        num_candidates=1,
+        gradient_candidates=1,
+        label_weight=0.0,
+        content_weight=0.0,
+        sample_candidates=samples,
+    )
+    generator = torch.Generator(device=game.run.device)
+    generator.manual_seed(derive_seed(game.run.args.seed, FOLDER))
+    noise = generator.get_state()
+    with game.run.autocast():
+        attacked = challenge(
+            backbone, game.perturber, rows, one, game.scorer, generator, with_grad=False
+        )
+        plain = redrawn(backbone, rows, one, game.scorer, noise)
+        assert attacked.drawing is not None and plain.drawing is not None
+        pictures = (rows.pictures, plain.drawing.images, attacked.drawing.images)
+        said = [backbone.answer(images, rows.questions) for images in pictures]
+    similarity = (plain.similarity_BK[:, 0].tolist(), attacked.similarity_BK[:, 0].tolist())
+    return [
+        (
+            {
+                "id": rows.ids[i],
+                "question": rows.questions[i],
+                "answer": rows.answers[i],
+                "caption": rows.captions[i],
+                "said": {kind: words[i].strip() for kind, words in zip(KINDS, said, strict=True)},
+                "similarity": {"redrawn": similarity[0][i], "attacked": similarity[1][i]},
+            },
+            [images[i] for images in pictures],
+        )
+        for i in range(len(rows))
+    ]
+
+
+def _write_one(
+    folder: Path, number: int, entry: dict[str, Any], images_3SS: Sequence[Tensor]
+) -> dict[str, Any]:
+    names = {}
+    for kind, image_3SS in zip(KINDS, images_3SS, strict=True):
+        names[kind] = f"{number}-{kind}.png"
+        pixels = image_3SS.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+        Image.fromarray(pixels.cpu().numpy()).save(folder / names[kind])
+    return {**entry, "pictures": names}

@@ -1,0 +1,143 @@
+"""What lies in the folder of a run, for the page: log, pictures, findings, settings, evaluations.
+
+    trainer_state.json (or log.json)       figures by step
+    examples/examples.json                 pictures, with what the model said
+    about.json                             command, versions, seeds, findings
+    run.json, unigame_config.json          model, data, methods; every setting
+    results.json, */results.json           evaluations
+
+Each may be missing. A demo's folder stands for its arms: their evaluations, and the game's run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unigame.errors import UserError
+from unigame.system.json_text import parse_json
+
+EXAMPLES_FORMAT, ABOUT_FORMAT = "unigame-examples/1", "unigame-run/1"
+DEMO_BASELINE, DEMO_PLAYER = "sft", "unigame"
+DEMO_LABELS = {
+    "sft": "SFT",
+    "sft_equal_samples": "SFT, equal samples",
+    "round_trip": "round trip",
+    "unigame": "UniGame",
+}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run.
+
+    Attributes:
+        folder: where it lies.
+        label: its name on the page.
+        log: what was logged, in order.
+        about: of ``about.json``.
+        record: of ``run.json``.
+        settings: of ``unigame_config.json``.
+        examples: entries of ``examples.json``; pictures are paths.
+        evaluations: folders of results.json, by label.
+    """
+
+    folder: Path
+    label: str
+    log: list[Mapping[str, Any]] = field(default_factory=list)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    examples: list[Mapping[str, Any]] = field(default_factory=list)
+    evaluations: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show of it."""
+        return not (self.log or self.examples or self.evaluations)
+
+
+def read_run(folder: Path, label: str) -> RunFiles:
+    """Read what is there.
+
+    Raises:
+        UserError: there is no such folder, nothing of a run in it, or a damaged file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is no folder; give the output_dir of a run")
+    arms = demo_arms(folder)
+    training = folder / "arms" / DEMO_PLAYER if arms else folder
+    places = (training, training / "adapter")
+    about = _first(places, "about.json", {})
+    found = RunFiles(
+        folder=folder,
+        label=label,
+        log=_log(training),
+        about=about if about.get("format") == ABOUT_FORMAT else {},
+        record=_first(places, "run.json", {}),
+        settings=_first(places, "unigame_config.json", {}),
+        examples=list(_examples(training)),
+        evaluations=arms or dict(_evaluations(folder, label)),
+    )
+    if found.is_empty:
+        raise UserError(
+            f"{str(folder)!r} holds no run (trainer_state.json), no examples/ and no results.json; "
+            "give the output_dir of a finished run, or the folder of an evaluation"
+        )
+    return found
+
+
+def demo_arms(folder: Path) -> dict[str, Path]:
+    """Evaluations of a demo's arms by label, in the demo's order; empty: it is no demo."""
+    changes = _read(folder / "config.json", {}).get("arms")
+    if not isinstance(changes, Mapping):
+        return {}
+    places = {arm: folder / "arms" / arm / "evaluation" for arm in ("base", *changes)}
+    there = {arm: place for arm, place in places.items() if (place / "results.json").is_file()}
+    return {DEMO_LABELS.get(arm, arm): place for arm, place in there.items()}
+
+
+def _evaluations(folder: Path, label: str) -> Iterator[tuple[str, Path]]:
+    files = sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
+    for file in files:
+        alone = len(files) == 1
+        yield label if alone else f"{label} ({file.parent.relative_to(folder)})", file.parent
+
+
+def _log(folder: Path) -> list[Mapping[str, Any]]:
+    state = _read(folder / "trainer_state.json", {})
+    log = state.get("log_history") or _read(folder / "log.json", [])
+    return [entry for entry in log if isinstance(entry, Mapping)]
+
+
+def _examples(folder: Path) -> Iterator[Mapping[str, Any]]:
+    place = folder / "examples"
+    content = _read(place / "examples.json", {})
+    if content and content.get("format") != EXAMPLES_FORMAT:
+        raise UserError(
+            f"{place / 'examples.json'} has the format {content.get('format')!r} and this version "
+            f"reads {EXAMPLES_FORMAT!r}; use the version of unigame that made the run"
+        )
+    for entry in content.get("examples", []):
+        pictures = {kind: place / Path(name).name for kind, name in entry["pictures"].items()}
+        if all(path.is_file() for path in pictures.values()):
+            yield {**entry, "pictures": pictures}
+
+
+def _first(folders: tuple[Path, ...], name: str, default: Any) -> Any:
+    return next((_read(f / name, default) for f in folders if (f / name).is_file()), default)
+
+
+def _read(path: Path, default: Any) -> Any:
+    """A JSON file of the type of ``default``, which stands for one that is not there."""
+    if not path.is_file():
+        return default
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it, or run again") from error
+    if not isinstance(found, type(default)):
+        raise UserError(f"{path} is no file of a run; remove it, or run again")
+    return found

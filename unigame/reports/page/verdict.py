@@ -1,0 +1,98 @@
+"""What changed, in one sentence that a person can repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from unigame.reports.compare import Cell, Comparison, listed, verdict
+
+SAID = 3  # figures in a sentence that can be repeated
+
+
+def sentence(comparison: Comparison, row: int) -> str:
+    """One model against the baseline: gains and losses with their 95 % intervals."""
+    name, base = comparison.labels[row], comparison.labels[comparison.baseline]
+    found = [
+        (title, cell)
+        for grid in comparison.tables
+        for title, cell in zip(grid.columns, grid.cells[row], strict=True)
+        if cell.gap is not None and cell.judged
+    ]
+    if not found:
+        return f"There is no difference between {name} and {base} with an interval."
+    won, lost = ([pair for pair in found if pair[1].mark == mark] for mark in (1, -1))
+    parts = []
+    if won:
+        parts.append(f"{name} is better than {base} on {_figures(won)}")
+    if lost:
+        parts.append(f"{'' if won else name + ' is '}worse than {base} on {_figures(lost)}")
+    even = len(found) - len(won) - len(lost)
+    if not parts:
+        return (
+            f"No figure tells {name} from {base}: all {len(found)} differences are within their "
+            "95 % intervals."
+        )
+    rest = f", and not measurably different on {even} more" if even else ""
+    return f"{', and '.join(parts)}{rest} (95 % intervals)."
+
+
+def _figures(found: Sequence[tuple[str, Cell]]) -> str:
+    shown = [f"{title} ({_gap(cell)})" for title, cell in found[:SAID]]
+    more = len(found) - SAID
+    return listed([*shown, f"{more} more"] if more > 0 else shown)
+
+
+def _gap(cell: Cell) -> str:
+    assert cell.gap is not None
+    value, low, high = (cell.show(cell.gap[key], signed=True) for key in ("value", "low", "high"))
+    return f"{value}, {low} to {high}"
+
+
+def judged_demo(found: Comparison, seed: int) -> Comparison:
+    """The verdict on UniGame, a demo's last arm, and what a reader must know of it.
+
+    What a control without any attack gains as well cannot be the attack's doing.
+    """
+    player = len(found.labels) - 1
+    controls = range(found.baseline + 1, player)
+    unattacked = {name for row in controls for name in found.marked(row, 1)}
+    shared = [name for name in found.marked(player, 1) if name in unattacked]
+    notes = [f"One training run per arm (seed {seed})."]
+    if shared:
+        notes.append(
+            f"A control without any attack beat SFT as well on: {listed(shared)}. These gains are "
+            "not shown to come from the attack."
+        )
+    return replace(found, verdict=verdict(found, player), notes=(*notes, *found.notes))
+
+
+def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """What the log alone lets one say; it claims nothing about accuracy."""
+    said = []
+    clean = _ends(log, "clean_answer_ce") or _ends(log, "loss")
+    if clean is not None:
+        first, last = clean
+        verb = "fell" if last < first else "rose"
+        said.append(f"U's loss on clean answers {verb} from {first:.3f} to {last:.3f}")
+    lost, alone = _ends(log, "attack_success_rate"), _ends(log, "redrawn_success_rate")
+    if lost is not None:
+        beside = f", redrawing alone {100 * alone[1]:.0f} %" if alone is not None else ""
+        said.append(f"at the end the attack took {100 * lost[1]:.0f} % of right answers{beside}")
+    if not said:
+        return "Nothing was logged that tells what changed."
+    return (
+        f"In {steps} steps {listed(said)}; no evaluation lies beside this run, so nothing is known "
+        "of its accuracy."
+    )
+
+
+def _ends(log: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float] | None:
+    """Means of the first and of the last third: single logs are noisy."""
+    values = [float(entry[name]) for entry in log if isinstance(entry.get(name), int | float)]
+    third = math.ceil(len(values) / 3)
+    if not values:
+        return None
+    return sum(values[:third]) / third, sum(values[-third:]) / third

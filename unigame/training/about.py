@@ -1,0 +1,83 @@
+"""``about.json`` of a run: how it was made and how it went, for its report.
+
+``run.json`` and ``unigame_config.json`` say what run it is; this says which command, versions and
+machine made it, which settings are not at their defaults, and what each method found.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unigame.methods.findings import Finding
+from unigame.training.config import UniGameConfig
+
+ABOUT_FILE, FORMAT = "about.json", "unigame-run/1"
+PACKAGES = ("unigame", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+
+
+def write_about(args: UniGameConfig, steps: int, findings: Sequence[Finding]) -> None:
+    """Write it into ``output_dir``. First process only.
+
+    Args:
+        args: settings of the run.
+        steps: optimizer steps done.
+        findings: what the methods found wrong.
+    """
+    device = args.device.type
+    content = {
+        "format": FORMAT,
+        "command": _command(sys.argv),
+        "steps": steps,
+        "seeds": {"seed": args.seed, "data_seed": args.data_seed},
+        "settings": _changed(args),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "processes": args.world_size,
+        "findings": [asdict(finding) for finding in findings],
+    }
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, default=str)
+    (folder / ABOUT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _changed(args: UniGameConfig) -> dict[str, Any]:
+    """Settings that are not at their defaults, and are more than this machine's."""
+    here: dict[str, Any] = json.loads(args.to_json_string())
+    default = {item.name: getattr(item.default, "value", item.default) for item in fields(args)}
+    return {
+        name: value
+        for name, value in here.items()
+        # Lists and tables are filled in by transformers itself; train_parts is ours.
+        if (isinstance(value, str | int | float) or name == "train_parts" and value)
+        and value != default.get(name)
+        and not name.endswith("_token")
+    }
+
+
+def _command(words: Sequence[str]) -> str:
+    """As it was typed, without secrets."""
+    name = Path(words[0]).name
+    text = shlex.join(["unigame" if name == "__main__.py" else name, *words[1:]])
+    return re.sub(r"(--\w*token[ =])\S+", r"\1...", text)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from its source folder
+            continue
+    return found
