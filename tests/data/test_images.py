@@ -199,7 +199,8 @@ def test_no_other_module_opens_pictures():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("Image.open", "PIL.Image.open")
     }
-    assert opening == {"data/images.py"}
+    # Reports read the pictures that a run of ours wrote, and know no data.
+    assert opening == {"data/images.py", "reports/page/pictures.py"}
 
 
 def test_a_large_picture_is_one_reason_and_no_warning(monkeypatch):
