@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def scripts():
     """The scripts by name; they import each other as when one of them is run."""
     names = ("gpu", "kernel_times", "meters", "models", "scaling", "scaling_picture", "step_cost")
-    more = ("busy_machine", "decoder", "generation", "seeds")
+    more = ("busy_machine", "decoder", "digests", "generation", "seeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in (*names, *more)})
@@ -380,3 +380,24 @@ def test_a_part_that_does_not_fit_keeps_what_it_had(scripts, tmp_path):
     run.part("late", 60, broken)
     assert "left of the budget" in read(file)["late"]["skipped"]
     assert "out of memory" in scripts.gpu.summary({"matmul": {"tflops": 1.0}, **read(file)})
+
+
+def test_digests_are_those_of_the_same_run_and_of_no_other(scripts, tmp_path, capsys):
+    digests = scripts.digests
+    words = ["--steps", "1", "--runs", "selfplay", "--json", str(tmp_path / "a.json")]
+    assert digests.main(words) == 0
+    assert digests.main([*words, "--against", str(tmp_path / "a.json")]) == 0
+    assert "equal to the bit: selfplay" in capsys.readouterr().out
+    content = json.loads((tmp_path / "a.json").read_text())
+    runs = content["runs"]
+    assert {
+        "log",
+        "adapter_model.safetensors",
+        "perturber.safetensors",
+        "selfplay_state.pt",
+    } == set(runs["selfplay"])
+    name = next(iter(runs["selfplay"]["adapter_model.safetensors"]))
+    runs["selfplay"]["adapter_model.safetensors"][name] = "another"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert digests.main([*words[:-2], "--against", str(tmp_path / "a.json")]) == 1
+    assert f"{name}: another before" in capsys.readouterr().out

@@ -14,30 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unigame.errors import UserError
 from unigame.evaluation.base import Scored
 from unigame.reports.combined import Part, combine
 from unigame.reports.metrics import value_of
 
 CONSISTENCY = {"unifiedbench": 0.6, "wise": 0.4}
 UNDERSTANDING = {name: 0.25 for name in ("vqav2", "mmmu", "mmbench", "pope")}
-
-
-def consistency_score(unifiedbench: float, wise: float) -> float:
-    """The paper's consistency score, 0-100.
-
-    Args:
-        unifiedbench: on 0-100.
-        wise: on 0-1.
-
-    Raises:
-        UserError: a figure off its scale; two scales in one formula are easily mixed up.
-    """
-    if not -100 <= unifiedbench <= 100:
-        raise UserError(f"unifiedbench is {unifiedbench}; give the mean cosine times 100")
-    if not 0 <= wise <= 1:
-        raise UserError(f"wise is {wise}; give the WiScore between 0 and 1")
-    return CONSISTENCY["unifiedbench"] * unifiedbench + CONSISTENCY["wise"] * 100 * wise
 
 
 def summarise(scored: Mapping[str, Scored]) -> dict[str, dict[str, Any] | None]:

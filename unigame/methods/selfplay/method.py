@@ -102,7 +102,8 @@ class SelfPlay(Method):
     Args:
         settings: a ``SelfPlaySettings``; made of ``values`` if left out.
         scorer: judges whether a candidate shows the same thing, in place of ``similarity``.
-        label_scorer: likewise, in place of ``label_similarity``.
+        label_scorer: likewise, in place of ``label_similarity``. Without it the label and content
+            terms keep the scorer that ``label_similarity`` names, whatever ``scorer`` is.
         perturber: C, in place of ``perturbation``.
         values: settings by name.
 
