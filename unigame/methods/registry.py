@@ -14,6 +14,8 @@ METHODS = Registry(
     {
         "sft": "unigame.methods.sft:SFT",
         "selfplay": "unigame.methods.selfplay.method:SelfPlay",
+        "verify": "unigame.methods.verify.method:Verify",
+        "imagine": "unigame.methods.imagine.method:Imagine",
     },
 )
 DEFAULT = "selfplay"
