@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ class RealSettings:
     """Settings of ``RealPairs`` and ``RealScenes``."""
 
     texts: int = setting(600, Whole(low=1), "Captions.")
-    counts: list[int] = setting([1, 2, 3, 4], Many(item=Whole(low=1, high=9)), "Of objects.")
+    counts: Sequence[int] = setting((1, 2, 3, 4), Many(item=Whole(low=1, high=9)), "Of objects.")
     rows: int = setting(24, Whole(low=1), "Added to each step.")
     weight: float = setting(1.0, Number(low=0), "Of them.")
 

@@ -20,7 +20,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +43,13 @@ FEW = 0.02  # share of drawings confirmed, below which a method has next to noth
 ALIKE = 0.5  # of the variety at the beginning, below which drawings have become alike
 
 
+def figures_of(name: str, *more: str) -> tuple[str, ...]:
+    """What a method of that name logs: what all of them do, and ``more``."""
+    shared = ("kept", "agreement", "unasked", "unparsed", "store", "per_caption", "variety")
+    shared += ("codes_used", "true", "precision", "recall")
+    return tuple(f"{name}_{figure}" for figure in (*shared, *more))
+
+
 class DrawingMethod(Method):
     """Base of ``verify`` and ``imagine``; see the module docstring.
 
@@ -51,24 +58,8 @@ class DrawingMethod(Method):
     """
 
     settings: DrawingSettings
-    own_figures: ClassVar[tuple[str, ...]] = (
-        "kept",
-        "agreement",
-        "unasked",
-        "store",
-        "per_caption",
-        "variety",
-        "codes_used",
-        "true",
-        "precision",
-        "recall",
-        "unparsed",
-    )
-    """Logged with the method's name before them."""
-
     def __init__(self, settings: Any = None, **values: Any) -> None:
         super().__init__(settings, **values)
-        self.figures = tuple(f"{self.name}_{figure}" for figure in self.own_figures)
         self.texts: list[Text] = []
 
     # ---- before the run ------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Run
-from unigame.methods.drawings.method import DrawingMethod
+from unigame.methods.drawings.method import DrawingMethod, figures_of
 from unigame.methods.drawings.settings import DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, read_lines
@@ -63,13 +63,8 @@ class Imagine(DrawingMethod):
     name = "imagine"
     Settings = ImagineSettings
     settings: ImagineSettings
-    own_figures = (
-        *DrawingMethod.own_figures,
-        "ce",
-        "answer_ce",
-        "read_right",
-        "rehearsal_ce",
-        "retained",
+    figures = figures_of(
+        "imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained"
     )
     phases = ("imagine_draw", "imagine_ask")
     losses = ("answer",)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unigame.methods.drawings.method import DrawingMethod
+from unigame.methods.drawings.method import DrawingMethod, figures_of
 from unigame.methods.drawings.settings import DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text
@@ -33,6 +33,7 @@ class Verify(DrawingMethod):
 
     name = "verify"
     Settings = VerifySettings
+    figures = figures_of("verify")
     phases = ("verify_draw", "verify_ask")
     losses = ("generation",)
 
