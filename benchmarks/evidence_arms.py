@@ -39,7 +39,7 @@ from unigame.methods.selfplay import SelfPlaySettings
 from unigame.seeds import derive_seed
 from unigame.settings.rules import Many, Number, Switch, Text, Whole, setting
 from unigame.synthetic import SyntheticDataset, caption
-from unigame.synthetic.dataset import CONDITIONS, SPLITS
+from unigame.synthetic.dataset import CONDITIONS, SPLITS, to_pil
 from unigame.synthetic.from_captions import where
 from unigame.synthetic.questions import groups
 from unigame.synthetic.reader import object_match, read, truth
@@ -356,9 +356,10 @@ def _train(job: Job, tell: Tell) -> None:
         **settings.training,
     )
     data: Dataset[dict[str, Any]]
-    data = SyntheticDataset("train", settings.questions, derive_seed(job.seed, "data"))
     if settings.task_scenes:
         data = Task(settings.task_scenes, derive_seed(job.seed, "task"))
+    else:
+        data = SyntheticDataset("train", settings.questions, derive_seed(job.seed, "data"))
     texts = job.folder / TEXTS
     if settings.texts:
         write_texts(texts, settings, job.seed)

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.helpers import Records, logs, lora_weights, make_trainer
+from tests.training.helpers import (
+    Records,
+    game_of,
+    logs,
+    lora_weights,
+    make_game,
+    make_trainer,
+)
 from unigame.errors import UserError
 from unigame.methods.imagine import Imagine
 from unigame.methods.registry import build_methods
@@ -110,14 +117,14 @@ def test_both_beside_each_other_resume_bit_exactly(
             max_steps=steps,
             lr_scheduler_type="constant",
             save_strategy="steps",
-            save_steps=3,
+            save_steps=2,
         )
         trainer.train(resume_from_checkpoint=resume or None)
         return trainer
 
-    whole = run(tmp_path / "whole", 5)
-    run(tmp_path / "parts", 3)
-    resumed = run(tmp_path / "parts", 5, resume=True)
+    whole = run(tmp_path / "whole", 3)
+    run(tmp_path / "parts", 2)
+    resumed = run(tmp_path / "parts", 3, resume=True)
     for name, weight in lora_weights(whole).items():
         assert torch.equal(weight, lora_weights(resumed)[name]), name
     for name in ("verify", "imagine"):
@@ -126,14 +133,33 @@ def test_both_beside_each_other_resume_bit_exactly(
         assert [d.caption for d in one.store.drawings] == [d.caption for d in other.store.drawings]
         pairs = zip(one.store.drawings, other.store.drawings, strict=True)
         assert all(torch.equal(a.codes, b.codes) for a, b in pairs)
-    entries = [e for e in logs(resumed) if e["step"] == 5]
-    assert entries[0]["imagine_store"] == whole.method("imagine").store.drawings.__len__()
+    state, other = whole.method("imagine").state_dict(), resumed.method("imagine")
+    other._digest = "of another file"
     with pytest.raises(UserError, match="other captions"):
-        changed = tmp_path / "changed.txt"
-        changed.write_text("a cat", encoding="utf-8")
-        other = resumed.method("imagine")
-        other.texts, other._digest = [], "another"
-        other.load_state_dict(whole.method("imagine").state_dict())
+        other.load_state_dict(state)
+
+
+def test_the_adversary_joins_where_it_is_asked_to(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    def sources(**game: Any) -> set[str]:
+        methods = [*build_methods({"imagine": listed(texts)["imagine"]}), make_game(**game)]
+        trainer = make_trainer(tiny_path, tmp_path, methods=methods, max_steps=1)
+        trainer.train()
+        read = game_of(trainer)._clean_drawings
+        assert (read is not None and len(read) == 2) if game else read is None
+        return {str(sample.source) for sample in game_of(trainer).buffer.samples}
+
+    restyled = sources(challenge_drawings=True, buffer_per_source=None)
+    assert restyled and all(source.startswith("imagine: a ") for source in restyled)
+    assert not any(source.startswith("imagine") for source in sources())
+
+
+def test_an_adversary_without_drawings_says_so(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(tiny_path, tmp_path, max_steps=1, challenge_drawings=True).train()
+    assert "list imagine or verify first" in caplog.text
 
 
 def test_a_round_leaves_the_runs_random_numbers_alone(
@@ -173,7 +199,7 @@ def test_nothing_confirmed_is_said_with_the_knob(
     trainer.train()
     (finding,) = [f for f in trainer.health() if f.symptom == "nothing confirmed"]
     assert "8 of them without a question" in finding.says and "question_maker" in finding.knob
-    assert [text for text in caplog.messages if "nothing confirmed" in text].__len__() == 1
+    assert sum("nothing confirmed" in text for text in caplog.messages) == 1
     assert method.step_rows() == []
 
 

@@ -245,6 +245,8 @@ class Batch:
         has_caption_R: bool.
         num_skipped: records whose picture could not be read.
         left_out: a line ``id <tab> reason`` for each record with a fault.
+        offered: by methods, to those listed after them: so many drawings with a question whose
+            answer is known -> rows, or None where there are none yet.
     """
 
     records: Rows
@@ -252,6 +254,7 @@ class Batch:
     has_caption_R: Tensor
     num_skipped: int = 0
     left_out: list[str] = field(default_factory=list)
+    offered: list[Callable[[int], Rows | None]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.records)

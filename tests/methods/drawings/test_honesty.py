@@ -67,7 +67,9 @@ class Model:
         return "none"
 
 
-def verifier(model: Model, who: str = "base", reader: str | None = "world", **more: Any) -> Verifier:
+def verifier(
+    model: Model, who: str = "base", reader: str | None = "world", **more: Any
+) -> Verifier:
     given = {"confirm": 1.0, "max_new_tokens": 3, "batch": 2, **more}
     return Verifier(model, who, reader=build_reader(reader), **given)  # type: ignore[arg-type]
 

@@ -42,18 +42,19 @@ class EndpointQuestions(WrittenQuestions):
             return list(pool.map(self._reply, texts))
 
     def _reply(self, text: str) -> str:
-        wait = FIRST_WAIT
+        wait, reason = FIRST_WAIT, ""
         for number in range(TRIES):
             try:
                 return self.client.say(text)
             except JudgeUnavailable as error:
-                reason = str(error).removeprefix("judge: ")
+                reason = error.reason.removeprefix("judge: ")
                 if not error.retryable or number == TRIES - 1:
                     break
                 asked = error.retry_after
                 time.sleep(min(LONGEST_WAIT, wait if asked is None else asked))
                 wait *= 2
+        where = f"{self.client.model}@{self.client.base_url}"
         raise UserError(
-            f"endpoint={self.client.model}@{self.client.base_url} wrote no question ({reason}); see "
-            "that it is up, or set question_maker=rules"
+            f"endpoint={where} wrote no question ({reason}); see that it is up, or set "
+            "question_maker=rules"
         )

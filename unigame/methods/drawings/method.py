@@ -32,9 +32,9 @@ from unigame.methods.drawings.readers import Honesty, build_reader
 from unigame.methods.drawings.settings import DrawingSettings
 from unigame.methods.drawings.store import DrawingStore, StoredDrawing, variety
 from unigame.methods.drawings.texts import QA, Text, digest, read_texts
-from unigame.methods.drawings.verifying import Verdicts, Verifier, draw
+from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
 from unigame.methods.findings import Finding, Log, u_does_not_learn
-from unigame.methods.rows import Batch
+from unigame.methods.rows import Batch, Rows
 from unigame.seeds import derive_seed
 from unigame.system.say import warn
 
@@ -58,6 +58,7 @@ class DrawingMethod(Method):
     """
 
     settings: DrawingSettings
+
     def __init__(self, settings: Any = None, **values: Any) -> None:
         super().__init__(settings, **values)
         self.texts: list[Text] = []
@@ -101,9 +102,7 @@ class DrawingMethod(Method):
             settings.draw_batch,
         )
         seed = derive_seed(run.args.seed, self.name, "store", run.rank)
-        self.store = DrawingStore(
-            settings.capacity, settings.per_caption, settings.max_age, seed
-        )
+        self.store = DrawingStore(settings.capacity, settings.per_caption, settings.max_age, seed)
         self.honesty = Honesty()
         self.used = 0  # captions of the file that this process took so far
         self.last_round = -1
@@ -128,6 +127,31 @@ class DrawingMethod(Method):
             self.round(batch, step)
         self.store.forget(step)
         self._chosen = self.store.sample(self.settings.rows_of(self.batch_size))
+        batch.offered.append(self.offer)
+
+    def offer(self, count: int) -> Rows | None:
+        """So many confirmed drawings with a question each, for a method that is listed after this.
+
+        The pictures are right as far as U's old skills say; ``selfplay`` may restyle them.
+        """
+        known = [drawing for drawing in self.store.sample(count) if drawing.questions]
+        if not known:
+            return None
+        codes = torch.stack([drawing.codes for drawing in known])
+        codes = codes if codes.is_floating_point() else codes.long()
+        with torch.no_grad(), self.run.autocast():
+            images = rendered(self.run.backbone, codes)
+        pairs = [self.store.pick(drawing.questions) for drawing in known]
+        captions = [drawing.caption for drawing in known]
+        return Rows(
+            images=images,
+            codes=codes.to(self.run.device),
+            questions=[question for question, _ in pairs],
+            answers=[answer for _, answer in pairs],
+            captions=captions,
+            ids=[f"{self.name}: {caption}" for caption in captions],
+            source=[self.name] * len(known),
+        )
 
     def round(self, batch: Batch, step: int) -> None:
         """G draws, U verifies, and the store takes in what is confirmed."""
@@ -285,7 +309,9 @@ class DrawingMethod(Method):
         logged = Log(log)
         early, late = logged.early(name), logged.late(name)
         if early is not None and late is not None and late < ALIKE * early:
-            says = f"two drawings of one caption differed in {early:.2f} of their codes, now {late:.2f}"
+            says = (
+                f"two drawings of a caption differed in {early:.0%} of their codes, now {late:.0%}"
+            )
             knob = "raise temperature, or lower weight"
             found.append(Finding("drawings alike", says, knob, {name: late}))
         return found + u_does_not_learn(logged)
@@ -294,16 +320,16 @@ class DrawingMethod(Method):
         drawn, kept, unasked = (self.counts[name] for name in ("drawn", "kept", "unasked"))
         found = []
         if drawn >= 2 * self.settings.drawings and kept < FEW * drawn:
-            says = f"{kept} of {drawn} drawings were confirmed, {unasked} of them without a question"
+            says = (
+                f"{kept} of {drawn} drawings were confirmed, {unasked} of them without a question"
+            )
             knob = (
                 "give question_maker another source, such as model or given"
                 if 2 * unasked > drawn
                 else "lower confirm or temperature, or see what the questions ask"
             )
             share = kept / drawn
-            found.append(
-                Finding("nothing confirmed", says, knob, {f"{self.name}_kept": share})
-            )
+            found.append(Finding("nothing confirmed", says, knob, {f"{self.name}_kept": share}))
         drift = self.honesty.drift()
         if drift is not None:
             early, late = drift
@@ -312,9 +338,7 @@ class DrawingMethod(Method):
                 f"at first {early:.0%}"
             )
             knob = "set verifier=base, or lower learning_rate"
-            found.append(
-                Finding("verifier drifts", says, knob, {f"{self.name}_precision": late})
-            )
+            found.append(Finding("verifier drifts", says, knob, {f"{self.name}_precision": late}))
         return found
 
     def summary(self) -> str:

@@ -61,7 +61,7 @@ def _is_verb(word: str) -> bool:
 
 
 def existence(phrase: str) -> str:
-    """``is there a red ball?``, ``are there two boxes?``"""
+    """Whether it is there: ``is there a red ball?``, ``are there two boxes?``."""
     first, last = phrase.split()[0], phrase.split()[-1]
     if first in _MANY or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
         return f"are there {phrase}?"

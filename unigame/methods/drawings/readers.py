@@ -24,9 +24,7 @@ from unigame.registry import Registry
 if TYPE_CHECKING:
     from unigame.methods.drawings.verifying import Judge, Verdicts
 
-READERS = Registry(
-    "unigame.readers", {"world": "unigame.synthetic.from_captions:read_drawings"}
-)
+READERS = Registry("unigame.readers", {"world": "unigame.synthetic.from_captions:read_drawings"})
 """Independent readers by name: functions such as ``verifying.Judge``. A package of yours adds one
 by an entry point of this group."""
 BASE = "base"

@@ -29,7 +29,8 @@ from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
 from unigame.methods.rows import Batch, Rows
-from unigame.settings.rules import Number, Text as TextRule, setting
+from unigame.settings.rules import Number, setting
+from unigame.settings.rules import Text as TextRule
 
 
 @dataclass
@@ -47,8 +48,8 @@ class ImagineSettings(DrawingSettings):
     old_questions: str | None = setting(
         None,
         TextRule(optional=True),
-        "Text file of old kinds of questions, one a line, that fit any picture. Default: those that "
-        "the question maker knows, else those that verify.",
+        "Text file of old kinds of questions, one a line, that fit any picture. Default: those "
+        "that the question maker knows, else those that verify.",
     )
 
     def rehearsed(self, batch: int) -> int:
@@ -58,14 +59,12 @@ class ImagineSettings(DrawingSettings):
 
 
 class Imagine(DrawingMethod):
-    """Adds answers about drawings that U's old skills confirmed, and a rehearsal of those skills."""
+    """Adds answers about drawings that U's old skills confirmed, and rehearses those skills."""
 
     name = "imagine"
     Settings = ImagineSettings
     settings: ImagineSettings
-    figures = figures_of(
-        "imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained"
-    )
+    figures = figures_of("imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained")
     phases = ("imagine_draw", "imagine_ask")
     losses = ("answer",)
 

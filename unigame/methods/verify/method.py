@@ -45,10 +45,10 @@ class Verify(DrawingMethod):
         seeds: Sequence[int],
         step: int,
     ) -> list[StoredDrawing]:
-        """Caption and codes."""
+        """Caption, codes, and what it was verified by."""
         return [
-            StoredDrawing(text.caption, own, step, [], [])
-            for text, own in zip(texts, codes, strict=True)
+            StoredDrawing(text.caption, own, step, list(verified), [])
+            for text, own, verified in zip(texts, codes, asked, strict=True)
         ]
 
     def step_rows(self) -> list[Rows]:
