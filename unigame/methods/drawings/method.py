@@ -45,8 +45,10 @@ ALIKE = 0.5  # of the variety at the beginning, below which drawings have become
 
 def figures_of(name: str, *more: str) -> tuple[str, ...]:
     """What a method of that name logs: what all of them do, and ``more``."""
-    shared = ("kept", "agreement", "unasked", "unparsed", "store", "per_caption", "variety")
-    shared += ("codes_used", "true", "precision", "recall")
+    shared = (
+        *("kept", "agreement", "unasked", "unparsed", "store", "per_caption", "variety"),
+        *("codes_used", "true", "precision", "recall"),
+    )
     return tuple(f"{name}_{figure}" for figure in (*shared, *more))
 
 
