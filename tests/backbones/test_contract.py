@@ -189,7 +189,11 @@ def test_without_gradient_nothing_is_recorded(backbone: Backbone) -> None:
 
 
 # ---- drawing what is read ----------------------------------------------------------------------
-TEMPLATES = ["describe this picture", "what colour are the objects in it and how many are there", "a"]
+TEMPLATES = [
+    "describe this picture",
+    "what colour are the objects in it and how many are there",
+    "a",
+]
 
 
 def test_reconstruction_moves_lora_and_what_is_read_and_nothing_else(backbone: Backbone) -> None:

@@ -355,7 +355,7 @@ class Backbone(nn.Module, ABC):
         Differentiable in ``embeds``.
 
         Args:
-            images: (B, 3, S, S), what is to be drawn; None where ``codes`` and ``embeds`` are given.
+            images: (B, 3, S, S), what is to be drawn; None where the other two are given.
             templates: a text each, or tokens of ``reconstruction_tokens``.
             codes: of ``images``, where they are known.
             embeds: (B, N, H), what is read; ``embed_shrunk(images)`` if left out.
@@ -394,7 +394,9 @@ class Backbone(nn.Module, ABC):
                 f"{self.facts.family} reads, so it would learn to copy them; read {most} px or less"
             )
         if not 1 <= wanted <= side:
-            raise UserError(f"a picture of {side} px cannot be read at {wanted} px; give at most {most}")
+            raise UserError(
+                f"a picture of {side} px cannot be read at {wanted} px; give 1 to {most}"
+            )
         return wanted
 
     def embed_shrunk(self, images: Tensor, size: int | None = None) -> Tensor:
@@ -402,6 +404,17 @@ class Backbone(nn.Module, ABC):
         from unigame.backbones.common.pixels import without_detail
 
         return self.embed_images(without_detail(images, self.reading_size(size)))
+
+    @torch.no_grad()
+    def same_codes(self, images: Tensor, codes: Tensor, size: int | None = None) -> Tensor:
+        """Share of each picture's codes that its shrunk copy still has at their places, (B,).
+
+        Where what is read are the codes, a model that copies them gets so many right.
+        """
+        from unigame.backbones.common.pixels import without_detail
+
+        read = self.encode_images(without_detail(images, self.reading_size(size)))
+        return (read == codes.to(read)).float().flatten(1).mean(-1)
 
     @abstractmethod
     def generate(
