@@ -371,9 +371,13 @@ class Backbone(nn.Module, ABC):
     def reconstruction_tokens(self, templates: Prompts) -> list[PromptTokens]:
         """Templates as tokens, with the places of the picture that is read; tokens pass.
 
-        Only families with a ``reconstruction_loss`` are asked.
+        Raises:
+            UserError: the family does not say how.
         """
-        raise NotImplementedError
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no reconstruction_tokens, which go with "
+            "its reconstruction_loss; leave method reca out"
+        )
 
     def reading_size(self, wanted: int | None = None) -> int:
         """Side, in px, of the detail that ``embed_shrunk`` leaves.

@@ -64,8 +64,11 @@ def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor, layout: Any)
         picture = "[the picture's tokens]"
         unknown = _unknown(ids, layout)
         rows.append(ReadRow("generation", _shown(ids, layout), picture, len(ids), 0, unknown))
-    if not rows and hasattr(preprocessor, "reconstruction"):
-        ids = preprocessor.reconstruction("describe the picture").ids
+    if not rows and layout is not None:
+        try:
+            ids = layout.reconstruction_ids("describe the picture")
+        except UserError:  # the family cannot draw what it reads
+            return rows
         shown = _shown(ids, layout)
         rows.append(ReadRow("reconstruction", shown, "[the picture's tokens]", len(ids), 0, 0))
     return rows

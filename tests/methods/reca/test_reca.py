@@ -214,6 +214,11 @@ def test_on_one_stream_of_tokens_it_cannot_copy(tmp_path: Path) -> None:
 
 
 # ---- health --------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def idle() -> RecA:
+    return set_up(tiny_backbone())
+
+
 def entries(count: int = 6, **figures: Any) -> list[dict[str, Any]]:
     """Logs in which a figure given as a list moves evenly from its first value to its last."""
     lines = []
@@ -238,8 +243,6 @@ def entries(count: int = 6, **figures: Any) -> list[dict[str, Any]]:
         ({"redrawn_rows": 2, "learning_rate": 0}, "U does not learn"),
     ],
 )
-def test_it_says_what_is_wrong(figures: dict[str, Any], symptom: str | None) -> None:
-    method = set_up(tiny_backbone())
-    assert [found.symptom for found in method.health(entries(**figures))] == [symptom] * bool(
-        symptom
-    )
+def test_it_says_what_is_wrong(idle: RecA, figures: dict[str, Any], symptom: str | None) -> None:
+    found = [finding.symptom for finding in idle.health(entries(**figures))]
+    assert found == ([symptom] if symptom else [])

@@ -89,8 +89,15 @@ class TokenLayout(ABC):
         """A text -> image prompt, up to the token that predicts the first code."""
 
     def drawing_start(self) -> list[int]:
-        """What stands between a question and what is drawn as its answer."""
-        raise NotImplementedError
+        """What stands between a question and what is drawn as its answer.
+
+        Raises:
+            UserError: the family does not say.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no drawing_start, so no picture can be drawn from one that "
+            "is read; leave method reca out"
+        )
 
     def reconstruction_ids(self, template: str) -> list[int]:
         """A picture and a text, up to the token that predicts the first code of its redrawing."""

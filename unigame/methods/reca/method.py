@@ -129,8 +129,6 @@ class RecA(Method):
         if self.micro_batches % LOOK_EVERY == 0 and self.run.backbone.reads_codes:
             self._look(rows, codes)
         self.micro_batches += 1
-        self.drawn += len(chosen)
-        self._note("redrawn_rows", len(chosen))
         self._rows = replace(
             rows,
             questions=[""] * len(rows),
@@ -149,7 +147,12 @@ class RecA(Method):
     def step_rows(self) -> list[Rows]:
         """Pictures to be drawn; where there are none, one that only keeps the ranks in step."""
         rows, self._rows = self._rows, None
-        return [] if rows is None else [rows]
+        if rows is None:
+            return []
+        number = len(rows) if rows.counts else 0
+        self.drawn += number
+        self._note("redrawn_rows", number)
+        return [rows]
 
     def _codes(self, rows: Rows) -> Tensor:
         if rows.codes is not None:
