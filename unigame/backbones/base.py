@@ -405,7 +405,7 @@ class Backbone(nn.Module, ABC):
 
     def embed_shrunk(self, images: Tensor, size: int | None = None) -> Tensor:
         """``embed_images`` of pictures without detail finer than ``reading_size(size)``."""
-        from unigame.backbones.common.pixels import without_detail
+        from unigame.backbones.common.detail import without_detail
 
         return self.embed_images(without_detail(images, self.reading_size(size)))
 
@@ -415,7 +415,7 @@ class Backbone(nn.Module, ABC):
 
         Where what is read are the codes, a model that copies them gets so many right.
         """
-        from unigame.backbones.common.pixels import without_detail
+        from unigame.backbones.common.detail import without_detail
 
         read = self.encode_images(without_detail(images, self.reading_size(size)))
         return (read == codes.to(read)).float().flatten(1).mean(-1)

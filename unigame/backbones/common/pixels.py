@@ -268,17 +268,3 @@ def lanczos(length: int, new_length: int) -> Tensor:
     weights_OI = torch.sinc(distance_OI / math.pi) * torch.sinc(distance_OI / math.pi / _LOBES)
     weights_OI = weights_OI * inside_OI * (distance_OI.abs() < _LOBES * math.pi)
     return weights_OI / weights_OI.sum(-1, keepdim=True)
-
-
-def without_detail(images: Tensor, side: int) -> Tensor:
-    """Pictures (B, 3, S, S) shrunk to ``side`` px and enlarged again: what is finer is gone.
-
-    Differentiable; pictures of that side or less are returned as they are.
-    """
-    size = images.shape[-2:]
-    if side >= max(size):
-        return images
-    small = F.interpolate(
-        images, size=(side, side), mode="bilinear", antialias=True, align_corners=False
-    )
-    return F.interpolate(small, size=size, mode="bilinear", align_corners=False)
