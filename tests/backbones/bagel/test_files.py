@@ -20,6 +20,7 @@ from tests.tiny import random_images
 from tests.tiny_bagel import as_published, set_settings, shared_tiny_bagel
 from unigame.backbones import load_backbone
 from unigame.backbones.bagel.configuration import BagelConfig
+from unigame.backbones.bagel.files import read_config
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.size import published_config, size_of_config
 from unigame.backbones.folder import find_family
@@ -177,6 +178,19 @@ def test_a_tokenizer_without_the_marks_is_refused(folder: Path) -> None:
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("<|vision_end|>", "<|vision_stop|>"))
     assert "'<|vision_end|>'" in refusal(folder)
+
+
+def test_configurations_of_the_authors_code_are_read(folder: Path) -> None:
+    """Rotary base beside the other numbers, and kernels that may not be installed here."""
+    file = folder / "llm_config.json"
+    content = json.loads(file.read_text())
+    del content["rope_parameters"]
+    content |= {"rope_theta": 1e6, "layer_module": "Qwen2MoTDecoderLayer", "qk_norm": True}
+    file.write_text(json.dumps(content | {"_attn_implementation": "flash_attention_2"}))
+    config = read_config(folder)
+    assert config.llm_config.rope_parameters["rope_theta"] == 1e6
+    file.write_text(json.dumps(content | {"attn_implementation": "flash_attention_2"}))
+    assert BagelModel(read_config(folder)).decoder.config._attn_implementation == "sdpa"
 
 
 # ---- in transformers' manner ---------------------------------------------------------------------

@@ -69,10 +69,16 @@ def read_config(
             settings[name] = own[name]
     with loading_from(folder, (CONFIG, LLM_CONFIG, VIT_CONFIG)):
         return BagelConfig(
-            llm_config={**read_json(folder / LLM_CONFIG), "tie_word_embeddings": False},
-            vit_config=read_json(folder / VIT_CONFIG),
+            llm_config=_part(folder / LLM_CONFIG),
+            vit_config=_part(folder / VIT_CONFIG),
             **settings,
         )
+
+
+def _part(file: Path) -> dict[str, Any]:
+    """A part's configuration without the kernel that the authors' own code attends by."""
+    content = read_json(file)
+    return {name: value for name, value in content.items() if "attn_implementation" not in name}
 
 
 def shapes_in(opened: Any) -> dict[str, list[int]]:

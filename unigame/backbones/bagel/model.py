@@ -209,7 +209,8 @@ class BagelBackbone(ReadingBackbone):
             if not guided or guidance_scale == 1.0:
                 return self._velocity(rows, latents, level_B)
             both = torch.cat([latents, latents]), torch.cat([level_B, level_B])
-            return flow.guided(*self._velocity([*rows, *plain], *both).chunk(2), guidance_scale)
+            wanted, unguided = self._velocity([*rows, *plain], *both).chunk(2)
+            return flow.guided(wanted, unguided, guidance_scale)
 
         with self._evaluating():
             latents = flow.sample(

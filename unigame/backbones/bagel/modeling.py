@@ -47,8 +47,8 @@ class TimeEmbedder(nn.Module):
         half = FREQUENCIES // 2
         count = torch.arange(half, dtype=torch.float32, device=level_B.device)
         wave = level_B[:, None] * torch.exp(-math.log(10000) * count / half)
-        weight = self.mlp[0].weight
-        return self.mlp(torch.cat([wave.cos(), wave.sin()], dim=-1).to(weight.dtype))
+        kind = next(self.mlp.parameters()).dtype
+        return self.mlp(torch.cat([wave.cos(), wave.sin()], dim=-1).to(kind))
 
 
 class BagelModel(PreTrainedModel):

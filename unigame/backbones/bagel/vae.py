@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unigame.backbones.bagel.configuration import FLUX_VAE
 from unigame.errors import UserError
 
-# A module's name in diffusers -> in the file. {up} counts levels from the finest one.
+# A module's name in diffusers -> in the file.
 _NAMES = (
     (r"mid_block\.resnets\.0\.", "mid.block_1."),
     (r"mid_block\.resnets\.1\.", "mid.block_2."),
@@ -24,12 +24,10 @@ _NAMES = (
     (r"mid_block\.attentions\.0\.to_([qkv])\.", r"mid.attn_1.\1."),
     (r"down_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
     (r"down_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
+    (r"up\.(\d+)\.resnets\.", r"up.\1.block."),
+    (r"up\.(\d+)\.upsamplers\.0\.", r"up.\1.upsample."),
     (r"conv_norm_out\.", "norm_out."),
     (r"conv_shortcut\.", "nin_shortcut."),
-)
-_UP = (
-    (r"up_blocks\.(\d+)\.resnets\.", "block."),
-    (r"up_blocks\.(\d+)\.upsamplers\.0\.", "upsample."),
 )
 
 
@@ -59,12 +57,11 @@ def build_vae(settings: Mapping[str, Any]) -> Any:
 
 def file_name(name: str, levels: int) -> str:
     """The name in ``ae.safetensors`` of a tensor of ``AutoencoderKL``."""
+    level = re.match(r"decoder\.up_blocks\.(\d+)\.", name)
+    if level is not None:  # the file counts from the finest level, diffusers in the order of work
+        name = f"decoder.up.{levels - 1 - int(level[1])}.{name[level.end() :]}"
     for pattern, there in _NAMES:
         name = re.sub(pattern, there, name)
-    for pattern, there in _UP:
-        name = re.sub(
-            pattern, lambda found, there=there: f"up.{levels - 1 - int(found[1])}.{there}", name
-        )
     return name
 
 
