@@ -22,7 +22,8 @@ from unigame.backbones import load_backbone
 from unigame.backbones.bagel.configuration import BagelConfig
 from unigame.backbones.bagel.files import read_config
 from unigame.backbones.bagel.modeling import BagelModel
-from unigame.backbones.bagel.size import published_config, size_of_config
+from unigame.backbones.bagel.size import published_config
+from unigame.backbones.common.counting import count, on_meta
 from unigame.backbones.folder import find_family
 from unigame.backbones.memory import size_of
 from unigame.backbones.registry import available_backbones
@@ -207,11 +208,17 @@ def test_the_model_alone_saves_and_loads(tmp_path: Path) -> None:
 
 
 # ---- size ----------------------------------------------------------------------------------------
-def test_the_size_of_the_published_model_is_known_without_it() -> None:
-    size = size_of_config("BAGEL-7B-MoT", published_config())
-    assert 14.6e9 < size.parameters < 14.8e9
-    assert size.image_tokens == 1024 and size.vision_layers == 26
-    assert size.drawing["bfloat16"] == size.drawing["float32"]
+def test_the_published_model_has_as_many_weights_as_its_authors_say() -> None:
+    """Counted with one layer and with two, since all layers are alike."""
+    counts = []
+    for layers in (1, 2):
+        config = published_config()
+        assert config.llm_config.num_hidden_layers == 28
+        config.llm_config.num_hidden_layers = layers
+        counts.append(count(on_meta(lambda config=config: BagelModel(config))))
+    assert counts[0] + 27 * (counts[1] - counts[0]) == pytest.approx(14.7e9, rel=2e-3)
+    assert (config.num_image_tokens, config.num_latents) == (1024, 1024)
+    assert config.latent_shape == (16, 64, 64)
 
 
 def test_the_size_of_a_folder_is_that_of_its_model() -> None:
