@@ -162,9 +162,14 @@ def test_answer_loss_moves_lora_and_images_and_nothing_else(backbone: Backbone) 
 def test_generation_loss_moves_lora_and_nothing_else(backbone: Backbone) -> None:
     with_lora(backbone)
     backbone.generation_loss(images_for(backbone), PROMPTS).sum().backward()
-    assert names_with_gradient(backbone) == {
-        name for name, p in backbone.named_parameters() if p.requires_grad
-    }
+    wanted = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in backbone.trainable_parameters())  # or ranks would wait
+    if backbone.facts.family == "bagel":
+        # Nothing follows the last layer but the generation expert's own path: of the other expert
+        # it reads keys and values alone.
+        idle = {name for name in wanted if ".layers.1." in name}
+        wanted -= {name for name in idle if "k_proj" not in name and "v_proj" not in name}
+    assert names_with_gradient(backbone) == wanted
 
 
 def test_drawing_is_differentiable_in_the_states_only(backbone: Backbone) -> None:

@@ -102,13 +102,12 @@ def size_of(name: str) -> ModelSize:
     Raises:
         UserError: it is no model of a family that says its size, or files of it are missing.
     """
-    from unigame.backbones.folder import fetch_config, find_checkpoint, read_model_type
+    from unigame.backbones.folder import find_checkpoint, find_family
     from unigame.backbones.model_files import loading_from
 
     checkpoint = find_checkpoint(name)
     hub_id = None if isinstance(checkpoint, Path) else checkpoint
-    file = checkpoint / "config.json" if isinstance(checkpoint, Path) else fetch_config(checkpoint)
-    model_type = read_model_type(file, available_backbones(), hub_id)
+    model_type, file = find_family(checkpoint, available_backbones())
     info = find_info(model_type)
     if info is None or info.size is None:
         known = sorted(family.model_type for family in BUILT_IN if family.size)

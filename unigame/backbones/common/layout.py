@@ -197,7 +197,7 @@ class ChatLayout(TokenLayout):
         first, *texts = split_turns(question).texts
         speakers = ("assistant", "user")
         return [
-            {"role": "user", "content": _content(first, num_images)},
+            {"role": "user", "content": picture_parts(first, num_images)},
             *(
                 {"role": speakers[number % 2], "content": [{"type": "text", "text": text}]}
                 for number, text in enumerate(texts)
@@ -277,7 +277,12 @@ def picture_order(question: str, num_images: int) -> list[int]:
     return list(range(num_images))
 
 
-def _content(question: str, num_images: int) -> list[dict[str, str]]:
+def picture_parts(question: str, num_images: int) -> list[dict[str, str]]:
+    """Pictures and pieces of text in the order in which a question has them.
+
+    Each part is ``{"type": "image"}`` or ``{"type": "text", "text": ...}``. See ``question_ids``
+    for where the pictures stand.
+    """
     image = {"type": "image"}
     marks = {int(number) for number in _IMAGE_MARK.findall(question)}
     if num_images < 2 or len(marks) != num_images:
