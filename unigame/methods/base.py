@@ -238,6 +238,20 @@ class Method:
         """
         return []
 
+    # ---- for the report's map of pictures ------------------------------------------------------
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether it has pictures of its own: ``draw_again`` or ``kept_pictures`` give some."""
+        return False
+
+    def draw_again(self, batch: Batch) -> dict[str, Tensor]:
+        """What it would draw of these pictures now, (n, 3, S, S) by kind. Moves no state."""
+        return {}
+
+    def kept_pictures(self, most: int) -> dict[str, Tensor]:
+        """Pictures that it keeps, at most so many of each kind, (n, 3, S, S). Moves no state."""
+        return {}
+
     # ---- what lives from step to step ----------------------------------------------------------
     def create_scheduler(self, num_training_steps: int) -> None:
         """(Re)start learning-rate schedules, counted in optimizer steps of U."""

@@ -45,6 +45,7 @@ from unigame.training.about import write_about
 from unigame.training.code_cache import CodeCache
 from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
+from unigame.training.coverage import Sources, write_coverage
 from unigame.training.epochs import EpochOfData, require_map_style, require_rows
 from unigame.training.health import Watch, require_work
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
@@ -53,6 +54,7 @@ from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_ov
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.skip_report import UnreadablePictures
+from unigame.training.weight_path import WeightPath
 
 Parts = dict[LossName, list[Rows]]
 """The rows of a micro-batch, or of one pass, by loss: the records' ones before added ones."""
@@ -156,6 +158,8 @@ class UniGameTrainer(ResumableTrainer):
             method.setup(self._run())
         self.watch = Watch(self.methods, train_dataset)
         self.add_callback(self.watch)
+        self.path = WeightPath(backbone)
+        self.add_callback(self.path)
 
     def _run(self) -> Run:
         """What a method is given of this run."""
@@ -196,12 +200,27 @@ class UniGameTrainer(ResumableTrainer):
         self.data_check.look_at(self.eval_dataset, "eval_dataset")
         for method in self.methods:
             method.saw_texts(self.data_check.with_answer, self.data_check.without_caption)
+        self.timer.memory.on = True
         output = super().train(resume_from_checkpoint, **kwargs)
+        self.timer.memory.on = False
         for method in self.methods:
             method.finish()
         if self.is_world_process_zero():
-            write_about(self.args, self.state.global_step, self.health())
+            lacking = {"path": self.path.why_not, "coverage": self._map_pictures()}
+            write_about(self.args, self.state.global_step, self.health(), lacking)
         return output
+
+    def _map_pictures(self) -> str:
+        """The coverage map of the report; returns why there is none."""
+        sources = Sources(
+            backbone=self.backbone,
+            methods=self.methods,
+            train=self.train_dataset,
+            held_out=self.eval_dataset,
+            collate=self.data_collator,
+            autocast=self.accelerator.autocast,
+        )
+        return write_coverage(sources, self.args, self.state.global_step)
 
     def health(self) -> list[Finding]:
         """What the methods find wrong with the run so far, by its log."""
