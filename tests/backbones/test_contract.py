@@ -36,6 +36,20 @@ def names_with_gradient(backbone: Backbone) -> set[str]:
     return {n for n, p in backbone.named_parameters() if p.grad is not None and p.grad.any()}
 
 
+# ---- drawing freely, in compact form -----------------------------------------------------------
+def test_what_is_drawn_freely_is_had_in_compact_form(backbone: Backbone) -> None:
+    given: dict[str, Any] = {"seeds": [3, 4], "guidance_scale": 2.0, "temperature": 0.7}
+    compact = backbone.generate_compact(PROMPTS[:2], **given)
+    assert compact.is_floating_point() == (backbone.facts.codebook_size is None)
+    assert torch.equal(backbone.render(compact), backbone.generate(PROMPTS[:2], **given))
+
+
+def test_texts_without_a_picture_get_replies(backbone: Backbone) -> None:
+    alone = backbone.reply(["is it red"], max_new_tokens=3)
+    both = backbone.reply(["is it red", "how many objects are there"], max_new_tokens=3)
+    assert [type(reply) for reply in both] == [str, str] and both[:1] == alone
+
+
 # ---- shapes ------------------------------------------------------------------------------------
 def test_every_verb_gives_the_shapes_of_the_contract(backbone: Backbone) -> None:
     facts, images = backbone.facts, images_for(backbone)

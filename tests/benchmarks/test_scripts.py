@@ -39,6 +39,7 @@ def read(file: Path) -> dict:
 def step_cost(scripts, tmp_path_factory):
     file = tmp_path_factory.mktemp("step") / "new" / "step_cost.json"
     words = ["--model", "tiny", "--batch-size", "4", "--repetitions", "1", "--cpu"]
+    words += ["--methods", "imagine"]
     scripts.step_cost.main([*words, "--json", str(file)])
     return read(file)
 
@@ -52,6 +53,9 @@ def test_step_cost_gives_its_keys(step_cost):
     for kind, name in names.items():
         ratio = seconds[kind]["median"] / seconds["sft"]["median"]
         assert step_cost[name] == pytest.approx(ratio, rel=0.01)
+    between, of_round = (step_cost["seconds_imagine"][kind] for kind in ("between", "round"))
+    amortised = (24 * between + of_round) / 25 / step_cost["seconds_imagine"]["sft"]
+    assert step_cost["ratio_imagine"] == pytest.approx(amortised, rel=0.01)
     assert step_cost["settings"]["model"] == "tiny" and step_cost["settings"]["batch_size"] == 4
 
 

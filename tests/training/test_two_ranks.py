@@ -41,6 +41,13 @@ def test_both_ranks_end_with_the_same_players(ranks, player: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_rank_without_drawings_keeps_step_with_one_that_has_some(ranks) -> None:
+    first, second = (rank["taught"] for rank in ranks)
+    assert all(torch.equal(first["u"][name], second["u"][name]) for name in first["u"])
+    assert len(first["verify"]) == 2 and second["verify"] == []
+    assert set(first["imagine"]) != set(second["imagine"]), "each draws captions of its own"
+
+
 def test_hard_samples_were_read_on_both_ranks(ranks) -> None:
     assert all(rank["game"]["hard"]["read"] > 0 for rank in ranks)
 

@@ -262,6 +262,17 @@ class Backbone(nn.Module, ABC):
         """One description per image: the answer to ``CAPTION_QUESTION``."""
         return self.answer(images, [CAPTION_QUESTION] * len(images), max_new_tokens=max_new_tokens)
 
+    def reply(self, texts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy replies to texts without a picture, one each. No gradient.
+
+        Raises:
+            UserError: the family does not say how; by default none does.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} answers questions about pictures only, so it "
+            "cannot write questions from captions; use question_maker=rules"
+        )
+
     @property
     def text_rules(self) -> TextRules | None:
         """What texts of the data must not hold, and how long a row may be; None: not known."""
@@ -437,6 +448,26 @@ class Backbone(nn.Module, ABC):
         picture. ``seeds`` gives each prompt its own instead: its picture is then the same in any
         batch and any order. Evaluation needs it, so that a run can be stopped and resumed.
         """
+
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """What ``generate`` draws, in the compact form that ``render`` and the losses take.
+
+        By default the drawn pictures are encoded again, which may lose a little; a family that has
+        the codes or latents at hand gives those. No gradient.
+        """
+        with torch.no_grad():
+            return self.encode_images(
+                self.generate(
+                    prompts, seeds=seeds, guidance_scale=guidance_scale, temperature=temperature
+                )
+            )
 
     # ---- the model as an object ----------------------------------------------------------------
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:

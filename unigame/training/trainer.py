@@ -276,7 +276,7 @@ class UniGameTrainer(ResumableTrainer):
                 records = replace(records, features=features, embeds=embeds)
         if self.args.generation_weight > 0:
             records = replace(records, codes=self._codes(records.pictures, records.ids))
-        return replace(batch, records=records)
+        return replace(batch, records=records, offered=[])
 
     def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:
         """The image tokenizer's codes, (B, N), or latents."""

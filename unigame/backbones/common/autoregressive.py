@@ -216,6 +216,18 @@ class AutoregressiveBackbone(ReadingBackbone):
             return cast(Tensor, self.base.get_input_embeddings()(tokens.ids_BL))
         return self.embed_rows(tokens, read_BNH)
 
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        return self.generate_codes(
+            prompts, seeds=seeds, guidance_scale=guidance_scale, temperature=temperature
+        )
+
     def _room_for(self, prompts: Sequence[PromptTokens], count: int) -> PaddedTokens:
         """Left-padded prompts, and behind each ``count`` places that hold padding ids yet."""
         places = (self.layout.pad_id,) * count

@@ -80,6 +80,10 @@ class TokenLayout(ABC):
             UserError: the question itself holds the mark of a picture.
         """
 
+    def text_ids(self, text: str) -> list[int]:
+        """The prompt of a text that is shown no picture."""
+        return self.question_ids(text, 0)
+
     @abstractmethod
     def answer_ids(self, question: str, answer: str) -> list[int]:
         """The answer as it follows the prompt, with its end mark."""

@@ -196,6 +196,23 @@ class ReadingBackbone(HubModel):
         rows, codes = self.rows_and_codes(cast(Tensor, images), rows, codes)
         return rows, codes, embeds
 
+    @torch.no_grad()
+    def reply(self, texts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        with self._evaluating(), self._precision():
+            embed = self.base.get_input_embeddings()
+            tokens = self.layout.pad([self.layout.text_ids(t) for t in texts], "left", self.device)
+            ids = decode_text(
+                self.language_model,
+                embed,
+                self.text_logits,
+                embeds_BLH=embed(tokens.ids_BL),
+                tokens=tokens,
+                max_new_tokens=max_new_tokens,
+                end_ids=self._end_ids(),
+            )
+        decode = self.layout.tokenizer.decode
+        return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
+
     @cached_property
     def text_rules(self) -> TextRules:
         config = self.base.config.get_text_config()

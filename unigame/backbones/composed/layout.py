@@ -78,6 +78,10 @@ class ComposedLayout(TokenLayout):
         ids = self._tokenize(self.reader.expand(text, self.tokenizer))
         return [IMAGE if token == self.reader.image_token_id else token for token in ids]
 
+    def text_ids(self, text: str) -> list[int]:
+        user = self._user(text, with_image=False)
+        return self._tokenize(self._render(user, add_generation_prompt=True))
+
     def answer_ids(self, question: str, answer: str) -> list[int]:
         _, before, after = self._turns(question)
         text = before + answer.strip() + after

@@ -218,6 +218,24 @@ class ComposedBackbone(ReadingBackbone):
     ) -> Tensor:
         # Without do_sample every row starts from the same noise. Guidance 1 means none.
         seeds = seeds_of_rows(len(prompts), seed, seeds)
+        return self.render(
+            self.generate_compact(
+                prompts,
+                seeds=seeds if do_sample else [0] * len(prompts),
+                guidance_scale=guidance_scale,
+                temperature=temperature,
+            )
+        )
+
+    @torch.no_grad()
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         guided = guidance_scale != 1.0
@@ -225,16 +243,15 @@ class ComposedBackbone(ReadingBackbone):
             rows = self.prompt_tokens([*prompts, ""] if guided else prompts)
             condition_BNW = self.trained.connector(full_precision(self._query_states(rows)))
             plain = condition_BNW[-1:].expand(len(prompts), -1, -1) if guided else None
-            latents = self.branch.sample(
+            return self.branch.sample(
                 condition_BNW[: len(prompts)],
                 plain,
                 latent_shape=self.latent_shape,
                 steps=self.settings.sample_steps,
                 guidance_scale=guidance_scale,
                 temperature=temperature,
-                seeds=seeds if do_sample else [0] * len(prompts),
+                seeds=seeds,
             )
-        return self.render(latents)
 
     def _query_states(
         self, prompts: Sequence[PromptTokens], read_BNH: Tensor | None = None

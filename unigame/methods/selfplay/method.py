@@ -275,6 +275,8 @@ class SelfPlay(Method):
         self.examples = Examples(settings.keep_examples if run.rank == 0 and settings.draws else 0)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
+        self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
+        self._told = False  # that no method offers any
         self._replayed: list[HardSample] = []
         self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
@@ -394,7 +396,13 @@ class SelfPlay(Method):
 
     def challenged(self, batch: Batch) -> Rows:
         """What C plays on: rows with an answer, or a share of them, each with a prompt."""
-        rows, share = batch.answers, self.settings.challenge_share
+        share = self.settings.challenge_share
+        self._clean_drawings = None
+        if self.settings.challenge_drawings:
+            drawn = self._drawings(batch, math.ceil(share * self.batch_size))
+            if drawn is not None:
+                return drawn
+        rows = batch.answers
         # The batch is shuffled, so the first ones are random.
         rows = rows if share == 1 else rows.first(math.ceil(share * len(rows)))
         rows = self._captioned(rows)
@@ -407,6 +415,25 @@ class SelfPlay(Method):
         if captions != rows.captions:  # made just now
             rows = replace(rows, captions=captions, prompted=None)
         return rows
+
+    @torch.no_grad()
+    def _drawings(self, batch: Batch, count: int) -> Rows | None:
+        """Drawings that other methods offer, and what U reads of them before C restyles them."""
+        if not batch.offered and not self._told and self.run.rank == 0:
+            self._told = True
+            warn(
+                "challenge_drawings=true, but no method listed before selfplay offers drawings, so "
+                "C challenges the batch; list imagine or verify first"
+            )
+        for offer in batch.offered:
+            rows = offer(count)
+            if rows is not None:
+                backbone = self.run.backbone
+                with self.run.autocast(), backbone.without_dropout():
+                    read = backbone.answer_token_losses(rows.pictures, *rows.question_arguments)
+                self._clean_drawings = ReadAnswers.of(read)
+                return rows
+        return None
 
     def _captions(self, rows: Rows) -> list[str]:
         """The given captions, and the model's own descriptions where there are none."""
@@ -470,7 +497,7 @@ class SelfPlay(Method):
 
     def after_loss(self, clean: ReadAnswers, own: ReadAnswers, step: int) -> None:
         """What the attack did to answers that U gives; hard samples get their new hardness."""
-        if len(clean):
+        if len(clean) or self._clean_drawings is not None:
             for name, (lost, right) in self.judge(clean).items():
                 self._add(name, lost, right)
         if len(own):
@@ -669,13 +696,15 @@ class SelfPlay(Method):
         """What the candidates did to answers that U gives on the clean pictures.
 
         Args:
-            clean: U's readings of this micro-batch's clean rows, in their order.
+            clean: U's readings of this micro-batch's clean rows, in their order. Where drawings
+                were challenged, those of the drawings count in their place.
 
         Returns:
             (how many were lost, how many there were to lose) by figure; empty where nothing was
             drawn.
         """
         figures = {}
+        clean = clean if self._clean_drawings is None else self._clean_drawings
         for name, wrong_BK in self._wrong_BK.items():
             right_B1 = clean.right_B[: len(wrong_BK), None]
             figures[name] = (right_B1 & wrong_BK).sum(), right_B1.sum() * wrong_BK.shape[1]
