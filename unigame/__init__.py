@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unigame.errors import UserError
     from unigame.methods.base import Method
     from unigame.methods.imagine import Imagine
+    from unigame.methods.reca import RecA, RecASettings
     from unigame.methods.rows import Rows
     from unigame.methods.selfplay import (  # type: ignore[no-redef]
         HardSample,
@@ -42,6 +43,8 @@ _HOME = {
     "Imagine": "unigame.methods.imagine",
     "Method": "unigame.methods.base",
     "Perturber": "unigame.methods.selfplay",
+    "RecA": "unigame.methods.reca",
+    "RecASettings": "unigame.methods.reca",
     "Rows": "unigame.methods.rows",
     "SFT": "unigame.methods.sft",
     "SelfPlay": "unigame.methods.selfplay",
@@ -65,6 +68,8 @@ __all__ = [
     "Imagine",
     "Method",
     "Perturber",
+    "RecA",
+    "RecASettings",
     "Rows",
     "SFT",
     "SelfPlay",

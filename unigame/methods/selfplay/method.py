@@ -59,7 +59,7 @@ from unigame.methods.selfplay.challenge import (
     perturber_update,
 )
 from unigame.methods.selfplay.diagnosis import diagnose
-from unigame.methods.selfplay.examples import Examples
+from unigame.methods.selfplay.examples import Examples, attack, noise_kept
 from unigame.methods.selfplay.floor_check import FloorCheck
 from unigame.methods.selfplay.heads import Heads
 from unigame.methods.selfplay.health import ReplayTally, Watch
@@ -131,6 +131,9 @@ class SelfPlay(Method):
         "hardness_q25",
         "hardness_q50",
         "hardness_q75",
+        "age_q25",
+        "age_q50",
+        "age_q75",
     )
     phases = ("challenge", "mine", "mix")
     losses = ("answer",)
@@ -368,7 +371,7 @@ class SelfPlay(Method):
                     report = self.mine(result, rows, step)
                 self._add("acceptance_rate", report.accepted, report.candidates)
         if not self.plays_alone(step):
-            self._choose()
+            self._choose(step)
 
     def plays_alone(self, step: int) -> bool:
         """While C warms up against a model that does not move."""
@@ -402,11 +405,15 @@ class SelfPlay(Method):
         rows = batch.answers
         # The batch is shuffled, so the first ones are random.
         rows = rows if share == 1 else rows.first(math.ceil(share * len(rows)))
+        rows = self._captioned(rows)
+        if rows.codes is None and self.settings.draws and self.run.codes is not None:
+            rows = replace(rows, codes=self.run.codes(rows.pictures, rows.ids))
+        return rows
+
+    def _captioned(self, rows: Rows) -> Rows:
         captions = self._captions(rows)
         if captions != rows.captions:  # made just now
             rows = replace(rows, captions=captions, prompted=None)
-        if rows.codes is None and self.settings.draws and self.run.codes is not None:
-            rows = replace(rows, codes=self.run.codes(rows.pictures, rows.ids))
         return rows
 
     @torch.no_grad()
@@ -438,11 +445,14 @@ class SelfPlay(Method):
                 captions[row] = caption
         return captions
 
-    def _choose(self) -> None:
+    def _choose(self, step: int) -> None:
         """Which hard samples this micro-batch replays, once the buffer is full enough."""
         self._add("buffer_size", len(self.buffer))
-        for name, value in self.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
+        quartiles = (0.25, 0.5, 0.75)
+        for name, value in self.buffer.hardness_quantiles(quartiles).items():
             self._add(f"hardness_{name}", value)
+        for name, value in self.buffer.age_quantiles(step, quartiles).items():
+            self._add(f"age_{name}", value)
         self._add("replayed", len(self.replay()))
 
     @torch.no_grad()
@@ -731,6 +741,32 @@ class SelfPlay(Method):
         """True when the buffer is full enough for replay."""
         lasting = self.settings.buffer
         return len(self.buffer) >= (self.settings.min_size(self.batch_size) if lasting else 1)
+
+    # ---- for the report's map of pictures ------------------------------------------------------
+    @property
+    def draws_pictures(self) -> bool:
+        """Not in token space."""
+        return self.settings.draws
+
+    def draw_again(self, batch: Batch) -> dict[str, Tensor]:
+        """A candidate of each picture with an answer, by C as it is now."""
+        rows = batch.answers
+        if not self.draws_pictures or not rows.counts:
+            return {}
+        with noise_kept(self):
+            drawing = attack(self, self._captioned(rows)).drawing
+        assert drawing is not None
+        return {"candidates": drawing.images}
+
+    @torch.no_grad()
+    def kept_pictures(self, most: int) -> dict[str, Tensor]:
+        """The hardest of the buffer."""
+        samples = self.buffer.samples[:most]
+        if not self.draws_pictures or not samples:
+            return {}
+        at_once = range(0, len(samples), self.batch_size)
+        parts = [self._pictures(samples[i : i + self.batch_size]).cpu() for i in at_once]
+        return {"buffer": torch.cat(parts)}
 
     # ---- checkpoints ---------------------------------------------------------------------------
     def weights(self) -> list[tuple[str, Tensor]]:
