@@ -227,3 +227,14 @@ def test_settings_that_cannot_work_are_named(method: Any, settings: Any, said: s
 def test_imagine_without_captions_is_refused() -> None:
     with pytest.raises(UserError, match="texts"):
         Imagine().check(None)
+
+
+def test_a_text_that_the_model_cannot_lay_out_is_named(tiny_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    row = {"caption": "a red circle", "question": "is <image> red", "answer": "yes"}
+    file.write_text(json.dumps(row), encoding="utf-8")
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
+    mark = trainer.backbone.layout.picture_mark
+    file.write_text(file.read_text().replace("<image>", mark), encoding="utf-8")
+    with pytest.raises(UserError, match="a red circle.*question"):
+        Imagine(texts=str(file), **DRAWN).setup(trainer._run())
