@@ -98,6 +98,7 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
         gradient_candidates=1,
         label_weight=0.0,
         content_weight=0.0,
+        verified_target=None,
         sample_candidates=samples,
     )
     generator = torch.Generator(device=game.run.device)
