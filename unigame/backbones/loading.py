@@ -14,7 +14,6 @@ from transformers.utils import logging as hf_logging
 from unigame.backbones.base import Backbone
 from unigame.backbones.common.understanding import ReadingBackbone
 from unigame.backbones.folder import (
-    BUNDLED,
     check_device,
     check_dtype,
     fetch_config,
@@ -23,6 +22,7 @@ from unigame.backbones.folder import (
 )
 from unigame.backbones.model_files import loading_from, refuse_not_finite
 from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
+from unigame.bundled import BUNDLED
 from unigame.errors import UserError
 
 

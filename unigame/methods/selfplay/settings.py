@@ -251,7 +251,9 @@ class SelfPlaySettings:
         "of the model's own frozen vision features, 'none', or a scorer of an installed package.",
     )
     similarity_model: str | None = setting(
-        None, Text(optional=True), "CLIP or SigLIP checkpoint (folder or Hub id)."
+        None,
+        Text(optional=True),
+        "CLIP or SigLIP checkpoint: a folder, a Hub id, or janus-nano-clip, the bundled model's.",
     )
     similarity_mode: str = setting(
         "image-text",
