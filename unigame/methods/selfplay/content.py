@@ -2,8 +2,9 @@
 
 C is to make pictures that U misreads, *subject to* a share of them being verified. The weight of
 the content term is the multiplier of that constraint, and it moves as in dual ascent: up while
-fewer candidates are verified than asked for, down while more are. A fixed weight that suits one
-model lets C destroy content on another, or leaves it harmless.
+fewer candidates are verified than asked for, down while more are, though never below its start: C
+moves faster than its price, and would be far gone before a price of nothing had risen again. A
+fixed weight that suits one model lets C destroy content on another, or leaves it harmless.
 
     M  heads of C
 """
@@ -19,8 +20,8 @@ from torch import Tensor
 
 STEP = 0.3
 """Of the logarithm of a weight, at a step whose candidates are all verified, or none."""
-LOWEST, HIGHEST = 1e-2, 1e2
-"""Between them a weight moves: further out it would take long to come back."""
+MOST = 100
+"""Times its start, a weight may be: further out it would take long to come back."""
 
 
 class ContentWeights:
@@ -28,13 +29,13 @@ class ContentWeights:
 
     Args:
         count: M.
-        start: of all weights.
+        start: of all weights, and the least of each.
         target: share of candidates that are to be verified.
     """
 
     def __init__(self, count: int, start: float, target: float) -> None:
-        self.target = target
-        self.weights = [min(max(start, LOWEST), HIGHEST)] * count
+        self.start, self.target = start, target
+        self.weights = [start] * count
 
     def tensor(self) -> Tensor:
         """The weights, (M,)."""
@@ -46,7 +47,7 @@ class ContentWeights:
             if drawn:
                 change = STEP * (self.target - verified / drawn)
                 moved = self.weights[head] * math.exp(change)
-                self.weights[head] = min(max(moved, LOWEST), HIGHEST)
+                self.weights[head] = min(max(moved, self.start), MOST * self.start)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights."""

@@ -188,8 +188,8 @@ class SelfPlaySettings:
         None,
         Number(low=0, above=True, high=1, optional=True),
         "Share of candidates that are to be verified (reach clip_floor): content_weight is only "
-        "the start, and each head's own rises while fewer of its candidates are, and falls while "
-        "more are. Null: content_weight stays.",
+        "the least, and each head's own rises above it while fewer of its candidates are. Null: "
+        "content_weight stays.",
     )
     perturber_loss: str = setting(
         "cross_entropy",
