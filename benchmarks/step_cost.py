@@ -10,13 +10,15 @@ hard sample for two clean ones:
                     B          B      the candidates, re-read; the backward pass goes on to C
       mine          -          -      the challenge's candidates are reused
       understand  1.5 B      1.5 B    the mixed batch
+    RecA            B          B      the clean batch
+                  0.5 B      0.5 B    rows of two pictures, one read and one drawn
 
 That is 6 against 2 if the whole batch is challenged, and 4.5 against 2 at ``challenge_share`` 0.5,
 the recipes' setting: as many candidates are drawn as the mixed batch has hard samples. Each further
 candidate adds a forward pass of what is challenged. The rest is pictures: the image tokenizer
 encodes them, the decoder draws the candidates, the vision encoder reads them.
 
-The keys: ``ratio`` (K = 1, the recipes' share), ``ratio_full_share``, ``ratio_k4``;
+The keys: ``ratio`` (K = 1, the recipes' share), ``ratio_full_share``, ``ratio_k4``, ``ratio_reca``;
 ``memory_ratio`` (peaks, the model included), ``memory_ratio_above_model`` (without it); ``phases``
 in seconds; ``counted`` (operations and tokens by phase, and the ratios by operations alone).
 
@@ -48,18 +50,20 @@ from PIL import Image
 
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.doctor.peak import peak_bytes, tensor_bytes
+from unigame.methods.reca import RecA
 from unigame.methods.selfplay import SelfPlay
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.metrics import PHASES as OF_TRAINER
 
 PHASES = (*OF_TRAINER[:2], *SelfPlay.phases, *OF_TRAINER[2:])
 QUESTION, ANSWER = "what colour is the circle", "red"
-# kind of step -> its settings of the game; None: no game
-KINDS: dict[str, dict[str, Any] | None] = {
-    "sft": None,
-    "unigame": {},
-    "full_share": {"challenge_share": 1.0},
-    "k4": {"num_candidates": 4},
+# kind of step -> its method, and what is changed of its settings
+KINDS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "sft": (None, {}),
+    "unigame": ("selfplay", {}),
+    "full_share": ("selfplay", {"challenge_share": 1.0}),
+    "k4": ("selfplay", {"num_candidates": 4}),
+    "reca": ("reca", {}),
 }
 
 
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         figures = bench.measure(options.repetitions)
         figures |= {"counted": bench.count(), **bench.memory()}
     found = record.write(figures, describe(backbone, options), options.json)
-    for kind in ("ratio", "ratio_full_share", "ratio_k4", "memory_ratio"):
+    for kind in ("ratio", "ratio_full_share", "ratio_k4", "ratio_reca", "memory_ratio"):
         if kind in found:
             print(f"{kind:18} {found[kind]:.2f}")
     return found
@@ -137,9 +141,11 @@ class Bench:
             drop_learned=False,  # the one batch is soon learned, and its cost is what is asked for
             redrawn_every=0,  # by default one challenge in ten costs a quarter more
         )
+        self.methods = {"selfplay": self.game, "reca": RecA()}
         self.trainer = UniGameTrainer(
-            model=backbone, args=self.args, train_dataset=data, methods=[self.game]
+            model=backbone, args=self.args, train_dataset=data, methods=[*self.methods.values()]
         )
+        self.trainer.methods = [self.game]
         self.trainer.create_optimizer_and_scheduler(num_training_steps=self.args.max_steps)
         self.batch = self.trainer.data_collator(data)
         self.kinds = options.kinds
@@ -160,9 +166,10 @@ class Bench:
     @contextmanager
     def playing(self, kind: str) -> Any:
         """The trainer set up for one kind of step."""
-        changes, before = KINDS[kind], self.game.settings
-        self.trainer.methods = [] if changes is None else [self.game]
-        self.game.settings = replace(before, **(changes or {}))
+        name, changes = KINDS[kind]
+        before = self.game.settings
+        self.trainer.methods = [] if name is None else [self.methods[name]]
+        self.game.settings = replace(before, **changes)
         try:
             yield
         finally:
@@ -200,9 +207,9 @@ class Bench:
                         phases[name].append(figures[f"seconds_{name}"])
         medians = {kind: statistics.median(values) for kind, values in seconds.items()}
         ratios = {kind: value / medians["sft"] for kind, value in medians.items() if kind != "sft"}
-        names = {"unigame": "ratio", "full_share": "ratio_full_share", "k4": "ratio_k4"}
+        named = {"unigame": "ratio"}
         return {
-            **record.rounded({names[kind]: ratio for kind, ratio in ratios.items()}, 3),
+            **record.rounded({named.get(k, f"ratio_{k}"): v for k, v in ratios.items()}, 3),
             "phases": record.rounded(
                 {name: statistics.median(values) for name, values in phases.items() if values}
             ),

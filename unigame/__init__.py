@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unigame.backbones.base import Backbone, BackboneFacts
     from unigame.errors import UserError
     from unigame.methods.base import Method
+    from unigame.methods.reca import RecA, RecASettings
     from unigame.methods.rows import Rows
     from unigame.methods.selfplay import (  # type: ignore[no-redef]
         HardSample,
@@ -39,6 +40,8 @@ _HOME = {
     "HardSampleBuffer": "unigame.methods.selfplay",
     "Method": "unigame.methods.base",
     "Perturber": "unigame.methods.selfplay",
+    "RecA": "unigame.methods.reca",
+    "RecASettings": "unigame.methods.reca",
     "Rows": "unigame.methods.rows",
     "SFT": "unigame.methods.sft",
     "SelfPlay": "unigame.methods.selfplay",
@@ -60,6 +63,8 @@ __all__ = [
     "HardSampleBuffer",
     "Method",
     "Perturber",
+    "RecA",
+    "RecASettings",
     "Rows",
     "SFT",
     "SelfPlay",

@@ -1,4 +1,4 @@
-"""What ``test_two_ranks`` starts in each of its processes: a game, and plain fine-tuning."""
+"""What ``test_two_ranks`` starts in each of its processes: a game, plain fine-tuning, and RecA."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tests.training.helpers import Records, game_of, lora_weights, make_trainer
+from unigame.methods.reca import RecA
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -33,6 +34,23 @@ def sft_settings(batch: int) -> dict[str, Any]:
 
 def game_settings(batch: int) -> dict[str, Any]:
     return {"per_device_train_batch_size": batch, "generation_weight": 0.0}
+
+
+def reca_settings(batch: int) -> dict[str, Any]:
+    """Every picture is drawn again, with one text: nothing is left to a lot."""
+    method = RecA(share=1.0, weight=0.5, templates=["describe the picture"])
+    return {**sft_settings(batch), "methods": [method]}
+
+
+class EvenRows(Records):
+    """Odd rows hold nothing but a picture, so that of two ranks one has none of them."""
+
+    picture_only = True
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        for item in self.items[1::2]:
+            item["question"] = item["answer"] = None
 
 
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
@@ -60,10 +78,23 @@ def main(model: Path, folder: Path) -> None:
     recent = game_of(game).buffer.recent.state_dict()["minings"]
     sft = make_trainer(model, folder / "sft", **sft_settings(batch=2))
     sft.train()
+    reca = make_trainer(model, folder / "reca", **reca_settings(batch=2))
+    reca.train()
+    alone = make_trainer(
+        model,
+        folder / "alone",
+        data=EvenRows(4),
+        methods=[RecA(share=1.0, pictures="alone")],
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+    )
+    alone.train()
     record = {
         "game": {**weights_of(game), "hard": {"read": read}, "recent": recent, "epoch": data.epoch},
         "described": game_of(game).captions.made,
         "sft": weights_of(sft),
+        "reca": weights_of(reca),
+        "alone": {**weights_of(alone), "drawn": alone.method("reca").drawn},
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")
 

@@ -98,6 +98,8 @@ class Method:
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
     losses: ClassVar[tuple[LossName, ...]] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
+    learns_pictures: ClassVar[bool] = False
+    """Whether a row that holds nothing but a picture is a row for it."""
     rate: ClassVar[str] = ""
     """Name of the setting that is its player's learning rate, for messages about divergence."""
     run: Run

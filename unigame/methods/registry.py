@@ -14,6 +14,7 @@ METHODS = Registry(
     {
         "sft": "unigame.methods.sft:SFT",
         "selfplay": "unigame.methods.selfplay.method:SelfPlay",
+        "reca": "unigame.methods.reca.method:RecA",
     },
 )
 DEFAULT = "selfplay"

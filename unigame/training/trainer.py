@@ -34,6 +34,7 @@ from torch.utils.data import IterableDataset
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
+from unigame.data.kinds import holds_pictures_alone
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
@@ -128,7 +129,8 @@ class UniGameTrainer(ResumableTrainer):
             seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
         needs_caption = any(method.refuses_missing_captions for method in self.methods)
-        check = record_check(backbone, args, needs_caption)
+        pictures = self._learns_pictures or holds_pictures_alone(train_dataset)
+        check = record_check(backbone, args, needs_caption, needs_text=not pictures)
         collator = kwargs.pop("data_collator", None) or RecordCollator(backbone.preprocessor, check)
         super().__init__(
             model=backbone,
@@ -171,6 +173,10 @@ class UniGameTrainer(ResumableTrainer):
             gather=partial(gather_from_ranks, self.accelerator) if several else None,
             sum=self._sum_over_ranks,
         )
+
+    @property
+    def _learns_pictures(self) -> bool:
+        return any(method.learns_pictures for method in self.methods)
 
     def method(self, name: str) -> Any:
         """The method of that name.
@@ -240,6 +246,8 @@ class UniGameTrainer(ResumableTrainer):
         used_R = batch.has_answer_R
         if self.args.generation_weight > 0:
             used_R = used_R | batch.has_caption_R
+        if self._learns_pictures:
+            used_R = torch.ones_like(used_R)
         self.meter.add("unused_rows", (~used_R).sum())
         records = batch.records
         with self.timer.phase("read"), self.accelerator.autocast(), torch.no_grad():
@@ -367,10 +375,14 @@ class UniGameTrainer(ResumableTrainer):
             if model.training:
                 self._found.append(ReadAnswers.of(found))
         else:
-            drawn = {"images": rows.images, "captions": rows.prompt_argument}
-            loss_R = model(loss=name, codes=rows.codes, **drawn).float()
-            if model.training and name == "generation" and rows.share_R.any():
-                self.meter.add_mean("generation_loss", loss_R)
+            drawn = {"images": rows.images, "codes": rows.codes}
+            if name == "reconstruction":
+                drawn |= {"templates": rows.prompt_argument, "embeds": rows.embeds}
+            else:
+                drawn["captions"] = rows.prompt_argument
+            loss_R = model(loss=name, **drawn).float()
+            if model.training and rows.share_R.any():
+                self.meter.add_mean(f"{name}_loss", loss_R)
         return (rows.share_R.to(loss_R) * loss_R).sum()
 
     def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:

@@ -88,6 +88,21 @@ class TokenLayout(ABC):
     def prompt_ids(self, prompt: str) -> list[int]:
         """A text -> image prompt, up to the token that predicts the first code."""
 
+    def drawing_start(self) -> list[int]:
+        """What stands between a question and what is drawn as its answer.
+
+        Raises:
+            UserError: the family does not say.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no drawing_start, so no picture can be drawn from one that "
+            "is read; leave method reca out"
+        )
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        """A picture and a text, up to the token that predicts the first code of its redrawing."""
+        return [*self.question_ids(template), *self.drawing_start()]
+
     @abstractmethod
     def drawing_length(self, prompt: str) -> int:
         """Tokens of a prompt and of what is drawn behind it."""
