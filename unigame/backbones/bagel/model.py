@@ -201,10 +201,27 @@ class BagelBackbone(ReadingBackbone):
     ) -> Tensor:
         # Without do_sample every row starts from the same noise. Guidance 1 means none.
         seeds = seeds_of_rows(len(prompts), seed, seeds)
+        latents = self.generate_compact(
+            prompts,
+            seeds=seeds if do_sample else [0] * len(prompts),
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+        )
+        return self.render(latents)
+
+    @torch.no_grad()
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 4.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         settings = self.bagel.config
-        generators = [torch.Generator().manual_seed(s if do_sample else 0) for s in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(settings.latent_shape, generator=g) for g in generators])
         noise = temperature * noise.to(self.device, full_precision(self.bagel.llm2vae.bias).dtype)
         rows = self.prompt_tokens(prompts)
@@ -218,14 +235,13 @@ class BagelBackbone(ReadingBackbone):
             return flow.guided(wanted, unguided, guidance_scale)
 
         with self._evaluating():
-            latents = flow.sample(
+            return flow.sample(
                 noise,
                 velocity,
                 steps=settings.sample_steps,
                 shift=settings.sample_shift,
                 interval=settings.guidance_interval,
             )
-        return self.render(latents)
 
     # ---- inside drawing ------------------------------------------------------------------------
     def latent_states(
