@@ -9,9 +9,9 @@ where everything up to the last ``<|im_start|>`` is the prompt, and a row that i
 
     <|im_start|>{caption}<|im_end|> <|vision_start|>[latents]<|vision_end|>
 
-Without a caption it is the picture alone, against which guidance goes. A picture that is drawn from
-one that is read stands behind that picture and its text. A picture, its marks included, takes one
-rotary position, and so does each token of text.
+Without a caption it is the picture alone, against which guidance goes; in reconstruction a picture
+that is read stands before a text of its own. A picture, its marks
+included, takes one rotary position, and so does each token of text.
 
 Places of image tokens and latents hold the ids ``IMAGE`` and ``LATENT``, which no vocabulary has.
 """
@@ -94,7 +94,8 @@ class BagelLayout(TokenLayout):
         return self._picture(LATENT, self.num_latents)
 
     def reconstruction_ids(self, template: str) -> list[int]:
-        return [*self.question_ids(template)[:-1], *self.drawing_start()]  # no answer begins
+        # Without the mark that begins an answer: what follows is a picture.
+        return [*self.question_ids(template)[:-1], *self.drawing_start()]
 
     # No shared_start: behind a shared picture, positions would not go on where they should.
 

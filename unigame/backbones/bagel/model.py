@@ -172,10 +172,10 @@ class BagelBackbone(ReadingBackbone):
         # out at times for guidance. In evaluation noise and levels are fixed ones.
         rows, latents = self.rows_and_codes(images, captions, codes)
         if self.training:
-            kept_B = (torch.rand(len(rows)) >= self.bagel.config.caption_dropout).tolist()
+            kept_B = (torch.rand(len(latents)) >= self.bagel.config.caption_dropout).tolist()
             empty = self.preprocessor.prompt("")
             rows = [row if kept else empty for row, kept in zip(rows, kept_B, strict=True)]
-        return self._noised_loss(rows, latents)
+        return self._flow_loss(rows, latents)
 
     def reconstruction_loss(
         self,
@@ -185,22 +185,8 @@ class BagelBackbone(ReadingBackbone):
         codes: Tensor | None = None,
         embeds: Tensor | None = None,
     ) -> Tensor:
-        # Noise as in generation_loss; nothing is left out: guidance is learnt from captions.
-        return self._noised_loss(*self.reconstruction_rows(images, templates, codes, embeds))
-
-    def _noised_loss(
-        self, rows: Sequence[PromptTokens], latents: Tensor, read_BNH: Tensor | None = None
-    ) -> Tensor:
-        """Mean squared error of the velocity at noise levels of training or evaluation, (B,)."""
-        count, settings = len(latents), self.bagel.config
-        if not self.training:
-            noise = flow.fixed_noise(settings.latent_shape, latents).expand_as(latents)
-            levels = [torch.full((count,), level) for level in flow.EVALUATION_LEVELS]
-            losses = [self._flow_loss(rows, latents, noise, level, read_BNH) for level in levels]
-            return torch.stack(losses).mean(0)
-        level_B = flow.shifted(torch.randn(count).sigmoid(), settings.timestep_shift)
-        noise = torch.randn(latents.shape).to(latents)
-        return self._flow_loss(rows, latents, noise, level_B, read_BNH)
+        # Noise as in generation_loss; nothing is dropped: guidance is learnt from captions.
+        return self._flow_loss(*self.reconstruction_rows(images, templates, codes, embeds))
 
     @torch.no_grad()
     def generate(
@@ -215,10 +201,27 @@ class BagelBackbone(ReadingBackbone):
     ) -> Tensor:
         # Without do_sample every row starts from the same noise. Guidance 1 means none.
         seeds = seeds_of_rows(len(prompts), seed, seeds)
+        latents = self.generate_compact(
+            prompts,
+            seeds=seeds if do_sample else [0] * len(prompts),
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+        )
+        return self.render(latents)
+
+    @torch.no_grad()
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 4.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         settings = self.bagel.config
-        generators = [torch.Generator().manual_seed(s if do_sample else 0) for s in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(settings.latent_shape, generator=g) for g in generators])
         noise = temperature * noise.to(self.device, full_precision(self.bagel.llm2vae.bias).dtype)
         rows = self.prompt_tokens(prompts)
@@ -232,14 +235,13 @@ class BagelBackbone(ReadingBackbone):
             return flow.guided(wanted, unguided, guidance_scale)
 
         with self._evaluating():
-            latents = flow.sample(
+            return flow.sample(
                 noise,
                 velocity,
                 steps=settings.sample_steps,
                 shift=settings.sample_shift,
                 interval=settings.guidance_interval,
             )
-        return self.render(latents)
 
     # ---- inside drawing ------------------------------------------------------------------------
     def latent_states(
@@ -251,7 +253,7 @@ class BagelBackbone(ReadingBackbone):
     ) -> Tensor:
         """States (B, N, H) behind the generation expert's last norm, at the places of latents.
 
-        ``read_BNH`` fills the places of a picture that is read, where the prompts have them.
+        ``read_BNH`` fills the places of a picture in the prompts, where they have such places.
         """
         tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
         places = self.layout.latents(tokens)
@@ -277,17 +279,22 @@ class BagelBackbone(ReadingBackbone):
         return self.bagel.velocity(states_BNH, noisy_BChw.shape[-2])
 
     def _flow_loss(
-        self,
-        prompts: Sequence[PromptTokens],
-        latents: Tensor,
-        noise: Tensor,
-        level_B: Tensor,
-        read_BNH: Tensor | None = None,
+        self, prompts: Sequence[PromptTokens], latents: Tensor, read_BNH: Tensor | None = None
     ) -> Tensor:
         """Mean squared error of the velocity, (B,)."""
-        noisy = flow.noised(latents, noise, level_B)
-        error = self._velocity(prompts, noisy, level_B, read_BNH) - (noise - latents)
-        return error.square().flatten(1).mean(-1)
+        count, settings = len(latents), self.bagel.config
+        if self.training:
+            levels = [flow.shifted(torch.randn(count).sigmoid(), settings.timestep_shift)]
+            noise = torch.randn(latents.shape).to(latents)
+        else:
+            levels = [torch.full((count,), level) for level in flow.EVALUATION_LEVELS]
+            noise = flow.fixed_noise(settings.latent_shape, latents).expand_as(latents)
+        losses = []
+        for level_B in levels:
+            noisy = flow.noised(latents, noise, level_B)
+            error = self._velocity(prompts, noisy, level_B, read_BNH) - (noise - latents)
+            losses.append(error.square().flatten(1).mean(-1))
+        return torch.stack(losses).mean(0)
 
     def _partly_noised(self, latents_BChw: Tensor) -> tuple[Tensor, Tensor]:
         """x_t of the game and t, (B,): always the same noise, so a challenge is deterministic."""
