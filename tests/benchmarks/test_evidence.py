@@ -344,7 +344,7 @@ def test_arms_of_captions_need_captions(scripts, change):
 def test_a_new_task_and_its_captions_are_of_each_seed(scripts, tmp_path):
     arms, settings = scripts.evidence_arms, settled(scripts, "imagine", "texts=12")
     task = arms.Task(20, 5)
-    assert len({row["question"] for row in task}) > 20
+    assert len({row["question"] for row in task}) > 12, "20 pairs of colour and shape at most"
     assert all(row["question"].startswith("where is the ") for row in task)
     for seed in (1, 1, 2):
         arms.write_texts(tmp_path / f"{seed}.jsonl", settings, seed)

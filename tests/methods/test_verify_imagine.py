@@ -147,7 +147,7 @@ def test_the_adversary_joins_where_it_is_asked_to(
         trainer = make_trainer(tiny_path, tmp_path, methods=methods, max_steps=1)
         trainer.train()
         read = game_of(trainer)._clean_drawings
-        assert (read is not None and len(read) == 2) if game else read is None
+        assert (read is not None and len(read) == 4) if game else read is None
         return {str(sample.source) for sample in game_of(trainer).buffer.samples}
 
     restyled = sources(challenge_drawings=True, buffer_per_source=None)
@@ -168,7 +168,9 @@ def test_a_round_leaves_the_runs_random_numbers_alone(
     trainer = make_trainer(tiny_path, tmp_path, Records(4, captions=True), methods=["sft"])
     batch = trainer._read(trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
     method = build_methods({"imagine": listed(texts)["imagine"]})[0]
-    method.setup(trainer._run())
+    run = trainer._run()
+    run.figures = None  # the trainer has no column for those of a method that it does not list
+    method.setup(run)
     before = torch.get_rng_state()
     method.before_step(batch, 0)
     assert len(method.store) == 4 and torch.equal(before, torch.get_rng_state())
@@ -222,6 +224,17 @@ def test_settings_that_cannot_work_are_named(method: Any, settings: Any, said: s
         method(**settings)
 
 
-def test_imagine_without_captions_is_refused_before_the_model(tmp_path: Path) -> None:
+def test_imagine_without_captions_is_refused() -> None:
     with pytest.raises(UserError, match="texts"):
-        make_trainer(tmp_path / "no model", tmp_path, methods=[Imagine()])
+        Imagine().check(None)
+
+
+def test_a_text_that_the_model_cannot_lay_out_is_named(tiny_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    row = {"caption": "a red circle", "question": "is <image> red", "answer": "yes"}
+    file.write_text(json.dumps(row), encoding="utf-8")
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
+    mark = trainer.backbone.layout.picture_mark
+    file.write_text(file.read_text().replace("<image>", mark), encoding="utf-8")
+    with pytest.raises(UserError, match="a red circle.*question"):
+        Imagine(texts=str(file), **DRAWN).setup(trainer._run())

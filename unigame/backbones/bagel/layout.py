@@ -9,7 +9,8 @@ where everything up to the last ``<|im_start|>`` is the prompt, and a row that i
 
     <|im_start|>{caption}<|im_end|> <|vision_start|>[latents]<|vision_end|>
 
-Without a caption it is the picture alone, against which guidance goes. A picture, its marks
+Without a caption it is the picture alone, against which guidance goes; in reconstruction a picture
+that is read stands before a text of its own. A picture, its marks
 included, takes one rotary position, and so does each token of text.
 
 Places of image tokens and latents hold the ids ``IMAGE`` and ``LATENT``, which no vocabulary has.
@@ -87,7 +88,14 @@ class BagelLayout(TokenLayout):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         said = self._said(prompt) if prompt.strip() else []
-        return [*said, *self._picture(LATENT, self.num_latents)]
+        return [*said, *self.drawing_start()]
+
+    def drawing_start(self) -> list[int]:
+        return self._picture(LATENT, self.num_latents)
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        # Without the mark that begins an answer: what follows is a picture.
+        return [*self.question_ids(template)[:-1], *self.drawing_start()]
 
     # No shared_start: behind a shared picture, positions would not go on where they should.
 

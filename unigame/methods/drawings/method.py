@@ -36,6 +36,7 @@ from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendere
 from unigame.methods.findings import Finding, Log, u_does_not_learn
 from unigame.methods.rows import Batch, Rows
 from unigame.seeds import derive_seed
+from unigame.settings.rules import shown
 from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class DrawingMethod(Method):
         super().setup(run)
         self._read_texts()
         run.backbone.require_drawing()
+        self._check_texts()
         settings = self.settings
         self.batch_size = run.args.per_device_train_batch_size
         self.maker = self._make_maker()
@@ -112,6 +114,19 @@ class DrawingMethod(Method):
         self._digest = digest(self.texts)
         self._said: set[str] = set()
         self._chosen: list[StoredDrawing] = []
+
+    def _check_texts(self) -> None:
+        """Refuse captions and questions that the model could not lay out, before any drawing."""
+        rules = self.run.backbone.text_rules
+        for text in self.texts if rules is not None else ():
+            for question, answer in text.questions or (("", ""),):
+                texts = {"caption": text.caption, "question": question, "answer": answer}
+                problem = rules.problem(texts, max_length=self.run.args.max_length)  # type: ignore[union-attr]
+                if problem is not None:
+                    raise UserError(
+                        f"texts={self.settings.texts!r}: caption {shown(text.caption)} has "
+                        f"{problem[0]}: {problem[1]}"
+                    )
 
     def _make_maker(self) -> QuestionMaker | None:
         if self.settings.question_maker == GIVEN:
