@@ -9,6 +9,7 @@ from functools import partial
 from PIL import Image
 
 from unigame.data import Record, most_common_answer
+from unigame.data.records import num_pictures
 from unigame.evaluation.base import Item
 from unigame.evaluation.tasks.vqav2.rules import normalise, soft_score
 
@@ -48,7 +49,7 @@ def vqa_match(reply: str, example: Example) -> float:
 
 
 def from_records(records: Iterable[Record]) -> list[Example]:
-    """Examples of the records that ask a question; pictures are asked as they were read."""
+    """Examples of the records that ask about one picture; pictures are asked as they were read."""
     return [
         Example(
             id=record["id"],
@@ -59,7 +60,7 @@ def from_records(records: Iterable[Record]) -> list[Example]:
             caption=record["caption"] or "",
         )
         for record in records
-        if record["question"] and record["answer"]
+        if record["question"] and record["answer"] and num_pictures(record) == 1
     ]
 
 
