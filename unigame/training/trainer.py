@@ -375,6 +375,7 @@ class UniGameTrainer(ResumableTrainer):
 
     def _loss_of(self, model: nn.Module, name: LossName, groups: Sequence[Rows]) -> Tensor:
         """The rows of one loss through the model."""
+        groups = self._with_tokens(groups)
         with self.accelerator.autocast():
             rows = join(groups, self.backbone.embed_images)
         assert rows.share_R is not None
@@ -396,6 +397,17 @@ class UniGameTrainer(ResumableTrainer):
             if model.training and name == "generation" and rows.share_R.any():
                 self.meter.add_mean("generation_loss", loss_R)
         return (rows.share_R.to(loss_R) * loss_R).sum()
+
+    def _with_tokens(self, groups: Sequence[Rows]) -> Sequence[Rows]:
+        """All as tokens where some show no picture, or several: their texts do not say it."""
+        if all(rows.image_index is None for rows in groups):
+            return groups
+        return [
+            rows
+            if rows.asked is not None
+            else replace(rows, asked=self.backbone.answer_tokens(rows.questions, rows.answers))
+            for rows in groups
+        ]
 
     def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:
         """Each method hears what U found.
