@@ -9,7 +9,7 @@ from functools import partial
 from PIL import Image
 
 from unigame.data import Record, most_common_answer
-from unigame.data.records import num_pictures
+from unigame.data.records import num_pictures, pictures_of
 from unigame.evaluation.base import Item
 from unigame.evaluation.tasks.vqav2.rules import normalise, soft_score
 
@@ -53,7 +53,7 @@ def from_records(records: Iterable[Record]) -> list[Example]:
     return [
         Example(
             id=record["id"],
-            picture=partial(_same, record["image"]),
+            picture=partial(_same, pictures_of(record)[0]),
             question=record["question"],
             answer=record["answer"],
             answers=tuple(record.get("answers") or ()),

@@ -101,7 +101,7 @@ class RecordCollator:
         return usable, left_out
 
 
-def _texts_of(records: Sequence[Record]) -> dict[str, list[str]]:
+def _texts_of(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "questions": [record.get("question") or "" for record in records],
         "answers": [record.get("answer") or "" for record in records],
