@@ -187,8 +187,8 @@ class SelfPlay(Method):
         """None to attack, or too few for replay ever to start."""
         if not answered:
             raise UserError(
-                "method selfplay has nothing to attack: no row has an answer; set methods: [sft] "
-                "to learn from captions alone, or give questions and answers"
+                "method selfplay has nothing to attack: no row of one picture has an answer; set "
+                "methods: [sft] to learn from captions or text alone, or give questions and answers"
             )
         cap = self._cap
         if cap is not None and named:
