@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from unigame.data.skips import SkipReport
 from unigame.methods.findings import Finding
 from unigame.training.config import UniGameConfig
 
@@ -26,13 +27,16 @@ ABOUT_FILE, FORMAT = "about.json", "unigame-run/1"
 PACKAGES = ("unigame", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
-def write_about(args: UniGameConfig, steps: int, findings: Sequence[Finding]) -> None:
+def write_about(
+    args: UniGameConfig, steps: int, findings: Sequence[Finding], dataset: Any = None
+) -> None:
     """Write it into ``output_dir``. First process only.
 
     Args:
         args: settings of the run.
         steps: optimizer steps done.
         findings: what the methods found wrong.
+        dataset: the training rows, of which the sources are counted.
     """
     device = args.device.type
     content = {
@@ -45,6 +49,7 @@ def write_about(args: UniGameConfig, steps: int, findings: Sequence[Finding]) ->
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "processes": args.world_size,
         "findings": [asdict(finding) for finding in findings],
+        "data": [_counted(part) for part in getattr(dataset, "datasets", [dataset])],
     }
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +68,16 @@ def _changed(args: UniGameConfig) -> dict[str, Any]:
         if (isinstance(value, str | int | float) or name == "train_parts" and value)
         and value != default.get(name)
         and not name.endswith("_token")
+    }
+
+
+def _counted(part: Any) -> dict[str, Any]:
+    """A source of the data: where it lies, rows kept, rows left out when it was opened."""
+    skips = getattr(part, "skips", None)
+    return {
+        "where": getattr(part, "where", type(part).__name__),
+        "rows": len(part) if hasattr(part, "__len__") else None,
+        "skipped": len(skips.skipped) if isinstance(skips, SkipReport) else None,
     }
 
 

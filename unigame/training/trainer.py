@@ -194,7 +194,7 @@ class UniGameTrainer(ResumableTrainer):
         for method in self.methods:
             method.finish()
         if self.is_world_process_zero():
-            write_about(self.args, self.state.global_step, self.health())
+            write_about(self.args, self.state.global_step, self.health(), self.train_dataset)
         return output
 
     def health(self) -> list[Finding]:
