@@ -103,9 +103,10 @@ def _metadata(trained: Trained, hub_id: str, merged: bool, own: Licence) -> Mode
     if merged:
         library = "unigame" if trained.is_composed else "transformers"
     hub_base = trained.base.name if "/" in trained.base.name and trained.base_is_public else None
-    relation = {"base_model_relation": "finetune" if merged else "adapter"} if hub_base else {}
+    relation = "finetune" if merged else "adapter"
     return ModelCardData(
         base_model=hub_base,
+        base_model_relation=relation if hub_base else None,
         datasets=_hub_datasets(trained) or None,
         library_name=library,
         license=own.id or None,
@@ -113,7 +114,6 @@ def _metadata(trained: Trained, hub_id: str, merged: bool, own: Licence) -> Mode
         license_link=own.link or None,
         pipeline_tag="any-to-any",
         tags=["unigame", *([] if merged else ["lora"]), *_methods(trained)],
-        **relation,
     )
 
 
