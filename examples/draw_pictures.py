@@ -18,6 +18,7 @@ from unigame.synthetic.world import caption
 
 CAMERA = ("noise", "blur", "contrast")  # what this camera does to a picture
 QUESTIONS = 6  # of each picture
+ANNOTATORS = 10  # VQAv2 has ten, and counts an answer as right that three of them gave
 
 
 def draw(folder: Path, count: int, seed: int) -> list[dict[str, str]]:
@@ -57,7 +58,7 @@ def main() -> None:
             "image_id": row["image"],  # questions of one picture are counted together
             "image": row["image"],
             "question": row["question"],
-            "answers": [row["answer"]],
+            "answers": [row["answer"]] * ANNOTATORS,
         }
         for number, row in enumerate(draw(held_out, args.held_out, seed=2))
     ]
