@@ -15,6 +15,7 @@ from unigame.publish.licences import UNKNOWN, base_licence, data_licence
         ("janus-nano", "apache-2.0"),
         ("deepseek-community/Janus-Pro-7B", "other"),
         ("BAAI/Emu3-Chat-hf", "apache-2.0"),
+        ("ByteDance-Seed/BAGEL-7B-MoT", "apache-2.0"),
         ("leloy/Anole-7b-v0.1-hf", "other"),
     ],
 )

@@ -157,6 +157,17 @@ def test_a_merged_model_is_plain(run: Path, tmp_path: Path, capsys: Any) -> None
         assert str(shared_tiny_janus()).encode() not in file.read_bytes(), file
 
 
+def test_an_architecture_that_transformers_lacks(run: Path, tmp_path: Path) -> None:
+    own = copied(run, tmp_path / "run")
+    config = json.loads((own / "adapter_config.json").read_text())
+    config["auto_mapping"]["parent_library"] = "unigame.backbones.bagel.modeling"
+    (own / "adapter_config.json").write_text(json.dumps(config))
+    push(own, ID, base=BASE, dry_run=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "load_backbone('someone/tiny-janus')" in text and "JanusForCond" not in text
+    assert "Nothing of unigame is needed" not in text
+
+
 def copied(run: Path, folder: Path, *left_out: str) -> Path:
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*left_out))
     return folder

@@ -167,6 +167,8 @@ class Backbone(nn.Module, ABC):
     """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     max_images: ClassVar[int] = 1
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
+    reads_codes: ClassVar[bool] = False
+    """Whether what is read of a picture are the very codes that it is drawn of."""
 
     # ---- understanding -------------------------------------------------------------------------
     @abstractmethod
@@ -260,6 +262,17 @@ class Backbone(nn.Module, ABC):
         """One description per image: the answer to ``CAPTION_QUESTION``."""
         return self.answer(images, [CAPTION_QUESTION] * len(images), max_new_tokens=max_new_tokens)
 
+    def reply(self, texts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy replies to texts without a picture, one each. No gradient.
+
+        Raises:
+            UserError: the family does not say how; by default none does.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} answers questions about pictures only, so it "
+            "cannot write questions from captions; use question_maker=rules"
+        )
+
     @property
     def text_rules(self) -> TextRules | None:
         """What texts of the data must not hold, and how long a row may be; None: not known."""
@@ -338,6 +351,86 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor:
         """Caption -> image loss of each sample, (B,): CE over image codes, or noise prediction."""
 
+    def reconstruction_loss(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        *,
+        codes: Tensor | None = None,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of drawing each picture from what is read of it, (B,); as ``generation_loss``.
+
+        The understanding tokens of a picture and a template ("describe the picture in detail")
+        stand where a caption would: reconstruction alignment (RecA, arXiv 2509.07295).
+        Differentiable in ``embeds``.
+
+        Args:
+            images: (B, 3, S, S), what is to be drawn; None where the other two are given.
+            templates: a text each, or tokens of ``reconstruction_tokens``.
+            codes: of ``images``, where they are known.
+            embeds: (B, N, H), what is read; ``embed_shrunk(images)`` if left out.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no reconstruction_loss, so it cannot learn "
+            "to draw what it reads; leave method reca out"
+        )
+
+    def reconstruction_tokens(self, templates: Prompts) -> list[PromptTokens]:
+        """Templates as tokens, with the places of the picture that is read; tokens pass.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no reconstruction_tokens, which go with "
+            "its reconstruction_loss; leave method reca out"
+        )
+
+    def reading_size(self, wanted: int | None = None) -> int:
+        """Side, in px, of the detail that ``embed_shrunk`` leaves.
+
+        By default all of it; half where what is read are the codes that are to be drawn, because
+        these would only be copied.
+
+        Raises:
+            UserError: ``wanted`` is more than there is, or leaves the codes to copy.
+        """
+        side = self.facts.image_size
+        most = side // 2 if self.reads_codes else side
+        if wanted is None:
+            return most
+        if self.reads_codes and most < wanted <= side:
+            raise UserError(
+                f"a picture of {side} px is read at {wanted} px and drawn of the codes that "
+                f"{self.facts.family} reads, so it would learn to copy them; read {most} px or less"
+            )
+        if not 1 <= wanted <= side:
+            raise UserError(
+                f"a picture of {side} px cannot be read at {wanted} px; give 1 to {most}"
+            )
+        return wanted
+
+    def embed_shrunk(self, images: Tensor, size: int | None = None) -> Tensor:
+        """``embed_images`` of pictures without detail finer than ``reading_size(size)``."""
+        from unigame.backbones.common.detail import without_detail
+
+        return self.embed_images(without_detail(images, self.reading_size(size)))
+
+    @torch.no_grad()
+    def same_codes(self, images: Tensor, codes: Tensor, size: int | None = None) -> Tensor:
+        """Share of each picture's codes that its shrunk copy still has at their places, (B,).
+
+        Where what is read are the codes, a model that copies them gets so many right.
+        """
+        from unigame.backbones.common.detail import without_detail
+
+        read = self.encode_images(without_detail(images, self.reading_size(size)))
+        return (read == codes.to(read)).float().flatten(1).mean(-1)
+
     @abstractmethod
     def generate(
         self,
@@ -355,6 +448,26 @@ class Backbone(nn.Module, ABC):
         picture. ``seeds`` gives each prompt its own instead: its picture is then the same in any
         batch and any order. Evaluation needs it, so that a run can be stopped and resumed.
         """
+
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """What ``generate`` draws, in the compact form that ``render`` and the losses take.
+
+        By default the drawn pictures are encoded again, which may lose a little; a family that has
+        the codes or latents at hand gives those. No gradient.
+        """
+        with torch.no_grad():
+            return self.encode_images(
+                self.generate(
+                    prompts, seeds=seeds, guidance_scale=guidance_scale, temperature=temperature
+                )
+            )
 
     # ---- the model as an object ----------------------------------------------------------------
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -445,7 +558,7 @@ class Backbone(nn.Module, ABC):
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def forward(self, loss: str, by_token: bool = False, **inputs: Any) -> Tensor | AnswerLosses:
-        """Per-sample loss by name, ``"answer"`` or ``"generation"``: what DDP intercepts.
+        """Per-sample loss by name (a ``LossName`` of the rows): what DDP intercepts.
 
         ``by_token`` gives the answers' ``AnswerLosses`` in place of their means.
         """
@@ -455,7 +568,9 @@ class Backbone(nn.Module, ABC):
             return self.answer_loss(**inputs)
         if loss == "generation":
             return self.generation_loss(**inputs)
-        raise ValueError(f"unknown loss {loss!r}; a backbone computes 'answer' and 'generation'")
+        if loss == "reconstruction":
+            return self.reconstruction_loss(**inputs)
+        raise ValueError(f"unknown loss {loss!r}; give 'answer', 'generation' or 'reconstruction'")
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from unigame.backbones.foreign import (
     no_config,
 )
 from unigame.backbones.model_files import MODEL_FAULT, check_json_files, read_json, weight_names
+from unigame.backbones.registry import BUILT_IN, family_by_files
 from unigame.errors import UserError
 
 BUNDLED = "janus-nano"
@@ -105,6 +106,41 @@ def read_model_type(
     if model_type not in supported:
         raise foreign_model(shown, model_type, supported)
     return model_type
+
+
+def find_family(checkpoint: Path | str, supported: Collection[str]) -> tuple[str, Path]:
+    """The ``model_type`` of a folder or Hub id, and its ``config.json``, which may not be there.
+
+    A family may publish folders that no ``config.json`` describes (``FamilyInfo.files``).
+
+    Raises:
+        UserError: see ``read_model_type`` and ``fetch_config``.
+    """
+    if isinstance(checkpoint, Path):
+        file = checkpoint / "config.json"
+        info = family_by_files([each.name for each in checkpoint.iterdir()])
+        return info.model_type if info else read_model_type(file, supported), file
+    try:
+        file = fetch_config(checkpoint)
+        if read_json(file, MODEL_FAULT).get("model_type") is None:
+            raise no_config(checkpoint, file.parent)
+    except UserError:
+        for info in BUILT_IN:
+            if info.files and (found := _fetched(checkpoint, info.files[-1])) is not None:
+                return info.model_type, found.with_name("config.json")
+        raise
+    return read_model_type(file, supported, checkpoint), file
+
+
+def _fetched(hub_id: str, name: str) -> Path | None:
+    """A small file of a Hub repository, if it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub_id, name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
 
 
 def check_files(folder: Path) -> None:

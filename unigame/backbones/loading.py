@@ -17,9 +17,8 @@ from unigame.backbones.folder import (
     BUNDLED,
     check_device,
     check_dtype,
-    fetch_config,
     find_checkpoint,
-    read_model_type,
+    find_family,
 )
 from unigame.backbones.model_files import loading_from, refuse_not_finite
 from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
@@ -61,10 +60,7 @@ def load_backbone(
     place = check_device(device)
     checkpoint = find_checkpoint(name_or_path)
     families = available_backbones()
-    if isinstance(checkpoint, Path):
-        model_type = read_model_type(checkpoint / "config.json", families)
-    else:
-        model_type = read_model_type(fetch_config(checkpoint), families, checkpoint)
+    model_type, _ = find_family(checkpoint, families)
     if adapter is not None:
         from unigame.backbones.common.adapter_files import read_adapter
 

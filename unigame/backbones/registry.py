@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -43,6 +43,8 @@ class FamilyInfo:
         size: ``"module:function"`` by which ``unigame doctor`` estimates memory:
             ``(name, config file, Hub id or None) -> ModelSize``.
         published: ``"module:function"`` that lists the sizes of published checkpoints.
+        files: what a folder of this family holds, and no other does: it is known by them where its
+            ``config.json`` does not name the family, or is missing.
     """
 
     model_type: str
@@ -62,6 +64,7 @@ class FamilyInfo:
     wraps: str | None = None
     size: str | None = None
     published: str | None = None
+    files: tuple[str, ...] = ()
 
 
 BUILT_IN = (
@@ -109,6 +112,23 @@ BUILT_IN = (
         examples=("facebook/chameleon-7b",),
         page="docs/backbones/chameleon.md",
         note="draws only with Meta's vqgan.ckpt in the checkpoint's folder",
+    ),
+    FamilyInfo(
+        model_type="bagel",
+        loader="unigame.backbones.bagel.load:from_pretrained",
+        size="unigame.backbones.bagel.size:size_of",
+        title="BAGEL",
+        reads="SigLIP and a connector",
+        draws="latents of FLUX's VAE, by flow matching",
+        drawing="latents",
+        differentiable="by a linear head, exactly, then the VAE",
+        max_images=4,
+        examples=("ByteDance-Seed/BAGEL-7B-MoT",),
+        page="docs/backbones/bagel.md",
+        needs=("diffusers",),
+        extra="bagel",
+        note="LoRA: on the understanding expert; all-linear adds the other",
+        files=("ema.safetensors", "llm_config.json"),
     ),
     FamilyInfo(
         model_type="unigame_composed",
@@ -171,6 +191,11 @@ def find_info(model_type: str) -> FamilyInfo | None:
     own = next((info for info in BUILT_IN if info.model_type == model_type), None)
     entry = next((entry for entry in _plug_ins() if entry.name == model_type), None)
     return own if own is not None or entry is None else _plugged_in(entry).info
+
+
+def family_by_files(names: Collection[str]) -> FamilyInfo | None:
+    """The family whose folders hold all of these files, whatever ``config.json`` says."""
+    return next((i for i in BUILT_IN if i.files and all(f in names for f in i.files)), None)
 
 
 def resolve(model_type: str, reference: str) -> Any:

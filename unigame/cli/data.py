@@ -93,7 +93,7 @@ def _show(
     refused: list[str] = []
     found: list[Any] = []
     for texts in texts_of_rows(part, spread(len(part), MEASURED)):
-        if problem := _problem(texts, backbone):
+        if problem := _problem(texts, backbone, part):
             refused.append(f"{texts.get('id')}: {problem}")
             continue
         usable.append(texts)
@@ -102,14 +102,17 @@ def _show(
     answered = sum(bool(t.get("answer")) for t in usable)
     captioned = sum(bool(t.get("caption")) for t in usable)
     looked = len(usable) + len(refused)
+    alone = sum(not t.get("answer") and not t.get("caption") for t in usable)
+    pictures = f", {alone} of a picture alone" if alone else ""
     console.print(
         f"of {looked} rows: {answered} with an answer, {captioned} with a caption, {both} with both"
+        f"{pictures}"
     )
     if refused:
         console.print(f"{len(refused)} that {name} cannot take; the first: {refused[0]}")
     _lengths(console, found, name)
     for texts in texts_of_rows(part, range(min(rows, len(part)))):
-        if problem := _problem(texts, backbone):
+        if problem := _problem(texts, backbone, part):
             console.print(f"\n{texts.get('id')}: cannot be used: {problem}")
             continue
         for row in read_rows(texts, backbone.preprocessor, layout):
@@ -118,11 +121,13 @@ def _show(
             console.print(Text.assemble("  trained: ", (row.trained, "bold green")))
 
 
-def _problem(texts: Any, backbone: Backbone) -> str | None:
+def _problem(texts: Any, backbone: Backbone, part: RecordSource) -> str | None:
     """Why training would leave the row out."""
+    from unigame.data.kinds import holds_pictures_alone
     from unigame.training.record_checks import RecordCheck
 
-    problem = RecordCheck(backbone.text_rules).texts(texts)
+    needs_text = not holds_pictures_alone(part)
+    problem = RecordCheck(backbone.text_rules, needs_text=needs_text).texts(texts)
     return None if problem is None else f"{problem.reason}; {problem.advice}"
 
 
@@ -130,6 +135,7 @@ def _lengths(console: Console, rows: Sequence[Any], name: str) -> None:
     for loss, what in (
         ("answer", "question, picture and answer"),
         ("generation", "drawing prompt"),
+        ("reconstruction", "picture and text, to draw it again"),
     ):
         lengths = sorted(row.tokens for row in rows if row.loss == loss)
         if not lengths:

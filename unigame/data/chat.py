@@ -89,6 +89,7 @@ class Chat(RecordDataset):
         fetch: Whether pictures behind links may be downloaded; never assumed.
         cache_dir: Where ``datasets`` keeps its arrow copy, and ``fetch`` pictures; by default the
             user's caches.
+        picture_only: Whether rows of one picture without text are kept.
         verify, limit: See :class:`RecordDataset`; ``limit`` counts answers.
 
     Raises:
@@ -108,6 +109,7 @@ class Chat(RecordDataset):
         turns: str = "context",
         fetch: bool = False,
         cache_dir: str | Path | None = None,
+        picture_only: bool = False,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
@@ -128,8 +130,9 @@ class Chat(RecordDataset):
             for number, cells in enumerate(found):
                 given = cells.get("id")
                 id = str(number if given is None else given)
-                yield from _records(id, cells, speakers, links, turns == "context")
+                yield from _records(id, cells, speakers, links, turns == "context", picture_only)
 
+        self.picture_only = picture_only
         root = root_of(path, hub, images)
         super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
 
@@ -140,6 +143,7 @@ def _records(
     speakers: Mapping[str, str],
     links: Links,
     context: bool,
+    picture_only: bool,
 ) -> Iterator[Row | SkippedRow]:
     """The records of one row, and what of it cannot be one."""
     try:
@@ -149,7 +153,7 @@ def _records(
         yield SkippedRow(id, *error.args)
         return
     if not chat.turns:
-        if chat.caption and len(pictures) == 1:
+        if len(pictures) == 1 and (chat.caption or picture_only):
             yield Row(id=id, image=pictures[0], caption=chat.caption)
         else:
             yield SkippedRow(id, NO_TEXT, f"{len(pictures)} pictures")

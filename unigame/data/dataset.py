@@ -66,6 +66,9 @@ class RecordDataset(Dataset[Record]):
         UserError: Bad ``verify`` or ``limit``, or no row is left.
     """
 
+    picture_only: bool = False
+    """Whether rows that hold nothing but a picture were asked for."""
+
     def __init__(
         self,
         rows: Iterable[Row | SkippedRow],

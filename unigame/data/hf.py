@@ -32,6 +32,8 @@ class HFData(RecordDataset):
         require_answers: Whether a question needs an answer to be kept.
         cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache. A csv has
             none: it is read as all tables here are, so that its text stays text.
+        picture_only: Whether rows of a picture without text are kept; then no column of texts is
+            needed.
         verify, limit: See :class:`RecordDataset`.
 
     Raises:
@@ -50,6 +52,7 @@ class HFData(RecordDataset):
         images: str | Path | None = None,
         require_answers: bool = True,
         cache_dir: str | Path | None = None,
+        picture_only: bool = False,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
@@ -61,16 +64,17 @@ class HFData(RecordDataset):
             found = open_rows(
                 path, split, hub=hub, name=name, revision=revision, cache_dir=cache_dir
             )
-            needs = ("image", ("caption", asked, "answers"))
+            needs = ("image", *(() if picture_only else (("caption", asked, "answers"),)))
             fields = find_columns(found.columns, columns, required=needs, where=where)
-            yield from _rows(found, fields, where, require_answers)
+            yield from _rows(found, fields, where, require_answers, picture_only)
 
+        self.picture_only = picture_only
         root = root_of(path, hub, images)
         super().__init__(rows(), where=where, root=root, verify=verify, limit=limit)
 
 
 def _rows(
-    rows: Rows, fields: dict[str, str], where: str, require_answers: bool
+    rows: Rows, fields: dict[str, str], where: str, require_answers: bool, picture_only: bool
 ) -> Iterator[Row | SkippedRow]:
     if isinstance(rows, TableRows):
         rows = rows.only(fields.values())
@@ -90,4 +94,5 @@ def _rows(
                 "column with columns: {image: <column>}"
             )
         place = f"{where} row {number}"
-        yield lenient_row(id, image, texts_of(cells, fields, place), place, require_answers)
+        texts = texts_of(cells, fields, place)
+        yield lenient_row(id, image, texts, place, require_answers, picture_only)

@@ -59,6 +59,11 @@ def kinds_of(dataset: Any, enough: int = 1, captions: bool = False) -> Kinds | N
     return Kinds(rows, len(ids), captioned, named=not unnamed, whole=whole)
 
 
+def holds_pictures_alone(dataset: Any) -> bool:
+    """Whether a source was asked for rows that hold nothing but a picture."""
+    return any(getattr(part, "picture_only", False) for part in _parts(dataset))
+
+
 def _parts(dataset: Any) -> list[Any]:
     """The sources of a mixture: an epoch of it may show only some of their rows."""
     if isinstance(dataset, Mixture):

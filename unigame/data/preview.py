@@ -25,7 +25,7 @@ class ReadRow(NamedTuple):
     """One row of a loss, as a model reads it, in text with the special tokens.
 
     Attributes:
-        loss: ``"answer"`` or ``"generation"``.
+        loss: ``"answer"``, ``"generation"`` or ``"reconstruction"``.
         given: what stands before the trained tokens.
         trained: those that the loss is taken of.
         tokens: of the whole row; for a drawing, of its prompt.
@@ -43,6 +43,8 @@ class ReadRow(NamedTuple):
 
 def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor, layout: Any) -> list[ReadRow]:
     """What is made of one record: a row for its answer, and one for its caption.
+
+    Of a picture alone it is the row by which it would be drawn again, with one of many texts.
 
     Args:
         texts: of the record.
@@ -62,6 +64,13 @@ def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor, layout: Any)
         picture = "[the picture's tokens]"
         unknown = _unknown(ids, layout)
         rows.append(ReadRow("generation", _shown(ids, layout), picture, len(ids), 0, unknown))
+    if not rows and layout is not None:
+        try:
+            ids = layout.reconstruction_ids("describe the picture")
+        except UserError:  # the family cannot draw what it reads
+            return rows
+        shown = _shown(ids, layout)
+        rows.append(ReadRow("reconstruction", shown, "[the picture's tokens]", len(ids), 0, 0))
     return rows
 
 

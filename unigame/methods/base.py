@@ -118,6 +118,8 @@ class Method:
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
     losses: ClassVar[tuple[LossName, ...]] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
+    learns_pictures: ClassVar[bool] = False
+    """Whether a row that holds nothing but a picture is a row for it."""
     rate: ClassVar[str] = ""
     """Name of the setting that is its player's learning rate, for messages about divergence."""
     run: Run
@@ -255,6 +257,20 @@ class Method:
             log: what was logged so far, in order; ``findings.Log`` reads it.
         """
         return []
+
+    # ---- for the report's map of pictures ------------------------------------------------------
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether it has pictures of its own: ``draw_again`` or ``kept_pictures`` give some."""
+        return False
+
+    def draw_again(self, batch: Batch) -> dict[str, Tensor]:
+        """What it would draw of these pictures now, (n, 3, S, S) by kind. Moves no state."""
+        return {}
+
+    def kept_pictures(self, most: int) -> dict[str, Tensor]:
+        """Pictures that it keeps, at most so many of each kind, (n, 3, S, S). Moves no state."""
+        return {}
 
     # ---- what lives from step to step ----------------------------------------------------------
     def create_scheduler(self, num_training_steps: int) -> None:

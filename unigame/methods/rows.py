@@ -29,10 +29,11 @@ STAND_IN = "yes"  # any text that is not empty will do: the row that carries it 
 
 @dataclass
 class Rows:
-    """R rows of one loss. Everything but ``images`` or ``embeds`` may be left out.
+    """R rows of one loss. Everything but ``images``, ``embeds`` or ``codes`` may be left out.
 
     Attributes:
-        images: (R, 3, S, S), float in [0, 1]; None where ``embeds`` are given instead.
+        images: (R, 3, S, S), float in [0, 1]; None where ``embeds`` are given instead, or where
+            drawing is learned from known ``codes``, and nobody looks at the picture.
         questions: asked of the pictures.
         answers: the true ones.
         captions: what the pictures are drawn by; an empty one leaves that to the question.
@@ -82,10 +83,10 @@ class Rows:
                 raise ValueError(f"{len(value)} {name} for {size} pictures")
 
     def __len__(self) -> int:
-        pictures = self.images if self.images is not None else self.embeds
-        if pictures is None:
-            raise ValueError("rows without pictures: give images or embeds")
-        return len(pictures)
+        for pictures in (self.images, self.embeds, self.codes):
+            if pictures is not None:
+                return len(pictures)
+        raise ValueError("rows without pictures: give images, embeds or codes")
 
     @property
     def pictures(self) -> Tensor:
@@ -209,6 +210,8 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
         dtype = functools.reduce(torch.promote_types, [part.dtype for part in embeds])
         joined["embeds"] = torch.cat([part.to(embeds[0].device, dtype) for part in embeds])
         joined["images"] = None
+    elif all(part.codes is not None for part in parts) and parts[0].loss == "generation":
+        joined["images"] = None  # drawn from codes, and not looked at
     else:
         first = parts[0].pictures
         joined["images"] = torch.cat([part.pictures.to(first) for part in parts])
@@ -242,6 +245,8 @@ class Batch:
         has_caption_R: bool.
         num_skipped: records whose picture could not be read.
         left_out: a line ``id <tab> reason`` for each record with a fault.
+        offered: by methods, to those listed after them: so many drawings with a question whose
+            answer is known -> rows, or None where there are none yet.
     """
 
     records: Rows
@@ -249,6 +254,7 @@ class Batch:
     has_caption_R: Tensor
     num_skipped: int = 0
     left_out: list[str] = field(default_factory=list)
+    offered: list[Callable[[int], Rows | None]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -77,7 +77,7 @@ def write_card(
         code=code,
         hint=hint,
         commands=_commands(trained, hub_id, merged),
-        composed=trained.is_composed,
+        needs=_needs(trained),
         tables=_tables(trained, others),
         findings=[public(str(f.get("line"))) for f in trained.about.get("findings", [])],
         facts=list(_facts(trained)),
@@ -101,7 +101,7 @@ def public(text: str) -> str:
 def _metadata(trained: Trained, hub_id: str, merged: bool, own: Licence) -> ModelCardData:
     library = "peft"
     if merged:
-        library = "unigame" if trained.is_composed else "transformers"
+        library = "transformers" if trained.is_plain and not trained.is_composed else "unigame"
     hub_base = trained.base.name if "/" in trained.base.name and trained.base_is_public else None
     relation = "finetune" if merged else "adapter"
     return ModelCardData(
@@ -141,8 +141,34 @@ def _summary(trained: Trained, merged: bool) -> str:
     return f"{what} {linked}, post-trained for {trained.steps} steps (method: {methods})."
 
 
+def _needs(trained: Trained) -> str:
+    """What of unigame it takes to load the weights."""
+    if not trained.is_plain:
+        return "transformers does not have this architecture; unigame has it:"
+    rest = " to read pictures" if trained.is_composed else ""
+    return f"Nothing of unigame is needed{rest}:"
+
+
+def _code_of_own(trained: Trained, hub_id: str, merged: bool) -> tuple[str, str]:
+    """An architecture that is unigame's own."""
+    lines = ["from unigame.backbones import load_backbone", ""]
+    if merged:
+        name = hub_id.partition("/")[2]
+        return "\n".join([*lines, f"model = load_backbone({hub_id!r})  # or its folder, {name}"]), (
+            "The files are in the layout of the base, so that what reads it reads these."
+        )
+    lines.insert(0, "from peft import PeftModel")
+    lines += [
+        f"model = load_backbone({trained.base.name!r})",
+        f"model.model = PeftModel.from_pretrained(model.model, {hub_id!r}).eval()",
+    ]
+    return "\n".join(lines), ""
+
+
 def _code(trained: Trained, hub_id: str, merged_class: str | None) -> tuple[str, str]:
     """How plain libraries load it, and what must be known beside."""
+    if not trained.is_plain:
+        return _code_of_own(trained, hub_id, merged_class is not None)
     if merged_class is not None:
         return _code_of_merged(trained, hub_id, merged_class)
     kind = trained.base_class or "AutoModel"

@@ -44,6 +44,7 @@ _KNOWN: Sequence[tuple[str, Licence]] = (
         ),
     ),
     (r"(BAAI|Emu3-community)/Emu3-(Chat|Gen).*", Licence("Apache 2.0", "apache-2.0")),
+    (r"ByteDance-Seed/BAGEL-7B-MoT", Licence("Apache 2.0", "apache-2.0")),
     (
         r"(facebook|leloy)/(chameleon|Anole).*",
         Licence(

@@ -255,7 +255,7 @@ def _write_merged(trained: Trained, folder: Path, dtype: str, say: Callable[[str
     merge(trained.adapter, folder, model=model, dtype=dtype, say=say)
     place = folder / "language" if trained.is_composed else folder
     file = place / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     kinds = config.get("architectures") or []
     _make_public(folder)
     return str(kinds[0]) if kinds else (trained.base_class or "AutoModel")

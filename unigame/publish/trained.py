@@ -43,7 +43,8 @@ class Trained:
         adapter: the folder of the adapter: ``run``, or a checkpoint of it.
         base: the model that the adapter is for, as the card names it.
         base_place: where that model can be loaded from here.
-        base_class: of transformers; empty if nobody wrote it down.
+        base_class: of the base model; empty if nobody wrote it down.
+        base_library: the module that has it, such as ``transformers.models.janus.modeling_janus``.
         family: such as ``"janus"``; empty if nobody wrote it down.
         language: of a composed model the language model that the adapter lies on.
         steps: optimizer steps that the adapter has behind it.
@@ -59,6 +60,7 @@ class Trained:
     base: Base
     base_place: str
     base_class: str = ""
+    base_library: str = ""
     family: str = ""
     language: str = ""
     steps: int = 0
@@ -72,6 +74,11 @@ class Trained:
     def is_composed(self) -> bool:
         """Whether the adapter lies on the language model of a composed one."""
         return self.family == _COMPOSED
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether transformers has the architecture."""
+        return (self.base_library or "transformers").partition(".")[0] == "transformers"
 
     @property
     def base_is_public(self) -> bool:
@@ -98,7 +105,7 @@ def read_trained(folder: str | Path, base: str | None = None) -> Trained:
     steps = _steps(folder, run)
     named = read_base(folder)
     shown = named._replace(name=_checked_base(base)) if base else named
-    config = _read(folder / ADAPTER_CONFIG)
+    mapping = _read(folder / ADAPTER_CONFIG).get("auto_mapping") or {}
     record = _read(folder / "run.json")
     family = str((record.get("model") or {}).get("family") or "")
     evaluations, passed_over = _evaluations(folder, run)
@@ -107,7 +114,8 @@ def read_trained(folder: str | Path, base: str | None = None) -> Trained:
         adapter=folder,
         base=shown,
         base_place=named.name or (base or ""),
-        base_class=str((config.get("auto_mapping") or {}).get("base_model_class") or ""),
+        base_class=str(mapping.get("base_model_class") or ""),
+        base_library=str(mapping.get("parent_library") or ""),
         family=family,
         language=_language(named.name) if family == _COMPOSED else "",
         steps=steps,

@@ -49,6 +49,8 @@ class RecordCollator:
         if not records:
             raise UserError(f"no picture of this batch could be read, for example {skipped[:1]}")
         records, left_out = self._usable(records)
+        counts = bool(records)
+        records = records or [_stand_in()]
         images = self.preprocessor.pictures([record["image"] for record in records])
         whole = Rows(
             images=images.detach().to("cpu", torch.float32),
@@ -56,6 +58,7 @@ class RecordCollator:
             answers=[record.get("answer") or "" for record in records],
             captions=[record.get("caption") or "" for record in records],
             ids=[record_id(record) for record in records],
+            counts=counts,
         )
         texts = zip(whole.questions, whole.answers, strict=True)
         whole.asked = [self.preprocessor.answer(q or STAND_IN, a or STAND_IN) for q, a in texts]
@@ -81,7 +84,7 @@ class RecordCollator:
                 raise UserError(problem.of(record_id(record)))
             else:
                 left_out.append(f"{record_id(record)}\t{problem.reason}")
-        return usable or [_stand_in()], left_out
+        return usable, left_out
 
 
 def _has(record: Record, field: Literal["answer", "caption"]) -> bool:

@@ -59,11 +59,13 @@ class RecordCheck:
         rules: of the model's texts; None checks types alone.
         max_length: longest row in tokens; None is what the model can hold.
         needs_caption: whether an answer without a caption counts as unusable.
+        needs_text: whether a picture without any text does.
     """
 
     rules: TextRules | None = None
     max_length: int | None = None
     needs_caption: bool = False
+    needs_text: bool = True
 
     def __call__(self, record: Any, *, decode: bool = True) -> Problem | None:
         """What is wrong with a whole record; with ``decode``, an opened picture is read too."""
@@ -94,6 +96,8 @@ class RecordCheck:
                     "decode the text as UTF-8 again",
                 )
         texts = {field: (record.get(field) or "").strip() for field in TEXTS}
+        if not any(texts.values()) and not self.needs_text:
+            return None
         return _half_problem(texts, self.needs_caption) or self._layout_problem(texts)
 
     def _layout_problem(self, texts: dict[str, str]) -> Problem | None:
@@ -118,7 +122,10 @@ def _half_problem(texts: Mapping[str, str], needs_caption: bool) -> Problem | No
             "caption-only record",
         )
     if not answer and not caption:
-        return Problem("neither an answer nor a caption", "nothing can be learnt from it")
+        return Problem(
+            "neither an answer nor a caption",
+            "nothing can be learnt from it without method reca, which draws pictures again",
+        )
     if needs_caption and not caption:
         return Problem(
             "no caption, with missing_captions=error",
@@ -149,7 +156,7 @@ def _picture_problem(image: Any, decode: bool) -> Problem | None:
 
 
 def record_check(
-    backbone: Backbone, args: UniGameConfig, needs_caption: bool = False
+    backbone: Backbone, args: UniGameConfig, needs_caption: bool = False, needs_text: bool = True
 ) -> RecordCheck:
     """The check for one model and its settings.
 
@@ -168,7 +175,7 @@ def record_check(
             f"max_length={args.max_length}: backbone family {backbone.facts.family!r} does not "
             "count tokens; leave it out"
         )
-    return RecordCheck(rules, args.max_length, needs_caption)
+    return RecordCheck(rules, args.max_length, needs_caption, needs_text)
 
 
 class DataCheck:

@@ -34,6 +34,7 @@ from torch.utils.data import IterableDataset
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
+from unigame.data.kinds import holds_pictures_alone
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
@@ -44,6 +45,7 @@ from unigame.training.about import write_about
 from unigame.training.code_cache import CodeCache
 from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
+from unigame.training.coverage import Sources, write_coverage
 from unigame.training.epochs import EpochOfData, require_map_style, require_rows
 from unigame.training.guard import require_finite
 from unigame.training.health import Watch, require_work
@@ -54,6 +56,7 @@ from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.skip_report import UnreadablePictures
 from unigame.training.trackers import GalleryCallback, require_trackers
+from unigame.training.weight_path import WeightPath
 
 Parts = dict[LossName, list[Rows]]
 """The rows of a micro-batch, or of one pass, by loss: the records' ones before added ones."""
@@ -131,7 +134,8 @@ class UniGameTrainer(ResumableTrainer):
             seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
         needs_caption = any(method.refuses_missing_captions for method in self.methods)
-        check = record_check(backbone, args, needs_caption)
+        pictures = self._learns_pictures or holds_pictures_alone(train_dataset)
+        check = record_check(backbone, args, needs_caption, needs_text=not pictures)
         collator = kwargs.pop("data_collator", None) or RecordCollator(backbone.preprocessor, check)
         super().__init__(
             model=backbone,
@@ -159,6 +163,8 @@ class UniGameTrainer(ResumableTrainer):
             method.setup(self._run())
         self.watch = Watch(self.methods, train_dataset)
         self.add_callback(self.watch)
+        self.path = WeightPath(backbone)
+        self.add_callback(self.path)
 
     def _run(self) -> Run:
         """What a method is given of this run."""
@@ -178,6 +184,10 @@ class UniGameTrainer(ResumableTrainer):
             show=lambda shown: self.gallery.show(self.state.global_step, shown),
         )
 
+    @property
+    def _learns_pictures(self) -> bool:
+        return any(method.learns_pictures for method in self.methods)
+
     def method(self, name: str) -> Any:
         """The method of that name.
 
@@ -196,18 +206,35 @@ class UniGameTrainer(ResumableTrainer):
         self.data_check.look_at(self.eval_dataset, "eval_dataset")
         for method in self.methods:
             method.saw_texts(self.data_check.with_answer, self.data_check.without_caption)
+        self.timer.memory.on = True
         output = super().train(resume_from_checkpoint, **kwargs)
+        self.timer.memory.on = False
         if self.is_world_process_zero():
-            write_about(self.args, self.state.global_step, self.health(), self.train_dataset)
+            lacking = {"path": self.path.why_not, "coverage": self._map_pictures()}
+            steps = self.state.global_step
+            write_about(self.args, steps, self.health(), lacking, self.train_dataset)
         return output
 
     def _finish(self) -> None:
         """All steps are done. Not where a signal ends the run, nor on weights that broke."""
+        self.timer.memory.on = False
         if self.guard.stopping:
             return
         require_finite(self._weights_of_u(), "U")
         for method in self.methods:
             method.finish()
+
+    def _map_pictures(self) -> str:
+        """The coverage map of the report; returns why there is none."""
+        sources = Sources(
+            backbone=self.backbone,
+            methods=self.methods,
+            train=self.train_dataset,
+            held_out=self.eval_dataset,
+            collate=self.data_collator,
+            autocast=self.accelerator.autocast,
+        )
+        return write_coverage(sources, self.args, self.state.global_step)
 
     def health(self) -> list[Finding]:
         """What the methods find wrong with the run so far, by its log."""
@@ -252,6 +279,8 @@ class UniGameTrainer(ResumableTrainer):
         used_R = batch.has_answer_R
         if self.args.generation_weight > 0:
             used_R = used_R | batch.has_caption_R
+        if self._learns_pictures:
+            used_R = torch.ones_like(used_R)
         self.meter.add("unused_rows", (~used_R).sum())
         records = batch.records
         with self.timer.phase("read"), self.accelerator.autocast(), torch.no_grad():
@@ -261,7 +290,7 @@ class UniGameTrainer(ResumableTrainer):
                 records = replace(records, features=features, embeds=embeds)
         if self.args.generation_weight > 0:
             records = replace(records, codes=self._codes(records.pictures, records.ids))
-        return replace(batch, records=records)
+        return replace(batch, records=records, offered=[])
 
     def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:
         """The image tokenizer's codes, (B, N), or latents."""
@@ -379,10 +408,14 @@ class UniGameTrainer(ResumableTrainer):
             if model.training:
                 self._found.append(ReadAnswers.of(found))
         else:
-            drawn = {"images": rows.images, "captions": rows.prompt_argument}
-            loss_R = model(loss=name, codes=rows.codes, **drawn).float()
-            if model.training and name == "generation" and rows.share_R.any():
-                self.meter.add_mean("generation_loss", loss_R)
+            drawn = {"images": rows.images, "codes": rows.codes}
+            if name == "reconstruction":
+                drawn |= {"templates": rows.prompt_argument, "embeds": rows.embeds}
+            else:
+                drawn["captions"] = rows.prompt_argument
+            loss_R = model(loss=name, **drawn).float()
+            if model.training and rows.share_R.any():
+                self.meter.add_mean(f"{name}_loss", loss_R)
         return (rows.share_R.to(loss_R) * loss_R).sum()
 
     def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:

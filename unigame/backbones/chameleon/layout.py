@@ -63,3 +63,6 @@ class ChameleonLayout(ChatLayout):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return [*self.tokenize(prompt + self.turn_end), self.begin_image_id]
+
+    def drawing_start(self) -> list[int]:
+        return [self.begin_image_id]

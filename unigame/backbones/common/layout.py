@@ -80,6 +80,10 @@ class TokenLayout(ABC):
             UserError: the question itself holds the mark of a picture.
         """
 
+    def text_ids(self, text: str) -> list[int]:
+        """The prompt of a text that is shown no picture."""
+        return self.question_ids(text, 0)
+
     @abstractmethod
     def answer_ids(self, question: str, answer: str) -> list[int]:
         """The answer as it follows the prompt, with its end mark."""
@@ -87,6 +91,21 @@ class TokenLayout(ABC):
     @abstractmethod
     def prompt_ids(self, prompt: str) -> list[int]:
         """A text -> image prompt, up to the token that predicts the first code."""
+
+    def drawing_start(self) -> list[int]:
+        """What stands between a question and what is drawn as its answer.
+
+        Raises:
+            UserError: the family does not say.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no drawing_start, so no picture can be drawn from one that "
+            "is read; leave method reca out"
+        )
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        """A picture and a text, up to the token that predicts the first code of its redrawing."""
+        return [*self.question_ids(template), *self.drawing_start()]
 
     @abstractmethod
     def drawing_length(self, prompt: str) -> int:
@@ -182,7 +201,7 @@ class ChatLayout(TokenLayout):
         first, *texts = split_turns(question).texts
         speakers = ("assistant", "user")
         return [
-            {"role": "user", "content": _content(first, num_images)},
+            {"role": "user", "content": picture_parts(first, num_images)},
             *(
                 {"role": speakers[number % 2], "content": [{"type": "text", "text": text}]}
                 for number, text in enumerate(texts)
@@ -262,7 +281,12 @@ def picture_order(question: str, num_images: int) -> list[int]:
     return list(range(num_images))
 
 
-def _content(question: str, num_images: int) -> list[dict[str, str]]:
+def picture_parts(question: str, num_images: int) -> list[dict[str, str]]:
+    """Pictures and pieces of text in the order in which a question has them.
+
+    Each part is ``{"type": "image"}`` or ``{"type": "text", "text": ...}``. See ``question_ids``
+    for where the pictures stand.
+    """
     image = {"type": "image"}
     marks = {int(number) for number in _IMAGE_MARK.findall(question)}
     if num_images < 2 or len(marks) != num_images:

@@ -19,7 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unigame.backbones.base import AnswerLosses, AnswerTokens, PromptTokens, Questions
+from unigame.backbones.base import (
+    AnswerLosses,
+    AnswerTokens,
+    Prompts,
+    PromptTokens,
+    Questions,
+)
 from unigame.backbones.common.decoding import SharedPrefix, decode_text
 from unigame.backbones.common.hub_model import HubModel
 from unigame.backbones.common.layout import PaddedTokens, TextRules, TokenLayout, picture_order
@@ -44,6 +50,10 @@ class LayoutPreprocessor:
         """What a picture is drawn of; of a question with earlier turns, the question."""
         return PromptTokens(tuple(self.layout.prompt_ids(split_turns(text).question)))
 
+    def reconstruction(self, template: str) -> PromptTokens:
+        """What a picture is drawn of that is read itself."""
+        return PromptTokens(tuple(self.layout.reconstruction_ids(template)))
+
 
 class ReadingBackbone(HubModel):
     """A ``HubModel`` with the understanding verbs.
@@ -58,7 +68,7 @@ class ReadingBackbone(HubModel):
     def __init__(self, model: Any, processor: Any, layout: TokenLayout, pixels: PixelTwin) -> None:
         super().__init__(model, processor, pixels)
         self.layout = layout
-        self.preprocessor = LayoutPreprocessor(layout, pixels.pictures)
+        self.preprocessor: LayoutPreprocessor = LayoutPreprocessor(layout, pixels.pictures)
 
     def rehearse(self) -> None:
         """Lay out a question, an answer and a drawing prompt, and prepare a picture.
@@ -166,6 +176,43 @@ class ReadingBackbone(HubModel):
         decode = self.layout.tokenizer.decode
         return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
 
+    def reconstruction_tokens(self, templates: Prompts) -> list[PromptTokens]:
+        lay_out = self.preprocessor.reconstruction
+        return [lay_out(text) if isinstance(text, str) else text for text in templates]
+
+    def reconstruction_rows(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        codes: Tensor | None,
+        embeds: Tensor | None,
+    ) -> tuple[list[PromptTokens], Tensor, Tensor]:
+        """Tokens, the pictures in compact form, and what is read of them."""
+        if images is None and (codes is None or embeds is None):
+            raise ValueError("give images to reconstruction_loss, or both codes and embeds")
+        if embeds is None:
+            embeds = self.embed_shrunk(cast(Tensor, images))
+        rows = self.reconstruction_tokens(templates)
+        rows, codes = self.rows_and_codes(cast(Tensor, images), rows, codes)
+        return rows, codes, embeds
+
+    @torch.no_grad()
+    def reply(self, texts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        with self._evaluating(), self._precision():
+            embed = self.base.get_input_embeddings()
+            tokens = self.layout.pad([self.layout.text_ids(t) for t in texts], "left", self.device)
+            ids = decode_text(
+                self.language_model,
+                embed,
+                self.text_logits,
+                embeds_BLH=embed(tokens.ids_BL),
+                tokens=tokens,
+                max_new_tokens=max_new_tokens,
+                end_ids=self._end_ids(),
+            )
+        decode = self.layout.tokenizer.decode
+        return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
+
     @cached_property
     def text_rules(self) -> TextRules:
         config = self.base.config.get_text_config()
@@ -180,12 +227,20 @@ class ReadingBackbone(HubModel):
         """Token embeddings with the placeholders replaced by image features, row by row."""
         return self.fill_places(tokens, self.layout.image_token_id, embeds_BNH)
 
-    def fill_places(self, tokens: PaddedTokens, mark: int, embeds_BPH: Tensor) -> Tensor:
+    def fill_places(
+        self,
+        tokens: PaddedTokens,
+        mark: int,
+        embeds_BPH: Tensor,
+        text_BLH: Tensor | None = None,
+    ) -> Tensor:
         """Token embeddings (B, L, H) with others wherever the id is ``mark``, row by row.
 
-        A mark may be an id below 0, which no vocabulary has.
+        A mark may be an id below 0, which no vocabulary has. ``text_BLH`` are token embeddings in
+        which other places are filled already.
         """
-        text_BLH = self.base.get_input_embeddings()(tokens.ids_BL.clamp(min=0))
+        if text_BLH is None:
+            text_BLH = self.base.get_input_embeddings()(tokens.ids_BL.clamp(min=0))
         dtype = torch.promote_types(text_BLH.dtype, embeds_BPH.dtype)  # keeps a float32 delta
         # By places: over all of (B, L, H) a mask would cost a GPU a number for every element.
         places = (tokens.ids_BL == mark).nonzero(as_tuple=True)

@@ -60,7 +60,15 @@ class ComposedLayout(TokenLayout):
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
         if num_images != 1:
             raise ValueError(f"a composed model is shown one picture a question, not {num_images}")
-        text, _, _ = self._turns(question)
+        return self._picture_ids(self._turns(question)[0], question)
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        # Without what a template writes before an answer: a drawing is none.
+        text = self._render(self._user(template, with_image=True), add_generation_prompt=True)
+        return [*self._picture_ids(text, template), *self.drawing_start()]
+
+    def _picture_ids(self, text: str, question: str) -> list[int]:
+        """A rendered prompt as tokens, with the places of its picture."""
         if text.count(self.picture_mark) != 1:
             raise self.held_picture(question)
         if self.reader.image_token_id is None:
@@ -69,6 +77,10 @@ class ComposedLayout(TokenLayout):
             return [*self._tokenize(before), *[IMAGE] * self.reader.num_tokens, *rest]
         ids = self._tokenize(self.reader.expand(text, self.tokenizer))
         return [IMAGE if token == self.reader.image_token_id else token for token in ids]
+
+    def text_ids(self, text: str) -> list[int]:
+        user = self._user(text, with_image=False)
+        return self._tokenize(self._render(user, add_generation_prompt=True))
 
     def answer_ids(self, question: str, answer: str) -> list[int]:
         _, before, after = self._turns(question)
@@ -79,7 +91,10 @@ class ComposedLayout(TokenLayout):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         text = self._render(self._user(prompt, with_image=False), add_generation_prompt=True)
-        return [*self._tokenize(text), *[QUERY] * self.num_queries]
+        return [*self._tokenize(text), *self.drawing_start()]
+
+    def drawing_start(self) -> list[int]:
+        return [QUERY] * self.num_queries
 
     # No shared_start: behind a shared picture, positions along several axes would be off.
 

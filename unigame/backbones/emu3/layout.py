@@ -86,6 +86,9 @@ class Emu3Layout(ChatLayout):
     def prompt_ids(self, prompt: str) -> list[int]:
         return self.tokenize(f"{self.opening()}{prompt}{self._picture_start()}")
 
+    def drawing_start(self) -> list[int]:
+        return self.tokenize(self._picture_start())
+
     def grid_ids(self, tokens_BN: Tensor) -> Tensor:
         """Ids of N codes in the vocabulary -> the same with row ends, (B, h * (w + 1))."""
         rows = tokens_BN.unflatten(1, (self.grid, self.grid))

@@ -81,8 +81,10 @@ class Emu3Backbone(EarlyFusionBackbone):
         # Nothing follows the last code: it and its row end predict no code.
         return self.layout.grid_ids(self.token_V[codes_BN])[:, :-2]
 
-    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
-        states_BLH = super().image_states(prompts, codes_BN)
+    def image_states(
+        self, prompts: Sequence[PromptTokens], codes_BN: Tensor, read_BNH: Tensor | None = None
+    ) -> Tensor:
+        states_BLH = super().image_states(prompts, codes_BN, read_BNH)
         return states_BLH[:, self.layout.predicting().to(self.device)]
 
     def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:

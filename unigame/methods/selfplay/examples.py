@@ -26,8 +26,10 @@ from torch import Tensor
 
 from unigame.methods.base import Shown
 from unigame.methods.rows import Rows
+from unigame.methods.selfplay.candidates import ChallengeResult
 from unigame.methods.selfplay.challenge import challenge
 from unigame.methods.selfplay.redrawn import redrawn
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.seeds import derive_seed
 from unigame.system.say import warn
 
@@ -73,7 +75,7 @@ class Examples:
         if not self._parts:
             return
         try:
-            with _noise_kept(game):
+            with noise_kept(game):
                 found = [entry for part in self._parts for entry in _play(game, part)]
             found = found[-self.count :]
             shutil.rmtree(folder, ignore_errors=True)
@@ -87,8 +89,34 @@ class Examples:
         game.run.show([_shown(folder, entry) for entry in entries])
 
 
+@torch.no_grad()
+def attack(game: SelfPlay, rows: Rows) -> ChallengeResult:
+    """One candidate of each row by C as it is, under noise that depends on the seed alone."""
+    one = _one_candidate(game.settings)
+    return challenge(
+        game.run.backbone, game.perturber, rows, one, game.scorer, _noise(game), with_grad=False
+    )
+
+
+def _one_candidate(settings: SelfPlaySettings) -> SelfPlaySettings:
+    samples = settings.sample_candidates or settings.num_candidates > 1
+    return replace(  # without terms of C's objective: C does not learn here
+        settings,
+        num_candidates=1,
+        gradient_candidates=1,
+        label_weight=0.0,
+        content_weight=0.0,
+        sample_candidates=samples,
+    )
+
+
+def _noise(game: SelfPlay) -> torch.Generator:
+    generator = torch.Generator(device=game.run.device)
+    return generator.manual_seed(derive_seed(game.run.args.seed, FOLDER))
+
+
 @contextmanager
-def _noise_kept(game: SelfPlay) -> Iterator[None]:
+def noise_kept(game: SelfPlay) -> Iterator[None]:
     """Within: what a random perturber draws is not missing from a run that goes on later."""
     generator = getattr(game.perturber, "generator", None)
     before = None if generator is None else generator.get_state()
@@ -102,23 +130,10 @@ def _noise_kept(game: SelfPlay) -> Iterator[None]:
 @torch.no_grad()
 def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]]]:
     """What became of each row: its texts and scores, and its three pictures."""
-    backbone, settings = game.run.backbone, game.settings
-    samples = settings.sample_candidates or settings.num_candidates > 1
-    one = replace(  # without terms of C's objective: C does not learn here
-        settings,
-        num_candidates=1,
-        gradient_candidates=1,
-        label_weight=0.0,
-        content_weight=0.0,
-        sample_candidates=samples,
-    )
-    generator = torch.Generator(device=game.run.device)
-    generator.manual_seed(derive_seed(game.run.args.seed, FOLDER))
-    noise = generator.get_state()
+    backbone, one = game.run.backbone, _one_candidate(game.settings)
+    noise = _noise(game).get_state()
     with game.run.autocast():
-        attacked = challenge(
-            backbone, game.perturber, rows, one, game.scorer, generator, with_grad=False
-        )
+        attacked = attack(game, rows)
         plain = redrawn(backbone, rows, one, game.scorer, noise)
         assert attacked.drawing is not None and plain.drawing is not None
         pictures = (rows.pictures, plain.drawing.images, attacked.drawing.images)

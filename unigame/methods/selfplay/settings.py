@@ -56,6 +56,13 @@ class SelfPlaySettings:
         Number(low=0, above=True, high=1),
         "Share of a batch that C challenges; 0.5 challenges half of it, at half the cost.",
     )
+    challenge_drawings: bool = setting(
+        False,
+        Switch(),
+        "Challenge confirmed drawings of methods listed before this one (imagine, verify) in the "
+        "place of the batch's pictures: new content from captions, hard style from C, truth from "
+        "the verifier. The batch, until there are any.",
+    )
     perturber_steps: int = setting(
         1,
         Whole(low=1, high=10_000),
