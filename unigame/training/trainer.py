@@ -47,6 +47,7 @@ from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.coverage import Sources, write_coverage
 from unigame.training.epochs import EpochOfData, require_map_style, require_rows
+from unigame.training.guard import require_finite
 from unigame.training.health import Watch, require_work
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
@@ -54,6 +55,7 @@ from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_ov
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.skip_report import UnreadablePictures
+from unigame.training.trackers import GalleryCallback, require_trackers
 from unigame.training.weight_path import WeightPath
 
 Parts = dict[LossName, list[Rows]]
@@ -123,6 +125,7 @@ class UniGameTrainer(ResumableTrainer):
         require_work(args, train_dataset, self.methods)
         if isinstance(train_dataset, IterableDataset):
             args.accelerator_config.dispatch_batches = False  # it cannot count our batches' rows
+        require_trackers(args)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -153,6 +156,8 @@ class UniGameTrainer(ResumableTrainer):
         self.meter = Meter(args.device, self.methods)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
+        self.gallery = GalleryCallback(lambda: self.callback_handler.callbacks, self._finish)
+        self.callback_handler.callbacks.insert(0, self.gallery)  # before the trackers close
         self._found: list[ReadAnswers] = []  # by the passes of one micro-batch
         for method in self.methods:
             method.setup(self._run())
@@ -176,6 +181,7 @@ class UniGameTrainer(ResumableTrainer):
             average=partial(average_over_ranks, self.accelerator) if several else None,
             gather=partial(gather_from_ranks, self.accelerator) if several else None,
             sum=self._sum_over_ranks,
+            show=lambda shown: self.gallery.show(self.state.global_step, shown),
         )
 
     @property
@@ -203,12 +209,20 @@ class UniGameTrainer(ResumableTrainer):
         self.timer.memory.on = True
         output = super().train(resume_from_checkpoint, **kwargs)
         self.timer.memory.on = False
-        for method in self.methods:
-            method.finish()
         if self.is_world_process_zero():
             lacking = {"path": self.path.why_not, "coverage": self._map_pictures()}
-            write_about(self.args, self.state.global_step, self.health(), lacking)
+            steps = self.state.global_step
+            write_about(self.args, steps, self.health(), lacking, self.train_dataset)
         return output
+
+    def _finish(self) -> None:
+        """All steps are done. Not where a signal ends the run, nor on weights that broke."""
+        self.timer.memory.on = False
+        if self.guard.stopping:
+            return
+        require_finite(self._weights_of_u(), "U")
+        for method in self.methods:
+            method.finish()
 
     def _map_pictures(self) -> str:
         """The coverage map of the report; returns why there is none."""

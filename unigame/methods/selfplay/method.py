@@ -278,7 +278,8 @@ class SelfPlay(Method):
                 settings.heads, settings.content_weight, settings.verified_target
             )
         self._watch = Watch(self)
-        self.examples = Examples(settings.keep_examples if run.rank == 0 and settings.draws else 0)
+        kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
+        self.examples = Examples(kept, settings.examples_every)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
@@ -360,6 +361,7 @@ class SelfPlay(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Challenge and mine where this step is due, and choose what is replayed."""
         self.forget_candidates()
+        self.examples.before_step(self, step)
         if step % self.settings.challenge_every == 0:
             rows = self.challenged(batch)
             self.examples.see(rows)

@@ -335,7 +335,14 @@ class SelfPlaySettings:
         16,
         Whole(low=0, high=1000),
         "At the end write so many pictures of the run, clean, redrawn and attacked, with what the "
-        "model says to each, into examples/ for its report. 0: none.",
+        "model says to each, into examples/ for its report, and to TensorBoard, W&B or trackio. 0: "
+        "none.",
+        free=True,
+    )
+    examples_every: int = setting(
+        0,
+        Whole(low=0, high=2**31 - 1),
+        "Also write and log them every so many optimizer steps. 0: at the end alone.",
         free=True,
     )
 
