@@ -91,7 +91,7 @@ def test_every_arm_is_trained_measured_and_written(
 
 COLUMNS = [
     *("VQAv2", "MMMU", "MMBench", "POPE", "overall"),
-    *("GenEval", "UnifiedBench", "WISE", "consistency", "NaturalBench", "AdVQA"),
+    *("GenEval", "DPG", "UnifiedBench", "WISE", "consistency", "NaturalBench", "AdVQA"),
     *("out of distribution", "OOD without counting"),
     *("redrawn without attack", "under a fresh attack"),
 ]
