@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +31,18 @@ def with_lora(backbone: Backbone) -> Backbone:
     backbone.add_lora().eval()
     stir_lora(backbone)
     return backbone
+
+
+def idle_in_drawing(backbone: Backbone) -> set[str]:
+    """Weights that no drawing hangs on.
+
+    Of BAGEL's last layer a drawing reads only keys and values of the understanding expert: nothing
+    but the generation expert's own path follows.
+    """
+    if backbone.facts.family != "bagel":
+        return set()
+    last = {name for name, _ in backbone.named_parameters() if ".layers.1." in name}
+    return {name for name in last if "k_proj" not in name and "v_proj" not in name}
 
 
 def names_with_gradient(backbone: Backbone) -> set[str]:
@@ -178,12 +191,7 @@ def test_generation_loss_moves_lora_and_nothing_else(backbone: Backbone) -> None
     backbone.generation_loss(images_for(backbone), PROMPTS).sum().backward()
     wanted = {name for name, p in backbone.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in backbone.trainable_parameters())  # or ranks would wait
-    if backbone.facts.family == "bagel":
-        # Nothing follows the last layer but the generation expert's own path: of the other expert
-        # it reads keys and values alone.
-        idle = {name for name in wanted if ".layers.1." in name}
-        wanted -= {name for name in idle if "k_proj" not in name and "v_proj" not in name}
-    assert names_with_gradient(backbone) == wanted
+    assert names_with_gradient(backbone) == wanted - idle_in_drawing(backbone)
 
 
 def test_drawing_is_differentiable_in_the_states_only(backbone: Backbone) -> None:
@@ -222,9 +230,8 @@ def test_reconstruction_moves_lora_and_what_is_read_and_nothing_else(backbone: B
     loss_B = backbone.reconstruction_loss(None, TEMPLATES, codes=codes, embeds=embeds)
     assert loss_B.shape == (3,)
     loss_B.sum().backward()
-    assert names_with_gradient(backbone) == {
-        name for name, p in backbone.named_parameters() if p.requires_grad
-    }
+    wanted = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert names_with_gradient(backbone) == wanted - idle_in_drawing(backbone)
     assert embeds.grad is not None and (embeds.grad.abs().sum(-1) > 0).any(-1).all()
     # What is known need not be given, tokens are texts, and wrappers reach it by its name.
     rows = backbone.reconstruction_tokens(TEMPLATES)
@@ -572,12 +579,20 @@ def test_tokens_of_texts_give_the_same_losses_and_states(backbone: Backbone) -> 
     assert torch.equal(loss_B, backbone.generation_loss(images, PROMPTS))
 
 
-def test_the_preprocessor_works_in_a_spawned_process(backbone: Backbone) -> None:
+@pytest.fixture(scope="module")
+def spawned() -> Iterator[ProcessPoolExecutor]:
+    """A process that inherits nothing; one for all families, because it imports everything anew."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as worker:
+        yield worker
+
+
+def test_the_preprocessor_works_in_a_spawned_process(
+    backbone: Backbone, spawned: ProcessPoolExecutor
+) -> None:
     picture = Image.new("RGB", (37, 20), (255, 0, 128))
     kept = pickle.loads(pickle.dumps(backbone.preprocessor))
     assert torch.equal(kept.pictures([picture]), backbone.preprocess([picture]))
-    with ProcessPoolExecutor(1, get_context("spawn")) as worker:
-        answer = worker.submit(backbone.preprocessor.answer, QUESTIONS[0], ANSWERS[0])
-        prompt = worker.submit(backbone.preprocessor.prompt, PROMPTS[0])
-        assert answer.result() == backbone.preprocessor.answer(QUESTIONS[0], ANSWERS[0])
-        assert prompt.result() == backbone.preprocessor.prompt(PROMPTS[0])
+    answer = spawned.submit(backbone.preprocessor.answer, QUESTIONS[0], ANSWERS[0])
+    prompt = spawned.submit(backbone.preprocessor.prompt, PROMPTS[0])
+    assert answer.result() == backbone.preprocessor.answer(QUESTIONS[0], ANSWERS[0])
+    assert prompt.result() == backbone.preprocessor.prompt(PROMPTS[0])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from unigame.training.recipe import Recipe
 
 _REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
-_OPTIONAL = ("tensorboard", "wandb")  # integrations of --report_to
+_OPTIONAL = ("tensorboard", "trackio", "wandb")  # integrations of --report_to
 _BATCHES = (1, 8)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from unigame.data.skips import SkipReport
 from unigame.methods.findings import Finding
 from unigame.training.config import UniGameConfig
 
@@ -31,6 +32,7 @@ def write_about(
     steps: int,
     findings: Sequence[Finding],
     not_recorded: Mapping[str, str] | None = None,
+    dataset: Any = None,
 ) -> None:
     """Write it into ``output_dir``. First process only.
 
@@ -39,6 +41,7 @@ def write_about(
         steps: optimizer steps done.
         findings: what the methods found wrong.
         not_recorded: parts of the report that this run has nothing for, each with the reason.
+        dataset: the training rows, of which the sources are counted.
     """
     device = args.device.type
     content = {
@@ -53,6 +56,7 @@ def write_about(
         "peak_memory_mb": _peak_of_process(),
         "findings": [asdict(finding) for finding in findings],
         "not_recorded": {part: why for part, why in (not_recorded or {}).items() if why},
+        "data": [_counted(part) for part in getattr(dataset, "datasets", [dataset])],
     }
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,16 @@ def _changed(args: UniGameConfig) -> dict[str, Any]:
         if (isinstance(value, str | int | float) or name == "train_parts" and value)
         and value != default.get(name)
         and not name.endswith("_token")
+    }
+
+
+def _counted(part: Any) -> dict[str, Any]:
+    """A source of the data: where it lies, rows kept, rows left out when it was opened."""
+    skips = getattr(part, "skips", None)
+    return {
+        "where": getattr(part, "where", type(part).__name__),
+        "rows": len(part) if hasattr(part, "__len__") else None,
+        "skipped": len(skips.skipped) if isinstance(skips, SkipReport) else None,
     }
 
 

@@ -136,6 +136,28 @@ def test_the_flow_target(backbone: BagelBackbone, oracle: Oracle, image: Tensor)
     assert_near(backbone.generation_loss(image, [CAPTION])[0], torch.stack(losses).mean())
 
 
+def test_the_flow_target_behind_a_picture_that_is_read(
+    backbone: BagelBackbone, oracle: Oracle, image: Tensor
+) -> None:
+    clean, eps = oracle.encode(pixels(image))[0], noise(backbone)
+    read, (first, last) = oracle.read(pixels(image)[0]), marks(backbone)
+    said, count = ids(backbone, "<|im_start|> describe the picture <|im_end|>"), 16
+    losses = []
+    for level in (0.125, 0.375, 0.625, 0.875):
+        latents = oracle.latent_tokens((1 - level) * clean + level * eps, level)
+        texts = [oracle.words(part) for part in ([first], [last, *said, first], [last])]
+        row = torch.cat([texts[0], read, texts[1], latents, texts[2]])
+        behind = 1 + len(said)
+        positions = [*[0] * (count + 2), *range(1, behind), *[behind] * (count + 2)]
+        experts = [*[""] * (count + 3 + len(said)), *["_moe_gen"] * count, ""]
+        splits = [("full", count + 2), ("causal", len(said)), ("noise", count + 2)]
+        states = oracle.states(row, positions, experts, seen_by_splits(splits))[-count - 1 : -1]
+        velocity = oracle.velocity(states, *clean.shape[1:])
+        losses.append((velocity - (eps - clean)).square().mean())
+    found = backbone.reconstruction_loss(image, ["describe the picture"])
+    assert_near(found[0], torch.stack(losses).mean())
+
+
 def test_free_drawing(backbone: BagelBackbone, oracle: Oracle) -> None:
     """Euler steps on shifted points in time, guided above 0.4, renormalised, against no caption."""
     shape, scale = backbone.bagel.config.latent_shape, 4.0

@@ -9,7 +9,8 @@ where everything up to the last ``<|im_start|>`` is the prompt, and a row that i
 
     <|im_start|>{caption}<|im_end|> <|vision_start|>[latents]<|vision_end|>
 
-Without a caption it is the picture alone, against which guidance goes. A picture, its marks
+Without a caption it is the picture alone, against which guidance goes; in reconstruction a picture
+that is read stands before a text of its own. A picture, its marks
 included, takes one rotary position, and so does each token of text.
 
 Places of image tokens and latents hold the ids ``IMAGE`` and ``LATENT``, which no vocabulary has.
@@ -25,8 +26,8 @@ import torch
 from unigame.backbones.common.layout import (
     PaddedTokens,
     TokenLayout,
-    picture_parts,
     special_marks,
+    turn_contents,
 )
 from unigame.errors import UserError
 from unigame.turns import split_turns
@@ -69,25 +70,30 @@ class BagelLayout(TokenLayout):
     # ---- rows ----------------------------------------------------------------------------------
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
         asked = split_turns(question)
-        first, *texts = asked.texts
         ids = self._said(asked.system) if asked.system else []
-        for part in picture_parts(first, num_images):
-            if part["type"] == "image":
-                ids += self._picture(IMAGE, self.num_image_tokens)
-            else:
-                ids += self._said(part["text"])
-        for text in texts:
-            ids += self._said(text)
+        for contents in turn_contents(question, num_images):
+            for part in contents:
+                if part["type"] == "image":
+                    ids += self._picture(IMAGE, self.num_image_tokens)
+                else:
+                    ids += self._said(part["text"])
         if ids.count(self.start_id) != num_images or ids.count(self.end_id) != num_images:
             raise self.held_picture(question)
         return [*ids, self.bos_id]
 
-    def answer_ids(self, question: str, answer: str) -> list[int]:
+    def answer_ids(self, question: str, answer: str, num_images: int = 1) -> list[int]:
         return [*self._tokenize(answer.strip()), self.eos_id]
 
     def prompt_ids(self, prompt: str) -> list[int]:
         said = self._said(prompt) if prompt.strip() else []
-        return [*said, *self._picture(LATENT, self.num_latents)]
+        return [*said, *self.drawing_start()]
+
+    def drawing_start(self) -> list[int]:
+        return self._picture(LATENT, self.num_latents)
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        # Without the mark that begins an answer: what follows is a picture.
+        return [*self.question_ids(template)[:-1], *self.drawing_start()]
 
     # No shared_start: behind a shared picture, positions would not go on where they should.
 

@@ -171,17 +171,22 @@ class BagelBackbone(ReadingBackbone):
         # from the global generator, as dropout does (checkpoints keep it), and its caption is left
         # out at times for guidance. In evaluation noise and levels are fixed ones.
         rows, latents = self.rows_and_codes(images, captions, codes)
-        count, settings = len(latents), self.bagel.config
-        if not self.training:
-            noise = flow.fixed_noise(settings.latent_shape, latents).expand_as(latents)
-            levels = [torch.full((count,), level) for level in flow.EVALUATION_LEVELS]
-            losses = [self._flow_loss(rows, latents, noise, level_B) for level_B in levels]
-            return torch.stack(losses).mean(0)
-        kept_B = (torch.rand(count) >= settings.caption_dropout).tolist()
-        empty = self.preprocessor.prompt("")
-        rows = [row if kept else empty for row, kept in zip(rows, kept_B, strict=True)]
-        level_B = flow.shifted(torch.randn(count).sigmoid(), settings.timestep_shift)
-        return self._flow_loss(rows, latents, torch.randn(latents.shape).to(latents), level_B)
+        if self.training:
+            kept_B = (torch.rand(len(latents)) >= self.bagel.config.caption_dropout).tolist()
+            empty = self.preprocessor.prompt("")
+            rows = [row if kept else empty for row, kept in zip(rows, kept_B, strict=True)]
+        return self._flow_loss(rows, latents)
+
+    def reconstruction_loss(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        *,
+        codes: Tensor | None = None,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        # Noise as in generation_loss; nothing is dropped: guidance is learnt from captions.
+        return self._flow_loss(*self.reconstruction_rows(images, templates, codes, embeds))
 
     @torch.no_grad()
     def generate(
@@ -196,14 +201,13 @@ class BagelBackbone(ReadingBackbone):
     ) -> Tensor:
         # Without do_sample every row starts from the same noise. Guidance 1 means none.
         seeds = seeds_of_rows(len(prompts), seed, seeds)
-        return self.render(
-            self.generate_compact(
-                prompts,
-                seeds=seeds if do_sample else [0] * len(prompts),
-                guidance_scale=guidance_scale,
-                temperature=temperature,
-            )
+        latents = self.generate_compact(
+            prompts,
+            seeds=seeds if do_sample else [0] * len(prompts),
+            guidance_scale=guidance_scale,
+            temperature=temperature,
         )
+        return self.render(latents)
 
     @torch.no_grad()
     def generate_compact(
@@ -241,15 +245,23 @@ class BagelBackbone(ReadingBackbone):
 
     # ---- inside drawing ------------------------------------------------------------------------
     def latent_states(
-        self, prompts: Sequence[PromptTokens], noisy_BChw: Tensor, level_B: Tensor
+        self,
+        prompts: Sequence[PromptTokens],
+        noisy_BChw: Tensor,
+        level_B: Tensor,
+        read_BNH: Tensor | None = None,
     ) -> Tensor:
-        """States (B, N, H) behind the generation expert's last norm, at the places of latents."""
+        """States (B, N, H) behind the generation expert's last norm, at the places of latents.
+
+        ``read_BNH`` fills the places of a picture in the prompts, where they have such places.
+        """
         tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
         places = self.layout.latents(tokens)
         with self._precision():
             latents_BNH = self.bagel.latent_tokens(noisy_BChw, level_B.to(self.device))
+            text_BLH = None if read_BNH is None else self.embed_rows(tokens, read_BNH)
             states_BLH = self.language_model(
-                inputs_embeds=self.fill_places(tokens, LATENT, latents_BNH),
+                inputs_embeds=self.fill_places(tokens, LATENT, latents_BNH, text_BLH),
                 attention_mask=tokens.mask_BL,
                 position_ids=tokens.positions_BL,
                 drawn=places,
@@ -257,18 +269,32 @@ class BagelBackbone(ReadingBackbone):
         return states_BLH[:, places]
 
     def _velocity(
-        self, prompts: Sequence[PromptTokens], noisy_BChw: Tensor, level_B: Tensor
+        self,
+        prompts: Sequence[PromptTokens],
+        noisy_BChw: Tensor,
+        level_B: Tensor,
+        read_BNH: Tensor | None = None,
     ) -> Tensor:
-        states_BNH = self.latent_states(prompts, noisy_BChw, level_B)
+        states_BNH = self.latent_states(prompts, noisy_BChw, level_B, read_BNH)
         return self.bagel.velocity(states_BNH, noisy_BChw.shape[-2])
 
     def _flow_loss(
-        self, prompts: Sequence[PromptTokens], latents: Tensor, noise: Tensor, level_B: Tensor
+        self, prompts: Sequence[PromptTokens], latents: Tensor, read_BNH: Tensor | None = None
     ) -> Tensor:
         """Mean squared error of the velocity, (B,)."""
-        noisy = flow.noised(latents, noise, level_B)
-        error = self._velocity(prompts, noisy, level_B) - (noise - latents)
-        return error.square().flatten(1).mean(-1)
+        count, settings = len(latents), self.bagel.config
+        if self.training:
+            levels = [flow.shifted(torch.randn(count).sigmoid(), settings.timestep_shift)]
+            noise = torch.randn(latents.shape).to(latents)
+        else:
+            levels = [torch.full((count,), level) for level in flow.EVALUATION_LEVELS]
+            noise = flow.fixed_noise(settings.latent_shape, latents).expand_as(latents)
+        losses = []
+        for level_B in levels:
+            noisy = flow.noised(latents, noise, level_B)
+            error = self._velocity(prompts, noisy, level_B, read_BNH) - (noise - latents)
+            losses.append(error.square().flatten(1).mean(-1))
+        return torch.stack(losses).mean(0)
 
     def _partly_noised(self, latents_BChw: Tensor) -> tuple[Tensor, Tensor]:
         """x_t of the game and t, (B,): always the same noise, so a challenge is deterministic."""

@@ -1,11 +1,12 @@
-"""Some pictures of a run, for its report: clean, redrawn, attacked, and what U says to each.
+"""Some pictures of a run, for report and trackers: clean, redrawn, attacked, U's word to each.
 
     output_dir/examples/examples.json     format, and an entry for each example
     output_dir/examples/0-clean.png ...   -redrawn.png, -attacked.png
 
-C as it is at the end attacks the latest pictures that it was given, one candidate each. Beside it
-stands the same picture redrawn at eps 0 under the same noise. The answers are free ones, as
-``unigame answer`` gives them. This costs about three challenges without gradient, once.
+C as it is now attacks the latest pictures that it was given, one candidate each. Beside it stands
+the same picture redrawn at eps 0 under the same noise. The answers are free ones, as ``unigame
+answer`` gives them. This costs about three challenges without gradient, at the end of the run, and
+every ``examples_every`` steps where that is set; the folder holds the newest ones.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unigame.methods.base import Shown
 from unigame.methods.rows import Rows
 from unigame.methods.selfplay.candidates import ChallengeResult
 from unigame.methods.selfplay.challenge import challenge
@@ -39,14 +41,16 @@ KINDS = ("clean", "redrawn", "attacked")
 
 
 class Examples:
-    """Remembers the latest challenged rows, and draws them again at the end.
+    """Remembers the latest challenged rows, and draws them again when asked.
 
     Args:
         count: how many; 0: none.
+        every: optimizer steps between two galleries; 0: one at the end.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, every: int = 0) -> None:
+        self.count, self.every = count, every
+        self._drawn_at = 0
         self._parts: deque[Rows] = deque()
 
     def see(self, rows: Rows) -> None:
@@ -59,8 +63,14 @@ class Examples:
         while sum(map(len, self._parts)) - len(self._parts[0]) >= self.count:
             self._parts.popleft()
 
+    def before_step(self, game: SelfPlay, step: int) -> None:
+        """A gallery where one is due: once in a step, whatever its micro-batches."""
+        if self.every and step and step % self.every == 0 and step != self._drawn_at:
+            self._drawn_at = step
+            self.write(game)
+
     def write(self, game: SelfPlay) -> None:
-        """Draw, ask and write. A fault here costs the run nothing but its pictures."""
+        """Draw, ask, write and show. A fault here costs the run nothing but its pictures."""
         folder = Path(game.run.args.output_dir) / FOLDER
         if not self._parts:
             return
@@ -75,6 +85,8 @@ class Examples:
             (folder / INDEX).write_text(json.dumps(content, indent=1), encoding="utf-8")
         except (RuntimeError, OSError) as error:  # memory, disk: the result is not saved yet
             warn(f"the report will have no pictures: {' '.join(str(error).split())}")
+            return
+        game.run.show([_shown(folder, entry) for entry in entries])
 
 
 @torch.no_grad()
@@ -94,6 +106,7 @@ def _one_candidate(settings: SelfPlaySettings) -> SelfPlaySettings:
         gradient_candidates=1,
         label_weight=0.0,
         content_weight=0.0,
+        verified_target=None,
         sample_candidates=samples,
     )
 
@@ -141,6 +154,14 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
         )
         for i in range(len(rows))
     ]
+
+
+def _shown(folder: Path, entry: dict[str, Any]) -> Shown:
+    """An example for a tracker."""
+    files = [folder / entry["pictures"][kind] for kind in KINDS]
+    said = ", ".join(f"{kind}: {entry['said'][kind] or '(nothing)'}" for kind in KINDS)
+    asked = f"{entry['question']} (true answer: {entry['answer']})"
+    return Shown([Image.open(file) for file in files], f"{asked} {said}")
 
 
 def _write_one(
