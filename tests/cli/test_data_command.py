@@ -41,6 +41,23 @@ def test_a_data_set_is_shown_as_the_model_reads_it(chat, tiny_path, capsys):
         assert sheet.getpixel((110, 150)) == RED
 
 
+def test_rows_of_text_alone_and_of_several_pictures(chat, tiny_path, capsys):
+    rows = [
+        {"id": "t", "messages": asked("is it big", "no")},
+        {"id": "s", "images": ["red ü.png", "blue.png"], "messages": asked("how many", "two")},
+        {"id": "m", "images": ["blue.png"] * 9, "messages": asked("how many", "two")},
+    ]
+    write_jsonl(chat.parent / "more.jsonl", rows)
+    assert cli.main(["data", "more.jsonl", "--model", str(tiny_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 rows (1 of text alone, 2 of several pictures), 0 skipped" in said
+    assert "reads: <|begin_of_text|> <|User|> : is it big <|Assistant|> :" in said
+    assert said.count("[picture, 16 tokens]") == 2
+    assert "m: cannot be used: more pictures than the model takes (8)" in said
+    with Image.open(chat.parent / "contact_sheet.png") as sheet:  # side by side
+        assert (sheet.getpixel((60, 190)), sheet.getpixel((160, 190))) == (RED, BLUE)
+
+
 def test_a_recipe_and_a_data_set_that_is_not_there(tiny_path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(

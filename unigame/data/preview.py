@@ -18,6 +18,7 @@ from unigame.data.records import (
     pictures_of,
 )
 from unigame.errors import UserError
+from unigame.turns import PICTURE, REPLY, TURN
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Preprocessor
@@ -183,8 +184,10 @@ def _paste(sheet: Image.Image, pictures: Sequence[Image.Image], left: int, top: 
 
 
 def _words(row: Mapping[str, Any]) -> str:
-    if row.get("question"):
-        return f"{row['question']} → {row.get('answer')}"
+    if question := row.get("question"):
+        for mark, shown in ((PICTURE, " [picture] "), (REPLY, " → "), (TURN, " | ")):
+            question = question.replace(mark, shown)
+        return f"{question.strip()} → {row.get('answer')}"
     return str(row.get("caption") or "")
 
 
