@@ -21,7 +21,7 @@ demo: $(VENV)/.runtime ## post-train the bundled model by self-play and print th
 	$(BIN)/unigame demo $(ARGS)
 
 test: $(VENV)/.dev ## run every test (minutes on 2 cores, no network)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev ## style, formatting, types and directions of imports, changing nothing
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -578,12 +579,20 @@ def test_tokens_of_texts_give_the_same_losses_and_states(backbone: Backbone) -> 
     assert torch.equal(loss_B, backbone.generation_loss(images, PROMPTS))
 
 
-def test_the_preprocessor_works_in_a_spawned_process(backbone: Backbone) -> None:
+@pytest.fixture(scope="module")
+def spawned() -> Iterator[ProcessPoolExecutor]:
+    """A process that inherits nothing; one for all families, because it imports everything anew."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as worker:
+        yield worker
+
+
+def test_the_preprocessor_works_in_a_spawned_process(
+    backbone: Backbone, spawned: ProcessPoolExecutor
+) -> None:
     picture = Image.new("RGB", (37, 20), (255, 0, 128))
     kept = pickle.loads(pickle.dumps(backbone.preprocessor))
     assert torch.equal(kept.pictures([picture]), backbone.preprocess([picture]))
-    with ProcessPoolExecutor(1, get_context("spawn")) as worker:
-        answer = worker.submit(backbone.preprocessor.answer, QUESTIONS[0], ANSWERS[0])
-        prompt = worker.submit(backbone.preprocessor.prompt, PROMPTS[0])
-        assert answer.result() == backbone.preprocessor.answer(QUESTIONS[0], ANSWERS[0])
-        assert prompt.result() == backbone.preprocessor.prompt(PROMPTS[0])
+    answer = spawned.submit(backbone.preprocessor.answer, QUESTIONS[0], ANSWERS[0])
+    prompt = spawned.submit(backbone.preprocessor.prompt, PROMPTS[0])
+    assert answer.result() == backbone.preprocessor.answer(QUESTIONS[0], ANSWERS[0])
+    assert prompt.result() == backbone.preprocessor.prompt(PROMPTS[0])

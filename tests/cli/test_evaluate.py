@@ -196,9 +196,12 @@ def test_mistakes_are_found_before_the_model_is_loaded(
 
 
 def test_the_bundled_model_is_asked_about_its_own_world(tmp_path, capsys):
-    words = ["evaluate", "--benchmarks", "naturalbench,wise", "--limit", "8"]
+    words = ["evaluate", "--benchmarks", "naturalbench,wise,dpg", "--limit", "8"]
+    words += ["--samples", "1"]
     assert cli.main([*words, "--output", str(tmp_path / "out")]) == 0
     entries = record(tmp_path / "out")["benchmarks"]
+    assert entries["dpg"]["metrics"]["dpg"]["value"] > 50
+    assert entries["dpg"]["variant"] == {"prompt": "verbatim", "parser": "repaired", "samples": 1}
     assert entries["naturalbench"]["variant"]["prompt"] == "bare"
     assert "synthetic" in json.dumps(entries["wise"]["scorer"])
     assert all(entry["counts"]["scored"] >= 4 for entry in entries.values())

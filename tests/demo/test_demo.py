@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +33,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_janus(folder, image_size=48, vocab_words=[*vocabulary(), *knowledge_words()])
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Any:
     """Two steps of four samples an arm, a handful of questions."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_small(monkeypatch)
+        yield monkeypatch
+
+
+def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = demo.load_recipe
     short = {
         "max_steps": 2,
@@ -56,11 +66,37 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 SAME: set[Any] = {(0, "red", "disc")}
 
 
-def test_every_arm_is_trained_measured_and_written(
-    model: Path, small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "demo"
-    found = demo.run_demo(output, quick=True, seed=3, model=str(model))
+@dataclass(frozen=True)
+class Done:
+    """A finished demo of all arms: what it found, wrote and said, also until each arm began."""
+
+    found: Comparison
+    output: Path
+    said: str
+    heard: dict[str, str]
+
+    def arm(self, name: str, job: Any) -> None:
+        """In the place of ``_run_arm``, for tests of the folder: this demo's arm once more."""
+        shutil.copytree(self.output / "arms" / name, job.output / "arms" / name)
+
+
+@pytest.fixture(scope="module")
+def done(model: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    output, stream, run_arm = tmp_path_factory.mktemp("done") / "demo", io.StringIO(), demo._run_arm
+    heard: dict[str, str] = {}
+
+    def listening(arm: str, *rest: Any) -> Any:
+        heard[arm] = stream.getvalue()
+        return run_arm(arm, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stream):
+        patch.setattr(demo, "_run_arm", listening)
+        found = demo.run_demo(output, quick=True, seed=3, model=str(model))
+    return Done(found, output, stream.getvalue(), heard)
+
+
+def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
+    found, output = done.found, done.output
     assert found.labels == ("base", "SFT", "SFT, equal samples", "round trip", "UniGame")
     assert found.labels[found.baseline] == "SFT"
     assert [column for grid in found.tables for column in grid.columns] == COLUMNS
@@ -81,8 +117,7 @@ def test_every_arm_is_trained_measured_and_written(
         assert (output / name).stat().st_size > 0
     assert (output / "adapter" / "adapter_model.safetensors").exists()
     assert not (output / "INCOMPLETE").exists()
-    said = capsys.readouterr().out
-    assert "UniGame" in said and found.verdict[:20] in said
+    assert "UniGame" in done.said and found.verdict[:20] in done.said
     # Every arm's record is one that `unigame compare` takes.
     records = [read_record(output / "arms" / arm / "evaluation") for arm in demo.ARMS]
     assert records[0].weights != records[1].weights
@@ -95,7 +130,7 @@ def test_every_arm_is_trained_measured_and_written(
 
 COLUMNS = [
     *("VQAv2", "MMMU", "MMBench", "POPE", "overall"),
-    *("GenEval", "UnifiedBench", "WISE", "consistency", "NaturalBench", "AdVQA"),
+    *("GenEval", "DPG", "UnifiedBench", "WISE", "consistency", "NaturalBench", "AdVQA"),
     *("out of distribution", "OOD without counting"),
     *("redrawn without attack", "under a fresh attack"),
 ]
@@ -124,62 +159,52 @@ def test_a_gain_that_a_control_shares_is_not_credited_to_the_attack() -> None:
 
 
 def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
-    model: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, run_arm, trained = tmp_path / "demo", demo._run_arm, []
+    output, run_arm, finished = tmp_path / "demo", demo._run_arm, []
     monkeypatch.setattr(demo, "ARMS", ("base", "sft"))
 
-    def stop_at_second(arm: str, *rest: Any) -> Any:
-        if trained:
+    def stop_at_second(arm: str, job: Any) -> None:
+        if finished:
             (output / "arms" / arm / "evaluation").mkdir(parents=True)
             (output / "arms" / arm / "evaluation" / "results.json").write_text("half done")
             raise KeyboardInterrupt
-        trained.append(arm)
-        return run_arm(arm, *rest)
+        finished.append(arm)
+        done.arm(arm, job)
 
     monkeypatch.setattr(demo, "_run_arm", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(output, quick=True, model=str(model))
+        demo.run_demo(output, quick=True, seed=3, model=str(model))
     assert finished_arms(output) == (output, ["base"])
     again: list[str] = []
     monkeypatch.setattr(
         demo, "_run_arm", lambda arm, *rest: (again.append(arm), run_arm(arm, *rest))[1]
     )
-    demo.run_demo(output, quick=True, model=str(model))
+    demo.run_demo(output, quick=True, seed=3, model=str(model))
     assert again == ["sft"]
     # A finished demo starts afresh.
     again.clear()
     monkeypatch.setattr(demo, "ARMS", ("sft",))
-    demo.run_demo(output, quick=True, model=str(model))
+    monkeypatch.setattr(
+        demo, "_run_arm", lambda arm, job: (again.append(arm), done.arm(arm, job))[1]
+    )
+    demo.run_demo(output, quick=True, seed=3, model=str(model))
     assert again == ["sft"]
 
 
-def test_a_demo_into_a_pipe_says_where_it_is_as_it_goes(
-    model: Path,
-    small: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run_arm, said = demo._run_arm, {}
-    monkeypatch.setattr(demo, "ARMS", ("base", "sft"))
-
-    def listening(arm: str, *rest: Any) -> Any:
-        said[arm] = capsys.readouterr().out
-        return run_arm(arm, *rest)
-
-    monkeypatch.setattr(demo, "_run_arm", listening)
-    demo.run_demo(tmp_path / "demo", quick=True, model=str(model))
-    assert "base: measuring" in said["sft"], "nothing was said of the first arm before the second"
-    last = capsys.readouterr().out
-    assert "sft: training: 1 of 2" in last and "sft: training: 2 of 2" in last
+def test_a_demo_into_a_pipe_says_where_it_is_as_it_goes(done: Done) -> None:
+    before = done.heard["sft"]
+    assert "base: measuring" in before, "nothing was said of the first arm before the second"
+    during = done.heard["sft_equal_samples"].removeprefix(before)
+    assert "sft: training: 1 of 2" in during and "sft: training: 2 of 2" in during
 
 
 def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
-    model: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, run_arm = tmp_path / "demo", demo._run_arm
+    output = tmp_path / "demo"
     monkeypatch.setattr(demo, "ARMS", ("sft",))
+    monkeypatch.setattr(demo, "_run_arm", done.arm)
     demo.run_demo(output, quick=True, model=str(model))
     first = output / "arms" / "sft" / "first"
     first.touch()
@@ -193,7 +218,7 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
     assert first.exists() and (output / "compare.md").exists()
     with pytest.raises(UserError, match="seed was 0 and is now 1.*--overwrite"):
         demo.run_demo(output, quick=True, seed=1, model=str(model))
-    monkeypatch.setattr(demo, "_run_arm", run_arm)
+    monkeypatch.setattr(demo, "_run_arm", done.arm)
     demo.run_demo(output, quick=True, seed=1, model=str(model), overwrite=True)
     assert not first.exists()
     assert json.loads((output / "config.json").read_text())["seed"] == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_golden(kind):
     assert not failures, "\n" + "\n".join(failures)
 
 
-def test_the_script_counts_and_shows_failures(tmp_path):
+def test_the_script_counts_and_shows_failures(tmp_path, monkeypatch, capsys):
     right = {
         "benchmark": "VQAv2.normalise",
         "inputs": {"raw": "Two."},
@@ -40,17 +40,17 @@ def test_the_script_counts_and_shows_failures(tmp_path):
     file = tmp_path / "cases.json"
     cases = [right, {**right, "expected": {"official_and_lmms_eval": "two"}, "id": "odd"}]
     file.write_text(json.dumps({"cases": cases}))
-    run = subprocess.run(
-        [sys.executable, str(HERE / "run_golden.py"), str(file)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 1, run.stderr
-    lines = run.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "argv", ["run_golden.py", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(HERE / "run_golden.py"), run_name="__main__")
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    lines = said.splitlines()
     assert lines[-1] == "1 passed, 1 failed"
     assert lines[0].startswith("FAILED case odd (VQAv2.normalise)")
-    assert '"raw": "Two."' in run.stdout and '"official_and_lmms_eval": "2"' in run.stdout
+    assert '"raw": "Two."' in said and '"official_and_lmms_eval": "2"' in said
 
 
 def _echo(inputs):

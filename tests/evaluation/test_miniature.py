@@ -1,4 +1,4 @@
-"""The ten sets of the synthetic world go through the harness; its conditions are told apart."""
+"""The eleven sets of the synthetic world go through the harness; its conditions are told apart."""
 
 from __future__ import annotations
 

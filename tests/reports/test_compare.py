@@ -151,18 +151,20 @@ def test_the_paper_s_tables_have_its_columns_in_its_order(compared):
     others = {
         name: benchmark(name, mean_metric(answers(0.5), scale=scale))
         for name, scale in
-        [("advqa", 100), ("naturalbench", 100), ("wise", 1), ("unifiedbench", 100), ("geneval", 1)]
+        [("advqa", 100), ("naturalbench", 100), ("wise", 1), ("unifiedbench", 100), ("dpg", 100),
+         ("geneval", 1)]
     }  # fmt: skip
     raw = record({**others, **understanding}, summary=summary)
     comparison, _ = compared(base=raw, other={**raw, "model": {"id": "x"}})
     assert [grid.columns for grid in comparison.tables] == [
         ("VQAv2", "MMMU", "MMBench", "POPE", "overall"),
-        ("GenEval", "UnifiedBench", "WISE"),
+        ("GenEval", "DPG", "UnifiedBench", "WISE"),
         ("NaturalBench", "AdVQA"),
     ]
     generation = comparison.tables[1].cells[0]
-    shown = [cell.show(0.5 * scale) for cell, scale in zip(generation, (1, 100, 1), strict=True)]
-    assert shown == ["0.500", "50.00", "0.500"]
+    scales = (1, 100, 100, 1)
+    shown = [cell.show(0.5 * scale) for cell, scale in zip(generation, scales, strict=True)]
+    assert shown == ["0.500", "50.0", "50.00", "0.500"]
     assert list(comparison.details) == [*others, *understanding]
 
 

@@ -30,6 +30,7 @@ from unigame.evaluation.scorers.stand_ins import (
     SyntheticJudge,
 )
 from unigame.evaluation.tasks.advqa.task import AdVQA
+from unigame.evaluation.tasks.dpg.task import DPG
 from unigame.evaluation.tasks.geneval.rules import TAGS, countable, judge
 from unigame.evaluation.tasks.geneval.task import GenEval
 from unigame.evaluation.tasks.mmbench.task import MMBench
@@ -41,6 +42,7 @@ from unigame.evaluation.tasks.vqav2.task import VQAv2
 from unigame.evaluation.tasks.wise.task import WISE
 from unigame.reports.metrics import value_of
 from unigame.synthetic.benchmarks import NAMES, write_benchmarks
+from unigame.synthetic.benchmarks.dpg import holds
 from unigame.synthetic.benchmarks.write import tree_sha256
 from unigame.synthetic.dataset import SyntheticDataset, to_pil
 from unigame.synthetic.knowledge import facts
@@ -106,6 +108,7 @@ BENCHMARKS: dict[str, Callable[[], Benchmark]] = {
     "mmbench": lambda: MMBench(prompt="bare"),
     "pope": lambda: POPE(prompt="bare"),
     "geneval": lambda: GenEval(detector=SyntheticDetector(), colours=ReaderColours()),
+    "dpg": lambda: DPG(judge=SyntheticJudge()),
     "wise": lambda: WISE(judge=SyntheticJudge()),
     "unifiedbench": lambda: UnifiedBench(
         prompt="bare", encoders=[ObjectEncoder(), LayoutEncoder()]
@@ -234,6 +237,41 @@ def test_genevals_prompts_draw_what_their_tags_ask_for(tmp_path: Path) -> None:
 
         assert judge(row, objects, colours).correct, row
     assert relations == {"left of", "right of", "above", "below"}
+
+
+def test_dpgs_columns_are_the_originals_and_every_picture_of_a_prompt_has_all_yes(
+    root: Path,
+) -> None:
+    lines = (root / "dpg" / "dpg_bench.csv").read_text().splitlines()
+    assert lines[0].split(",") == [
+        *("item_id", "text", "keywords", "proposition_id", "dependency", "category_broad"),
+        *("category_detailed", "tuple", "question_natural_language"),
+    ]
+    items = DPG().load(DataSource(root=root / "dpg")).items
+    depths, kinds = set(), set()
+    for item in items:
+        things = [Thing(*triple) for triple in parse_caption(item.prompt)]
+        shown = {(t.cell, t.colour, t.shape) for t in things}
+        depth: dict[int, int] = {}
+        for each in item.reference["questions"]:
+            depth[each["id"]] = 1 + max((depth[p] for p in each["parents"]), default=0)
+            kinds.add(each["category"])
+            text = each["text"]
+            assert holds(text, shown) is True, text
+            # An empty picture has no yes but to nothing, so no question is idle.
+            assert holds(text, []) is False, text
+            # A question is never true of a picture of which its parents are not.
+            for one in shown:
+                if any(not holds(_text(item, p), shown - {one}) for p in each["parents"]):
+                    assert not holds(text, shown - {one})
+        depths.add(max(depth.values()))
+    assert depths == {3} and len(kinds) == 4
+    assert holds("is there a moon", shown) is None
+
+
+def _text(item: Item, id: int) -> str:
+    (text,) = [each["text"] for each in item.reference["questions"] if each["id"] == id]
+    return str(text)
 
 
 def test_wise_has_legacy_ids_and_only_prompts_that_are_not_taught(root: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,25 @@ from tests.training.helpers import make_trainer
 from unigame.errors import UserError
 from unigame.training.lock import LOCK_FILE, FolderLock
 
-ROOT = Path(__file__).resolve().parents[2]
-HOLDS = """
-import sys
-from unigame.training.lock import FolderLock
-lock = FolderLock(sys.argv[1])
-print("held", flush=True)
-sys.stdin.read()
-"""
+
+def hold(folder: Path, held: Any) -> None:
+    lock = FolderLock(folder)
+    held.set()
+    time.sleep(600)
+    lock.release()
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Any:
-    """Another process that holds ``tmp_path / 'run'``."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(tmp_path / "run")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    """Another process that holds ``tmp_path / 'run'``: a fork, which imports nothing again."""
+    forks = multiprocessing.get_context("fork")
+    held = forks.Event()
+    process = forks.Process(target=hold, args=(tmp_path / "run", held))
+    process.start()
+    assert held.wait(60)
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_the_second_run_is_refused_and_told_who_is_there(
@@ -50,7 +43,7 @@ def test_the_second_run_is_refused_and_told_who_is_there(
         trainer.train()
     assert trainer.state.global_step == 0
     other.kill()  # no time to clean up
-    other.wait()
+    other.join()
     assert (tmp_path / "run" / LOCK_FILE).exists()
     trainer.train()
     assert trainer.state.global_step == 2

@@ -43,9 +43,21 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def uncut(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of the same run without a signal."""
+    straight = make_trainer(tiny_path, tmp_path_factory.mktemp("straight"), **SETTINGS)
+    straight.train()
+    return lora_weights(straight)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_signal_writes_a_checkpoint_that_goes_on_exactly(
-    tiny_path: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+    tiny_path: Path,
+    tmp_path: Path,
+    name: str,
+    uncut: dict[str, torch.Tensor],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     before = {one: signal.getsignal(one) for one in signals.SIGNALS}
     stopped = make_trainer(tiny_path, tmp_path, **SETTINGS)
@@ -58,11 +70,9 @@ def test_a_signal_writes_a_checkpoint_that_goes_on_exactly(
     assert damage(tmp_path / "checkpoint-2") is None
     assert {one: signal.getsignal(one) for one in signals.SIGNALS} == before
 
-    straight = make_trainer(tiny_path, tmp_path / "straight", **SETTINGS)
-    straight.train()
     resumed = make_trainer(tiny_path, tmp_path, **SETTINGS)
     resumed.train(resume_from_checkpoint=True)
-    for key, weight in lora_weights(straight).items():
+    for key, weight in uncut.items():
         assert torch.equal(weight, lora_weights(resumed)[key]), key
 
 

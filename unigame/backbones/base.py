@@ -63,10 +63,10 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTokens:
-    """A question about one picture and its true answer, as token ids.
+    """A question about its pictures and its true answer, as token ids.
 
     Attributes:
-        prompt: all that stands before the answer, the places of the picture included.
+        prompt: all that stands before the answer, the places of the pictures included.
         answer: ends with the end mark.
     """
 
@@ -100,11 +100,25 @@ class Preprocessor(Protocol):
     def pictures(self, images: Sequence[Image.Image]) -> Tensor:
         """PIL images -> (B, 3, S, S) in [0, 1] on the CPU, by the checkpoint's own resize."""
 
-    def answer(self, question: str, answer: str) -> AnswerTokens:
-        """A question about one picture, and its true answer."""
+    def answer(self, question: str, answer: str, num_images: int = 1) -> AnswerTokens:
+        """A question about its pictures, and its true answer."""
 
     def prompt(self, text: str) -> PromptTokens:
         """A caption, to draw a picture of."""
+
+
+class Reading(NamedTuple):
+    """How a model reads records: what of it needs no weights.
+
+    Attributes:
+        preprocessor: pictures and texts as the model takes them.
+        text_rules: what texts must not hold, and how long a row may be; None: not known.
+        pictures: how many a question may show, in training.
+    """
+
+    preprocessor: Preprocessor
+    text_rules: TextRules | None
+    pictures: range
 
 
 class AnswerLosses(NamedTuple):
@@ -169,6 +183,9 @@ class Backbone(nn.Module, ABC):
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
     reads_codes: ClassVar[bool] = False
     """Whether what is read of a picture are the very codes that it is drawn of."""
+    trains_by_index: ClassVar[bool] = False
+    """Whether the answer losses understand ``image_index``, and the preprocessor ``num_images``:
+    then rows of text alone, and rows of several pictures, can be trained on."""
 
     # ---- understanding -------------------------------------------------------------------------
     @abstractmethod
@@ -216,12 +233,20 @@ class Backbone(nn.Module, ABC):
         answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
+        image_index: Sequence[Sequence[int]] | None = None,
     ) -> AnswerLosses:
         """What ``answer_loss`` averages, token by token, in one pass; ``mean`` gives its values.
 
         The game judges an answer by its own tokens, without the end mark. A backbone that leaves
         this out is judged by the mean: each of its answers is taken for one token.
+
+        With ``image_index``, ``images`` (or ``embeds``) are the different pictures of the batch,
+        and question ``b`` shows those that ``image_index[b]`` lists, in their order in its tokens;
+        none, where it is text alone. Pictures that no question shows do no harm. Only backbones
+        with ``trains_by_index`` are given it.
         """
+        if image_index is not None:
+            raise ValueError(f"{type(self).__name__} does not understand image_index")
         loss_M = self.answer_loss(images, questions, answers, embeds=embeds)
         return AnswerLosses(loss_M[:, None], torch.ones_like(loss_M, dtype=torch.long))
 
@@ -277,6 +302,12 @@ class Backbone(nn.Module, ABC):
     def text_rules(self) -> TextRules | None:
         """What texts of the data must not hold, and how long a row may be; None: not known."""
         return None
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads records; ``load_reading`` gives the same without weights."""
+        fewest, most = (0, self.max_images) if self.trains_by_index else (1, 1)
+        return Reading(self.preprocessor, self.text_rules, range(fewest, most + 1))
 
     def prompt_tokens(self, prompts: Prompts) -> list[PromptTokens]:
         """Drawing prompts as tokens; tokens pass as they are."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from unigame.backbones.foreign import (
 )
 from unigame.backbones.model_files import MODEL_FAULT, check_json_files, read_json, weight_names
 from unigame.backbones.registry import BUILT_IN, family_by_files
+from unigame.bundled import BUNDLED, bundled_folder
 from unigame.errors import UserError
 
-BUNDLED = "janus-nano"
 DTYPES = ("float32", "bfloat16", "auto")
 _WEIGHTS = "model.safetensors"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -35,13 +34,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path | str:
     Raises:
         UserError: neither a folder nor something that could be a Hub id.
     """
-    if str(name_or_path) == BUNDLED:
-        bundled = Path(str(resources.files("unigame"))) / "synthetic" / "janus_nano"
-        if not bundled.is_dir():
-            raise UserError(
-                f"the bundled model {BUNDLED!r} is not part of this installation; reinstall "
-                "unigame from its wheel or a full clone"
-            )
+    if (bundled := bundled_folder(str(name_or_path))) is not None:
         return bundled
     path = Path(name_or_path).expanduser()
     if path.is_dir():

@@ -40,6 +40,8 @@ class FamilyInfo:
         note: one sentence that a user of this family must know.
         wraps: ``"module:attribute"`` of what makes a backbone of a transformers model that is
             loaded already, and its processor.
+        reading: ``"module:function"`` of how it reads records, without weights:
+            ``(folder or Hub id) -> Reading``.
         size: ``"module:function"`` by which ``unigame doctor`` estimates memory:
             ``(name, config file, Hub id or None) -> ModelSize``.
         published: ``"module:function"`` that lists the sizes of published checkpoints.
@@ -62,6 +64,7 @@ class FamilyInfo:
     extra: str | None = None
     note: str | None = None
     wraps: str | None = None
+    reading: str | None = None
     size: str | None = None
     published: str | None = None
     files: tuple[str, ...] = ()
@@ -72,6 +75,7 @@ BUILT_IN = (
         model_type="janus",
         loader="unigame.backbones.janus.load:from_pretrained",
         wraps="unigame.backbones.janus.model:JanusBackbone",
+        reading="unigame.backbones.janus.load:load_reading",
         size="unigame.backbones.janus.size:size_of",
         published="unigame.backbones.janus.size:published",
         title="Janus, Janus-Pro",
@@ -88,12 +92,14 @@ BUILT_IN = (
         model_type="emu3",
         loader="unigame.backbones.emu3.load:from_pretrained",
         wraps="unigame.backbones.emu3.model:Emu3Backbone",
+        reading="unigame.backbones.emu3.load:load_reading",
         size="unigame.backbones.emu3.size:size_of",
         title="Emu3",
         reads="its VQ tokenizer's codes",
         draws="the same tokenizer, codes one after another",
         drawing="codes",
         differentiable="straight-through over the codebook, in drawing and reading",
+        max_images=2,
         examples=("BAAI/Emu3-Chat-hf", "BAAI/Emu3-Gen-hf"),
         page="docs/backbones/emu3.md",
         note="Chat was trained to read and Gen to draw; the game wants both",
@@ -102,6 +108,7 @@ BUILT_IN = (
         model_type="chameleon",
         loader="unigame.backbones.chameleon.load:from_pretrained",
         wraps="unigame.backbones.chameleon.model:ChameleonBackbone",
+        reading="unigame.backbones.chameleon.load:load_reading",
         size="unigame.backbones.chameleon.size:size_of",
         title="Chameleon",
         reads="its VQGAN's codes",
@@ -133,12 +140,14 @@ BUILT_IN = (
     FamilyInfo(
         model_type="unigame_composed",
         loader="unigame.backbones.composed.load:from_pretrained",
+        reading="unigame.backbones.composed.load:load_reading",
         size="unigame.backbones.composed.size:size_of",
         title="VLM or LLM with a diffusion branch",
         reads="the VLM's own eyes, or SigLIP/CLIP and a projector",
         draws="connector, then a UNet or DiT of diffusers",
         drawing="latents",
         differentiable="by denoising under the states, then the VAE",
+        max_images=4,
         examples=(
             "Qwen/Qwen2.5-VL-3B-Instruct",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",

@@ -55,7 +55,7 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
     group=_VARIANTS,
     help="pictures that a question may show",
 )
-@option("--samples", type=options.POSITIVE, group=_DRAWING, help="of each GenEval prompt")
+@option("--samples", type=options.POSITIVE, group=_DRAWING, help="of each GenEval or DPG prompt")
 @option(
     "--guidance-scale",
     type=options.guidance,
@@ -74,12 +74,16 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
     group=_DRAWING,
     help="longest caption in UnifiedBench",
 )
-@option("--judge", group=_SCORING, help="of WISE: hf:ID or openai:MODEL@BASE_URL")
+@option(
+    "--judge",
+    group=_SCORING,
+    help="of WISE and DPG: hf:ID, openai:MODEL@BASE_URL or unigame:MODEL",
+)
 @option(
     "--rubric",
     type=options.PATH,
     group=_SCORING,
-    help="of the judge: text file, such as the official",
+    help="of WISE's judge: text file, such as the official",
 )
 @option("--detector", group=_SCORING, help="of GenEval: instance segmentation, Hub id or folder")
 @option("--matcher", group=_SCORING, help="of MMBench's unread replies: a text LLM, as hf:ID")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unigame.data.dataset import SEVERAL, RecordDataset, Row
 from unigame.data.pairs import find_columns, lenient_row, texts_of
@@ -81,18 +83,24 @@ def _rows(
     for number, cells in enumerate(rows):
         given = cells.get(fields.get("id", ""))
         id = str(number if given is None else given)
-        image = cells.get(fields["image"])
-        if isinstance(image, list) and len(image) < 2:
-            image = image[0] if image else None
-        elif isinstance(image, list):
-            yield SkippedRow(id, SEVERAL, f"{len(image)} of them")
-            continue
-        if not isinstance(image, TableCell | str | None):
-            raise UserError(
-                f"{where}: column {fields['image']!r} holds {type(image).__name__} "
-                f"({image!r:.40}), but one image, its bytes or its path is needed; name the right "
-                "column with columns: {image: <column>}"
-            )
+        found = cells.get(fields["image"])
+        images = found if isinstance(found, list) else [found]
+        for image in images:
+            if not isinstance(image, TableCell | str | None):
+                raise UserError(
+                    f"{where}: column {fields['image']!r} holds {type(image).__name__} "
+                    f"({image!r:.40}), but one image, its bytes or its path is needed; name the "
+                    "right column with columns: {image: <column>}"
+                )
         place = f"{where} row {number}"
+        first = images[0] if images else None
         texts = texts_of(cells, fields, place)
-        yield lenient_row(id, image, texts, place, require_answers, picture_only)
+        row = lenient_row(id, first, texts, place, require_answers, picture_only)
+        yield _with_all(row, images) if len(images) > 1 else row
+
+
+def _with_all(row: Row | SkippedRow, images: Sequence[Any]) -> Row | SkippedRow:
+    """An answer is learned from several pictures; none of them is what a caption says."""
+    if isinstance(row, Row) and row.answer is None:
+        return SkippedRow(row.id, SEVERAL, f"{len(images)} of them")
+    return replace(row, images=tuple(images), caption=None) if isinstance(row, Row) else row

@@ -7,7 +7,7 @@
     unigame            the game
 
 All arms start from the same weights and LoRA initialisation and see the same data in the same
-order. What is reported is the nine benchmarks' own code on data of the synthetic world, its
+order. What is reported is the ten benchmarks' own code on data of the synthetic world, its
 out-of-distribution split, and a fresh attack. Every arm leaves a record, and the demo's tables are
 what ``unigame compare`` makes of the five. Each finished arm is written at once, so an interrupted
 demo goes on where it stopped.

@@ -1,4 +1,4 @@
-"""The nine benchmarks on the synthetic world, and its out-of-distribution split, ready to be run.
+"""The ten benchmarks on the synthetic world, and its out-of-distribution split, ready to be run.
 
 The data are in the real schemas and the benchmarks are the real code; what is chosen here is only
 what a model of some hundred words needs (no instructions, no letters of options), and what stands
@@ -97,7 +97,7 @@ def write_world(
 
 
 def world_benchmarks(encoder: Backbone) -> list[Benchmark]:
-    """All ten, with the variants and stand-ins of the synthetic world.
+    """All ten and that split, with the variants and stand-ins of the synthetic world.
 
     Args:
         encoder: the model whose frozen vision tower UnifiedBench's stand-ins use.

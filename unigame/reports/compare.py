@@ -43,6 +43,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     ),
     "Generation and consistency": (
         Column("GenEval", "geneval"),
+        Column("DPG", "dpg"),
         Column("UnifiedBench", "unifiedbench", digits=2),
         Column("WISE", "wise"),
         Column("consistency", SUMMARY, "consistency", digits=2),

@@ -46,8 +46,8 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
             "questions and answers, or list method reca, which learns from pictures alone"
         )
     for method, number in needed:
-        if kinds.answered < number:
-            method.check_answers(kinds.answered, kinds.named, args)
+        if kinds.played < number:
+            method.check_answers(kinds.played, kinds.named, args)
 
 
 # ---- while it runs -------------------------------------------------------------------------------

@@ -20,8 +20,14 @@ from unigame.methods.base import Method
 PHASES = ("read", "encode", "understand")
 """Parts of a step that the trainer times; a method names its own."""
 FIGURES = ("clean_ce", "clean_answer_ce", "generation_loss", "reconstruction_loss")
-SUMS = ("skipped_images", "skipped_records", "unused_rows")
-"""Totals over ranks and steps, not means; unused rows train nothing."""
+SUMS = (
+    "skipped_images",
+    "skipped_records",
+    "unused_rows",
+    "text_rows",
+    "several_picture_rows",
+)
+"""Totals over ranks and steps, not means; unused rows train nothing. The last two train U alone."""
 
 
 def names_of(methods: Sequence[Method]) -> tuple[str, ...]:

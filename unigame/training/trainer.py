@@ -276,21 +276,36 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("skipped_records", len(batch.left_out))
         self.data_check.found(batch.left_out)
         self.unreadable.count("data", len(batch), batch.num_skipped)
-        used_R = batch.has_answer_R
-        if self.args.generation_weight > 0:
-            used_R = used_R | batch.has_caption_R
-        if self._learns_pictures:
-            used_R = torch.ones_like(used_R)
-        self.meter.add("unused_rows", (~used_R).sum())
-        records = batch.records
+        records, others = batch.records, batch.others
+        if records.counts:
+            used_R = batch.has_answer_R
+            if self.args.generation_weight > 0:
+                used_R = used_R | batch.has_caption_R
+            if self._learns_pictures:
+                used_R = torch.ones_like(used_R)
+            self.meter.add("unused_rows", (~used_R).sum())
+        if others is not None:
+            self.meter.add("text_rows", sum(not shown for shown in others.image_index or ()))
+            self.meter.add("several_picture_rows", sum(map(bool, others.image_index or ())))
         with self.timer.phase("read"), self.accelerator.autocast(), torch.no_grad():
             # Not where something before the language model learns: its gradient needs the pictures.
             if self.backbone.reads_frozen:
-                features, embeds = self.backbone.read_images(records.pictures)
-                records = replace(records, features=features, embeds=embeds)
+                records, others = self._frozen_reading(records, others)
         if self.args.generation_weight > 0:
             records = replace(records, codes=self._codes(records.pictures, records.ids))
-        return replace(batch, records=records, offered=[])
+        return replace(batch, records=records, others=others, offered=[])
+
+    def _frozen_reading(self, records: Rows, others: Rows | None) -> tuple[Rows, Rows | None]:
+        """The rows with what U reads of their pictures: all in one pass, as on every rank."""
+        if others is None:
+            features, embeds = self.backbone.read_images(records.pictures)
+            return replace(records, features=features, embeds=embeds), None
+        features, embeds = self.backbone.read_images(torch.cat([records.pictures, others.pictures]))
+        count = len(records)
+        return (
+            replace(records, features=features[:count], embeds=embeds[:count]),
+            replace(others, features=features[count:], embeds=embeds[count:]),
+        )
 
     def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:
         """The image tokenizer's codes, (B, N), or latents."""
@@ -316,7 +331,12 @@ class UniGameTrainer(ResumableTrainer):
         return parts
 
     def _parts_of_records(self, batch: Batch, counts: StepCounts | None) -> Parts:
+        if counts is None:  # all answers of the batch share its loss
+            captions = float(batch.has_caption_R.sum())
+            counts = StepCounts(self._count_answers(batch), captions, 1, 1)
         parts: Parts = {"answer": [self._shared(batch.answers, counts)]}
+        if batch.others is not None:
+            parts["answer"].append(self._shared(batch.others, counts))
         if self.args.generation_weight > 0:
             parts["generation"] = [self._shared(batch.captioned, counts)]
         return parts
@@ -396,6 +416,7 @@ class UniGameTrainer(ResumableTrainer):
 
     def _loss_of(self, model: nn.Module, name: LossName, groups: Sequence[Rows]) -> Tensor:
         """The rows of one loss through the model."""
+        groups = self._with_tokens(groups)
         with self.accelerator.autocast():
             rows = join(groups, self.backbone.embed_images)
         assert rows.share_R is not None
@@ -403,6 +424,10 @@ class UniGameTrainer(ResumableTrainer):
             # Where U's reading is known the pictures are not read again.
             images = None if rows.embeds is not None else rows.images
             asked = dict(zip(("questions", "answers"), rows.question_arguments, strict=False))
+            if rows.image_index is not None:
+                asked["image_index"] = rows.image_index
+            if images is not None and not len(images):  # a pass of text alone: ranks keep step
+                images = images.new_zeros(1, *images.shape[1:])
             found = model(loss=name, by_token=True, images=images, embeds=rows.embeds, **asked)
             loss_R = found.mean().float()
             if model.training:
@@ -417,6 +442,17 @@ class UniGameTrainer(ResumableTrainer):
             if model.training and rows.share_R.any():
                 self.meter.add_mean(f"{name}_loss", loss_R)
         return (rows.share_R.to(loss_R) * loss_R).sum()
+
+    def _with_tokens(self, groups: Sequence[Rows]) -> Sequence[Rows]:
+        """All as tokens where some show no picture, or several: their texts do not say it."""
+        if all(rows.image_index is None for rows in groups):
+            return groups
+        return [
+            rows
+            if rows.asked is not None
+            else replace(rows, asked=self.backbone.answer_tokens(rows.questions, rows.answers))
+            for rows in groups
+        ]
 
     def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:
         """Each method hears what U found.
@@ -447,8 +483,8 @@ class UniGameTrainer(ResumableTrainer):
         return batches, counts
 
     def _count_answers(self, batch: Batch) -> float:
-        rows = batch.answers
-        return float(self._items(rows).sum()) if rows.counts else 0.0
+        groups = [batch.answers, *([] if batch.others is None else [batch.others])]
+        return sum(float(self._items(rows).sum()) for rows in groups if rows.counts)
 
     # ---- evaluation ----------------------------------------------------------------------------
     def prediction_step(

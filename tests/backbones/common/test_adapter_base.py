@@ -55,17 +55,23 @@ def test_it_is_told_on_the_command_line(tmp_path: Path) -> None:
     adapter = saved_adapter(tmp_path / "adapter")
     other = make_tiny_janus(tmp_path / "other", seed=1)
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    words = ["answer", str(tmp_path / "a.png"), "what", "--adapter", str(adapter)]
-    for base, told in ((other, True), (shared_tiny_janus(), False)):
-        done = subprocess.run(
-            [sys.executable, "-m", "unigame.cli", *words, "--model", str(base)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (str(shared_tiny_janus()) in done.stderr) == told, done.stderr
+    words = ["answer", str(tmp_path / "a.png"), "what", "--adapter", str(adapter), "--model"]
+    program = (
+        "import sys; from unigame import cli\n"
+        f"for base in sys.argv[1:]: assert cli.main([*{words!r}, base]) == 0; "
+        "print('NEXT', file=sys.stderr, flush=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(other), str(shared_tiny_janus())],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    of_other, of_own, _ = done.stderr.split("NEXT")
+    assert str(shared_tiny_janus()) in of_other, done.stderr
+    assert str(shared_tiny_janus()) not in of_own, done.stderr
 
 
 def test_its_own_base_is_known_in_another_folder_and_precision(

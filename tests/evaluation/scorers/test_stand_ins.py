@@ -140,6 +140,28 @@ def test_consistency_is_agreement_with_the_explanation(
     assert set(scores) == {"consistency", "realism", "aesthetic_quality"}
 
 
+@pytest.mark.parametrize(
+    ("question", "reply"),
+    [
+        ("is there a disc?", "yes"),
+        ("is there a red disc?", "yes"),
+        ("is there a blue disc?", "no"),
+        ("is the red disc at northwest?", "yes"),
+        ("is the red disc at centre?", "no"),
+        ("is the red disc above the blue cross?", "yes"),
+        ("is the blue cross left of the red disc?", "no"),
+        ("are there 2 shapes?", "yes"),
+        ("are there 3 shapes?", "no"),
+    ],
+)
+def test_without_an_explanation_it_answers_a_question(
+    question: str, reply: str, tmp_path: Path
+) -> None:
+    scene = Scene((RED_DISC, BLUE_CROSS))
+    to_pil(scene).save(tmp_path / "picture.png")
+    assert SyntheticJudge().reply(question, "", tmp_path / "picture.png", Rubric()) == reply
+
+
 def test_realism_falls_with_smeared_objects_and_aesthetics_with_an_uneven_ground(
     tmp_path: Path,
 ) -> None:

@@ -26,8 +26,8 @@ import torch
 from unigame.backbones.common.layout import (
     PaddedTokens,
     TokenLayout,
-    picture_parts,
     special_marks,
+    turn_contents,
 )
 from unigame.errors import UserError
 from unigame.turns import split_turns
@@ -70,20 +70,18 @@ class BagelLayout(TokenLayout):
     # ---- rows ----------------------------------------------------------------------------------
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
         asked = split_turns(question)
-        first, *texts = asked.texts
         ids = self._said(asked.system) if asked.system else []
-        for part in picture_parts(first, num_images):
-            if part["type"] == "image":
-                ids += self._picture(IMAGE, self.num_image_tokens)
-            else:
-                ids += self._said(part["text"])
-        for text in texts:
-            ids += self._said(text)
+        for contents in turn_contents(question, num_images):
+            for part in contents:
+                if part["type"] == "image":
+                    ids += self._picture(IMAGE, self.num_image_tokens)
+                else:
+                    ids += self._said(part["text"])
         if ids.count(self.start_id) != num_images or ids.count(self.end_id) != num_images:
             raise self.held_picture(question)
         return [*ids, self.bos_id]
 
-    def answer_ids(self, question: str, answer: str) -> list[int]:
+    def answer_ids(self, question: str, answer: str, num_images: int = 1) -> list[int]:
         return [*self._tokenize(answer.strip()), self.eos_id]
 
     def prompt_ids(self, prompt: str) -> list[int]:

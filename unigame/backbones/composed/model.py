@@ -68,6 +68,7 @@ class ComposedBackbone(ReadingBackbone):
     """
 
     layout: ComposedLayout
+    max_images = 4  # of up to 729 tokens each, in the 4,096 positions of older language models
 
     def __init__(
         self,

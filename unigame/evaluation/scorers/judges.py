@@ -1,11 +1,12 @@
 """Judges: models that look at a drawing and score it in words.
 
 A judge gives the raw text of its reply; reading scores out of it is the benchmark's business, and
-asking again, storing and counting failures are ``judging.py``'s. Two kinds come with the package,
-spelled as on the command line:
+asking again, storing and counting failures are ``judging.py``'s. Three kinds come with the
+package, spelled as on the command line:
 
     hf:Qwen/Qwen2.5-VL-7B-Instruct           a vision-language model on this machine
     openai:MODEL@http://localhost:8000/v1    any endpoint that speaks OpenAI's chat completions
+    unigame:runs/merged                      the U of a model that this package loads
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 from unigame.errors import UserError
 from unigame.evaluation.scorers.registry import SCORERS, is_scorer, open_scorer
 
-SPELLINGS = "hf:ID (a model on this machine) or openai:MODEL@BASE_URL (an endpoint)"
+SPELLINGS = (
+    "hf:ID (a model on this machine), openai:MODEL@BASE_URL (an endpoint) or unigame:MODEL (a U)"
+)
 
 OWN_RUBRIC = """\
 You are grading one picture that a computer drew from a short description. Grade strictly.
@@ -185,7 +188,7 @@ def parse_judge(text: str) -> Judge:
         UserError: not such a spelling, or an endpoint that needs a key and gets none.
     """
     kind, _, argument = text.strip().partition(":")
-    if not is_scorer(text.strip()) or (kind in ("hf", "openai") and not argument):
+    if not is_scorer(text.strip()) or (kind in ("hf", "openai", "unigame") and not argument):
         names = ", ".join(SCORERS.names())
         raise UserError(f"no judge {text!r}; give {SPELLINGS}, or another of {names}")
     judge: Judge = open_scorer(text, "reply")

@@ -115,14 +115,17 @@ def collect(
     pending = [request for request in requests if request.id not in found]
     if progress:
         progress(len(found), len(requests))
-    for outcome in _Run(judge, rubric, read, retry or Retry()).outcomes(pending):
-        id = outcome.request.id
-        scores = _first_readable(outcome.replies, read)
-        found[id] = Judgement(scores, "" if scores else outcome.reason)
-        if outcome.calls:
-            # With what earlier runs were told, which another parser may be able to read.
-            earlier = store.get(keys[id], {}).get("replies", [])
-            store.append(_row(keys[id], outcome, judge, rubric, found[id], earlier))
+    for batch in _Run(judge, rubric, read, retry or Retry()).outcomes(pending):
+        rows = []
+        for outcome in batch:
+            id = outcome.request.id
+            scores = _first_readable(outcome.replies, read)
+            found[id] = Judgement(scores, "" if scores else outcome.reason)
+            if outcome.calls:
+                # With what earlier runs were told, which another parser may be able to read.
+                earlier = store.get(keys[id], {}).get("replies", [])
+                rows.append(_row(keys[id], outcome, judge, rubric, found[id], earlier))
+        store.append(*rows)
         if progress:
             progress(len(found), len(requests))
     return {request.id: found[request.id] for request in requests}
@@ -167,8 +170,8 @@ class _Run:
         self.stop = threading.Event()
         self.unreachable_in_a_row = 0
 
-    def outcomes(self, pending: Sequence[JudgeRequest]) -> Iterator[_Outcome]:
-        """One outcome per request, as they are finished."""
+    def outcomes(self, pending: Sequence[JudgeRequest]) -> Iterator[list[_Outcome]]:
+        """One outcome per request: those of a batch together, as batches are finished."""
         size = self.judge.batch_size
         batches = iter([pending[at : at + size] for at in range(0, len(pending), size)])
         with ThreadPoolExecutor(self.judge.in_flight, "judge") as pool:
@@ -177,7 +180,7 @@ class _Run:
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in sorted(done, key=lambda future: future.exception() is not None):
-                        yield from self._counted(future.result())  # replies first, then errors
+                        yield self._counted(future.result())  # replies first, then errors
                     running |= self._submit(pool, batches, len(done))
             finally:
                 # An error, Ctrl-C, or a caller that wants no more: wake who waits to ask again.

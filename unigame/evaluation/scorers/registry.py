@@ -22,6 +22,7 @@ SCORERS = Registry(
     {
         "hf": "unigame.evaluation.scorers.judge_hf:HFJudge",
         "openai": "unigame.evaluation.scorers.judge_openai:OpenAIJudge",
+        "unigame": "unigame.evaluation.scorers.judge_backbone:BackboneJudge",
     },
 )
 

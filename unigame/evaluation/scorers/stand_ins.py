@@ -8,6 +8,7 @@ else; every name says so, because names go into the records.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from unigame.errors import UserError
 from unigame.evaluation.scorers.encoders import Encoder
 from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
 from unigame.evaluation.tasks.geneval.rules import Detection
+from unigame.synthetic.benchmarks.dpg import holds
 from unigame.synthetic.reader import Sighting, look
 from unigame.synthetic.world import (
     CELL_PX,
@@ -99,39 +101,58 @@ class ReaderColours:
         return [colours.get(each.box, "none") for each in detections]
 
 
-# ---- WISE --------------------------------------------------------------------------------------
+# ---- WISE and DPG-Bench ------------------------------------------------------------------------
 class SyntheticJudge(Judge):
     """The analytic reader as a judge that replies in words, in the form the rubric asks for.
 
-    Consistency: 2 for exactly the objects that the explanation names, 1 where each is there but for
-    one of place, colour and shape, or where something else is there too, else 0. Realism: how much
-    of the drawn objects the world's own templates explain. Aesthetic quality: how even the ground
-    is. The rubric's text is not read.
+    Without an explanation, as DPG-Bench asks, the prompt is a yes/no question about the world.
+
+    With one, as in WISE, there are three scores. Consistency: 2 for exactly the objects that the
+    explanation names, 1 where each is there but for one of place, colour and shape, or where
+    something else is there too, else 0. Realism: how much of the drawn objects the world's own
+    templates explain. Aesthetic quality: how even the ground is. The rubric's text is not read.
     """
 
     name = f"{READER}, agreement with the explanation"
     deterministic = True
+    batch_size = 32  # as many judgements reach the disk together
 
     def reply(self, prompt: str, explanation: str, picture: Path, rubric: Rubric) -> str:
-        """Three scores in the official form.
+        """Yes or no, or three scores in the official form.
 
         Raises:
-            JudgeUnavailable: the picture cannot be opened, or the explanation names no object.
+            JudgeUnavailable: the picture cannot be opened, the explanation names no object, or the
+                question is none of the world's.
             UserError: the picture is not one of the synthetic world.
         """
         wanted = parse_caption(explanation)
-        if not wanted:
+        if explanation and not wanted:
             raise JudgeUnavailable("explanation names no object", retryable=False)
         try:
             image = pixels(load_image(picture))
         except (CorruptImage, OSError):
             raise JudgeUnavailable("unreadable picture", retryable=False) from None
+        if not explanation:
+            return _yes_or_no(prompt, image)
         seen = look(image)
         return (
             f"**Consistency**: {_consistency({s.triple for s in seen}, wanted)}\n"
             f"**Realism**: {_realism(seen)}\n"
             f"**Aesthetic Quality**: {_evenness(image, seen)}"
         )
+
+
+def _yes_or_no(question: str, image: FloatImage) -> str:
+    answer = holds(question, _triples(image.tobytes()))
+    if answer is None:
+        raise JudgeUnavailable("no question of the synthetic world", retryable=False)
+    return "yes" if answer else "no"
+
+
+@lru_cache(maxsize=8)  # all questions about a picture come one after the other
+def _triples(image: bytes) -> frozenset[tuple[int, str, str]]:
+    seen = look(np.frombuffer(image, np.float32).reshape(SIDE, SIDE, 3))
+    return frozenset(each.triple for each in seen)
 
 
 Triples = set[tuple[int, str, str]]

@@ -106,6 +106,7 @@ def _one_candidate(settings: SelfPlaySettings) -> SelfPlaySettings:
         gradient_candidates=1,
         label_weight=0.0,
         content_weight=0.0,
+        verified_target=None,
         sample_candidates=samples,
     )
 

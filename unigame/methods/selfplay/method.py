@@ -58,6 +58,7 @@ from unigame.methods.selfplay.challenge import (
     perturber_gradients,
     perturber_update,
 )
+from unigame.methods.selfplay.content import ContentWeights
 from unigame.methods.selfplay.diagnosis import diagnose
 from unigame.methods.selfplay.examples import Examples, attack, noise_kept
 from unigame.methods.selfplay.floor_check import FloorCheck
@@ -151,6 +152,8 @@ class SelfPlay(Method):
         super().__init__(settings, **values)
         if self.settings.perturber_scope != "token":
             self.figures = (*type(self).figures, *Heads.figures(self.settings.heads))
+        if self.settings.verified_target is not None:
+            self.figures = (*self.figures, "content_weight")
         self._given = (scorer, label_scorer, perturber)
         self.tally = ReplayTally()
 
@@ -184,8 +187,8 @@ class SelfPlay(Method):
         """None to attack, or too few for replay ever to start."""
         if not answered:
             raise UserError(
-                "method selfplay has nothing to attack: no row has an answer; set methods: [sft] "
-                "to learn from captions alone, or give questions and answers"
+                "method selfplay has nothing to attack: no row of one picture has an answer; set "
+                "methods: [sft] to learn from captions or text alone, or give questions and answers"
             )
         cap = self._cap
         if cap is not None and named:
@@ -266,10 +269,13 @@ class SelfPlay(Method):
         self.verifier_check = VerifierCheck(
             self.scorer, named, settings.verifier_check, speaks=checks
         )
-        self.heads: Heads | None = None
-        if settings.perturber_scope != "token":
-            self.heads = Heads(
-                settings.heads, settings.restart_below, settings.restart_window, run.args.seed
+        self.heads = Heads(
+            settings.heads, settings.restart_below, settings.restart_window, run.args.seed
+        )
+        self.content: ContentWeights | None = None
+        if settings.verified_target is not None:
+            self.content = ContentWeights(
+                settings.heads, settings.content_weight, settings.verified_target
             )
         self._watch = Watch(self)
         kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
@@ -361,7 +367,7 @@ class SelfPlay(Method):
             self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
-            if self.heads is not None:
+            if self.settings.perturber_scope != "token" or self.content is not None:
                 self._look_at_heads(result, rows.counts)
             if rows.counts:
                 self._record(result, norm)
@@ -381,12 +387,17 @@ class SelfPlay(Method):
 
     def _look_at_heads(self, result: ChallengeResult, counts: bool) -> None:
         """Log what each head drew, and give those that destroy content new weights."""
-        assert self.heads is not None
         verified_BK = result.similarity_BK >= self.settings.clip_floor
         head_BK = None if result.own is None else result.own.head_BK
         counts_2M = self.heads.counted(head_BK, verified_BK) * counts
+        of_all_2M = self.run.sum(counts_2M)
+        if self.content is not None:
+            self.content.see(of_all_2M)
+            self._add("content_weight", sum(self.content.weights), len(self.content.weights))
+        if self.settings.perturber_scope == "token":
+            return
         self.heads.record(counts_2M, self._add)
-        lost = self.heads.see(self.run.sum(counts_2M))
+        lost = self.heads.see(of_all_2M)
         if not isinstance(self.perturber, Perturber):
             return
         for head in lost:
@@ -654,6 +665,7 @@ class SelfPlay(Method):
             visual=visual,
             # Scores of all codes are large: K is to add time, but hardly any memory.
             pictures_at_once=self.batch_size,
+            content_weight_M=None if self.content is None else self.content.tensor(),
         )
 
     def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
@@ -818,7 +830,8 @@ class SelfPlay(Method):
             "buffer": self.buffer.state_dict(),
             "generator": self.generator.get_state(),
             "tally": vars(self.tally).copy(),
-            "heads": self.heads.state_dict() if self.heads else None,
+            "heads": self.heads.state_dict(),
+            "content": self.content.state_dict() if self.content else None,
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
@@ -831,8 +844,10 @@ class SelfPlay(Method):
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
         self.tally = ReplayTally(**state["tally"])
-        if self.heads is not None and state.get("heads") is not None:
+        if state.get("heads") is not None:
             self.heads.load_state_dict(state["heads"])
+        if self.content is not None and state.get("content") is not None:
+            self.content.load_state_dict(state["content"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
 

@@ -1,4 +1,4 @@
-"""Small datasets of the synthetic world in the real schemas of the nine benchmarks.
+"""Small datasets of the synthetic world in the real schemas of the benchmarks.
 
 ``write_benchmarks`` makes the folder that ``unigame evaluate --data-root`` takes. The loaders,
 prompts, parsers and metrics that read it are those of the real data; only the pictures are small.

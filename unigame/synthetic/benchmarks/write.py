@@ -16,7 +16,7 @@ import numpy as np
 from unigame.errors import UserError
 
 from ..dataset import CONDITIONS
-from . import advqa, geneval, mmbench, mmmu, naturalbench, pope, unifiedbench, vqav2, wise
+from . import advqa, dpg, geneval, mmbench, mmmu, naturalbench, pope, unifiedbench, vqav2, wise
 from .common import Rng, write_json
 
 FORMAT = "unigame-synthetic-benchmarks/1"  # a new number makes every older folder be rewritten
@@ -30,13 +30,14 @@ WRITERS: dict[str, Callable[[Path, int, Rng], None]] = {
     "mmbench": mmbench.write,
     "pope": pope.write,
     "geneval": geneval.write,
+    "dpg": dpg.write,
     "wise": wise.write,
     "unifiedbench": unifiedbench.write,
     "naturalbench": naturalbench.write,
     "advqa": advqa.write,
 }
 NAMES = tuple(WRITERS)
-"""The nine benchmarks."""
+"""The benchmarks that come with the package."""
 OOD = "ood"
 """Not one of them: questions of VQAv2's form under the world's six conditions, in turn."""
 WRITERS[OOD] = partial(vqav2.write, conditions=CONDITIONS)
@@ -45,7 +46,7 @@ README = """\
 # Synthetic benchmarks
 
 Small datasets of unigame's synthetic world (coloured shapes on a 3 x 3 board, 48 x 48 px) in the
-file formats and columns of nine real benchmarks, one folder each. Written by
+file formats and columns of ten real benchmarks, one folder each. Written by
 `unigame.synthetic.benchmarks.write_benchmarks`; `manifest.json` holds seed, size and checksums.
 `size` is about the number of replies that each folder asks of a model.
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
-from tools.janus_nano_48 import language, main
-from tools.janus_nano_48.common import broad_scenes, portion
+from tools.janus_nano import language
+from tools.janus_nano.common import TOKENS, broad_scenes, pictures, portion
+from tools.janus_nano.gates import MEASURES
+from tools.janus_nano.main import main
 from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import KINDS
 
@@ -32,7 +34,7 @@ def test_it_writes_a_checkpoint_that_transformers_reads(folder: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert set(knowledge_words()) <= set(processor.tokenizer.get_vocab())
     assert model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
-    assert processor.num_image_tokens == model.config.vision_config.num_image_tokens == 36
+    assert processor.num_image_tokens == model.config.vision_config.num_image_tokens == TOKENS
     size = sum(f.stat().st_size for f in (folder / "janus_nano").iterdir())
     assert size <= 16 * 1024**2
 
@@ -40,25 +42,19 @@ def test_it_writes_a_checkpoint_that_transformers_reads(folder: Path) -> None:
 def test_the_log_holds_every_stage_and_every_gate(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} >= {
-        *("tokenizer", "decoder", "vision", "language-warm-up", "language", "knowledge", "gates")
+        *("vision", "tokenizer", "verifier", "clip", "language", "knowledge", "gates")
     }
     gates = {key: value for row in rows if row["stage"] == "gates" for key, value in row.items()}
-    assert {
-        "tokenizer",
-        "drawing",
-        "anchor",
-        "understanding",
-        "ood",
-        "knowledge",
-        *KINDS,
-    } <= gates.keys()
+    measured = json.loads((folder / "gates.json").read_text())
+    assert set(measured["gates"]) == set(MEASURES)
+    assert {"tokenizer", "drawing", "anchor", "understanding", "knowledge", *KINDS} <= gates.keys()
+    assert {"drawable", "room", "teachable", "auc_mild", "auc_strong"} <= gates.keys()
 
 
 def test_packed_questions_see_what_a_single_question_sees(folder: Path) -> None:
     """The 4-D mask must hide a scene's other questions, and positions must restart."""
     nano = language.Nano(folder)
-    scenes = broad_scenes(2, 5, plain=1.1, noise=False)
-    features = nano.see(scenes)
+    features = nano.see(pictures(broad_scenes(2, 5, clean=1.0)))
     asked = [[("how many shapes are there?", "2"), ("is there a disc?", "no")]] * 2
     with torch.no_grad():
         together, targets, rows = nano.answer_logits(features, asked)
