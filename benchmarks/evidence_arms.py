@@ -14,14 +14,16 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import torch
-from evidence_presets import Arm, Settings
+from evidence_presets import TEXTS, Arm, Settings
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
@@ -35,15 +37,20 @@ from unigame.methods.registry import build_methods
 from unigame.methods.rows import Batch, Rows
 from unigame.methods.selfplay import SelfPlaySettings
 from unigame.seeds import derive_seed
-from unigame.settings.rules import Number, Switch, Text, Whole, setting
+from unigame.settings.rules import Many, Number, Switch, Text, Whole, setting
 from unigame.synthetic import SyntheticDataset, caption
-from unigame.synthetic.dataset import CONDITIONS, SPLITS
+from unigame.synthetic.dataset import CONDITIONS, SPLITS, to_pil
+from unigame.synthetic.from_captions import where
 from unigame.synthetic.questions import groups
 from unigame.synthetic.reader import object_match, read, truth
-from unigame.synthetic.world import Scene
+from unigame.synthetic.world import Scene, random_scene
 from unigame.training import UniGameConfig, UniGameTrainer
 
-METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i", *(f"ood/{c}" for c in CONDITIONS))
+METRICS = (
+    *("ood", "id", "gacc", "attack", "consistency", "t2i"),
+    *(f"ood/{condition}" for condition in CONDITIONS),
+    *("t2i_exact", "new_task", "old_tasks"),
+)
 SPLITS_OF = {"validation": ("ood_validation", "validation"), "test": ("ood", "test")}
 """What is asked out of and in distribution, of each split."""
 Tell = Callable[[str, int, int], None]
@@ -178,10 +185,152 @@ class ExtraRows(Method):
         return int(self.settings.rows)
 
 
-def methods_of(arm: Arm, settings: Settings) -> list[Method]:
-    """What is played beside fine-tuning in this arm."""
+@dataclass
+class RealSettings:
+    """Settings of ``RealPairs`` and ``RealScenes``."""
+
+    texts: int = setting(600, Whole(low=1), "Captions.")
+    counts: Sequence[int] = setting((1, 2, 3, 4), Many(item=Whole(low=1, high=9)), "Of objects.")
+    rows: int = setting(24, Whole(low=1), "Added to each step.")
+    weight: float = setting(1.0, Number(low=0), "Of them.")
+
+
+class RealPairs(Method):
+    """Real pictures of the very captions that others draw from, to draw: what pictures would give.
+
+    The control of ``verify``: it has what verify has not.
+    """
+
+    name = "real_pairs"
+    Settings = RealSettings
+    losses = ("generation",)
+
+    def setup(self, run: Run) -> None:
+        """Render the scenes, each seed its own."""
+        super().setup(run)
+        chosen = self.settings
+        self.scenes = scenes_of_texts(chosen.texts, run.args.seed, tuple(chosen.counts))
+        self.images = images_of(self.scenes, run.backbone)
+        seed = derive_seed(run.args.seed, self.name)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def step_rows(self) -> list[Rows]:
+        """Some of them."""
+        size = (self.settings.rows,)
+        rows = torch.randint(len(self.scenes), size, generator=self.generator).tolist()
+        return [
+            Rows(
+                images=self.images[rows],
+                codes=self.run.backbone.encode_images(self.images[rows]),
+                captions=[caption(self.scenes[row]) for row in rows],
+                loss="generation",
+                source=[self.name] * len(rows),
+                weight=self.settings.weight,
+            )
+        ]
+
+
+class RealScenes(RealPairs):
+    """Real pictures of the captions with the new task's questions: the ceiling of ``imagine``."""
+
+    name = "real_scenes"
+    losses = ("answer",)
+
+    def step_rows(self) -> list[Rows]:
+        """Some questions about some of them."""
+        asked = [(row, *pair) for row, scene in enumerate(self.scenes) for pair in where(scene)]
+        size = (self.settings.rows,)
+        picked = torch.randint(len(asked), size, generator=self.generator).tolist()
+        rows, questions, answers = zip(*(asked[i] for i in picked), strict=True)
+        return [
+            Rows(
+                images=self.images[list(rows)],
+                questions=list(questions),
+                answers=list(answers),
+                source=[self.name] * len(rows),
+                weight=self.settings.weight,
+            )
+        ]
+
+    def rows_at_most(self, args: Any) -> int:
+        """Every step has as many."""
+        return int(self.settings.rows)
+
+
+TASK_COUNTS = (2, 3, 4)
+"""Objects of a scene of the new task: of one alone there is little to ask."""
+
+
+def scenes_of_texts(number: int, seed: int, counts: tuple[int, ...]) -> list[Scene]:
+    """The scenes of the captions of a seed."""
+    rng = np.random.default_rng(derive_seed(seed, "texts"))
+    return [random_scene(rng, counts=counts) for _ in range(number)]
+
+
+class Task(Dataset[dict[str, Any]]):
+    """The new task: where is an object?
+
+    Args:
+        scenes: how many.
+        seed: of them.
+    """
+
+    def __init__(self, scenes: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.scenes = [random_scene(rng, counts=TASK_COUNTS) for _ in range(scenes)]
+        self.rows = [
+            (row, question, answer)
+            for row, scene in enumerate(self.scenes)
+            for question, answer in where(scene)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row, question, answer = self.rows[index]
+        scene = self.scenes[row]
+        return {
+            "image": to_pil(scene),
+            "question": question,
+            "answer": answer,
+            "caption": caption(scene),
+            "id": f"task-{row}-{index}",
+        }
+
+
+def counts_of(settings: Settings) -> tuple[int, ...]:
+    """Objects of the scenes that captions tell of."""
+    return TASK_COUNTS if settings.task_scenes else (1, 2, 3, 4)
+
+
+def write_texts(file: Path, settings: Settings, seed: int) -> None:
+    """The captions of a seed, with the new task's questions where there is one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as opened:
+        for scene in scenes_of_texts(settings.texts, seed, counts_of(settings)):
+            asked = where(scene) if settings.task_scenes else []
+            questions = [{"question": question, "answer": answer} for question, answer in asked]
+            opened.write(json.dumps({"caption": caption(scene), "questions": questions}) + "\n")
+
+
+def methods_of(arm: Arm, settings: Settings, texts: Path | None = None) -> list[Method]:
+    """What is played beside fine-tuning in this arm.
+
+    Args:
+        arm: it.
+        settings: of the preset.
+        texts: the file of captions, where the arm has one.
+    """
+    for kind, given in ((RealPairs, arm.real_pairs), (RealScenes, arm.real_scenes)):
+        if given is not None:
+            return [kind(texts=settings.texts, counts=list(counts_of(settings)), **given)]
     if arm.extra is None:
-        return build_methods(arm.methods)
+        listed = {name: dict(own) for name, own in arm.methods.items()}
+        for own in listed.values():
+            if own.get("texts") == TEXTS and texts is not None:
+                own["texts"] = str(texts)
+        return build_methods(listed)
     game = SelfPlaySettings(**settings.game)
     rows = game.hard_rows(settings.training["per_device_train_batch_size"])
     extra = {**arm.extra, "severity": settings.severity, "size": settings.extra}
@@ -206,20 +355,29 @@ def _train(job: Job, tell: Tell) -> None:
         dataloader_pin_memory=torch.cuda.is_available(),
         **settings.training,
     )
-    data = SyntheticDataset("train", settings.questions, derive_seed(job.seed, "data"))
+    data: Dataset[dict[str, Any]]
+    if settings.task_scenes:
+        data = Task(settings.task_scenes, derive_seed(job.seed, "task"))
+    else:
+        data = SyntheticDataset("train", settings.questions, derive_seed(job.seed, "data"))
+    texts = job.folder / TEXTS
+    if settings.texts:
+        write_texts(texts, settings, job.seed)
     trainer = UniGameTrainer(
         model=load_backbone(job.model, dtype="float32"),
         args=args,
         train_dataset=data,
         peft_config=peft.LoraConfig(**settings.lora) if settings.lora else None,
-        methods=methods_of(arm, settings),
+        methods=methods_of(arm, settings, texts),
         callbacks=[_Steps(tell, steps)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     trainer.backbone.save_pretrained(job.folder / "adapter")
     log = trainer.state.log_history
-    _write(job.folder / "trained.json", {"steps": steps, **clock.read(), "log": log})
+    said = [text for method in trainer.methods if (text := method.summary())]
+    record = {"steps": steps, **clock.read(), "said": said, "log": log}
+    _write(job.folder / "trained.json", record)
 
 
 class _Steps(TrainerCallback):
@@ -247,10 +405,15 @@ def measure(
     gacc                 groups of two pictures x two questions, all four answers right
     attack               questions under a fresh attack that keeps the content
     t2i                  objects of a caption that are in the picture drawn of it
+    t2i_exact            captions whose drawing shows exactly their objects
     consistency          objects of a picture that are in the picture drawn of U's own caption of it
+    new_task             questions of the new task, about scenes that it was not trained on
+    old_tasks            what ``id`` asks, where a new task is trained: what is left of old skills
+
+    What a size of 0 leaves out is None.
     """
     backbone.eval()
-    sizes, parts = settings.measured, 5
+    sizes, parts = settings.measured, 6
     out_of, within = SPLITS_OF[split]
 
     def own(metric: str) -> int:
@@ -261,17 +424,26 @@ def measure(
 
     tell("measuring", 0, parts)
     found: dict[str, float | None] = dict.fromkeys(METRICS)
-    found |= _by_condition(backbone, data(out_of, "ood", sizes["ood"]))
+    if sizes["ood"]:
+        found |= _by_condition(backbone, data(out_of, "ood", sizes["ood"]))
     tell("measuring", 1, parts)
-    found["id"] = _percent(_right(backbone, data(within, "id", sizes["id"])))
+    if sizes["id"]:
+        found["id"] = _percent(_right(backbone, data(within, "id", sizes["id"])))
     tell("measuring", 2, parts)
-    found["gacc"] = _group_accuracy(backbone, sizes["groups"], own("gacc"))
+    if sizes["groups"]:
+        found["gacc"] = _group_accuracy(backbone, sizes["groups"], own("gacc"))
     tell("measuring", 3, parts)
-    found["attack"] = _under_attack(backbone, settings, own("attack"))
+    if sizes["attacked"]:
+        found["attack"] = _under_attack(backbone, settings, own("attack"))
     tell("measuring", 4, parts)
-    pictures = data(within, "drawings", 6 * sizes["drawings"]).scenes  # six questions a scene
-    found |= _drawing(backbone, pictures[: sizes["drawings"]], own("drawings"))
+    if sizes["drawings"]:
+        pictures = data(within, "drawings", 6 * sizes["drawings"]).scenes  # six questions a scene
+        found |= _drawing(backbone, pictures[: sizes["drawings"]], own("drawings"))
     tell("measuring", 5, parts)
+    if settings.task_scenes:
+        found["old_tasks"] = found["id"]
+        found["new_task"] = _percent(_right(backbone, Task(sizes["task"], own("task"))))
+    tell("measuring", 6, parts)
     return found
 
 
@@ -279,7 +451,7 @@ def _percent(right: list[bool]) -> float | None:
     return round(100 * sum(right) / len(right), 4) if right else None
 
 
-def _right(backbone: Backbone, data: SyntheticDataset) -> list[bool]:
+def _right(backbone: Backbone, data: SyntheticDataset | Task) -> list[bool]:
     """Of each question, whether U says exactly the answer."""
     images = images_of(data.scenes, backbone)
     index = torch.tensor([row[0] for row in data.rows])
@@ -333,6 +505,9 @@ def _drawing(backbone: Backbone, scenes: list[Scene], seed: int) -> dict[str, fl
             guidance_scale=DRAWING.guidance_scale,
             temperature=DRAWING.temperature,
         )
-        pictures = drawn.permute(0, 2, 3, 1).float().cpu().numpy()
-        found[name] = round(100 * object_match([read(p) for p in pictures], wanted), 4)
+        pictures = [read(p) for p in drawn.permute(0, 2, 3, 1).float().cpu().numpy()]
+        found[name] = round(100 * object_match(pictures, wanted), 4)
+        if name == "t2i":
+            pairs = zip(pictures, wanted, strict=True)
+            found["t2i_exact"] = _percent([seen == there for seen, there in pairs])
     return found

@@ -21,11 +21,14 @@ from unigame.training.recipe import Recipe, load_recipe
 TABLE = Path(__file__).with_name("evidence_presets.yaml")
 KEYS = (
     *("recipe", "severity", "steps", "questions", "extra", "training", "game"),
-    *("measured", "arms", "frozen"),
+    *("texts", "task_scenes", "measured", "arms", "frozen"),
 )
-MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings")
-ARM_KEYS = ("trained", "extra", "game", "methods")
+MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings", "task")
+ARM_KEYS = ("trained", "extra", "game", "methods", "real_pairs", "real_scenes")
 EXTRA = ("split", "redrawn")
+REAL = ("rows", "weight")
+TEXTS = "captions.jsonl"
+"""In an arm's ``texts``: the captions that each seed's arms share."""
 OF_TRAINING = (
     "per_device_train_batch_size",
     "learning_rate",
@@ -48,6 +51,10 @@ class Arm:
     trained: bool
     methods: dict[str, dict[str, Any]]
     extra: dict[str, Any] | None
+    real_pairs: dict[str, Any] | None = None
+    """Real pictures of the captions, to draw: rows a step, and their weight."""
+    real_scenes: dict[str, Any] | None = None
+    """Real pictures of the captions, with the new task's questions: likewise."""
 
     @property
     def alone(self) -> int:
@@ -70,10 +77,26 @@ class Settings:
     arms: dict[str, Arm]
     weights: str = ""
     """Digest of the model's weights."""
+    texts: int = 0
+    """Captions of new scenes, without pictures, for the methods that draw from text alone."""
+    task_scenes: int = 0
+    """Scenes of a new task, "where is the red disc?", that are trained on in the place of
+    ``questions``; 0: no new task."""
 
     def text(self) -> str:
-        """What ``settings.json`` holds, and what the hash is of."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, default=str) + "\n"
+        """What ``settings.json`` holds, and what the hash is of.
+
+        Without what a preset does not use, so that it keeps its hash as others learn new words.
+        """
+        found = asdict(self)
+        for name in ("texts", "task_scenes"):
+            if not found[name]:
+                del found[name]
+        for arm in found["arms"].values():
+            for name in ("real_pairs", "real_scenes"):
+                if arm[name] is None:
+                    del arm[name]
+        return json.dumps(found, indent=1, sort_keys=True, default=str) + "\n"
 
     def sha256(self) -> str:
         """Of ``text``."""
@@ -130,6 +153,12 @@ def settle(found: Mapping[str, Any], weights: str = "") -> Settings:
     reject_unknown(training, OF_TRAINING, "training setting of a preset")
     game = _methods({"selfplay": {**recipe.methods["selfplay"], **(found["game"] or {})}})
     adversary_for(SelfPlaySettings(**game["selfplay"]))  # it attacks all arms
+    arms = {
+        str(name): _arm(str(name), dict(arm or {}), game["selfplay"])
+        for name, arm in found["arms"].items()
+        if arm is not False  # of a preset that this one is like, and left out here
+    }
+    _check_texts(arms, found)
     return Settings(
         severity=found["severity"],
         steps=found["steps"],
@@ -139,12 +168,20 @@ def settle(found: Mapping[str, Any], weights: str = "") -> Settings:
         lora=recipe.lora,
         training={**_training(recipe), **training},
         game=game["selfplay"],
-        arms={
-            str(name): _arm(str(name), dict(arm or {}), game["selfplay"])
-            for name, arm in found["arms"].items()
-        },
+        arms=arms,
         weights=weights,
+        texts=found.get("texts") or 0,
+        task_scenes=found.get("task_scenes") or 0,
     )
+
+
+def _check_texts(arms: Mapping[str, Arm], found: Mapping[str, Any]) -> None:
+    for name, arm in arms.items():
+        by_text = any(method.get("texts") == TEXTS for method in arm.methods.values())
+        if (by_text or arm.real_pairs or arm.real_scenes) and not found.get("texts"):
+            raise UserError(f"arm {name!r} needs captions; set texts, how many there are")
+        if arm.real_scenes and not found.get("task_scenes"):
+            raise UserError(f"arm {name!r} has real scenes of a new task; set task_scenes")
 
 
 def _training(recipe: Recipe) -> dict[str, Any]:
@@ -163,7 +200,10 @@ def _arm(name: str, arm: dict[str, Any], game: dict[str, Any]) -> Arm:
         methods = arm["methods"]
     extra = arm.get("extra")
     reject_unknown(extra or {}, EXTRA, f"setting of arm {name!r}: extra")
-    return Arm(arm.get("trained", True), _methods(methods), extra)
+    for kind in ("real_pairs", "real_scenes"):
+        reject_unknown(arm.get(kind) or {}, REAL, f"setting of arm {name!r}: {kind}")
+    real = arm.get("real_pairs"), arm.get("real_scenes")
+    return Arm(arm.get("trained", True), _methods(methods), extra, *real)
 
 
 def _methods(listed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

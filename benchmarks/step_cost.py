@@ -10,15 +10,21 @@ hard sample for two clean ones:
                     B          B      the candidates, re-read; the backward pass goes on to C
       mine          -          -      the challenge's candidates are reused
       understand  1.5 B      1.5 B    the mixed batch
+    RecA            B          B      the clean batch
+                  0.5 B      0.5 B    rows of two pictures, one read and one drawn
 
 That is 6 against 2 if the whole batch is challenged, and 4.5 against 2 at ``challenge_share`` 0.5,
 the recipes' setting: as many candidates are drawn as the mixed batch has hard samples. Each further
 candidate adds a forward pass of what is challenged. The rest is pictures: the image tokenizer
 encodes them, the decoder draws the candidates, the vision encoder reads them.
 
-The keys: ``ratio`` (K = 1, the recipes' share), ``ratio_full_share``, ``ratio_k4``;
+The keys: ``ratio`` (K = 1, the recipes' share), ``ratio_full_share``, ``ratio_k4``, ``ratio_reca``;
 ``memory_ratio`` (peaks, the model included), ``memory_ratio_above_model`` (without it); ``phases``
 in seconds; ``counted`` (operations and tokens by phase, and the ratios by operations alone).
+
+``--methods verify imagine`` adds what these cost beside an SFT step, ``ratio_verify`` and
+``ratio_imagine``: at their defaults, on captions of the synthetic world, the steps between two
+rounds and the one with a round weighed as they occur.
 
 Usage:
     python benchmarks/step_cost.py --json FILE [--model janus-nano | janus_pro_small | tiny | PATH]
@@ -48,18 +54,23 @@ from PIL import Image
 
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.doctor.peak import peak_bytes, tensor_bytes
+from unigame.methods.drawings.method import DrawingMethod
+from unigame.methods.reca import RecA
+from unigame.methods.registry import build_methods
 from unigame.methods.selfplay import SelfPlay
+from unigame.synthetic.world import caption, random_scene
 from unigame.training import UniGameConfig, UniGameTrainer
 from unigame.training.metrics import PHASES as OF_TRAINER
 
 PHASES = (*OF_TRAINER[:2], *SelfPlay.phases, *OF_TRAINER[2:])
 QUESTION, ANSWER = "what colour is the circle", "red"
-# kind of step -> its settings of the game; None: no game
-KINDS: dict[str, dict[str, Any] | None] = {
-    "sft": None,
-    "unigame": {},
-    "full_share": {"challenge_share": 1.0},
-    "k4": {"num_candidates": 4},
+# kind of step -> its method, and what is changed of its settings
+KINDS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "sft": (None, {}),
+    "unigame": ("selfplay", {}),
+    "full_share": ("selfplay", {"challenge_share": 1.0}),
+    "k4": ("selfplay", {"num_candidates": 4}),
+    "reca": ("reca", {}),
 }
 
 
@@ -75,9 +86,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         bench = Bench(backbone, options, Path(folder))
         bench.fill_buffer()
         figures = bench.measure(options.repetitions)
-        figures |= {"counted": bench.count(), **bench.memory()}
+        figures |= {"counted": bench.count(), **bench.memory(), **bench.teach(options.repetitions)}
     found = record.write(figures, describe(backbone, options), options.json)
-    for kind in ("ratio", "ratio_full_share", "ratio_k4", "memory_ratio"):
+    ratios = [f"ratio_{name}" for name in options.methods]
+    for kind in ("ratio", "ratio_full_share", "ratio_k4", "ratio_reca", "memory_ratio", *ratios):
         if kind in found:
             print(f"{kind:18} {found[kind]:.2f}")
     return found
@@ -92,6 +104,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=15, help="of each kind of step")
     parser.add_argument("--challenge-share", type=float, default=0.5, help="of the batch")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument(
+        "--methods", nargs="+", default=[], choices=("verify", "imagine"), help="measure them, too"
+    )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 weights and autocast")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--challenge-micro-batch", type=int)
@@ -137,9 +152,15 @@ class Bench:
             drop_learned=False,  # the one batch is soon learned, and its cost is what is asked for
             redrawn_every=0,  # by default one challenge in ten costs a quarter more
         )
+        self.methods = {"selfplay": self.game, "reca": RecA()}
+        self.teachers = teachers(options.methods, folder)
         self.trainer = UniGameTrainer(
-            model=backbone, args=self.args, train_dataset=data, methods=[self.game]
+            model=backbone,
+            args=self.args,
+            train_dataset=data,
+            methods=[*self.methods.values(), *self.teachers],
         )
+        self.trainer.methods = [self.game]
         self.trainer.create_optimizer_and_scheduler(num_training_steps=self.args.max_steps)
         self.batch = self.trainer.data_collator(data)
         self.kinds = options.kinds
@@ -160,9 +181,11 @@ class Bench:
     @contextmanager
     def playing(self, kind: str) -> Any:
         """The trainer set up for one kind of step."""
-        changes, before = KINDS[kind], self.game.settings
-        self.trainer.methods = [] if changes is None else [self.game]
-        self.game.settings = replace(before, **(changes or {}))
+        name, changes = KINDS.get(kind, (None, {}))
+        before = self.game.settings
+        listed = [] if name is None else [self.methods[name]]
+        self.trainer.methods = [t for t in self.teachers if t.name == kind] or listed
+        self.game.settings = replace(before, **changes)
         try:
             yield
         finally:
@@ -200,9 +223,9 @@ class Bench:
                         phases[name].append(figures[f"seconds_{name}"])
         medians = {kind: statistics.median(values) for kind, values in seconds.items()}
         ratios = {kind: value / medians["sft"] for kind, value in medians.items() if kind != "sft"}
-        names = {"unigame": "ratio", "full_share": "ratio_full_share", "k4": "ratio_k4"}
+        named = {"unigame": "ratio"}
         return {
-            **record.rounded({names[kind]: ratio for kind, ratio in ratios.items()}, 3),
+            **record.rounded({named.get(k, f"ratio_{k}"): v for k, v in ratios.items()}, 3),
             "phases": record.rounded(
                 {name: statistics.median(values) for name, values in phases.items() if values}
             ),
@@ -213,6 +236,34 @@ class Bench:
                 for kind, values in seconds.items()
             },
         }
+
+    def teach(self, repetitions: int) -> dict[str, Any]:
+        """What a step of each method of verified drawings costs, its share of a round included."""
+        found: dict[str, Any] = {}
+        for teacher in self.teachers:
+            self._fill(teacher)
+            kinds = ("sft", "between", "round")
+            seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for repetition in range(-1, repetitions):
+                for kind in kinds:
+                    teacher.last_round = -1 if kind == "round" else 0  # of step 0, which all are
+                    name = "sft" if kind == "sft" else teacher.name
+                    elapsed = meters.seconds(lambda name=name: self.step(name), self.device)  # type: ignore[misc]
+                    if repetition >= 0:
+                        seconds[kind].append(elapsed)
+            medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+            every = teacher.settings.every
+            amortised = ((every - 1) * medians["between"] + medians["round"]) / every
+            found |= record.rounded({f"ratio_{teacher.name}": amortised / medians["sft"]}, 3)
+            found[f"seconds_{teacher.name}"] = record.rounded(medians)
+        return found
+
+    def _fill(self, teacher: DrawingMethod) -> None:
+        """Put drawings into the store, whatever U says of them."""
+        check = teacher.verifier
+        teacher.verifier = replace(check, who="none")
+        self.step(teacher.name)
+        teacher.verifier = check
 
     def count(self) -> dict[str, Any]:
         """Operations and tokens of each kind of step, by phase."""
@@ -251,6 +302,14 @@ class Bench:
     def peak(self, work: Callable[[], None]) -> int:
         """Bytes above what lives between steps."""
         return peak_bytes(work, self.device)
+
+
+def teachers(names: list[str], folder: Path) -> list[DrawingMethod]:
+    """Methods of verified drawings, at their defaults."""
+    rng = np.random.default_rng(0)
+    texts = folder / "captions.txt"
+    texts.write_text("\n".join(caption(random_scene(rng)) for _ in range(200)), encoding="utf-8")
+    return build_methods({name: {"texts": str(texts)} for name in names})  # type: ignore[return-value]
 
 
 def pictures(size: int, side: int) -> list[dict[str, Any]]:

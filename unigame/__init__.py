@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from unigame.backbones.base import Backbone, BackboneFacts
     from unigame.errors import UserError
     from unigame.methods.base import Method
+    from unigame.methods.imagine import Imagine
+    from unigame.methods.reca import RecA, RecASettings
     from unigame.methods.rows import Rows
     from unigame.methods.selfplay import (  # type: ignore[no-redef]
         HardSample,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         perturber_step,
     )
     from unigame.methods.sft import SFT
+    from unigame.methods.verify import Verify
     from unigame.synthetic import SyntheticDataset
     from unigame.training.config import UniGameConfig
     from unigame.training.trainer import UniGameTrainer
@@ -37,8 +40,11 @@ _HOME = {
     "BackboneFacts": "unigame.backbones.base",
     "HardSample": "unigame.methods.selfplay",
     "HardSampleBuffer": "unigame.methods.selfplay",
+    "Imagine": "unigame.methods.imagine",
     "Method": "unigame.methods.base",
     "Perturber": "unigame.methods.selfplay",
+    "RecA": "unigame.methods.reca",
+    "RecASettings": "unigame.methods.reca",
     "Rows": "unigame.methods.rows",
     "SFT": "unigame.methods.sft",
     "SelfPlay": "unigame.methods.selfplay",
@@ -47,6 +53,7 @@ _HOME = {
     "UniGameConfig": "unigame.training.config",
     "UniGameTrainer": "unigame.training.trainer",
     "UserError": "unigame.errors",
+    "Verify": "unigame.methods.verify",
     "challenge": "unigame.methods.selfplay",
     "load_backbone": "unigame.backbones",
     "mine": "unigame.methods.selfplay",
@@ -58,8 +65,11 @@ __all__ = [
     "BackboneFacts",
     "HardSample",
     "HardSampleBuffer",
+    "Imagine",
     "Method",
     "Perturber",
+    "RecA",
+    "RecASettings",
     "Rows",
     "SFT",
     "SelfPlay",
@@ -68,6 +78,7 @@ __all__ = [
     "UniGameConfig",
     "UniGameTrainer",
     "UserError",
+    "Verify",
     "__version__",
     "challenge",
     "load_backbone",

@@ -2,8 +2,10 @@
 
 A question may carry what stands before it: ``"Which?␟red␞Sure?"`` asks "Sure?" after "Which?" was
 answered "red", and ``"␟Be brief.␞Sure?"`` has a system prompt, as the answer to nothing.
-So everything that keeps questions keeps their context, and each family's layout makes turns of it
-in its own way. No text of data holds these two symbols otherwise.
+``"␝␝Which is red?␟the left one␞Sure?"`` shows two pictures before "Which". Where nothing says where
+a picture stands, it stands before the first question. So everything that keeps questions keeps
+their context, and each family's layout makes turns of it in its own way. No text of data holds
+these symbols otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-TURN, REPLY = "\u241e", "\u241f"
+PICTURE, TURN, REPLY = "\u241d", "\u241e", "\u241f"
 
 
 class Asked(NamedTuple):
@@ -50,5 +52,10 @@ def split_turns(question: str) -> Asked:
 
 
 def without_marks(text: str) -> str:
-    """A text without the two symbols."""
+    """A text without the symbols around turns; places of pictures stay."""
     return text.replace(TURN, " ").replace(REPLY, " ")
+
+
+def without_places(text: str) -> str:
+    """A text without the symbol that says where a picture stands."""
+    return text.replace(PICTURE, " ").strip() if PICTURE in text else text

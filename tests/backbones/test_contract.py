@@ -33,8 +33,34 @@ def with_lora(backbone: Backbone) -> Backbone:
     return backbone
 
 
+def idle_in_drawing(backbone: Backbone) -> set[str]:
+    """Weights that no drawing hangs on.
+
+    Of BAGEL's last layer a drawing reads only keys and values of the understanding expert: nothing
+    but the generation expert's own path follows.
+    """
+    if backbone.facts.family != "bagel":
+        return set()
+    last = {name for name, _ in backbone.named_parameters() if ".layers.1." in name}
+    return {name for name in last if "k_proj" not in name and "v_proj" not in name}
+
+
 def names_with_gradient(backbone: Backbone) -> set[str]:
     return {n for n, p in backbone.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+# ---- drawing freely, in compact form -----------------------------------------------------------
+def test_what_is_drawn_freely_is_had_in_compact_form(backbone: Backbone) -> None:
+    given: dict[str, Any] = {"seeds": [3, 4], "guidance_scale": 2.0, "temperature": 0.7}
+    compact = backbone.generate_compact(PROMPTS[:2], **given)
+    assert compact.is_floating_point() == (backbone.facts.codebook_size is None)
+    assert torch.equal(backbone.render(compact), backbone.generate(PROMPTS[:2], **given))
+
+
+def test_texts_without_a_picture_get_replies(backbone: Backbone) -> None:
+    alone = backbone.reply(["is it red"], max_new_tokens=3)
+    both = backbone.reply(["is it red", "how many objects are there"], max_new_tokens=3)
+    assert [type(reply) for reply in both] == [str, str] and both[:1] == alone
 
 
 # ---- shapes ------------------------------------------------------------------------------------
@@ -163,9 +189,9 @@ def test_answer_loss_moves_lora_and_images_and_nothing_else(backbone: Backbone) 
 def test_generation_loss_moves_lora_and_nothing_else(backbone: Backbone) -> None:
     with_lora(backbone)
     backbone.generation_loss(images_for(backbone), PROMPTS).sum().backward()
-    assert names_with_gradient(backbone) == {
-        name for name, p in backbone.named_parameters() if p.requires_grad
-    }
+    wanted = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in backbone.trainable_parameters())  # or ranks would wait
+    assert names_with_gradient(backbone) == wanted - idle_in_drawing(backbone)
 
 
 def test_drawing_is_differentiable_in_the_states_only(backbone: Backbone) -> None:
@@ -187,6 +213,91 @@ def test_without_gradient_nothing_is_recorded(backbone: Backbone) -> None:
     assert not backbone.visual_states(images, PROMPTS).states_BNH.requires_grad
     assert not backbone.encode_images(images).requires_grad
     assert not backbone.generate(["red"]).requires_grad
+
+
+# ---- drawing what is read ----------------------------------------------------------------------
+TEMPLATES = [
+    "describe this picture",
+    "what colour are the objects in it and how many are there",
+    "a",
+]
+
+
+def test_reconstruction_moves_lora_and_what_is_read_and_nothing_else(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images, codes = images_for(backbone), backbone.encode_images(images_for(backbone))
+    embeds = backbone.embed_shrunk(images).detach().requires_grad_()
+    loss_B = backbone.reconstruction_loss(None, TEMPLATES, codes=codes, embeds=embeds)
+    assert loss_B.shape == (3,)
+    loss_B.sum().backward()
+    wanted = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert names_with_gradient(backbone) == wanted - idle_in_drawing(backbone)
+    assert embeds.grad is not None and (embeds.grad.abs().sum(-1) > 0).any(-1).all()
+    # What is known need not be given, tokens are texts, and wrappers reach it by its name.
+    rows = backbone.reconstruction_tokens(TEMPLATES)
+    routed = backbone("reconstruction", images=images, templates=rows)
+    torch.testing.assert_close(routed, loss_B)
+
+
+def test_reconstruction_reads_the_own_picture_and_no_neighbour(backbone: Backbone) -> None:
+    with_lora(backbone)
+    images = images_for(backbone)
+    loss_B = backbone.reconstruction_loss(images, TEMPLATES)
+    codes = backbone.encode_images(images)
+    strange = backbone.embed_shrunk(images.roll(1, 0))
+    other_B = backbone.reconstruction_loss(None, TEMPLATES, codes=codes, embeds=strange)
+    assert ((other_B - loss_B).abs() > 1e-6).all()
+    for b in range(3):
+        one = slice(b, b + 1)
+        alone = backbone.reconstruction_loss(images[one], TEMPLATES[one])
+        torch.testing.assert_close(alone[0], loss_B[b], rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_reconstruction_is_that_of_finite_differences(backbone: Backbone) -> None:
+    backbone.double()
+    images = images_for(backbone, 1).double()
+    codes, read = backbone.encode_images(images), backbone.embed_shrunk(images).detach()
+    aim = torch.randn(read.shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def loss(step: float) -> torch.Tensor:
+        embeds = (read + step * aim).requires_grad_()
+        found = backbone.reconstruction_loss(None, TEMPLATES[:1], codes=codes, embeds=embeds)
+        (gradient,) = torch.autograd.grad(found.sum(), [embeds])
+        return torch.stack([found.sum().detach(), (gradient * aim).sum()])
+
+    step = 1e-3  # norms compute in float32
+    slope = (loss(step)[0] - loss(-step)[0]) / (2 * step)
+    assert slope.abs() > 1e-6
+    torch.testing.assert_close(slope, loss(0)[1], rtol=5e-3, atol=1e-9)
+
+
+def test_codes_that_are_read_cannot_be_copied(backbone: Backbone) -> None:
+    """Where the eyes are the image codes, what is read has lost detail: another code stands there.
+
+    A copier says the code that it reads, nearly surely: its loss would be nearly 0.
+    """
+    side, images = backbone.facts.image_size, images_for(backbone)
+    assert backbone.reading_size() == (side // 2 if backbone.reads_codes else side)
+    for wrong in (0, side + 1):
+        with pytest.raises(UserError, match=f"{wrong} px"):
+            backbone.reading_size(wrong)
+    if not backbone.reads_codes:
+        assert torch.equal(backbone.embed_shrunk(images), backbone.embed_images(images))
+        return
+    with pytest.raises(UserError, match=f"{side} px.*copy"):
+        backbone.embed_shrunk(images, side)
+    table_VH = backbone.base.get_input_embeddings().weight[backbone.token_V]  # type: ignore[attr-defined]
+    codes_BN = backbone.encode_images(images)
+
+    def copier(embeds_BNH: torch.Tensor) -> float:
+        read_BN = torch.cdist(embeds_BNH, table_VH[None]).argmin(-1)
+        sure = torch.full((*read_BN.shape, len(table_VH)), 0.01 / len(table_VH))
+        said = sure.scatter(-1, read_BN[..., None], 0.99).log()
+        return float(torch.nn.functional.nll_loss(said.mT, codes_BN))
+
+    assert copier(backbone.embed_images(images)) < 0.02
+    assert copier(backbone.embed_shrunk(images)) > 2
+    assert copier(backbone.embed_shrunk(images, side // 4)) > 2
 
 
 # ---- per sample --------------------------------------------------------------------------------

@@ -57,7 +57,10 @@ def one_line(place: str | Path) -> str:
         (config("llava"), ["a VLM of type 'llava'", "`unigame compose OUT --language"]),
         (config("gemma3"), ["a VLM of type 'gemma3'", "to idefics3, llava, qwen2_5_vl"]),
         (config("llama"), ["a text-only LLM of type 'llama'", "--vision-encoder google/siglip2"]),
-        (config("vit"), ["type 'vit'; supported families: chameleon, emu3", "unigame backbones"]),
+        (
+            config("vit"),
+            ["type 'vit'; supported families: bagel, chameleon, emu3", "unigame backbones"],
+        ),
         (config("multi_modality"), ["DeepSeek's original layout", "`unigame convert"]),
         (pipeline, ["a diffusers pipeline: it draws but reads no pictures", "--language VLM"]),
         (adapter("some/base"), ["a PEFT adapter, not a model", "made for ('some/base')"]),

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import JanusConfig, LlamaConfig, LlamaModel
 from transformers.models.janus.modeling_janus import JanusVisionModel, JanusVQVAE
 
+from tests.tiny_bagel import shared_tiny_bagel
 from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
@@ -136,7 +137,8 @@ def test_under_autocast_the_count_is_that_of_autocast():
 
 
 @pytest.mark.parametrize(
-    "make", [shared_tiny_chameleon, shared_tiny_emu3, shared_vlm_unet, shared_llm_dit]
+    "make",
+    [shared_tiny_bagel, shared_tiny_chameleon, shared_tiny_emu3, shared_vlm_unet, shared_llm_dit],
 )
 def test_weights_of_every_family_are_counted_as_they_load(make):
     size, backbone = size_of(str(make())), load_backbone(make(), device="cpu")
@@ -179,6 +181,15 @@ def test_redrawing_saves_what_was_counted(make):
         return backbone.branch.redraw(own, backbone.trained.connector(states), own, 0.5, 1)
 
     assert saved_bytes(denoise, backbone) == pytest.approx(counted.held, rel=0.05)
+
+
+def test_a_flows_drawing_saves_what_was_counted():
+    size = size_of(str(shared_tiny_bagel()))
+    backbone = load_backbone(shared_tiny_bagel(), device="cpu")
+    found = backbone.visual_states(torch.rand(1, 3, 16, 16), ["a red circle"])
+    states = found.states_BNH.requires_grad_()
+    drawn = saved_bytes(lambda: backbone.draw(states, found.codes).images, backbone)
+    assert drawn == pytest.approx(size.drawing["float32"].whole, rel=0.05)
 
 
 def test_checkpointing_holds_a_few_pictures_at_a_time(size):

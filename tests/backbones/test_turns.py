@@ -35,7 +35,7 @@ def test_a_family_reads_earlier_turns_and_trains_the_last_answer(backbone: Backb
     assert losses[0] != pytest.approx(losses[1].item())
     system = backbone.layout.question_ids(join_turns(EARLIER, LAST, "triangle cross"))
     words = layout.tokenizer.decode([token for token in system if token >= 0])
-    if backbone.facts.family in ("emu3", "composed"):
+    if backbone.facts.family in ("emu3", "composed", "bagel"):
         assert words.index("triangle") < words.index("circle") and "helpful" not in words
     else:
         assert tuple(system) == asked.prompt

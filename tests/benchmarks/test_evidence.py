@@ -23,6 +23,7 @@ from unigame.synthetic.questions import vocabulary
 SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 REQUIRED = ("base", "sft", "sft_equal", "round_trip", "random", "paper", "selfplay", "augmented")
 METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i")
+METRICS += ("t2i_exact", "new_task", "old_tasks")
 SMALL = (
     *("training.per_device_train_batch_size=4", "training.learning_rate=0.01", "steps=2"),
     *("game.hard_batch_size=2", "questions=12", "extra=12", "measured.drawings=1"),
@@ -307,3 +308,70 @@ def test_the_table_has_a_row_for_each_metric(scripts):
     assert lines[2] == "| ood | 51.0 | +3.0 [+2.9, +3.2] |" and len(lines) == 5
     alone = scripts.evidence_report.table({"seeds": [4], "metrics": {"ood": {"base": [61.0]}}})
     assert alone[0] == "| %, seed 4 | base |" and alone[2] == "| ood | 61.0 |"
+
+
+# ---- verified drawings ---------------------------------------------------------------------------
+def settled(scripts, name: str, *changes: str):
+    return scripts.evidence_presets.settle(scripts.evidence_presets.preset(name, changes))
+
+
+def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
+    arms = settled(scripts, "verify").arms
+    verify = arms["verify"].methods["verify"]
+    assert verify["verifier"] == "base" and arms["real_pairs"].real_pairs == {
+        "rows": verify["rows"]
+    }
+    assert arms["oracle"].methods["verify"] == {**verify, "verifier": "reader"}
+    unverified = {**verify, "verifier": "none", "drawings": 2}
+    assert arms["unverified"].methods["verify"] == unverified
+    arms = settled(scripts, "imagine").arms
+    imagine = arms["imagine"].methods["imagine"]
+    assert imagine["rehearsal"] == pytest.approx(1 / 3)
+    assert arms["no_rehearsal"].methods["imagine"] == {**imagine, "rehearsal": 0}
+    assert arms["real_scenes"].real_scenes == {"rows": imagine["rows"]}
+    every = settled(scripts, "all").arms
+    parts = [every[name].methods for name in ("imagine", "verify", "reca")]
+    assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
+    assert "no_rehearsal" not in every
+
+
+@pytest.mark.parametrize("change", ["texts=0", "arms.sft.real_pairs.rows=2", "task_scenes=0"])
+def test_arms_of_captions_need_captions(scripts, change):
+    name = "demo" if "sft" in change else "imagine"
+    with pytest.raises(UserError, match="texts|task_scenes"):
+        settled(scripts, name, change)
+
+
+def test_a_new_task_and_its_captions_are_of_each_seed(scripts, tmp_path):
+    arms, settings = scripts.evidence_arms, settled(scripts, "imagine", "texts=12")
+    task = arms.Task(20, 5)
+    assert len({row["question"] for row in task}) > 12, "20 pairs of colour and shape at most"
+    assert all(row["question"].startswith("where is the ") for row in task)
+    for seed in (1, 1, 2):
+        arms.write_texts(tmp_path / f"{seed}.jsonl", settings, seed)
+    first, second = ((tmp_path / f"{seed}.jsonl").read_text() for seed in (1, 2))
+    assert first != second and first.count("where is the") > 12
+    scenes = arms.scenes_of_texts(12, 1, arms.TASK_COUNTS)
+    assert [json.loads(line)["caption"] for line in first.splitlines()] == [
+        arms.caption(scene) for scene in scenes
+    ]
+
+
+def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
+    small = (
+        *("steps=1", "texts=4", "task_scenes=3", "training.per_device_train_batch_size=2"),
+        *("measured.ood=0", "measured.id=6", "measured.drawings=1", "measured.task=3"),
+        *("arms.all.methods.imagine.verifier=none", "arms.all.methods.imagine.captions=2"),
+        *("arms.all.methods.verify.verifier=none", "arms.all.methods.verify.captions=2"),
+    )
+    given = ["--preset", "all", "--model", model, "--output", str(tmp_path), "--workers", "1"]
+    given += ["--seeds", "0", "--arms", "real_scenes", "all", "--set", *small]
+    result = scripts.evidence.main(given)
+    for arm in ("real_scenes", "all"):
+        values = {metric: arms[arm][0] for metric, arms in result["metrics"].items()}
+        assert values["ood"] is values["gacc"] is values["attack"] is None
+        assert values["old_tasks"] == values["id"]
+        assert all(0 <= values[name] <= 100 for name in ("t2i_exact", "new_task"))
+    trained = json.loads((tmp_path / "seed-0" / "all" / "trained.json").read_text())
+    assert [text.split(":")[0] for text in trained["said"]][:2] == ["imagine", "verify"]
+    assert trained["log"][0]["verify_store"] == trained["log"][0]["imagine_store"] > 0

@@ -39,6 +39,7 @@ def read(file: Path) -> dict:
 def step_cost(scripts, tmp_path_factory):
     file = tmp_path_factory.mktemp("step") / "new" / "step_cost.json"
     words = ["--model", "tiny", "--batch-size", "4", "--repetitions", "1", "--cpu"]
+    words += ["--methods", "imagine"]
     scripts.step_cost.main([*words, "--json", str(file)])
     return read(file)
 
@@ -47,10 +48,14 @@ def test_step_cost_gives_its_keys(step_cost):
     ratios = ("ratio", "ratio_full_share", "ratio_k4", "memory_ratio", "memory_ratio_above_model")
     assert all(step_cost[name] > 0 for name in ratios)
     assert {"read", "encode", "challenge", "mine", "mix", "understand"} == set(step_cost["phases"])
-    seconds, names = step_cost["seconds"], {"unigame": "ratio", "k4": "ratio_k4"}
+    seconds = step_cost["seconds"]
+    names = {"unigame": "ratio", "k4": "ratio_k4", "reca": "ratio_reca"}
     for kind, name in names.items():
         ratio = seconds[kind]["median"] / seconds["sft"]["median"]
         assert step_cost[name] == pytest.approx(ratio, rel=0.01)
+    between, of_round = (step_cost["seconds_imagine"][kind] for kind in ("between", "round"))
+    amortised = (24 * between + of_round) / 25 / step_cost["seconds_imagine"]["sft"]
+    assert step_cost["ratio_imagine"] == pytest.approx(amortised, rel=0.01)
     assert step_cost["settings"]["model"] == "tiny" and step_cost["settings"]["batch_size"] == 4
 
 
@@ -72,7 +77,12 @@ def test_tokens_are_those_of_the_table(scripts, step_cost):
             },
             "understand": {"forward": 6 * read, "backward": 6 * read},
         }
-    assert {kind: found["tokens"] for kind, found in step_cost["counted"].items()} == expected
+    found = {kind: counted["tokens"] for kind, counted in step_cost["counted"].items()}
+    reca = found.pop("reca")["understand"]
+    assert found == expected
+    # Half of the batch: a picture that is read, a text of any length, and a picture that is drawn.
+    shortest = len(layout.reconstruction_ids("a")) + layout.num_image_tokens - 1
+    assert 4 * read + 2 * shortest < reca["forward"] == reca["backward"] < 4 * read + 2 * 3 * drawn
 
 
 def test_operations_follow_the_passes(step_cost):

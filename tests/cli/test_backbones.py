@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import shared_tiny_janus
+from tests.tiny_bagel import shared_tiny_bagel
 from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
@@ -21,6 +22,7 @@ from unigame.cli import main
 
 ROOT = Path(inspect.getfile(families)).parents[2]
 TINY = {
+    "bagel": shared_tiny_bagel,
     "chameleon": shared_tiny_chameleon,
     "emu3": shared_tiny_emu3,
     "janus": shared_tiny_janus,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.reports.run_files import write_run
 from unigame import __version__, cli
 from unigame.cli.app import app
 from unigame.errors import UserError
@@ -161,12 +162,14 @@ def test_a_file_that_is_not_a_picture_is_named(tmp_path, capsys):
 
 def test_demo_passes_its_arguments_on_and_says_what_to_do_next(tmp_path, capsys, monkeypatch):
     calls = stand_in(monkeypatch, "unigame.demo.run", run_demo={})
-    out = tmp_path / "out"
+    out = write_run(tmp_path / "out")
     assert cli.main(["demo", "--quick", "--seed", "3", "--output", str(out)]) == 0
     settings = {"output": out, "quick": True, "seed": 3}
     settings |= {"model": "janus-nano", "overwrite": False}
     assert calls == [("run_demo", (), settings)]
-    assert "Next:" in capsys.readouterr().out
+    said = "".join(capsys.readouterr().out.split())  # a terminal wraps
+    assert f"Report:{out}/report.html" in said and (out / "report.html").is_file()
+    assert said.index("Next:") < said.index(f"open{out}/report.htmlinabrowser")
 
 
 def test_demo_refuses_an_output_that_is_a_file_before_it_starts(tmp_path, capsys, monkeypatch):

@@ -8,9 +8,10 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 
 from tests.data.files import BLUE, GREEN, RED, color_of, png, write, write_json, write_jsonl
-from unigame.data import Chat, build_dataset
-from unigame.data.chat import MALFORMED, MORE_MARKS, SEVERAL, UNSHOWN
+from unigame.data import Chat, HFData, build_dataset
+from unigame.data.chat import MALFORMED, MORE_MARKS, UNSHOWN
 from unigame.data.links import UNASKED
+from unigame.data.records import num_pictures, pictures_of
 from unigame.errors import UserError
 
 
@@ -118,29 +119,78 @@ def test_tables_of_datasets(tmp_path):
         assert data.skips.skipped == {"1": "more image marks than pictures"}
 
 
+def shown(record):
+    """Colours of the pictures, and the texts."""
+    colours = [color_of(picture) for picture in pictures_of(record)]
+    return colours, record["question"], record["answer"]
+
+
 def test_each_answer_is_a_record_with_the_picture_that_was_shown(folder):
-    turns = said("Hi", "hello", "<image>Which?", "red", "Sure?", "yes")
+    turns = said("Hi", "hello", "Which<image>?", "red", "Sure?", "yes")
     row = {"id": "a", "image": "red ü.png", "conversations": turns}
     data = Chat(write_json(folder / "t.json", [row]))
-    records = [(row["id"], row["question"], row["answer"]) for row in data]
-    assert records == [("a/1", "Which?", "red"), ("a/2", "Which?␟red␞Sure?", "yes")]
-    assert data.skips.skipped == {"a/0": "text without a picture"}
+    assert [row["id"] for row in data] == ["a/0", "a/1", "a/2"]
+    assert list(map(shown, data)) == [
+        ([], "Hi", "hello"),
+        (["red"], "Hi␟hello␞␝Which\n?", "red"),
+        (["red"], "Hi␟hello␞␝Which\n?␟red␞Sure?", "yes"),
+    ]
+    assert data[0]["image"] is None and "images" not in data[1]
+    assert data.skips.summary() == "3 rows (1 of text alone), 0 skipped"
+    assert [num_pictures(texts) for texts in data.iter_texts()] == [0, 1, 1]
     alone = Chat(folder / "t.json", turns="split")
-    assert [row["question"] for row in alone] == ["Which?", "Sure?"]
+    assert [row["question"] for row in alone] == ["Hi", "Which\n?", "Sure?"]
+    assert [len(pictures_of(row)) for row in alone] == [0, 1, 1]
     with pytest.raises(UserError, match="turns is 'joined'"):
         Chat(folder / "t.json", turns="joined")
+
+
+def test_several_pictures_stand_where_their_marks_are(folder):
+    turns = said("<image> or <image>?", "red", "And <image>?", "blue", "Sure?", "yes")
+    row = {"image": ["blue.png", "red ü.png", "blue.png"], "conversations": turns}
+    data = Chat(write_json(folder / "t.json", [row]))
+    first = "␝or␝?"
+    assert list(map(shown, data)) == [
+        (["blue", "red"], first, "red"),
+        (["blue", "red", "blue"], f"{first}␟red␞And␝?", "blue"),
+        (["blue", "red", "blue"], f"{first}␟red␞And␝?␟blue␞Sure?", "yes"),
+    ]
+    assert color_of(data[0]["image"]) == "blue"
+    assert data.skips.summary() == "3 rows (3 of several pictures), 0 skipped"
+    alone = Chat(folder / "t.json", turns="split")
+    assert [row["question"] for row in alone] == [first, "␝␝And␝?", "␝␝␝Sure?"]
+    unmarked = {"images": TWO, "messages": spoken("Which?", "red")}
+    assert shown(Chat(write_json(folder / "u.json", [unmarked]))[0])[1] == "␝␝Which?"
+    gone = {"images": ["blue.png", "gone.png"], "messages": spoken("Which?", "red")}
+    data = Chat(write_json(folder / "u.json", [unmarked, gone]))
+    assert data.skips.skipped == {"1": "missing image"}
+
+
+def test_a_table_of_datasets_with_several_pictures(folder):
+    rows = [
+        {"image": TWO, "question": "Which?", "answer": "red", "caption": "x"},
+        {"image": TWO, "question": None, "answer": None, "caption": "x"},
+        {"image": TWO[:1], "question": "Which?", "answer": "blue", "caption": "x"},
+    ]
+    data = HFData(write_jsonl(folder / "t.jsonl", rows), images=folder)
+    assert list(map(shown, data)) == [
+        (["blue", "red"], "Which?", "red"),
+        (["blue"], "Which?", "blue"),
+    ]
+    assert [row["caption"] for row in data] == [None, "x"]
+    assert data.skips.skipped == {"1": "several pictures"}
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"conversations": said("Hi", "hello")}, "text without a picture"),
-        ({"images": TWO, "messages": spoken("<image><image>?", "x")}, SEVERAL),
         ({"images": TWO, "messages": spoken("<image>?", "x")}, UNSHOWN),
         ({"image": "blue.png", "messages": spoken("<image>?", "x", "<image>?", "y")}, MORE_MARKS),
         ({"image": "http://x/a.png", "messages": spoken("?", "x")}, UNASKED),
         ({"image": "gone.png", "messages": spoken("?", "x")}, "missing image"),
         ({"image": "blue.png", "messages": spoken("?", "")}, MALFORMED),
+        ({"image": "blue.png", "messages": spoken("<image>", "x")}, MALFORMED),
+        ({"images": [], "messages": spoken("<image>?", "x")}, MORE_MARKS),
         ({"image": "blue.png", "messages": said("?", "x", who=("Q", "A"))}, MALFORMED),
         ({"image": "blue.png", "messages": ["?", "x"]}, MALFORMED),
         ({"image": "blue.png", "messages": spoken([{"type": "video"}], "x")}, MALFORMED),

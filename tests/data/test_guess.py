@@ -69,13 +69,11 @@ def test_csv_parquet_shards_and_pairs(folder):
 def test_what_is_of_no_schema_is_one_line_with_its_name(folder):
     bare = write_jsonl(folder / "bare.jsonl", [{"image": "a.png", "label": "x"}])
     blind = write_jsonl(folder / "blind.jsonl", [{"question": "?", "answer": "x"}])
-    pictures = write(folder.parent / "pictures/a.png", png()).parent
     empty = folder.parent / "empty"
     empty.mkdir()
     for given, named in (
         (bare, "image, label"),
         (blind, "no column of pictures"),
-        (pictures, "pictures without texts"),
         (empty, "no table"),
         (folder / "gone.json", "gone.json"),
         ("a/b/c", "no data at 'a/b/c'"),

@@ -19,6 +19,7 @@ from unigame.errors import UserError
 from unigame.evaluation import world
 from unigame.reports.compare import Cell, Comparison, Grid, compare
 from unigame.reports.metrics import Difference
+from unigame.reports.page.write import write_report
 from unigame.reports.records import read_record
 from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import vocabulary
@@ -122,6 +123,9 @@ def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     assert records[0].weights != records[1].weights
     again = compare(records, found.labels, baseline=1)
     assert again.tables == found.tables
+    page = write_report([output]).read_text(encoding="utf-8")
+    assert "Path of the LoRA weights in two dimensions. From step 0 to 2" in page
+    assert "8 clean, 8 candidates" in page and "unigame demo --seed 1" in page
 
 
 COLUMNS = [

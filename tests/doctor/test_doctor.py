@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 import unigame
+from tests.tiny_bagel import shared_tiny_bagel
 from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
@@ -132,7 +133,9 @@ def test_a_foreign_checkpoint_is_refused_before_the_report(config, fragment, tmp
     assert fragment in captured.err and captured.out == ""
 
 
-@pytest.mark.parametrize("make", [shared_tiny_emu3, shared_tiny_chameleon, shared_vlm_unet])
+@pytest.mark.parametrize(
+    "make", [shared_tiny_bagel, shared_tiny_emu3, shared_tiny_chameleon, shared_vlm_unet]
+)
 def test_a_model_of_any_family_is_in_the_table(make, capsys, monkeypatch, size):
     monkeypatch.setattr(module, "_check_bundled_model", lambda: (True, "janus-nano loads"))
     monkeypatch.setattr(module, "published_sizes", lambda: published(size))
@@ -152,7 +155,9 @@ def test_a_plug_in_is_not_guessed_at(capsys, monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
     assert cli.main(["doctor", "--model", str(tmp_path)]) == 2
     shown = capsys.readouterr().err
-    assert "'emu9', which does not say" in shown and "estimate chameleon, emu3, janus" in shown
+    assert (
+        "'emu9', which does not say" in shown and "estimate bagel, chameleon, emu3, janus" in shown
+    )
 
 
 def test_a_plug_in_that_says_its_size_is_estimated(monkeypatch, tmp_path, size):

@@ -40,6 +40,9 @@ def log(steps: int = 12) -> list[dict[str, Any]]:
                 "hardness_q25": 1.0,
                 "hardness_q50": 1.5,
                 "hardness_q75": 2.0 + 0.1 * n,
+                "age_q25": 2.0 * n,
+                "age_q50": 4.0 * n,
+                "age_q75": 8.0 * n,
                 "acceptance_rate": 0.2,
                 "seconds_challenge": 0.5,
                 "seconds_understand": 0.2,
@@ -48,13 +51,37 @@ def log(steps: int = 12) -> list[dict[str, Any]]:
     return entries
 
 
+def write_dynamics(folder: Path) -> None:
+    """A path that goes straight on and then turns, and a map of four kinds of pictures."""
+    (folder / "dynamics").mkdir()
+    points: list[dict[str, Any]] = [{"step": 0, "start": [0.5] * 4}]
+    points += [{"step": 10 * n, "moved": [n, max(0, n - 6), 0.01 * n, 0]} for n in range(1, 13)]
+    lines = "".join(json.dumps(point) + "\n" for point in points)
+    (folder / "dynamics" / "path.jsonl").write_text(lines)
+    places = np.random.default_rng(0).normal(size=(4, 12, 2)).tolist()
+    names = ("clean", "candidates", "buffer", "held-out")
+    kinds = {
+        name: {"at": at, "nearest": 1.0 + number}
+        for number, (name, at) in enumerate(zip(names, places, strict=True))
+    }
+    content = {"format": "unigame-coverage/1", "share": [0.4, 0.2], "kinds": kinds}
+    (folder / "dynamics" / "coverage.json").write_text(json.dumps(content))
+
+
 def write_run(
-    folder: Path, *, findings: list[dict[str, Any]] | None = None, examples: int = 4, side: int = 16
+    folder: Path,
+    *,
+    findings: list[dict[str, Any]] | None = None,
+    examples: int = 4,
+    side: int = 16,
+    dynamics: bool = True,
 ) -> Path:
     """What a finished run leaves, as far as the page reads it."""
     (folder / "examples").mkdir(parents=True)
     state = {"global_step": 120, "log_history": log()}
     (folder / "trainer_state.json").write_text(json.dumps(state))
+    if dynamics:
+        write_dynamics(folder)
     about = {
         "format": "unigame-run/1",
         "command": "unigame train janus_nano --seed 3",
@@ -63,6 +90,7 @@ def write_run(
         "versions": {"unigame": "0.1.0", "torch": "2.13"},
         "device": "cpu",
         "processes": 1,
+        "peak_memory_mb": 1234,
         "findings": findings or [],
     }
     (folder / "about.json").write_text(json.dumps(about))
@@ -78,7 +106,7 @@ def write_run(
             {
                 "id": str(number),
                 "question": QUESTION,
-                "answer": "red",
+                "answer": "yes" if number == 4 else "red",
                 "caption": "a red circle",
                 "said": SAID[number % len(SAID)],
                 "similarity": {"redrawn": 0.9, "attacked": 0.8},

@@ -1,13 +1,22 @@
-"""The page in a real browser: Debian's chromium, driven by playwright. Skipped where one lacks."""
+"""The page in a real browser: Debian's chromium, driven by playwright. Skipped where one lacks.
+
+``UNIGAME_SCREENSHOTS=runs/demo pytest tests/reports/test_browser.py -k screenshots`` writes the
+pictures of docs/report.md anew, of that run.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from tests.imports import PACKAGE
 from tests.reports.run_files import write_run
 from unigame.reports.page.write import write_report
 
@@ -94,6 +103,31 @@ def test_filters_filter_by_mouse_and_by_keyboard(page: Any) -> None:
     assert shown(page) == 6
 
 
+def test_two_filters_hold_together(page: Any) -> None:
+    page.get_by_label("yes or no (1)").check()
+    assert shown(page) == 1
+    assert page.locator(".card:visible").first.get_attribute("data-kind") == "wrong"
+    page.get_by_label("the attack broke it").check()
+    assert shown(page) == 0 and "0 of 6" in page.locator("[role=status]").text_content()
+    page.get_by_label("any", exact=True).check()
+    assert shown(page) == 1
+
+
+def test_maps_and_timeline_are_drawn_within_their_frames(page: Any) -> None:
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('.chart > svg')].flatMap((svg) => {
+          const frame = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll('.mark, .stop, .bar, .line, text')].filter((e) => {
+            const b = e.getBoundingClientRect();
+            return b.left < frame.left - 1 || b.right > frame.right + 1 ||
+              b.top < frame.top - 1 || b.bottom > frame.bottom + 1; })
+            .map((e) => svg.getAttribute('aria-label').slice(0, 20) + ' ' + e.outerHTML); })"""
+    )
+    assert outside == []
+    assert page.locator(".chart .mark[transform]").count() == 48
+    assert page.locator(".chart .stop").count() == 5 and page.locator(".chart rect.bar").count()
+
+
 def test_the_slider_moves_by_mouse_and_by_keyboard(page: Any) -> None:
     compare = page.locator(".compare").first
     slider, top = compare.locator("input"), compare.locator(".top")
@@ -138,4 +172,34 @@ def test_text_contrast(page: Any, media: str) -> None:
 def test_print_shows_the_settings_and_no_sliders(page: Any) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
-    assert page.locator("pre").is_visible() and not page.locator(".compare").first.is_visible()
+    settings = page.get_by_role("region", name="Settings of game")
+    assert settings.is_visible() and not page.locator(".compare").first.is_visible()
+    assert not page.locator(".filters").is_visible()
+
+
+# ---- pictures for docs/report.md -----------------------------------------------------------------
+VIEWS = {  # file -> (width, height, colours, what is at the top)
+    "report.webp": (1100, 760, "light", "header"),
+    "report-gallery.webp": (1100, 760, "light", ".gallery"),
+    "report-dynamics.webp": (1100, 900, "light", "[id$=-dynamics]"),
+    "report-phone-dark.webp": (390, 844, "dark", "[id$=-dynamics] .charts"),
+}
+MOST_BYTES = 150_000
+
+
+@pytest.mark.skipif("UNIGAME_SCREENSHOTS" not in os.environ, reason="UNIGAME_SCREENSHOTS=RUN")
+def test_screenshots(browser: Any, tmp_path: Path) -> None:
+    run = Path(os.environ["UNIGAME_SCREENSHOTS"])
+    written = write_report([run], tmp_path / "report.html")
+    for name, (width, height, colours, top) in VIEWS.items():
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=colours
+        )
+        opened = context.new_page()
+        opened.goto(written.as_uri())
+        opened.locator(top).first.evaluate("(e) => e.scrollIntoView({behavior: 'instant'})")
+        picture = Image.open(io.BytesIO(opened.screenshot())).convert("RGB")
+        context.close()
+        out = PACKAGE.parent / "docs" / "images" / name
+        picture.save(out, "WEBP", quality=82, method=6)
+        assert picture.size == (width, height) and out.stat().st_size < MOST_BYTES

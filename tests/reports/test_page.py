@@ -13,9 +13,10 @@ from tests.reports.record_files import four, record, write
 from tests.reports.run_files import QUESTION, write_run
 from unigame import cli
 from unigame.errors import UserError
+from unigame.reports.page import charts
 from unigame.reports.page.write import write_report
 
-VOID = {"meta", "link", "img", "input", "br", "line", "circle", "polyline"}
+VOID = {"meta", "link", "img", "input", "br", "line", "circle", "path", "polyline", "rect"}
 
 
 class Page(HTMLParser):
@@ -101,6 +102,7 @@ def test_evaluations_give_a_verdict_with_intervals(tmp_path: Path) -> None:
         else:
             write(tmp_path, name, content)
     page, text = page_of(tmp_path / "base", run)
+    assert "another seed" in text and any(c.startswith("unigame merge") for c in commands(page))
     (verdict,) = page.text["h1"]
     assert "game is better than base on VQAv2 (+" in verdict and " to +" in verdict
     assert 'class="gap better"' in text and "(baseline)" in text
@@ -119,6 +121,94 @@ def test_a_demo_is_its_arms(tmp_path: Path) -> None:
     assert len([attrs for attrs in page.all("li") if "data-kind" in attrs]) == 4
 
 
+# ---- dynamics ------------------------------------------------------------------------------------
+def labels(page: Page) -> list[str]:
+    return [str(svg["aria-label"]) for svg in page.all("svg") if svg.get("aria-label")]
+
+
+def test_every_plot_of_a_game_says_what_it_shows(tmp_path: Path) -> None:
+    page, text = page_of(write_run(tmp_path / "game"))
+    said = {label.partition(". ")[0]: label for label in labels(page)}
+    ahead = said["Who is ahead: right answers that C takes beyond redrawing"]
+    assert "ahead in 12 of 12" in ahead  # 0.4 * exp(-n / 12) against 0.1
+    path = said["Path of the LoRA weights in two dimensions"]
+    # six steps of 1, six of sqrt(2), against (12, 6)
+    assert "a way of 14.5" in path and "ended 13.4" in path and "93 %" in path
+    coverage = said["Coverage: where the pictures lie"]
+    assert "12 clean, 12 candidates, 12 buffer, 12 held-out" in coverage
+    assert "candidates 2.00, buffer 3.00, held-out 4.00" in coverage
+    assert any(title.startswith("Age in the buffer") for title in said)
+    assert [t for t in page.text["h3"] if t.startswith("The ")] == [
+        "The game",
+        "The model",
+        "The buffer",
+        "The attack",
+        "The cost",
+    ]
+    assert len([attrs for attrs in page.all("path") if "transform" in attrs]) == 4 * 12
+    assert "The whole process took 1,234 MiB" in text
+
+
+def test_a_timeline_goes_down_where_redrawing_takes_as_much() -> None:
+    log = [
+        {"step": n, "attack_success_rate": 0.2, "redrawn_success_rate": alone}
+        for n, alone in ((1, 0.1), (2, 0.2), (3, 0.4))
+    ]
+    chart = charts.timeline(log)
+    assert chart is not None and "ahead in 1 of 3 logs, by 10 %" in chart.about
+    bars = re.findall(r'class="bar (\w+)".*? y="([\d.]+)".*?height="([\d.]+)"', str(chart.svg))
+    assert [kind for kind, _, _ in bars] == ["attacked", "clean", "clean"]
+    (up, down) = (float(y) + float(h) for y, h in ((bars[0][1], bars[0][2]), (bars[2][1], 0)))
+    assert abs(up - down) < 0.2  # both stand on zero
+    assert float(bars[1][2]) > 0 and float(bars[2][2]) > 1.9 * float(bars[0][2])
+    assert charts.timeline([{"step": 1, "attack_success_rate": 0.5}]) is None
+
+
+def test_what_is_missing_says_why(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game", dynamics=False)
+    _, text = page_of(run)
+    assert "No path of the LoRA weights: this run took none down" in text
+    about = json.loads((run / "about.json").read_text())
+    about["not_recorded"] = {"path": "no LoRA", "coverage": "a stream"}
+    (run / "about.json").write_text(json.dumps(about))
+    _, text = page_of(run)
+    assert "No path of the LoRA weights: no LoRA." in text and "No coverage map: a stream." in text
+
+
+def test_a_path_whose_last_line_was_cut_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game")
+    with (run / "dynamics" / "path.jsonl").open("a") as file:
+        file.write('{"step": 130, "mov')
+    page, _ = page_of(run)
+    assert any("to 120" in label for label in labels(page) if label.startswith("Path"))
+
+
+def test_memory_by_phase(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game")
+    state = json.loads((run / "trainer_state.json").read_text())
+    state["log_history"][0]["memory_challenge"] = 2048.0
+    state["log_history"][3]["memory_challenge"] = 4096.0
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    _, text = page_of(run)
+    assert "<td>4,096</td>" in text and "MiB at most" in text and "whole process" not in text
+
+
+# ---- what to do next -----------------------------------------------------------------------------
+def commands(page: Page) -> list[str]:
+    return "\n".join(page.text["pre"]).split("\n")
+
+
+def test_a_run_that_was_not_measured_says_how_to(tmp_path: Path) -> None:
+    page, text = page_of(write_run(tmp_path / "my game"))
+    measure, mine, report = commands(page)[:3]
+    assert measure.startswith("unigame evaluate --model janus-nano --benchmarks all --output '")
+    assert mine.count("--adapter '") == 1 and report.startswith("unigame report '")
+    assert "Mend" not in text
+    findings = [{"symptom": "C dead", "says": "x", "knob": "raise it", "figures": {}}]
+    _, text = page_of(write_run(tmp_path / "sick", findings=findings))
+    assert "Mend" in text and "raise it" in text
+
+
 def test_large_pictures_do_not_make_it_huge(tmp_path: Path) -> None:
     _, text = page_of(write_run(tmp_path / "game", examples=1, side=384))
     assert "data:image/jpeg" in text and len(text) < 1_500_000
@@ -129,6 +219,11 @@ def test_large_pictures_do_not_make_it_huge(tmp_path: Path) -> None:
     [
         (lambda run: (run / "trainer_state.json").write_text("{"), "trainer_state.json"),
         (lambda run: (run / "examples" / "0-clean.png").write_text("no"), "0-clean.png"),
+        (lambda run: (run / "dynamics" / "path.jsonl").write_text("{}\n{}"), "path.jsonl"),
+        (
+            lambda run: (run / "dynamics" / "coverage.json").write_text('{"format": "y/3"}'),
+            "y/3",
+        ),
         (
             lambda run: (run / "examples" / "examples.json").write_text('{"format": "x/2"}'),
             "x/2",

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import CLIPModel, CLIPProcessor
 
 from tools.janus_nano import clip, common, gates, language, reader, tokenizer, vision
+from tools.janus_nano.common import Log
 from tools.janus_nano.progress import Loop, chance
-from tools.janus_nano_48.common import Log
-from tools.janus_nano_48.tokenizer import cell_targets
+from tools.janus_nano.reader import cell_targets
 from unigame.backbones import load_backbone
 from unigame.backbones.janus.layout import JanusLayout, build_processor
 from unigame.synthetic.dataset import to_pil

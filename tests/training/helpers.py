@@ -88,6 +88,7 @@ def make_config(folder: Path, **settings: Any) -> UniGameConfig:
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": 3,
+        "coverage_points": 0,
     }
     own = {name: value for name, value in settings.items() if name not in SelfPlay.rules()}
     return UniGameConfig(**{**defaults, **own})

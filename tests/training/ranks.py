@@ -1,7 +1,8 @@
-"""What ``test_two_ranks`` starts in each of its processes: a game, and plain fine-tuning."""
+"""What ``test_two_ranks`` starts in each process: a game, fine-tuning, RecA, verified drawings."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 
 from tests.training.helpers import Records, game_of, lora_weights, make_trainer
+from unigame.methods.reca import RecA
+from unigame.methods.registry import build_methods
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -35,6 +38,53 @@ def game_settings(batch: int) -> dict[str, Any]:
     return {"per_device_train_batch_size": batch, "generation_weight": 0.0}
 
 
+def reca_settings(batch: int) -> dict[str, Any]:
+    """Every picture is drawn again, with one text: nothing is left to a lot."""
+    method = RecA(share=1.0, weight=0.5, templates=["describe the picture"])
+    return {**sft_settings(batch), "methods": [method]}
+
+
+class EvenRows(Records):
+    """Odd rows hold nothing but a picture, so that of two ranks one has none of them."""
+
+    picture_only = True
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        for item in self.items[1::2]:
+            item["question"] = item["answer"] = None
+
+
+class Sided(Records):
+    """Only even rows have a caption, so that the second of two ranks has nothing to draw."""
+
+    def __init__(self, size: int):
+        super().__init__(size, captions=True)
+        for item in self.items[1::2]:
+            item["caption"] = None
+
+
+def teach(model: Path, folder: Path) -> dict[str, Any]:
+    """Both methods of verified drawings, where one rank has drawings to learn and one has none."""
+    texts = folder / f"texts-{os.getpid()}.txt"
+    texts.write_text("a red circle\na green circle", encoding="utf-8")
+    shared: dict[str, Any] = {"verifier": "none", "drawings": 1, "guidance_scale": 1.0}
+    shared |= {"every": 1, "captions": 1, "answer_tokens": 2}
+    trainer = make_trainer(
+        model,
+        folder / "taught",
+        Sided(8),
+        methods=build_methods({"verify": shared, "imagine": {**shared, "texts": str(texts)}}),
+        max_steps=2,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+    )
+    trainer.train()
+    stores = {name: trainer.method(name).store.drawings for name in ("verify", "imagine")}
+    captions = {name: [one.caption for one in drawings] for name, drawings in stores.items()}
+    return {"u": lora_weights(trainer), **captions}
+
+
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
     found = {"u": lora_weights(trainer)}
     if any(method.name == "selfplay" for method in trainer.methods):
@@ -44,7 +94,7 @@ def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def main(model: Path, folder: Path) -> None:
-    """Run both and write what this rank ended with."""
+    """Run all and write what this rank ended with."""
     data = Epochs(12)
     game = make_trainer(
         model,
@@ -60,10 +110,25 @@ def main(model: Path, folder: Path) -> None:
     recent = game_of(game).buffer.recent.state_dict()["minings"]
     sft = make_trainer(model, folder / "sft", **sft_settings(batch=2))
     sft.train()
+    reca = make_trainer(model, folder / "reca", **reca_settings(batch=2))
+    reca.train()
+    alone = make_trainer(
+        model,
+        folder / "alone",
+        data=EvenRows(4),
+        methods=[RecA(share=1.0, pictures="alone")],
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+    )
+    alone.train()
+    taught = teach(model, folder)
     record = {
+        "taught": taught,
         "game": {**weights_of(game), "hard": {"read": read}, "recent": recent, "epoch": data.epoch},
         "described": game_of(game).captions.made,
         "sft": weights_of(sft),
+        "reca": weights_of(reca),
+        "alone": {**weights_of(alone), "drawn": alone.method("reca").drawn},
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")
 

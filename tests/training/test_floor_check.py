@@ -15,7 +15,7 @@ from unigame.methods.selfplay.floor_check import ENOUGH, FloorCheck
 from unigame.training.recipe import load_recipe
 from unigame.training.trainer import UniGameTrainer
 
-BIG = ("janus_pro_1b", "janus_pro_7b", "chameleon", "emu3", "composed_qwen_sd15")
+BIG = ("janus_pro_1b", "janus_pro_7b", "bagel_7b", "chameleon", "emu3", "composed_qwen_sd15")
 
 
 @pytest.mark.parametrize(("floor", "told"), [(0.1, "nothing"), (0.5, ""), (0.95, "everything")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from tests.training.helpers import Records, game_of, logs, lora_weights, make_trainer
 from tests.training.test_resume import history, same_game
+from unigame.methods.selfplay.content import ContentWeights
 
 FREE: dict[str, Any] = {
     "perturber_scope": "heads",
@@ -26,6 +28,8 @@ FREE: dict[str, Any] = {
     "content_weight": 0.3,
     "num_candidates": 2,
     "warm_up_steps": 1,
+    "verified_target": 0.5,
+    "perturber_loss": "log_odds",
 }
 
 
@@ -53,6 +57,9 @@ def test_resume_is_bit_exact(tiny_path: Path, tmp_path: Path, settings: dict[str
     for name, weight in lora_weights(straight).items():
         assert torch.equal(weight, lora_weights(resumed)[name]), name
     assert game_of(straight).heads.state_dict() == game_of(resumed).heads.state_dict()
+    weights = [game_of(trainer).content.weights for trainer in (straight, resumed)]
+    assert weights[0] == weights[1]
+    assert (weights[0] == [settings["content_weight"]] * 2) == (settings["clip_floor"] < 0)
     if settings["clip_floor"] > 0:
         assert sum(game_of(straight).heads.restarts) > 1
         for name, weight in game_of(straight).perturber.state_dict().items():
@@ -73,6 +80,36 @@ def test_the_log_has_each_heads_share_and_what_was_verified(
         assert entry["head_restarts"] == 0 and 0 <= entry["head_overlap"] <= 1
     plain = make_trainer(tiny_path, tmp_path / "plain")
     assert not any(name.startswith("head_") for name in game_of(plain).figures)
+
+
+def test_the_content_weight_rises_where_too_few_are_verified_and_never_below_its_start(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"content_weight": 1.0, "verified_target": 0.5, "max_steps": 3}
+    for scope in ("token", "heads"):
+        for floor in (0.9999, -1.0):
+            trainer = make_trainer(
+                tiny_path,
+                tmp_path / f"{scope}{floor}",
+                **common,
+                perturber_scope=scope,
+                clip_floor=floor,
+                eps_max=8.0,
+                eps_init=4.0,
+            )
+            trainer.train()
+            course = [1.0, *(entry["content_weight"] for entry in logs(trainer))]
+            rises = [after > before for before, after in pairwise(course)]
+            assert all(rises) if floor > 0 else course == [1.0] * 4, (scope, floor, course)
+
+
+def test_a_weight_falls_again_once_enough_are_verified() -> None:
+    content = ContentWeights(2, start=2.0, target=0.5)
+    content.see(torch.tensor([[4.0, 4.0], [0.0, 2.0]]))
+    assert content.weights[0] > 2.0 and content.weights[1] == 2.0
+    high = content.weights[0]
+    content.see(torch.tensor([[4.0, 0.0], [3.0, 0.0]]))
+    assert 2.0 < content.weights[0] < high and content.weights[1] == 2.0
 
 
 def test_c_warms_up_against_a_model_that_stands_still(

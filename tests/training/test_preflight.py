@@ -22,7 +22,7 @@ from unigame import cli
 from unigame.errors import UserError
 from unigame.evaluation.attacks.adversary import adversary_for
 from unigame.system.writable import require_writable
-from unigame.training import config, preflight
+from unigame.training import config, trackers
 from unigame.training.recipe import load_recipe
 from unigame.training.run import main
 
@@ -110,7 +110,7 @@ def test_what_is_missing_is_found_before_weights(
 def test_a_tracker_that_is_not_installed(
     recipe: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "get_available_reporting_integrations", lambda: ["mlflow"])
+    monkeypatch.setattr(trackers, "get_available_reporting_integrations", lambda: ["mlflow"])
     refused(recipe, ["--report_to", *words], "report_to", "mlflow")
 
 

@@ -58,8 +58,10 @@ def test_two_ranks_play_one_game(tiny_path: Path, tmp_path: Path) -> None:
     # rank 0 sees only answers, rank 1 only captions: C learns from rank 0, both keep the same C
     assert one["lora"] == pytest.approx(other["lora"], rel=1e-9)
     assert one["perturber"] == other["perturber"]
-    assert one["updates"] == other["updates"] == 3
+    assert one["updates"] == other["updates"] == 4
     assert (one["buffer"], other["buffer"]) == (3, 0)
-    assert all({"clean_ce", "generation_loss", "hard_ce"} <= entry.keys() for entry in one["logs"])
+    *played, last = one["logs"]
+    assert all({"clean_ce", "generation_loss", "hard_ce"} <= entry.keys() for entry in played)
+    assert "clean_ce" not in last and (last["text_rows"], last["unused_rows"]) == (1, 0)
     names = {path.name for path in (tmp_path / "game" / "checkpoint-2").iterdir()}
     assert {"selfplay_state_0.pt", "selfplay_state_1.pt", "perturber.safetensors"} <= names

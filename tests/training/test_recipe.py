@@ -146,6 +146,17 @@ def test_the_expected_recipes_are_shipped() -> None:
     assert {"janus_nano", "janus_pro_1b", "janus_pro_7b", "sft_joint"} <= set(SHIPPED)
 
 
+def test_the_steps_of_reca_go_on_from_each_other() -> None:
+    words = ["--use_cpu", "--bf16", "false"]
+    first, second = (load_recipe(name, words) for name in ("sft_joint", "janus_pro_reca"))
+    third = load_recipe("janus_pro_reca_game", words)
+    assert second.adapter == first.training.output_dir
+    assert third.adapter == second.training.output_dir
+    assert first.model == second.model == third.model and first.lora == second.lora == third.lora
+    assert list(second.methods) == ["reca"] and list(third.methods) == ["selfplay"]
+    assert set(load_recipe("janus_pro_all", words).methods) == {"reca", "selfplay"}
+
+
 def test_paper_settings_of_the_7b_recipe() -> None:
     made = load_recipe("janus_pro_7b", ["--use_cpu", "--bf16", "false"])
     training, game = made.training, made.settings_of("selfplay")

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from tests.tiny import shared_tiny_janus, tiny_backbone
+from tests.tiny_bagel import tiny_bagel
 from tests.tiny_chameleon import tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import tiny_emu3
@@ -184,7 +185,7 @@ def composed() -> Backbone:
     return load_backbone(shared_vlm_unet(), device="cpu")
 
 
-@pytest.mark.parametrize("make", [tiny_backbone, tiny_emu3, tiny_chameleon, composed])
+@pytest.mark.parametrize("make", [tiny_backbone, tiny_bagel, tiny_emu3, tiny_chameleon, composed])
 def test_no_text_may_hold_a_mark_of_its_family(make: Any) -> None:
     backbone = make()
     rules, layout = backbone.text_rules, backbone.layout
@@ -199,7 +200,7 @@ def test_no_text_may_hold_a_mark_of_its_family(make: Any) -> None:
     assert rules.problem(plain) is None
 
 
-@pytest.mark.parametrize("make", [tiny_backbone, tiny_emu3, tiny_chameleon, composed])
+@pytest.mark.parametrize("make", [tiny_backbone, tiny_bagel, tiny_emu3, tiny_chameleon, composed])
 def test_a_row_is_as_long_as_what_the_model_reads(make: Any) -> None:
     backbone = make()
     rules, layout = backbone.text_rules, backbone.layout

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.training.helpers import Records, game_of, make_trainer
-from tests.training.ranks import game_settings, sft_settings, weights_of
+from tests.training.ranks import game_settings, reca_settings, sft_settings, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def ranks(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dic
         env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
@@ -39,6 +39,13 @@ def test_both_ranks_end_with_the_same_players(ranks, player: str) -> None:
     first, second = (rank["game"][player] for rank in ranks)
     assert first.keys() == second.keys() and first
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_rank_without_drawings_keeps_step_with_one_that_has_some(ranks) -> None:
+    first, second = (rank["taught"] for rank in ranks)
+    assert all(torch.equal(first["u"][name], second["u"][name]) for name in first["u"])
+    assert len(first["verify"]) == 2 and second["verify"] == []
+    assert set(first["imagine"]) != set(second["imagine"]), "each draws captions of its own"
 
 
 def test_hard_samples_were_read_on_both_ranks(ranks) -> None:
@@ -64,12 +71,21 @@ def test_each_rank_describes_its_own_pictures(ranks) -> None:
     assert [rank["described"] for rank in ranks] == [6, 6]  # 12 records, each once over two epochs
 
 
-def test_sft_on_two_ranks_is_sft_on_one_with_both_batches(ranks, tiny_path, tmp_path) -> None:
-    single = make_trainer(tiny_path, tmp_path, **sft_settings(batch=4))
+@pytest.mark.parametrize(("run", "settings"), [("sft", sft_settings), ("reca", reca_settings)])
+def test_two_ranks_are_one_process_with_both_batches(
+    ranks, tiny_path, tmp_path, run, settings
+) -> None:
+    single = make_trainer(tiny_path, tmp_path, **settings(batch=4))
     before = weights_of(single)["u"]
     single.train()
     expected = weights_of(single)["u"]
     for rank in ranks:
-        for name, weight in rank["sft"]["u"].items():
+        for name, weight in rank[run]["u"].items():
             assert torch.allclose(weight, expected[name], atol=1e-5), name
     assert any(not torch.allclose(before[name], expected[name], atol=1e-3) for name in before)
+
+
+def test_a_rank_without_pictures_alone_keeps_step(ranks) -> None:
+    assert [rank["alone"]["drawn"] for rank in ranks] == [0, 2]
+    first, second = (rank["alone"]["u"] for rank in ranks)
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,15 +13,22 @@ from tests.training.helpers import Losses, Records, game_of, lora_weights, make_
 
 
 class Sorted(Records):
-    """Even rows can only be answered, odd ones only drawn: a rank sees one kind at a time."""
+    """Even rows can only be answered, odd ones only drawn: a rank sees one kind at a time.
 
-    def __init__(self, size: int):
+    Of ``text`` there is no picture, of ``several`` there are two; both can only be answered.
+    """
+
+    def __init__(self, size: int, text: Sequence[int] = (), several: Sequence[int] = ()):
         super().__init__(size, captions=True)
         for i, item in enumerate(self.items):
             if i % 2:
                 item["question"] = item["answer"] = None
             else:
                 item["caption"] = None
+        for i in (*text, *several):
+            pictures = [self.items[i - 1]["image"], self.items[i]["image"]] if i in several else []
+            texts = {"question": "what colour is it", "answer": "a red circle", "caption": None}
+            self.items[i] |= {"image": None, "images": pictures, **texts}
 
 
 def checksum(weights: dict[str, torch.Tensor]) -> float:
@@ -32,7 +40,7 @@ def joint(model: Path, folder: Path, batch: int) -> list[float]:
     trainer = make_trainer(
         model,
         folder / "joint",
-        Sorted(8),
+        Sorted(8, text=[2], several=[5]),
         methods=["sft"],
         generation_weight=0.5,
         max_steps=3,
@@ -49,8 +57,8 @@ def main(model: Path, folder: Path) -> None:
     game = make_trainer(
         model,
         folder / "game",
-        Sorted(8),
-        max_steps=3,
+        Sorted(8, text=[6]),  # in the last step no rank has anything to play on
+        max_steps=4,
         generation_weight=0.5,
         per_device_train_batch_size=1,
         train_sampling_strategy="sequential",

@@ -28,14 +28,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tools.janus_nano_48.common import Log, portion, warm_cosine
-from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.synthetic.world import CELLS, COLOURS, GRID, SHAPES, Scene, Severity, Thing, caption
 
 from . import tokenizer
-from .common import PX, STYLES, broad_scenes, pictures, pictures_8bit, styled
+from .common import (
+    PX,
+    STYLES,
+    Log,
+    broad_scenes,
+    pictures,
+    pictures_8bit,
+    portion,
+    styled,
+    warm_cosine,
+)
 from .progress import Loop, chance
-from .reader import cell_loss
+from .reader import cell_loss, cell_targets
 
 CAPTION_TOKENS = 24
 NEGATIVES, BATCH = 3, 64

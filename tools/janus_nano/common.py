@@ -7,7 +7,12 @@ the world knows about the model's size. At 36 px the analytic reader still finds
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,3 +167,35 @@ def patch_cells() -> Tensor:
     side = PX // PATCH_PX
     index = torch.arange(side) // (side // GRID)
     return (index[:, None] * GRID + index[None]).reshape(-1)
+
+
+def portion(number: int, scale: float) -> int:
+    """``scale`` of a number of steps or pictures, at least two: for trying the recipe quickly."""
+    return max(2, round(number * scale))
+
+
+def warm_cosine(step: int, total: int, warmup: int = 40, floor: float = 0.02) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine down to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Log:
+    """Lines to the screen and to ``log.jsonl``: the recipe's record of what happened."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.stage, self.start = folder / "log.jsonl", stage, time.perf_counter()
+
+    def __call__(self, **fields: Any) -> None:
+        """Write one line."""
+        row = {
+            "stage": self.stage,
+            "seconds": round(time.perf_counter() - self.start, 1),
+            **{k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()},
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)  # noqa: T201

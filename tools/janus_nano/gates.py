@@ -21,9 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
-from tools.janus_nano_48.common import Log, portion, warm_cosine
-from tools.janus_nano_48.knowledge import drawn_right
-from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.backbones import load_backbone
 from unigame.backbones.common.lora import language_model_lora
 from unigame.backbones.janus.model import JanusBackbone
@@ -33,10 +30,11 @@ from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene, caption, random_scene
 
 from . import clip, tokenizer
-from .common import FAR, STYLES, pictures, styled
+from .common import FAR, STYLES, Log, pictures, portion, styled, warm_cosine
+from .knowledge import drawn_right
 from .language import QA, Nano
 from .progress import chance
-from .reader import Verifier, load_verifier
+from .reader import Verifier, cell_targets, load_verifier
 
 ANCHOR = 6.0
 CERTAIN = -0.7
@@ -46,7 +44,7 @@ BANDS = {  # name: lowest and highest value that passes
     "drawing": (0.75, 0.92),
     "anchor": (0.97, 1.0),
     "knowledge": (0.5, 0.95),
-    "understanding": (0.78, 0.88),
+    "understanding": (0.78, 0.95),
     "drawable": (0.0, 0.02),
     "room": (0.05, 1.0),
     "room_conditions": (3, len(CONDITIONS)),

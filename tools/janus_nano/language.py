@@ -20,9 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, JanusForConditionalGeneration
+from transformers import GenerationConfig, JanusForConditionalGeneration, JanusProcessor
 
-from tools.janus_nano_48.common import Log, portion
 from unigame.backbones.base import CAPTION_QUESTION
 from unigame.backbones.folder import find_checkpoint
 from unigame.backbones.janus.layout import JanusLayout, build_processor
@@ -36,10 +35,12 @@ from .common import (
     PX,
     STYLES,
     TOKENS,
+    Log,
     broad_scenes,
     busy_patches,
     nano_config,
     pictures,
+    portion,
     styled,
 )
 from .progress import Loop, chance
@@ -49,11 +50,11 @@ ASKED = (  # questions asked of every scene at every step; the hard kinds more o
     *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
     *("comparison", "count", "colour", "shape", "position", "position"),
 )
-PHASES = ((200, 8, 0), (350, 3, 32), (400, 2, 36), (450, 1, 40))
+PHASES = ((200, 8, 0), (350, 3, 32), (400, 2, 36), (1500, 1, 40), (1500, 1, 40))
 """(steps, scenes asked about in a step, captions drawn in a step), in order."""
-RESTARTS = (1.0, 1.0, 1.0, 0.8)
+RESTARTS = (1.0, 1.0, 1.0, 0.8, 0.7)
 """The highest learning rate of each phase, as a share."""
-EVALUATE_EVERY = 200
+EVALUATE_EVERY = 500
 
 
 class Nano:
@@ -160,20 +161,8 @@ class Nano:
         return correct
 
     def code_logits(self, captions: list[str], codes: Tensor, blank: Tensor) -> Tensor:
-        """Teacher-forced image logits (B, 81, V); rows in ``blank`` (B,) lose their caption."""
-        tokens = self.layout.pad(
-            [self.layout.prompt_ids(c) for c in captions], "left", codes.device
-        )
-        ids = torch.where(blank[:, None], self.layout.unconditional(tokens.ids_BL), tokens.ids_BL)
-        drawn = self.model.prepare_embeddings_for_image_generation(codes[:, :-1])
-        language = self.core.language_model
-        embeds = torch.cat([language.embed_tokens(ids), drawn], 1)
-        mask = torch.cat([tokens.mask_BL, tokens.mask_BL.new_ones(drawn.shape[:2])], 1)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        hidden = language(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position, use_cache=False
-        ).last_hidden_state
-        return self.core.generation_head(hidden[:, -TOKENS:])
+        """Teacher-forced image logits; see the function."""
+        return code_logits(self.model, self.layout, captions, codes, blank)
 
     @torch.no_grad()
     def draw(self, captions: list[str], temperature: float, seed: int) -> Tensor:
@@ -223,21 +212,49 @@ class Nano:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint in the Hub format, weights in bfloat16."""
-        words = self.processor.tokenizer
-        model = copy.deepcopy(self.model).to(torch.bfloat16)
-        for part in (model.config.text_config, model.config.vision_config, model.config.vq_config):
-            part.dtype = torch.bfloat16
-        model.generation_config = GenerationConfig(
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-            guidance_scale=3.0,
-            generation_kwargs={
-                "boi_token_id": words.convert_tokens_to_ids(self.processor.image_start_token)
-            },
-        )
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        save_checkpoint(self.model, self.processor, folder)
+
+
+def code_logits(
+    model: JanusForConditionalGeneration,
+    layout: JanusLayout,
+    captions: list[str],
+    codes: Tensor,
+    blank: Tensor,
+) -> Tensor:
+    """Teacher-forced image logits (B, N, V); rows in ``blank`` (B,) lose their caption."""
+    tokens = layout.pad([layout.prompt_ids(c) for c in captions], "left", codes.device)
+    ids = torch.where(blank[:, None], layout.unconditional(tokens.ids_BL), tokens.ids_BL)
+    drawn = model.prepare_embeddings_for_image_generation(codes[:, :-1])
+    language = model.model.language_model
+    embeds = torch.cat([language.embed_tokens(ids), drawn], 1)
+    mask = torch.cat([tokens.mask_BL, tokens.mask_BL.new_ones(drawn.shape[:2])], 1)
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = language(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=position
+    ).last_hidden_state
+    return model.model.generation_head(hidden[:, -codes.shape[1] :])
+
+
+def save_checkpoint(
+    model: JanusForConditionalGeneration, processor: JanusProcessor, folder: Path
+) -> None:
+    """Write a checkpoint in the Hub format, weights in bfloat16."""
+    tokenizer_ = processor.tokenizer
+    model = copy.deepcopy(model).to(torch.bfloat16)
+    for part in (model.config.text_config, model.config.vision_config, model.config.vq_config):
+        part.dtype = torch.bfloat16  # else that of a checkpoint that was loaded
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer_.bos_token_id,
+        eos_token_id=tokenizer_.eos_token_id,
+        pad_token_id=tokenizer_.pad_token_id,
+        guidance_scale=3.0,
+        generation_kwargs={
+            "boi_token_id": tokenizer_.convert_tokens_to_ids(processor.image_start_token)
+        },
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
@@ -268,7 +285,7 @@ class Drawing:
 
     def __init__(self, nano: Nano, seed: int, scale: float) -> None:
         self.nano = nano
-        scenes = broad_scenes(portion(9000, scale), seed + 21, clean=0.5)
+        scenes = broad_scenes(portion(14_000, scale), seed + 21, clean=0.65)
         self.captions = [caption(s) for s in scenes]
         blocks = [scenes[i : i + 960] for i in range(0, len(scenes), 960)]
         self.codes = torch.cat([nano.encode(pictures(block)) for block in blocks])
@@ -310,16 +327,18 @@ def drawn(
     return {"drawn": object_match(found, wanted), "drawn_exact": exact_match(found, wanted)}
 
 
-def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool) -> None:
+def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool, scale: float = 1.0) -> None:
     """Log answers on clean scenes and, as a mean, on each style; and greedy drawings."""
     nano.model.eval()
     rng = np.random.default_rng([seed, 77])
-    clean = [random_scene(rng) for _ in range(150)]
+    clean = [random_scene(rng) for _ in range(max(12, portion(150, scale)))]
     styles = {
-        s: understanding(nano, [styled(s, rng, FAR) for _ in range(40)], 7)["mean"]
+        s: understanding(
+            nano, [styled(s, rng, FAR) for _ in range(max(12, portion(40, scale)))], 7
+        )["mean"]
         for s in STYLES[1:]
     }
-    shown = drawn(nano, 40, seed) if draws else {}
+    shown = drawn(nano, portion(40, scale), seed) if draws else {}
     log(step=step, **understanding(nano, clean, 6), **styles, **shown)
     nano.model.train()
 
@@ -368,5 +387,5 @@ def train(
         if step % 25 == 24:
             log(step=step + 1, **{k: v.item() for k, v in losses.items()})
         if step % EVALUATE_EVERY == EVALUATE_EVERY - 1 or step + 1 in ends:
-            evaluate(nano, seed, log, step + 1, draws=bool(captions))
+            evaluate(nano, seed, log, step + 1, bool(captions), scale)
     nano.save(folder / "janus_nano")

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tools.janus_nano_48 import knowledge
-
-from . import clip, gates, language, reader, tokenizer, vision
+from . import clip, gates, knowledge, language, reader, tokenizer, vision
 
 STAGES = {
     "vision": vision.train,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tools.janus_nano_48.common import Log
+from .common import Log
 
 EVERY = 100
 

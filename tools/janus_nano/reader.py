@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tools.janus_nano_48.common import Log, portion, warm_cosine
-from tools.janus_nano_48.tokenizer import cell_targets
-from unigame.synthetic.world import COLOURS, GRID, SHAPES
+from unigame.synthetic.world import COLOURS, GRID, SHAPES, Scene
 
-from .common import MIXED, PX, broad_scenes, pictures_8bit
+from .common import MIXED, PX, Log, broad_scenes, pictures_8bit, portion, warm_cosine
 from .progress import chance
 
 CELL = PX // GRID
@@ -85,6 +83,17 @@ class Verifier(nn.Module):
         log_shape = torch.cat([s for _, s in scores]).log_softmax(-1)
         truth = log_colour.gather(-1, colour[..., None]) + log_shape.gather(-1, shape[..., None])
         return truth[..., 0].min(1).values
+
+
+def cell_targets(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+    """Colour and shape class of each cell, (B, 9) each."""
+    colour = torch.full((len(scenes), GRID * GRID), len(COLOURS))
+    shape = torch.full((len(scenes), GRID * GRID), len(SHAPES))
+    for row, scene in enumerate(scenes):
+        for t in scene.things:
+            colour[row, t.cell] = list(COLOURS).index(t.colour)
+            shape[row, t.cell] = SHAPES.index(t.shape)
+    return colour, shape
 
 
 def cell_loss(scores: tuple[Tensor, Tensor], colour: Tensor, shape: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from tools.janus_nano_48.common import Log, portion, warm_cosine
-from tools.janus_nano_48.tokenizer import cell_targets, kmeans, picture_loss
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene
 
@@ -31,15 +29,18 @@ from .common import (
     MIXED,
     PATCH_PX,
     STYLES,
+    Log,
     broad_scenes,
     foreground,
     nano_config,
     pictures,
+    portion,
     style_of,
     styled,
+    warm_cosine,
 )
 from .progress import Loop, chance
-from .reader import CellReader, cell_loss, fit
+from .reader import CellReader, cell_loss, cell_targets, fit
 
 BATCH = 12
 FLAT_WEIGHT, BUSY_WEIGHT = 5.0, 2.0
@@ -117,6 +118,37 @@ class Targets:
         }
         weights = {"pixel": 1.0, "meaning": READER_WEIGHT, "seen": SEEN_WEIGHT}
         return torch.stack([weights[k] * v for k, v in parts.items()]).sum(), parts
+
+
+def kmeans(points: Tensor, count: int, rounds: int = 25) -> Tensor:
+    """Spherical k-means: ``count`` unit-norm centres of unit-norm points."""
+    first = torch.randperm(len(points))[:count]
+    if len(points) < count:  # a trial run with a handful of pictures
+        first = torch.randint(len(points), (count,))
+    centres = points[first].clone()
+    for _ in range(rounds):
+        owner = torch.cat([(chunk @ centres.T).argmax(1) for chunk in points.split(8192)])
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        empty = sums.norm(dim=1) < 1e-6
+        sums[empty] = points[torch.randint(len(points), (int(empty.sum()),))]
+        centres = F.normalize(sums, dim=1)
+    return centres
+
+
+def picture_loss(drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 + 2 MSE + 0.5 gradient-L1, in the processor's [-1, 1] range."""
+    difference = drawn - target
+    loss = (weight * difference.abs()).mean() + 2 * (weight * difference**2).mean()
+    for axis in (2, 3):
+        loss = (
+            loss
+            + 0.5
+            * (
+                weight.narrow(axis, 1, target.shape[axis] - 1)
+                * (drawn.diff(dim=axis) - target.diff(dim=axis)).abs()
+            ).mean()
+        )
+    return loss
 
 
 @torch.no_grad()

@@ -20,8 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVisionModel
 
-from tools.janus_nano_48.common import Log, portion, warm_cosine
-from tools.janus_nano_48.tokenizer import cell_targets
 from unigame.synthetic.world import COLOURS, GRID, SHAPES, Scene, Severity
 
 from .common import (
@@ -30,15 +28,19 @@ from .common import (
     PATCH_PX,
     STYLES,
     WIDTH,
+    Log,
     broad_scenes,
     nano_config,
     patch_cells,
     pictures,
     pictures_8bit,
+    portion,
     style_of,
     styled,
+    warm_cosine,
 )
 from .progress import Loop, chance
+from .reader import cell_targets
 
 RATE = 1.5e-3
 STYLE_WEIGHT = 0.25

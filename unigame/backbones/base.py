@@ -63,10 +63,10 @@ class Drawing:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTokens:
-    """A question about one picture and its true answer, as token ids.
+    """A question about its pictures and its true answer, as token ids.
 
     Attributes:
-        prompt: all that stands before the answer, the places of the picture included.
+        prompt: all that stands before the answer, the places of the pictures included.
         answer: ends with the end mark.
     """
 
@@ -100,11 +100,25 @@ class Preprocessor(Protocol):
     def pictures(self, images: Sequence[Image.Image]) -> Tensor:
         """PIL images -> (B, 3, S, S) in [0, 1] on the CPU, by the checkpoint's own resize."""
 
-    def answer(self, question: str, answer: str) -> AnswerTokens:
-        """A question about one picture, and its true answer."""
+    def answer(self, question: str, answer: str, num_images: int = 1) -> AnswerTokens:
+        """A question about its pictures, and its true answer."""
 
     def prompt(self, text: str) -> PromptTokens:
         """A caption, to draw a picture of."""
+
+
+class Reading(NamedTuple):
+    """How a model reads records: what of it needs no weights.
+
+    Attributes:
+        preprocessor: pictures and texts as the model takes them.
+        text_rules: what texts must not hold, and how long a row may be; None: not known.
+        pictures: how many a question may show, in training.
+    """
+
+    preprocessor: Preprocessor
+    text_rules: TextRules | None
+    pictures: range
 
 
 class AnswerLosses(NamedTuple):
@@ -167,6 +181,11 @@ class Backbone(nn.Module, ABC):
     """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     max_images: ClassVar[int] = 1
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
+    reads_codes: ClassVar[bool] = False
+    """Whether what is read of a picture are the very codes that it is drawn of."""
+    trains_by_index: ClassVar[bool] = False
+    """Whether the answer losses understand ``image_index``, and the preprocessor ``num_images``:
+    then rows of text alone, and rows of several pictures, can be trained on."""
 
     # ---- understanding -------------------------------------------------------------------------
     @abstractmethod
@@ -214,12 +233,20 @@ class Backbone(nn.Module, ABC):
         answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
+        image_index: Sequence[Sequence[int]] | None = None,
     ) -> AnswerLosses:
         """What ``answer_loss`` averages, token by token, in one pass; ``mean`` gives its values.
 
         The game judges an answer by its own tokens, without the end mark. A backbone that leaves
         this out is judged by the mean: each of its answers is taken for one token.
+
+        With ``image_index``, ``images`` (or ``embeds``) are the different pictures of the batch,
+        and question ``b`` shows those that ``image_index[b]`` lists, in their order in its tokens;
+        none, where it is text alone. Pictures that no question shows do no harm. Only backbones
+        with ``trains_by_index`` are given it.
         """
+        if image_index is not None:
+            raise ValueError(f"{type(self).__name__} does not understand image_index")
         loss_M = self.answer_loss(images, questions, answers, embeds=embeds)
         return AnswerLosses(loss_M[:, None], torch.ones_like(loss_M, dtype=torch.long))
 
@@ -260,10 +287,27 @@ class Backbone(nn.Module, ABC):
         """One description per image: the answer to ``CAPTION_QUESTION``."""
         return self.answer(images, [CAPTION_QUESTION] * len(images), max_new_tokens=max_new_tokens)
 
+    def reply(self, texts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        """Greedy replies to texts without a picture, one each. No gradient.
+
+        Raises:
+            UserError: the family does not say how; by default none does.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} answers questions about pictures only, so it "
+            "cannot write questions from captions; use question_maker=rules"
+        )
+
     @property
     def text_rules(self) -> TextRules | None:
         """What texts of the data must not hold, and how long a row may be; None: not known."""
         return None
+
+    @property
+    def reading(self) -> Reading:
+        """How it reads records; ``load_reading`` gives the same without weights."""
+        fewest, most = (0, self.max_images) if self.trains_by_index else (1, 1)
+        return Reading(self.preprocessor, self.text_rules, range(fewest, most + 1))
 
     def prompt_tokens(self, prompts: Prompts) -> list[PromptTokens]:
         """Drawing prompts as tokens; tokens pass as they are."""
@@ -338,6 +382,86 @@ class Backbone(nn.Module, ABC):
     ) -> Tensor:
         """Caption -> image loss of each sample, (B,): CE over image codes, or noise prediction."""
 
+    def reconstruction_loss(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        *,
+        codes: Tensor | None = None,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of drawing each picture from what is read of it, (B,); as ``generation_loss``.
+
+        The understanding tokens of a picture and a template ("describe the picture in detail")
+        stand where a caption would: reconstruction alignment (RecA, arXiv 2509.07295).
+        Differentiable in ``embeds``.
+
+        Args:
+            images: (B, 3, S, S), what is to be drawn; None where the other two are given.
+            templates: a text each, or tokens of ``reconstruction_tokens``.
+            codes: of ``images``, where they are known.
+            embeds: (B, N, H), what is read; ``embed_shrunk(images)`` if left out.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no reconstruction_loss, so it cannot learn "
+            "to draw what it reads; leave method reca out"
+        )
+
+    def reconstruction_tokens(self, templates: Prompts) -> list[PromptTokens]:
+        """Templates as tokens, with the places of the picture that is read; tokens pass.
+
+        Raises:
+            UserError: the family does not say how.
+        """
+        raise UserError(
+            f"backbone family {self.facts.family!r} has no reconstruction_tokens, which go with "
+            "its reconstruction_loss; leave method reca out"
+        )
+
+    def reading_size(self, wanted: int | None = None) -> int:
+        """Side, in px, of the detail that ``embed_shrunk`` leaves.
+
+        By default all of it; half where what is read are the codes that are to be drawn, because
+        these would only be copied.
+
+        Raises:
+            UserError: ``wanted`` is more than there is, or leaves the codes to copy.
+        """
+        side = self.facts.image_size
+        most = side // 2 if self.reads_codes else side
+        if wanted is None:
+            return most
+        if self.reads_codes and most < wanted <= side:
+            raise UserError(
+                f"a picture of {side} px is read at {wanted} px and drawn of the codes that "
+                f"{self.facts.family} reads, so it would learn to copy them; read {most} px or less"
+            )
+        if not 1 <= wanted <= side:
+            raise UserError(
+                f"a picture of {side} px cannot be read at {wanted} px; give 1 to {most}"
+            )
+        return wanted
+
+    def embed_shrunk(self, images: Tensor, size: int | None = None) -> Tensor:
+        """``embed_images`` of pictures without detail finer than ``reading_size(size)``."""
+        from unigame.backbones.common.detail import without_detail
+
+        return self.embed_images(without_detail(images, self.reading_size(size)))
+
+    @torch.no_grad()
+    def same_codes(self, images: Tensor, codes: Tensor, size: int | None = None) -> Tensor:
+        """Share of each picture's codes that its shrunk copy still has at their places, (B,).
+
+        Where what is read are the codes, a model that copies them gets so many right.
+        """
+        from unigame.backbones.common.detail import without_detail
+
+        read = self.encode_images(without_detail(images, self.reading_size(size)))
+        return (read == codes.to(read)).float().flatten(1).mean(-1)
+
     @abstractmethod
     def generate(
         self,
@@ -355,6 +479,26 @@ class Backbone(nn.Module, ABC):
         picture. ``seeds`` gives each prompt its own instead: its picture is then the same in any
         batch and any order. Evaluation needs it, so that a run can be stopped and resumed.
         """
+
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """What ``generate`` draws, in the compact form that ``render`` and the losses take.
+
+        By default the drawn pictures are encoded again, which may lose a little; a family that has
+        the codes or latents at hand gives those. No gradient.
+        """
+        with torch.no_grad():
+            return self.encode_images(
+                self.generate(
+                    prompts, seeds=seeds, guidance_scale=guidance_scale, temperature=temperature
+                )
+            )
 
     # ---- the model as an object ----------------------------------------------------------------
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -445,7 +589,7 @@ class Backbone(nn.Module, ABC):
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def forward(self, loss: str, by_token: bool = False, **inputs: Any) -> Tensor | AnswerLosses:
-        """Per-sample loss by name, ``"answer"`` or ``"generation"``: what DDP intercepts.
+        """Per-sample loss by name (a ``LossName`` of the rows): what DDP intercepts.
 
         ``by_token`` gives the answers' ``AnswerLosses`` in place of their means.
         """
@@ -455,7 +599,9 @@ class Backbone(nn.Module, ABC):
             return self.answer_loss(**inputs)
         if loss == "generation":
             return self.generation_loss(**inputs)
-        raise ValueError(f"unknown loss {loss!r}; a backbone computes 'answer' and 'generation'")
+        if loss == "reconstruction":
+            return self.reconstruction_loss(**inputs)
+        raise ValueError(f"unknown loss {loss!r}; give 'answer', 'generation' or 'reconstruction'")
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from unigame.backbones.foreign import (
     no_config,
 )
 from unigame.backbones.model_files import MODEL_FAULT, check_json_files, read_json, weight_names
+from unigame.backbones.registry import BUILT_IN, family_by_files
+from unigame.bundled import BUNDLED, bundled_folder
 from unigame.errors import UserError
 
-BUNDLED = "janus-nano"
 DTYPES = ("float32", "bfloat16", "auto")
 _WEIGHTS = "model.safetensors"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -34,13 +34,7 @@ def find_checkpoint(name_or_path: str | Path) -> Path | str:
     Raises:
         UserError: neither a folder nor something that could be a Hub id.
     """
-    if str(name_or_path) == BUNDLED:
-        bundled = Path(str(resources.files("unigame"))) / "synthetic" / "janus_nano"
-        if not bundled.is_dir():
-            raise UserError(
-                f"the bundled model {BUNDLED!r} is not part of this installation; reinstall "
-                "unigame from its wheel or a full clone"
-            )
+    if (bundled := bundled_folder(str(name_or_path))) is not None:
         return bundled
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -105,6 +99,41 @@ def read_model_type(
     if model_type not in supported:
         raise foreign_model(shown, model_type, supported)
     return model_type
+
+
+def find_family(checkpoint: Path | str, supported: Collection[str]) -> tuple[str, Path]:
+    """The ``model_type`` of a folder or Hub id, and its ``config.json``, which may not be there.
+
+    A family may publish folders that no ``config.json`` describes (``FamilyInfo.files``).
+
+    Raises:
+        UserError: see ``read_model_type`` and ``fetch_config``.
+    """
+    if isinstance(checkpoint, Path):
+        file = checkpoint / "config.json"
+        info = family_by_files([each.name for each in checkpoint.iterdir()])
+        return info.model_type if info else read_model_type(file, supported), file
+    try:
+        file = fetch_config(checkpoint)
+        if read_json(file, MODEL_FAULT).get("model_type") is None:
+            raise no_config(checkpoint, file.parent)
+    except UserError:
+        for info in BUILT_IN:
+            if info.files and (found := _fetched(checkpoint, info.files[-1])) is not None:
+                return info.model_type, found.with_name("config.json")
+        raise
+    return read_model_type(file, supported, checkpoint), file
+
+
+def _fetched(hub_id: str, name: str) -> Path | None:
+    """A small file of a Hub repository, if it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub_id, name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
 
 
 def check_files(folder: Path) -> None:

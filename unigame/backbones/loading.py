@@ -11,18 +11,17 @@ from typing import Any, Protocol
 import torch
 from transformers.utils import logging as hf_logging
 
-from unigame.backbones.base import Backbone
+from unigame.backbones.base import Backbone, Reading
 from unigame.backbones.common.understanding import ReadingBackbone
 from unigame.backbones.folder import (
-    BUNDLED,
     check_device,
     check_dtype,
-    fetch_config,
     find_checkpoint,
-    read_model_type,
+    find_family,
 )
-from unigame.backbones.model_files import loading_from, refuse_not_finite
+from unigame.backbones.model_files import check_json_files, loading_from, refuse_not_finite
 from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
+from unigame.bundled import BUNDLED
 from unigame.errors import UserError
 
 
@@ -61,10 +60,7 @@ def load_backbone(
     place = check_device(device)
     checkpoint = find_checkpoint(name_or_path)
     families = available_backbones()
-    if isinstance(checkpoint, Path):
-        model_type = read_model_type(checkpoint / "config.json", families)
-    else:
-        model_type = read_model_type(fetch_config(checkpoint), families, checkpoint)
+    model_type, _ = find_family(checkpoint, families)
     if adapter is not None:
         from unigame.backbones.common.adapter_files import read_adapter
 
@@ -81,6 +77,30 @@ def load_backbone(
     if adapter is not None:
         backbone.load_adapter(adapter)
     return backbone.eval()
+
+
+def load_reading(name_or_path: str | Path) -> Reading:
+    """How a model reads records: its layout and image processor, without its weights.
+
+    A family that does not say how (``FamilyInfo.reading``) is loaded whole.
+
+    Args:
+        name_or_path: as in ``load_backbone``.
+
+    Raises:
+        UserError: wrong or incomplete checkpoint, or unsupported family.
+    """
+    checkpoint = find_checkpoint(name_or_path)
+    families = available_backbones()
+    model_type, _ = find_family(checkpoint, families)
+    if isinstance(checkpoint, Path):
+        check_json_files(checkpoint)
+    info = find_info(model_type)
+    if info is None or info.reading is None:
+        return load_backbone(name_or_path, dtype="auto").reading
+    with loading_from(checkpoint, ("config.json", "processor_config.json")):
+        reading: Reading = resolve(model_type, info.reading)(checkpoint)
+    return reading
 
 
 def wrap_model(model: Any, processor: Any) -> Backbone:

@@ -102,13 +102,12 @@ def size_of(name: str) -> ModelSize:
     Raises:
         UserError: it is no model of a family that says its size, or files of it are missing.
     """
-    from unigame.backbones.folder import fetch_config, find_checkpoint, read_model_type
+    from unigame.backbones.folder import find_checkpoint, find_family
     from unigame.backbones.model_files import loading_from
 
     checkpoint = find_checkpoint(name)
     hub_id = None if isinstance(checkpoint, Path) else checkpoint
-    file = checkpoint / "config.json" if isinstance(checkpoint, Path) else fetch_config(checkpoint)
-    model_type = read_model_type(file, available_backbones(), hub_id)
+    model_type, file = find_family(checkpoint, available_backbones())
     info = find_info(model_type)
     if info is None or info.size is None:
         known = sorted(family.model_type for family in BUILT_IN if family.size)
@@ -140,6 +139,8 @@ class Setting:
         batch_size: clean samples of one understanding step.
         hard: samples from the buffer that join them.
         captions: samples of the batch that also get the caption -> image loss.
+        redrawn: samples whose picture is drawn from what is read of it, in one row of twice a
+            picture's tokens.
         candidates: pictures drawn per sample that C learns from.
         checkpointing: whether activations are recomputed in backward.
         read_at_once: rows of the mixed batch that U reads in one pass; None: ``batch_size``.
@@ -151,6 +152,7 @@ class Setting:
     batch_size: int
     hard: int = 0
     captions: int = 0
+    redrawn: int = 0
     candidates: int = 1
     checkpointing: bool = True
     read_at_once: int | None = None
@@ -199,9 +201,10 @@ def estimate(size: ModelSize, setting: Setting, dtype: Dtype) -> Estimate:
     activations of the candidates; the understanding step (U descends) the language model's of the
     rows that it reads in one pass. They follow each other, so the peak is the larger, not the sum.
     """
-    samples = setting.read + setting.captions
+    samples = setting.read + setting.captions + 2 * setting.redrawn
     understanding = lm_activations(size, samples, setting, dtype)
-    understanding += setting.captions * size.image_tokens * size.codebook_size * _CODEBOOK_BYTES
+    learned = setting.captions + setting.redrawn
+    understanding += learned * size.image_tokens * size.codebook_size * _CODEBOOK_BYTES
     challenge = 0.0
     if setting.game:
         drawn = setting.challenged * setting.candidates

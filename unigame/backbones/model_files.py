@@ -24,6 +24,8 @@ from unigame.errors import UserError
 
 CONFIGURATIONS = (
     "config.json",
+    "llm_config.json",
+    "vit_config.json",
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -40,9 +40,13 @@ class FamilyInfo:
         note: one sentence that a user of this family must know.
         wraps: ``"module:attribute"`` of what makes a backbone of a transformers model that is
             loaded already, and its processor.
+        reading: ``"module:function"`` of how it reads records, without weights:
+            ``(folder or Hub id) -> Reading``.
         size: ``"module:function"`` by which ``unigame doctor`` estimates memory:
             ``(name, config file, Hub id or None) -> ModelSize``.
         published: ``"module:function"`` that lists the sizes of published checkpoints.
+        files: what a folder of this family holds, and no other does: it is known by them where its
+            ``config.json`` does not name the family, or is missing.
     """
 
     model_type: str
@@ -60,8 +64,10 @@ class FamilyInfo:
     extra: str | None = None
     note: str | None = None
     wraps: str | None = None
+    reading: str | None = None
     size: str | None = None
     published: str | None = None
+    files: tuple[str, ...] = ()
 
 
 BUILT_IN = (
@@ -69,6 +75,7 @@ BUILT_IN = (
         model_type="janus",
         loader="unigame.backbones.janus.load:from_pretrained",
         wraps="unigame.backbones.janus.model:JanusBackbone",
+        reading="unigame.backbones.janus.load:load_reading",
         size="unigame.backbones.janus.size:size_of",
         published="unigame.backbones.janus.size:published",
         title="Janus, Janus-Pro",
@@ -85,12 +92,14 @@ BUILT_IN = (
         model_type="emu3",
         loader="unigame.backbones.emu3.load:from_pretrained",
         wraps="unigame.backbones.emu3.model:Emu3Backbone",
+        reading="unigame.backbones.emu3.load:load_reading",
         size="unigame.backbones.emu3.size:size_of",
         title="Emu3",
         reads="its VQ tokenizer's codes",
         draws="the same tokenizer, codes one after another",
         drawing="codes",
         differentiable="straight-through over the codebook, in drawing and reading",
+        max_images=2,
         examples=("BAAI/Emu3-Chat-hf", "BAAI/Emu3-Gen-hf"),
         page="docs/backbones/emu3.md",
         note="Chat was trained to read and Gen to draw; the game wants both",
@@ -99,6 +108,7 @@ BUILT_IN = (
         model_type="chameleon",
         loader="unigame.backbones.chameleon.load:from_pretrained",
         wraps="unigame.backbones.chameleon.model:ChameleonBackbone",
+        reading="unigame.backbones.chameleon.load:load_reading",
         size="unigame.backbones.chameleon.size:size_of",
         title="Chameleon",
         reads="its VQGAN's codes",
@@ -111,14 +121,33 @@ BUILT_IN = (
         note="draws only with Meta's vqgan.ckpt in the checkpoint's folder",
     ),
     FamilyInfo(
+        model_type="bagel",
+        loader="unigame.backbones.bagel.load:from_pretrained",
+        size="unigame.backbones.bagel.size:size_of",
+        title="BAGEL",
+        reads="SigLIP and a connector",
+        draws="latents of FLUX's VAE, by flow matching",
+        drawing="latents",
+        differentiable="by a linear head, exactly, then the VAE",
+        max_images=4,
+        examples=("ByteDance-Seed/BAGEL-7B-MoT",),
+        page="docs/backbones/bagel.md",
+        needs=("diffusers",),
+        extra="bagel",
+        note="LoRA: on the understanding expert; all-linear adds the other",
+        files=("ema.safetensors", "llm_config.json"),
+    ),
+    FamilyInfo(
         model_type="unigame_composed",
         loader="unigame.backbones.composed.load:from_pretrained",
+        reading="unigame.backbones.composed.load:load_reading",
         size="unigame.backbones.composed.size:size_of",
         title="VLM or LLM with a diffusion branch",
         reads="the VLM's own eyes, or SigLIP/CLIP and a projector",
         draws="connector, then a UNet or DiT of diffusers",
         drawing="latents",
         differentiable="by denoising under the states, then the VAE",
+        max_images=4,
         examples=(
             "Qwen/Qwen2.5-VL-3B-Instruct",
             "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -171,6 +200,11 @@ def find_info(model_type: str) -> FamilyInfo | None:
     own = next((info for info in BUILT_IN if info.model_type == model_type), None)
     entry = next((entry for entry in _plug_ins() if entry.name == model_type), None)
     return own if own is not None or entry is None else _plugged_in(entry).info
+
+
+def family_by_files(names: Collection[str]) -> FamilyInfo | None:
+    """The family whose folders hold all of these files, whatever ``config.json`` says."""
+    return next((i for i in BUILT_IN if i.files and all(f in names for f in i.files)), None)
 
 
 def resolve(model_type: str, reference: str) -> Any:

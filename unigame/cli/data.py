@@ -14,7 +14,7 @@ from unigame.cli.endings import next_step
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from unigame.backbones.base import Backbone
+    from unigame.backbones.base import Reading
     from unigame.data.records import RecordSource
 
 
@@ -37,14 +37,14 @@ def data(source: str, limit: int | None, model: str | None, rows: int, sheet: Pa
     from unigame.data import build_dataset
 
     dataset = build_dataset(sources, limit=limit)
-    from unigame.backbones import load_backbone
+    from unigame.backbones.loading import load_reading
 
     name = model or wanted
-    backbone = load_backbone(name, dtype="auto")
+    reading = load_reading(name)
     from unigame.data.preview import write_sheet
 
     for number, part in enumerate(getattr(dataset, "datasets", [dataset])):
-        _show(console, number, part, backbone, rows, name)
+        _show(console, number, part, reading, rows, name)
     shown = write_sheet(dataset, sheet)
     console.print(f"\nContact sheet of {shown} pictures: {sheet}")
     recipe = [source] if _is_recipe(source) else ["RECIPE", "--data", source]
@@ -76,60 +76,73 @@ def _is_recipe(source: str) -> bool:
 
 
 def _show(
-    console: Console, number: int, part: RecordSource, backbone: Backbone, rows: int, name: str
+    console: Console, number: int, part: RecordSource, reading: Reading, rows: int, name: str
 ) -> None:
     """One source: its counts and lengths, and its first rows."""
     from rich.text import Text
 
     from unigame.data.preview import MEASURED, read_rows, spread, texts_of_rows
+    from unigame.data.records import num_pictures
     from unigame.data.skips import SkipReport
 
     where = getattr(part, "where", type(part).__name__)
     report = getattr(part, "skips", None)
     counted = report.summary() if isinstance(report, SkipReport) else f"{len(part)} rows"
     console.print(Text(f"\nsource {number} ({where}): {counted}", style="bold"))
-    layout = getattr(backbone, "layout", None)
     usable: list[Any] = []
     refused: list[str] = []
     found: list[Any] = []
     for texts in texts_of_rows(part, spread(len(part), MEASURED)):
-        if problem := _problem(texts, backbone):
+        if problem := _problem(texts, reading, part):
             refused.append(f"{texts.get('id')}: {problem}")
             continue
         usable.append(texts)
-        found += read_rows(texts, backbone.preprocessor, layout)
+        found += read_rows(texts, reading.preprocessor)
     both = sum(bool(t.get("answer")) and bool(t.get("caption")) for t in usable)
     answered = sum(bool(t.get("answer")) for t in usable)
     captioned = sum(bool(t.get("caption")) for t in usable)
     looked = len(usable) + len(refused)
+    alone = sum(not t.get("answer") and not t.get("caption") for t in usable)
+    pictures = f", {alone} of a picture alone" if alone else ""
     console.print(
         f"of {looked} rows: {answered} with an answer, {captioned} with a caption, {both} with both"
+        f"{pictures}"
     )
+    numbers = [num_pictures(texts) for texts in usable]
+    if beside := sum(number != 1 for number in numbers):
+        console.print(
+            f"{numbers.count(0)} of text alone, {beside - numbers.count(0)} of several pictures: "
+            "they train answers; the game and drawing pass them by"
+        )
     if refused:
         console.print(f"{len(refused)} that {name} cannot take; the first: {refused[0]}")
     _lengths(console, found, name)
     for texts in texts_of_rows(part, range(min(rows, len(part)))):
-        if problem := _problem(texts, backbone):
+        if problem := _problem(texts, reading, part):
             console.print(f"\n{texts.get('id')}: cannot be used: {problem}")
             continue
-        for row in read_rows(texts, backbone.preprocessor, layout):
+        for row in read_rows(texts, reading.preprocessor):
             console.print(f"\n{texts.get('id')} ({row.loss}, {row.tokens} tokens)")
             console.print(Text.assemble("  reads:   ", row.given))
             console.print(Text.assemble("  trained: ", (row.trained, "bold green")))
 
 
-def _problem(texts: Any, backbone: Backbone) -> str | None:
+def _problem(texts: Any, reading: Reading, part: RecordSource) -> str | None:
     """Why training would leave the row out."""
+    from unigame.data.kinds import holds_pictures_alone
     from unigame.training.record_checks import RecordCheck
 
-    problem = RecordCheck(backbone.text_rules).texts(texts)
+    needs_text = not holds_pictures_alone(part)
+    check = RecordCheck(reading.text_rules, needs_text=needs_text, pictures=reading.pictures)
+    problem = check.texts(texts)
     return None if problem is None else f"{problem.reason}; {problem.advice}"
 
 
 def _lengths(console: Console, rows: Sequence[Any], name: str) -> None:
     for loss, what in (
-        ("answer", "question, picture and answer"),
+        ("answer", "question, pictures and answer"),
         ("generation", "drawing prompt"),
+        ("reconstruction", "picture and text, to draw it again"),
     ):
         lengths = sorted(row.tokens for row in rows if row.loss == loss)
         if not lengths:

@@ -23,7 +23,7 @@ from unigame.system import signals
 # isort: off
 # Each module adds its command: this is their order in the list.
 from unigame.cli import demo, data, train, compose, convert, generate, answer  # noqa: F401
-from unigame.cli import evaluate, compare, report, merge, doctor, backbones  # noqa: F401
+from unigame.cli import evaluate, compare, report, merge, push, doctor, backbones  # noqa: F401
 # isort: on
 
 EXIT_OK = 0

@@ -9,6 +9,7 @@ from unigame.data.chat import Chat
 from unigame.data.hf import HFData
 from unigame.data.images import CorruptImage, load_image
 from unigame.data.mixture import Mixture
+from unigame.data.picture_folder import PictureFolder
 from unigame.data.records import (
     Record,
     SkippedRow,
@@ -28,6 +29,7 @@ __all__ = [
     "CorruptImage",
     "HFData",
     "Mixture",
+    "PictureFolder",
     "Record",
     "SkipReport",
     "SkippedRow",

@@ -11,6 +11,7 @@ from unigame.data.captions import Captions
 from unigame.data.chat import Chat
 from unigame.data.hf import HFData
 from unigame.data.mixture import Mixture
+from unigame.data.picture_folder import PictureFolder
 from unigame.data.records import RecordSource
 from unigame.data.settings import SOURCES, check_values
 from unigame.data.vqa import VQA
@@ -33,6 +34,7 @@ TYPES: dict[str, Callable[..., RecordSource]] = {
     "webdataset": WebDataset,
     "hf": HFData,
     "chat": Chat,
+    "pictures": PictureFolder,
     "synthetic": _synthetic,
 }
 """A type that is new here needs a table of its settings in ``settings.SOURCES``, too."""

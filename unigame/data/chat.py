@@ -1,8 +1,7 @@
 """The schema of conversations about pictures: LLaVA, TRL, ms-swift, LLaMA-Factory, OpenAI.
 
 Each answer becomes a record of its own, with the question before it, the earlier turns if wanted,
-and the picture that was shown by then. What cannot be a record yet is counted: turns without a
-picture or with several.
+and the pictures that were shown by then: none, one or several.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unigame.data.dataset import NO_TEXT, SEVERAL, RecordDataset, Row
+from unigame.data.dataset import NO_TEXT, RecordDataset, Row
 from unigame.data.links import Links, NotFetched
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
 from unigame.data.rows import open_rows, root_of
 from unigame.data.tables import TABLE_SUFFIXES, read_table
 from unigame.errors import UserError
-from unigame.turns import join_turns
+from unigame.turns import PICTURE, join_turns, without_places
 
 MARKS = re.compile(r"\s*<image(?:_placeholder)?>\s*")
 TAGS = {
@@ -38,7 +37,6 @@ MESSAGES = {
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
 TURNS = ("context", "split")
 MALFORMED = "malformed conversation"
-NO_PICTURE = "text without a picture"
 UNSHOWN = "pictures that no mark shows"
 UNANSWERED = "question without an answer"
 MORE_MARKS = "more image marks than pictures"
@@ -50,7 +48,7 @@ class BadChat(Exception):
 
 @dataclass
 class Turn:
-    """One question and its answer.
+    """One question and its answer; in both, ``unigame.turns.PICTURE`` where a picture stands.
 
     Attributes:
         answer: None where the conversation ends with the question.
@@ -89,6 +87,7 @@ class Chat(RecordDataset):
         fetch: Whether pictures behind links may be downloaded; never assumed.
         cache_dir: Where ``datasets`` keeps its arrow copy, and ``fetch`` pictures; by default the
             user's caches.
+        picture_only: Whether rows of one picture without text are kept.
         verify, limit: See :class:`RecordDataset`; ``limit`` counts answers.
 
     Raises:
@@ -108,6 +107,7 @@ class Chat(RecordDataset):
         turns: str = "context",
         fetch: bool = False,
         cache_dir: str | Path | None = None,
+        picture_only: bool = False,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
@@ -128,8 +128,9 @@ class Chat(RecordDataset):
             for number, cells in enumerate(found):
                 given = cells.get("id")
                 id = str(number if given is None else given)
-                yield from _records(id, cells, speakers, links, turns == "context")
+                yield from _records(id, cells, speakers, links, turns == "context", picture_only)
 
+        self.picture_only = picture_only
         root = root_of(path, hub, images)
         super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
 
@@ -140,6 +141,7 @@ def _records(
     speakers: Mapping[str, str],
     links: Links,
     context: bool,
+    picture_only: bool,
 ) -> Iterator[Row | SkippedRow]:
     """The records of one row, and what of it cannot be one."""
     try:
@@ -149,7 +151,7 @@ def _records(
         yield SkippedRow(id, *error.args)
         return
     if not chat.turns:
-        if chat.caption and len(pictures) == 1:
+        if len(pictures) == 1 and (chat.caption or picture_only):
             yield Row(id=id, image=pictures[0], caption=chat.caption)
         else:
             yield SkippedRow(id, NO_TEXT, f"{len(pictures)} pictures")
@@ -157,20 +159,44 @@ def _records(
     for number, turn in enumerate(chat.turns):
         place = id if len(chat.turns) == 1 else f"{id}/{number}"
         if turn.answer is None:
-            yield SkippedRow(place, UNANSWERED, turn.question[:80])
+            yield SkippedRow(place, UNANSWERED, _plain(turn.question)[:80])
             continue
-        if turn.shown != 1:
-            reason = SEVERAL if turn.shown else NO_PICTURE
-            yield SkippedRow(place, reason, f"{turn.shown} pictures up to turn {number}")
-            continue
+        shown = tuple(pictures[: turn.shown])
         yield Row(
             id=place,
-            image=pictures[0],
-            question=join_turns(earlier, turn.question, chat.system),
-            answer=turn.answer,
-            caption=chat.caption,
+            image=shown[0] if shown else None,
+            images=None if len(shown) == 1 else shown,
+            question=_question(earlier, turn, chat.system),
+            answer=_plain(turn.answer),
+            caption=chat.caption if len(shown) == 1 else None,
         )
         earlier += [(turn.question, turn.answer)] if context else []
+
+
+def _question(earlier: Sequence[tuple[str, str]], turn: Turn, system: str) -> str:
+    """The question with what stands before it, and places of pictures where they are needed.
+
+    One picture that comes with the first question needs none: it stands before the question.
+    """
+    text = turn.question
+    before = sum(said.count(PICTURE) for pair in earlier for said in pair)
+    missing = turn.shown - before - text.count(PICTURE)
+    if missing > 0:  # shown in turns that are left out
+        text = PICTURE * missing + text
+    if turn.shown > 1:
+        return join_turns(earlier, text, system)
+    _, *later = [said for pair in earlier for said in pair] + [text]
+    place = _to_front if any(PICTURE in said for said in later) else _plain
+    return join_turns([(place(asked), place(said)) for asked, said in earlier], place(text), system)
+
+
+def _to_front(text: str) -> str:
+    return PICTURE + _plain(text) if PICTURE in text else text
+
+
+def _plain(text: str) -> str:
+    """A text without places of pictures."""
+    return text.replace(PICTURE, "\n").strip()
 
 
 def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversation:
@@ -200,7 +226,8 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
         marks[next((i for i, (who, *_) in enumerate(spoken) if who == "user"), 0)] = len(pictures)
     if sum(marks) < len(pictures):
         raise BadChat(UNSHOWN, f"{sum(marks)} marks, {len(pictures)} pictures")
-    system = "\n".join(text.strip() for who, text, _ in spoken if who == "system")
+    said = [MARKS.sub("\n", text).strip() for who, text, _ in spoken if who == "system"]
+    system = "\n".join(said)
     return Conversation(_turns(spoken, marks), pictures, caption, system)
 
 
@@ -209,17 +236,19 @@ def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -
     asked, shown = "", 0
     for (who, text, _), count in zip(spoken, marks, strict=True):
         shown += count
-        words = MARKS.sub("\n", text).strip()
+        words = MARKS.sub(PICTURE, without_places(text))
+        words = (PICTURE * (count - words.count(PICTURE)) + words).strip()
         if who == "system":
+            asked = PICTURE * count + asked
             continue
         if who == "user":
             asked = f"{asked}\n{words}".strip()
             continue
-        if not asked or not words:
-            raise BadChat(MALFORMED, f"an empty {'answer' if asked else 'question'}")
+        if not _plain(asked) or not _plain(words):
+            raise BadChat(MALFORMED, f"an empty {'answer' if _plain(asked) else 'question'}")
         turns.append(Turn(asked, words, shown))
         asked = ""
-    return [*turns, Turn(asked, None, shown)] if asked else turns
+    return [*turns, Turn(asked, None, shown)] if _plain(asked) else turns
 
 
 def schema_of(cells: Mapping[str, Any]) -> str | None:

@@ -27,6 +27,7 @@ class Row:
 
     Attributes:
         image: The cell of a :class:`StoredPicture`.
+        images: All cells, where they are not one: none, or several in order.
         answers: The annotators' raw answers, empty where there are none.
     """
 
@@ -36,8 +37,14 @@ class Row:
     answer: str | None = None
     caption: str | None = None
     answers: tuple[str, ...] = ()
+    images: tuple[Any, ...] | None = None
 
-    def texts(self) -> dict[str, str | None]:
+    @property
+    def cells(self) -> tuple[Any, ...]:
+        """The cells of all its pictures."""
+        return (self.image,) if self.images is None else self.images
+
+    def texts(self) -> dict[str, Any]:
         """The record without its picture."""
         return {
             "question": self.question,
@@ -66,6 +73,9 @@ class RecordDataset(Dataset[Record]):
         UserError: Bad ``verify`` or ``limit``, or no row is left.
     """
 
+    picture_only: bool = False
+    """Whether rows that hold nothing but a picture were asked for."""
+
     def __init__(
         self,
         rows: Iterable[Row | SkippedRow],
@@ -92,18 +102,23 @@ class RecordDataset(Dataset[Record]):
             if isinstance(row, SkippedRow):
                 self.skips.add(row.id, row.reason)
                 continue
-            if row.image not in failures:
-                failures[row.image] = self._failure(row.image, verify)
-            if failures[row.image]:
-                self.skips.add(row.id, failures[row.image])
+            if reason := self._failure_of(row, verify, failures):
+                self.skips.add(row.id, reason)
                 continue
             self._rows.append(row)
+            self.skips.keep(len(row.cells))
             if len(self._rows) == limit:
                 break
-        self.skips.kept = len(self._rows)
         if not self._rows:
             fix = "check the image folder" if self.skips.skipped else "the source is empty"
             raise UserError(f"{where} has no usable row ({self.skips.summary()}); {fix}")
+
+    def _failure_of(self, row: Row, verify: str, known: dict[Any, str]) -> str:
+        """Why one of a row's pictures cannot be used; empty where all can."""
+        for image in row.cells:
+            if image not in known:
+                known[image] = self._failure(image, verify)
+        return next((known[image] for image in row.cells if known[image]), "")
 
     def _failure(self, image: Any, verify: str) -> str:
         """Why a picture cannot be used; empty where it can."""
@@ -128,10 +143,13 @@ class RecordDataset(Dataset[Record]):
         """
         row = self._rows[index]
         try:
-            image = StoredPicture(row.image, self.root)()
+            images = [StoredPicture(image, self.root)() for image in row.cells]
         except CorruptImage as error:
             raise CorruptImage(row.id, error.reason, error.detail) from error
-        record: Record = {"image": image, **row.texts()}  # type: ignore[typeddict-item]
+        first = images[0] if images else None
+        record: Record = {"image": first, **row.texts()}  # type: ignore[typeddict-item]
+        if row.images is not None:
+            record["images"] = images
         if row.answers:
             record["answers"] = list(row.answers)
         return record
@@ -140,6 +158,11 @@ class RecordDataset(Dataset[Record]):
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
         return load_rows(self, indices)
 
-    def iter_texts(self) -> Iterator[dict[str, str | None]]:
-        """The texts and the id of every row, in order; no picture is read."""
-        return (row.texts() for row in self._rows)
+    def iter_texts(self) -> Iterator[dict[str, Any]]:
+        """The texts and the id of every row, in order; no picture is read.
+
+        Rows that do not show one picture say how many: ``num_images``.
+        """
+        for row in self._rows:
+            number = len(row.cells)
+            yield row.texts() if number == 1 else {**row.texts(), "num_images": number}

@@ -69,10 +69,8 @@ def _guess_folder(text: str, folder: Path) -> Guess:
         said = f"{text} holds pictures with a caption in a text file beside each: type: captions"
         return Guess({"type": "captions", "path": text}, said)
     if any(suffix in IMAGE_SUFFIXES for suffix in found):
-        raise UserError(
-            f"{text} holds pictures without texts; put a caption for name.jpg into name.txt, or "
-            "write a table of image, question and answer"
-        )
+        said = f"{text} holds pictures without texts, for method reca: type: pictures"
+        return Guess({"type": "pictures", "path": text}, said)
     raise UserError(f"{text} holds no table, shard or picture; give the folder that does")
 
 
@@ -91,6 +89,9 @@ def _by_rows(
         what, kind = "questions with answers", "vqa" if table else "hf"
     elif "caption" in fields:
         what, kind = "captions", "captions" if table else "hf"
+    elif "image" in fields and set(names) == set(fields.values()):
+        said = f"{where} holds pictures (in {fields['image']!r}) without texts, for method reca"
+        return Guess({"type": "hf", **options, "picture_only": True}, f"{said}: type: hf")
     else:
         raise UserError(
             f"{where} has no question with its answer, no caption and no conversation among its "

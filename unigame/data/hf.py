@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from unigame.data.dataset import SEVERAL, RecordDataset, Row
 from unigame.data.pairs import find_columns, lenient_row, texts_of
@@ -32,6 +34,8 @@ class HFData(RecordDataset):
         require_answers: Whether a question needs an answer to be kept.
         cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache. A csv has
             none: it is read as all tables here are, so that its text stays text.
+        picture_only: Whether rows of a picture without text are kept; then no column of texts is
+            needed.
         verify, limit: See :class:`RecordDataset`.
 
     Raises:
@@ -50,6 +54,7 @@ class HFData(RecordDataset):
         images: str | Path | None = None,
         require_answers: bool = True,
         cache_dir: str | Path | None = None,
+        picture_only: bool = False,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
@@ -61,33 +66,41 @@ class HFData(RecordDataset):
             found = open_rows(
                 path, split, hub=hub, name=name, revision=revision, cache_dir=cache_dir
             )
-            needs = ("image", ("caption", asked, "answers"))
+            needs = ("image", *(() if picture_only else (("caption", asked, "answers"),)))
             fields = find_columns(found.columns, columns, required=needs, where=where)
-            yield from _rows(found, fields, where, require_answers)
+            yield from _rows(found, fields, where, require_answers, picture_only)
 
+        self.picture_only = picture_only
         root = root_of(path, hub, images)
         super().__init__(rows(), where=where, root=root, verify=verify, limit=limit)
 
 
 def _rows(
-    rows: Rows, fields: dict[str, str], where: str, require_answers: bool
+    rows: Rows, fields: dict[str, str], where: str, require_answers: bool, picture_only: bool
 ) -> Iterator[Row | SkippedRow]:
     if isinstance(rows, TableRows):
         rows = rows.only(fields.values())
     for number, cells in enumerate(rows):
         given = cells.get(fields.get("id", ""))
         id = str(number if given is None else given)
-        image = cells.get(fields["image"])
-        if isinstance(image, list) and len(image) < 2:
-            image = image[0] if image else None
-        elif isinstance(image, list):
-            yield SkippedRow(id, SEVERAL, f"{len(image)} of them")
-            continue
-        if not isinstance(image, TableCell | str | None):
-            raise UserError(
-                f"{where}: column {fields['image']!r} holds {type(image).__name__} "
-                f"({image!r:.40}), but one image, its bytes or its path is needed; name the right "
-                "column with columns: {image: <column>}"
-            )
+        found = cells.get(fields["image"])
+        images = found if isinstance(found, list) else [found]
+        for image in images:
+            if not isinstance(image, TableCell | str | None):
+                raise UserError(
+                    f"{where}: column {fields['image']!r} holds {type(image).__name__} "
+                    f"({image!r:.40}), but one image, its bytes or its path is needed; name the "
+                    "right column with columns: {image: <column>}"
+                )
         place = f"{where} row {number}"
-        yield lenient_row(id, image, texts_of(cells, fields, place), place, require_answers)
+        first = images[0] if images else None
+        texts = texts_of(cells, fields, place)
+        row = lenient_row(id, first, texts, place, require_answers, picture_only)
+        yield _with_all(row, images) if len(images) > 1 else row
+
+
+def _with_all(row: Row | SkippedRow, images: Sequence[Any]) -> Row | SkippedRow:
+    """An answer is learned from several pictures; none of them is what a caption says."""
+    if isinstance(row, Row) and row.answer is None:
+        return SkippedRow(row.id, SEVERAL, f"{len(images)} of them")
+    return replace(row, images=tuple(images), caption=None) if isinstance(row, Row) else row

@@ -9,6 +9,7 @@ from typing import Any
 from unigame.data.images import CorruptImage
 from unigame.data.mixture import Mixture
 from unigame.data.peek import peek_texts
+from unigame.data.records import num_pictures
 
 READ_UP_TO = 1_000
 """Rows that are looked at where a row can only be had together with its picture."""
@@ -21,6 +22,7 @@ class Kinds:
     Attributes:
         rows: that were looked at.
         answered: different ones that have an answer.
+        played: those of them that show one picture, which a method can work on.
         captioned: ones that have a caption.
         named: whether all answered ones have an id.
         whole: whether nothing of the dataset was left out.
@@ -28,23 +30,25 @@ class Kinds:
 
     rows: int
     answered: int
+    played: int
     captioned: int
     named: bool
     whole: bool
 
 
 def kinds_of(dataset: Any, enough: int = 1, captions: bool = False) -> Kinds | None:
-    """Look at rows until ``enough`` different ones have an answer; None for a stream.
+    """Look at rows until ``enough`` different ones can be played on; None for a stream.
 
     Args:
         dataset: records; one of our readers, a mixture of them, or anything with a length.
-        enough: different answered rows that need to be known of.
+        enough: different answered rows of one picture that need to be known of.
         captions: whether a caption must be known of, too.
     """
     if not hasattr(dataset, "__len__"):
         return None
     rows = captioned = unnamed = 0
-    ids: set[str] = set()
+    played: set[str] = set()
+    others: set[str] = set()
     whole = _can_be_read_whole(dataset)
     for source, record in _records(dataset):
         rows += 1
@@ -52,11 +56,18 @@ def kinds_of(dataset: Any, enough: int = 1, captions: bool = False) -> Kinds | N
         if record.get("answer"):
             name = record.get("id")
             unnamed += name is None or name == ""
-            ids.add(f"{source}:{name}" if name not in (None, "") else f"{source}: row {rows}")
-        if len(ids) >= enough and (captioned or not captions):
+            own = f"{source}:{name}" if name not in (None, "") else f"{source}: row {rows}"
+            (played if num_pictures(record) == 1 else others).add(own)
+        if len(played) >= enough and (captioned or not captions):
             whole = False
             break
-    return Kinds(rows, len(ids), captioned, named=not unnamed, whole=whole)
+    answered = len(played | others)
+    return Kinds(rows, answered, len(played), captioned, named=not unnamed, whole=whole)
+
+
+def holds_pictures_alone(dataset: Any) -> bool:
+    """Whether a source was asked for rows that hold nothing but a picture."""
+    return any(getattr(part, "picture_only", False) for part in _parts(dataset))
 
 
 def _parts(dataset: Any) -> list[Any]:

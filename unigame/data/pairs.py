@@ -155,12 +155,20 @@ def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[
 
 
 def lenient_row(
-    id: str, image: Any, texts: dict[str, Any], place: str, require_answers: bool = True
+    id: str,
+    image: Any,
+    texts: dict[str, Any],
+    place: str,
+    require_answers: bool = True,
+    picture_only: bool = False,
 ) -> Row | SkippedRow:
-    """The row of a source that no one repairs row by row: without text it is left out."""
+    """The row of a source that no one repairs row by row: without text it is left out.
+
+    With ``picture_only`` it is kept.
+    """
     if texts["question"] is None or (texts["answer"] is None and require_answers):
         texts = texts | NO_QUESTION  # half a question is none
-    if texts["question"] is None and texts["caption"] is None:
+    if texts["question"] is None and texts["caption"] is None and not picture_only:
         return SkippedRow(id, NO_TEXT, place)
     return Row(id=id, image=image, **texts)
 

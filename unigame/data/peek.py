@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, Subset
 
-TEXT_FIELDS = ("question", "answer", "caption", "id")
+TEXT_FIELDS = ("question", "answer", "caption", "id", "num_images")
 
 
 def peek_texts(dataset: Any) -> Iterator[Any] | None:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from unigame.data.peek import peek_texts
-from unigame.data.records import RecordSource, SkippedRow, load_record_or_skip
+from unigame.data.records import (
+    RecordSource,
+    SkippedRow,
+    load_record_or_skip,
+    num_pictures,
+    pictures_of,
+)
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +31,7 @@ class ReadRow(NamedTuple):
     """One row of a loss, as a model reads it, in text with the special tokens.
 
     Attributes:
-        loss: ``"answer"`` or ``"generation"``.
+        loss: ``"answer"``, ``"generation"`` or ``"reconstruction"``.
         given: what stands before the trained tokens.
         trained: those that the loss is taken of.
         tokens: of the whole row; for a drawing, of its prompt.
@@ -41,18 +47,22 @@ class ReadRow(NamedTuple):
     unknown: int
 
 
-def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor, layout: Any) -> list[ReadRow]:
+def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor) -> list[ReadRow]:
     """What is made of one record: a row for its answer, and one for its caption.
+
+    Of a picture alone it is the row by which it would be drawn again, with one of many texts.
 
     Args:
         texts: of the record.
-        preprocessor: the model family's own.
-        layout: its ``TokenLayout``, which knows the tokenizer; None where it has none.
+        preprocessor: the model family's own; without a ``layout``, tokens are only counted.
     """
     rows = []
+    layout = getattr(preprocessor, "layout", None)
+    number = num_pictures(texts)
+    how_many = () if number == 1 else (number,)
     question, answer, caption = (texts.get(name) for name in ("question", "answer", "caption"))
     if question and answer:
-        asked = preprocessor.answer(question, answer)
+        asked = preprocessor.answer(question, answer, *how_many)
         given, trained = _shown(asked.prompt, layout), _shown(asked.answer, layout)
         ids = (*asked.prompt, *asked.answer)
         unknown = _unknown(ids, layout)
@@ -62,6 +72,13 @@ def read_rows(texts: Mapping[str, Any], preprocessor: Preprocessor, layout: Any)
         picture = "[the picture's tokens]"
         unknown = _unknown(ids, layout)
         rows.append(ReadRow("generation", _shown(ids, layout), picture, len(ids), 0, unknown))
+    if not rows and layout is not None:
+        try:
+            ids = layout.reconstruction_ids("describe the picture")
+        except UserError:  # the family cannot draw what it reads
+            return rows
+        shown = _shown(ids, layout)
+        rows.append(ReadRow("reconstruction", shown, "[the picture's tokens]", len(ids), 0, 0))
     return rows
 
 
@@ -74,7 +91,6 @@ def _shown(ids: Sequence[int], layout: Any) -> str:
     """Tokens as text, special ones and line breaks visible, each picture in a few words."""
     if layout is None:
         return f"[{len(ids)} tokens]"
-    places = [place for place, token in enumerate(ids) if token == layout.image_token_id]
     queries = [token for token in ids if token < 0 and token != layout.image_token_id]
     decode = layout.tokenizer.decode
 
@@ -84,11 +100,13 @@ def _shown(ids: Sequence[int], layout: Any) -> str:
         return said.replace("\n", "\\n")
 
     end = f"[{len(queries)} places to draw from]" if queries else ""
-    if not places:
-        return text(ids) + end
-    first, last = places[0], places[-1]
-    picture = f"[picture, {last - first + 1} tokens]"
-    return text(ids[:first]) + picture + text(ids[last + 1 :]) + end
+    said, rest = "", list(ids)
+    for _ in range(rest.count(layout.image_token_id) // layout.num_image_tokens):
+        first = rest.index(layout.image_token_id)
+        length = layout.image_span
+        said += text(rest[:first]) + f"[picture, {length} tokens]"
+        rest = rest[first + length :]
+    return said + text(rest) + end
 
 
 # ---- many rows -----------------------------------------------------------------------------------
@@ -115,10 +133,12 @@ def texts_of_rows(dataset: RecordSource, places: Sequence[int]) -> Iterator[Mapp
 def write_sheet(dataset: RecordSource, path: str | Path) -> int:
     """A contact sheet of at most 24 rows, spread over the data; returns how many pictures it has.
 
+    Rows of text alone are passed by; several pictures of a row stand side by side.
+
     Raises:
         UserError: the file cannot be written.
     """
-    places = spread(len(dataset), SHEET_ROWS)
+    places = _with_pictures(dataset)
     lines = -(-len(places) // _COLUMNS)
     wide = _COLUMNS * (_SIDE + _GAP) + _GAP
     sheet = Image.new("RGB", (wide, lines * (_SIDE + _TEXT + _GAP) + _GAP), "white")
@@ -131,10 +151,10 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
         if isinstance(row, SkippedRow):
             words = f"{row.id}: {row.reason}"
         else:
-            small = ImageOps.contain(row["image"], (_SIDE, _SIDE))
-            sheet.paste(small, (left + (_SIDE - small.width) // 2, top + _SIDE - small.height))
+            pictures = pictures_of(row)
+            _paste(sheet, pictures, left, top)
             words = _words(row)
-            shown += 1
+            shown += len(pictures)
         text = "\n".join(textwrap.wrap(words, 34, max_lines=4, placeholder=" ..."))
         draw.multiline_text((left, top + _SIDE + 4), text, fill="black", font=font, spacing=2)
     try:
@@ -143,6 +163,23 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
         reason = error.strerror or str(error)
         raise UserError(f"the contact sheet cannot be written to {path}: {reason}") from error
     return shown
+
+
+def _with_pictures(dataset: RecordSource) -> list[int]:
+    peeked = peek_texts(dataset)
+    if peeked is None:
+        return spread(len(dataset), SHEET_ROWS)
+    some = [place for place, row in enumerate(peeked) if num_pictures(row)]
+    return [some[place] for place in spread(len(some), SHEET_ROWS)]
+
+
+def _paste(sheet: Image.Image, pictures: Sequence[Image.Image], left: int, top: int) -> None:
+    """Pictures side by side, at the foot of a square."""
+    wide = _SIDE // max(1, len(pictures))
+    for number, picture in enumerate(pictures):
+        small = ImageOps.contain(picture, (wide, _SIDE))
+        middle = left + number * wide + (wide - small.width) // 2
+        sheet.paste(small, (middle, top + _SIDE - small.height))
 
 
 def _words(row: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ the batch changes, and no text is ever paired with another row's picture.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -24,17 +24,32 @@ class Record(TypedDict):
     """One sample. Caption-only samples have no question and answer, and the other way round.
 
     Attributes:
-        image: RGB, upright.
+        image: RGB, upright. Of several the first one; None in a sample of text alone.
+        images: All pictures, where they are not one: several, in order, or none. An answer is
+            learned from them all; the game and drawing pass the sample by.
         answers: The raw answers of all annotators (ten in VQAv2), where the source has them.
         id: Unique within its dataset.
     """
 
-    image: Image.Image
+    image: Image.Image | None
     question: str | None
     answer: str | None
     caption: str | None
     id: str
     answers: NotRequired[list[str]]
+    images: NotRequired[list[Image.Image]]
+
+
+def pictures_of(record: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a record: one, unless ``images`` says otherwise."""
+    images = record.get("images")
+    return [record.get("image")] if images is None else list(images)
+
+
+def num_pictures(texts: Mapping[str, Any]) -> int:
+    """How many pictures a record shows, told from the record, or from its texts alone."""
+    images = texts.get("images")
+    return int(texts.get("num_images", 1)) if images is None else len(images)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,19 +93,31 @@ def _shown(table: Any, start: int, stop: int) -> list[Any]:
     cells = table.with_format("arrow")[start:stop].column(0)
     if pa.types.is_nested(cells.type) and not pa.types.is_struct(cells.type):
         lengths = [length or 0 for length in pc.list_value_length(cells).to_pylist()]
+        stored = iter(_stored(pc.list_flatten(cells)))
         return [
-            [TableCell(table, start + offset, place) for place in range(length)]
+            [
+                TableCell(table, start + offset, place) if here else path
+                for place, (here, path) in enumerate(itertools.islice(stored, length))
+            ]
             for offset, length in enumerate(lengths)
         ]
+    return [
+        TableCell(table, start + offset) if here else path
+        for offset, (here, path) in enumerate(_stored(cells))
+    ]
+
+
+def _stored(cells: Any) -> list[tuple[bool, str | None]]:
+    """Of each picture of a column, whether its bytes are there, and its path."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
     paths = [None] * len(cells)
     embedded = pc.is_valid(cells)
     if pa.types.is_struct(cells.type):
         embedded = pc.and_(embedded, pc.is_valid(pc.struct_field(cells, "bytes")))
         paths = pc.struct_field(cells, "path").to_pylist()
-    return [
-        TableCell(table, start + offset) if here else path
-        for offset, (here, path) in enumerate(zip(embedded.to_pylist(), paths, strict=True))
-    ]
+    return list(zip(embedded.to_pylist(), paths, strict=True))
 
 
 def _item(kind: Any) -> Any:

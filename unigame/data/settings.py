@@ -23,6 +23,7 @@ _FILES: dict[str, Rule] = {
     **_COMMON,
     "verify": Text(choices=VERIFY, help="What is checked of every picture before training."),
 }
+_PICTURE_ONLY = Switch(help="Whether rows of a picture without text are kept, for method reca.")
 _OPENED: dict[str, Rule] = {
     **_FILES,
     "path": _PATH,
@@ -32,6 +33,7 @@ _OPENED: dict[str, Rule] = {
     "revision": _PATH_OR_NONE,
     "images": _PATH_OR_NONE,
     "cache_dir": _PATH_OR_NONE,
+    "picture_only": _PICTURE_ONLY,
 }
 _TAGS = Table(
     item=Text(),
@@ -55,7 +57,9 @@ SOURCES: dict[str, dict[str, Rule]] = {
         **_FILES,
         "path": OneOf(rules=(Many(least=1), Text()), help="tar, folder, glob, {000..331}, or list"),
         "columns": _COLUMNS,
+        "picture_only": _PICTURE_ONLY,
     },
+    "pictures": {**_FILES, "path": Text(help="Folder or glob of pictures.")},
     "hf": {**_OPENED, "columns": _COLUMNS, "require_answers": Switch()},
     "chat": {
         **_OPENED,

@@ -11,12 +11,20 @@ class SkipReport:
 
     Attributes:
         kept: Rows that the reader kept at construction.
+        text_only: Those of them without a picture.
+        several: Those of them with several pictures.
         skipped: Reason of every row left out, by row id.
     """
 
     def __init__(self) -> None:
-        self.kept = 0
+        self.kept = self.text_only = self.several = 0
         self.skipped: dict[str, str] = {}
+
+    def keep(self, num_images: int) -> None:
+        """Count one row that is kept."""
+        self.kept += 1
+        self.text_only += num_images == 0
+        self.several += num_images > 1
 
     def add(self, id: str, reason: str) -> None:
         """Count one row; adding the same id again changes nothing."""
@@ -32,7 +40,16 @@ class SkipReport:
 
     def summary(self) -> str:
         """One line for people, such as ``"98 rows, 2 skipped: 2 missing image (a.jpg, b.jpg)"``."""
-        head = f"{self.kept} rows, {len(self.skipped)} skipped"
+        special = [
+            f"{count} {what}"
+            for count, what in (
+                (self.text_only, "of text alone"),
+                (self.several, "of several pictures"),
+            )
+            if count
+        ]
+        kinds = f" ({', '.join(special)})" if special else ""
+        head = f"{self.kept} rows{kinds}, {len(self.skipped)} skipped"
         reasons = [
             f"{count} {reason} ({', '.join(self.examples(reason))}{', ...' if count > 2 else ''})"
             for reason, count in self.counts().items()
@@ -45,6 +62,8 @@ class SkipReport:
         total = cls()
         for prefix, report in reports:
             total.kept += report.kept
+            total.text_only += report.text_only
+            total.several += report.several
             for id, reason in report.skipped.items():
                 total.add(prefix + id, reason)
         return total

@@ -43,6 +43,7 @@ class WebDataset(RecordDataset):
         path: Shards: a tar, a folder of tars, a glob (``cc3m/*.tar``), a brace pattern
             (``cc3m-{000..331}.tar``), or a list of these.
         columns: Field of the record to key of the json, where the keys have unusual names.
+        picture_only: Whether samples of a picture without text are kept.
         verify: See :class:`RecordDataset`; ``"exists"`` only tells whether an image is there.
         limit: See :class:`RecordDataset`; later shards are not even opened.
 
@@ -55,16 +56,20 @@ class WebDataset(RecordDataset):
         path: str | Path | Sequence[str | Path],
         *,
         columns: Mapping[str, str] | None = None,
+        picture_only: bool = False,
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
         names = dict(check_fields(columns))
         shards = expand_shards(path)
-        rows = (row for shard in shards for row in _shard_rows(shard, names))
+        self.picture_only = picture_only
+        rows = (row for shard in shards for row in _shard_rows(shard, names, picture_only))
         super().__init__(rows, where=str(path), root=None, verify=verify, limit=limit)
 
 
-def _shard_rows(shard: Path, columns: dict[str, str]) -> Iterator[Row | SkippedRow]:
+def _shard_rows(
+    shard: Path, columns: dict[str, str], picture_only: bool
+) -> Iterator[Row | SkippedRow]:
     try:
         opened = shard.open("rb")
     except OSError as error:
@@ -72,7 +77,7 @@ def _shard_rows(shard: Path, columns: dict[str, str]) -> Iterator[Row | SkippedR
     with opened as file:
         ends: list[int] = []
         for key, members in _samples(read_members(shard, ends)):
-            yield from _sample(file, shard, key, members, columns)
+            yield from _sample(file, shard, key, members, columns, picture_only)
         for zeros in ends:
             detail = f"{zeros} bytes of zeros at its end; a download that stopped looks like it"
             yield SkippedRow(shard.name, LONG_END, detail)
@@ -114,6 +119,7 @@ def _sample(
     key: str,
     members: Sequence[tuple[str, Member]],
     columns: dict[str, str],
+    picture_only: bool,
 ) -> Iterator[Row | SkippedRow]:
     """One sample as a row, and what it has twice as skipped rows."""
     parts: dict[str, Member] = {}
@@ -129,7 +135,7 @@ def _sample(
     for part, member in parts.items():
         if picture is not None and member is not picture and _is_sample(part, parts):
             yield SkippedRow(_id(shard, member.name), SECOND_PICTURE, f"beside {picture.name}")
-    yield _row(file, shard, key, parts, picture, columns)
+    yield _row(file, shard, key, parts, picture, columns, picture_only)
 
 
 def _is_sample(part: str, parts: Mapping[str, Member]) -> bool:
@@ -149,6 +155,7 @@ def _row(
     parts: dict[str, Member],
     picture: Member | None,
     columns: dict[str, str],
+    picture_only: bool,
 ) -> Row | SkippedRow:
     id = _id(shard, key)
     if picture is None:
@@ -161,7 +168,8 @@ def _row(
     except ValueError as error:
         return SkippedRow(id, MALFORMED, str(error))
     cell = TarSlice(str(shard), picture.offset, picture.size)
-    return lenient_row(id, cell, texts, f"members: {', '.join(parts)}")
+    place = f"members: {', '.join(parts)}"
+    return lenient_row(id, cell, texts, place, picture_only=picture_only)
 
 
 def _id(shard: Path, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from unigame.training.recipe import Recipe
 
 _REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
-_OPTIONAL = ("tensorboard", "wandb")  # integrations of --report_to
+_OPTIONAL = ("tensorboard", "trackio", "wandb")  # integrations of --report_to
 _BATCHES = (1, 8)
 
 
@@ -176,11 +177,13 @@ def _billions(parameters: int) -> str:
 def setting_of(plan: Recipe) -> Setting:
     """What of a recipe memory depends on; of several GPUs, on each."""
     settings, game = plan.training, plan.settings_of("selfplay")
+    reca = plan.settings_of("reca")
     batch = settings.per_device_train_batch_size
     setting = Setting(
         game=False,
         batch_size=batch,
         captions=batch if settings.generation_weight > 0 else 0,
+        redrawn=math.ceil(reca.share * batch) if reca else 0,
         checkpointing=bool(settings.gradient_checkpointing),
         read_at_once=settings.understanding_micro_batch,
     )

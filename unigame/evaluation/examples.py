@@ -9,6 +9,7 @@ from functools import partial
 from PIL import Image
 
 from unigame.data import Record, most_common_answer
+from unigame.data.records import num_pictures, pictures_of
 from unigame.evaluation.base import Item
 from unigame.evaluation.tasks.vqav2.rules import normalise, soft_score
 
@@ -48,18 +49,18 @@ def vqa_match(reply: str, example: Example) -> float:
 
 
 def from_records(records: Iterable[Record]) -> list[Example]:
-    """Examples of the records that ask a question; pictures are asked as they were read."""
+    """Examples of the records that ask about one picture; pictures are asked as they were read."""
     return [
         Example(
             id=record["id"],
-            picture=partial(_same, record["image"]),
+            picture=partial(_same, pictures_of(record)[0]),
             question=record["question"],
             answer=record["answer"],
             answers=tuple(record.get("answers") or ()),
             caption=record["caption"] or "",
         )
         for record in records
-        if record["question"] and record["answer"]
+        if record["question"] and record["answer"] and num_pictures(record) == 1
     ]
 
 

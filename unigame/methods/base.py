@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unigame.errors import UserError
@@ -41,6 +42,23 @@ class Figures(Protocol):
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         """``count`` observations that sum to ``total``; ``name`` is one of ``Method.figures``."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of one example, side by side, for the trackers of a run.
+
+    Attributes:
+        pictures: of one size.
+        caption: what they are, in a line.
+    """
+
+    pictures: Sequence[Image.Image]
+    caption: str
+
+
+def _unshown(shown: Sequence[Shown]) -> None:
+    pass
 
 
 def _untimed(phase: str) -> AbstractContextManager[Any]:
@@ -63,6 +81,7 @@ class Run:
         average: averages gradients over processes, in place; None on one.
         gather: joins the values of all processes; None on one.
         sum: the sum over processes.
+        show: logs pictures at the step that the run has reached, where a tracker takes them.
     """
 
     args: Any
@@ -76,6 +95,7 @@ class Run:
     average: Callable[[list[Tensor]], None] | None = None
     gather: Callable[[Tensor], Tensor] | None = None
     sum: Callable[[Tensor], Tensor] = field(default=lambda values: values)
+    show: Callable[[Sequence[Shown]], None] = _unshown
 
 
 class Method:
@@ -98,6 +118,8 @@ class Method:
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
     losses: ClassVar[tuple[LossName, ...]] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
+    learns_pictures: ClassVar[bool] = False
+    """Whether a row that holds nothing but a picture is a row for it."""
     rate: ClassVar[str] = ""
     """Name of the setting that is its player's learning rate, for messages about divergence."""
     run: Run
@@ -219,7 +241,7 @@ class Method:
         """Warn, once, of a part of the method that does nothing. First process only."""
 
     def finish(self) -> None:
-        """The run is over."""
+        """The run is over: all steps are done, and its trackers are still open."""
 
     def summary(self) -> str:
         """A sentence for the closing lines; empty where there is nothing to say.
@@ -235,6 +257,20 @@ class Method:
             log: what was logged so far, in order; ``findings.Log`` reads it.
         """
         return []
+
+    # ---- for the report's map of pictures ------------------------------------------------------
+    @property
+    def draws_pictures(self) -> bool:
+        """Whether it has pictures of its own: ``draw_again`` or ``kept_pictures`` give some."""
+        return False
+
+    def draw_again(self, batch: Batch) -> dict[str, Tensor]:
+        """What it would draw of these pictures now, (n, 3, S, S) by kind. Moves no state."""
+        return {}
+
+    def kept_pictures(self, most: int) -> dict[str, Tensor]:
+        """Pictures that it keeps, at most so many of each kind, (n, 3, S, S). Moves no state."""
+        return {}
 
     # ---- what lives from step to step ----------------------------------------------------------
     def create_scheduler(self, num_training_steps: int) -> None:

@@ -14,6 +14,9 @@ METHODS = Registry(
     {
         "sft": "unigame.methods.sft:SFT",
         "selfplay": "unigame.methods.selfplay.method:SelfPlay",
+        "reca": "unigame.methods.reca.method:RecA",
+        "verify": "unigame.methods.verify.method:Verify",
+        "imagine": "unigame.methods.imagine.method:Imagine",
     },
 )
 DEFAULT = "selfplay"

@@ -2,7 +2,8 @@
 
     R  rows    N  image tokens    H  width of the language model    S  side of the image, px
 
-A row is a picture, its texts, and the loss that it belongs to. The collator makes rows of records,
+A row is a picture, its texts, and the loss that it belongs to; rows of answers may also show no
+picture, or several (``image_index``). The collator makes rows of records,
 methods add rows of their own, and the trainer joins those of one loss, gives each its share, and
 sends them through the model. A rank whose batch lacks a kind of row must still run the passes that
 the others run, or they wait for it for ever: so no rows become one row with a share of zero.
@@ -29,10 +30,12 @@ STAND_IN = "yes"  # any text that is not empty will do: the row that carries it 
 
 @dataclass
 class Rows:
-    """R rows of one loss. Everything but ``images`` or ``embeds`` may be left out.
+    """R rows of one loss. Everything but ``images``, ``embeds`` or ``codes`` may be left out.
 
     Attributes:
-        images: (R, 3, S, S), float in [0, 1]; None where ``embeds`` are given instead.
+        images: (R, 3, S, S), float in [0, 1]; None where ``embeds`` are given instead, or where
+            drawing is learned from known ``codes``, and nobody looks at the picture. With
+            ``image_index`` there may be any number of them, and of ``embeds`` and ``features``.
         questions: asked of the pictures.
         answers: the true ones.
         captions: what the pictures are drawn by; an empty one leaves that to the question.
@@ -47,6 +50,8 @@ class Rows:
         weight: of the mean over these rows, in the loss of a step.
         counts: False: they only keep the ranks in step.
         share_R: what each row's loss is multiplied by; set by the trainer.
+        image_index: which of the pictures each row shows, in order: none, one or several. None: row
+            b shows picture b.
     """
 
     images: Tensor | None = None
@@ -64,6 +69,7 @@ class Rows:
     weight: float = 1.0
     counts: bool = True
     share_R: Tensor | None = None
+    image_index: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         size = len(self)
@@ -78,14 +84,20 @@ class Rows:
                 setattr(self, name, [filler] * size)
         for name in ROWWISE:
             value = getattr(self, name)
-            if value is not None and len(value) != size:
-                raise ValueError(f"{len(value)} {name} for {size} pictures")
+            wanted = self.num_pictures if name in OF_PICTURES else size
+            if value is not None and len(value) != wanted:
+                raise ValueError(f"{len(value)} {name} for {wanted} pictures")
 
     def __len__(self) -> int:
-        pictures = self.images if self.images is not None else self.embeds
-        if pictures is None:
-            raise ValueError("rows without pictures: give images or embeds")
-        return len(pictures)
+        return self.num_pictures if self.image_index is None else len(self.image_index)
+
+    @property
+    def num_pictures(self) -> int:
+        """How many pictures there are: one a row, unless ``image_index`` says otherwise."""
+        for pictures in (self.images, self.embeds, self.codes):
+            if pictures is not None:
+                return len(pictures)
+        raise ValueError("rows without pictures: give images, embeds or codes")
 
     @property
     def pictures(self) -> Tensor:
@@ -120,10 +132,18 @@ class Rows:
         """Some of the rows; where none are named the first one, which then counts for nothing."""
         rows = list(index) or [0]
         picked: dict[str, Any] = {}
+        pictures = rows
+        if self.image_index is not None:
+            shown = [self.image_index[row] for row in rows]
+            pictures = sorted({image for each in shown for image in each})
+            place = {image: number for number, image in enumerate(pictures)}
+            picked["image_index"] = [[place[image] for image in each] for each in shown]
         for name in ROWWISE:
             value = getattr(self, name)
+            if name in picked:
+                continue
             if isinstance(value, Tensor):
-                picked[name] = value[rows]
+                picked[name] = value[pictures if name in OF_PICTURES else rows]
             elif value is not None:
                 picked[name] = [value[row] for row in rows]
         if not index:
@@ -167,6 +187,8 @@ class Rows:
 
 
 ROWWISE = tuple(item.name for item in fields(Rows) if item.name not in ("loss", "weight", "counts"))
+OF_PICTURES = ("images", "embeds", "features", "codes")
+"""One for each picture: for each row, too, unless ``image_index`` says otherwise."""
 
 
 def split_groups(groups: Sequence[Rows], parts: int) -> list[tuple[list[Rows], int]]:
@@ -209,9 +231,13 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
         dtype = functools.reduce(torch.promote_types, [part.dtype for part in embeds])
         joined["embeds"] = torch.cat([part.to(embeds[0].device, dtype) for part in embeds])
         joined["images"] = None
+    elif all(part.codes is not None for part in parts) and parts[0].loss == "generation":
+        joined["images"] = None  # drawn from codes, and not looked at
     else:
         first = parts[0].pictures
         joined["images"] = torch.cat([part.pictures.to(first) for part in parts])
+    if any(part.image_index is not None for part in parts):
+        joined["image_index"] = _joined_index(parts)
     for name in ("codes", "share_R", "asked", "prompted"):
         values = [getattr(part, name) for part in parts]
         if any(value is None for value in values):
@@ -219,6 +245,17 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
         tensors = isinstance(values[0], Tensor)
         joined[name] = torch.cat(values) if tensors else [v for value in values for v in value]
     return Rows(**joined, loss=parts[0].loss)
+
+
+def _joined_index(parts: Sequence[Rows]) -> list[list[int]]:
+    index, before = [], 0
+    for part in parts:
+        own = part.image_index
+        if own is None:
+            own = [[picture] for picture in range(part.num_pictures)]
+        index += [[before + picture for picture in shown] for shown in own]
+        before += part.num_pictures
+    return index
 
 
 def shrink(compact: Tensor) -> Tensor:
@@ -237,11 +274,16 @@ class Batch:
     """What the collator makes of records.
 
     Attributes:
-        records: a row each; which losses they take part in is said by the next two.
+        records: those of one picture, a row each; which losses they take part in is said by the
+            next two.
         has_answer_R: bool.
         has_caption_R: bool.
+        others: answers to questions of no picture, or of several, where there are any: U learns
+            them, and methods and drawing pass them by.
         num_skipped: records whose picture could not be read.
         left_out: a line ``id <tab> reason`` for each record with a fault.
+        offered: by methods, to those listed after them: so many drawings with a question whose
+            answer is known -> rows, or None where there are none yet.
     """
 
     records: Rows
@@ -249,9 +291,11 @@ class Batch:
     has_caption_R: Tensor
     num_skipped: int = 0
     left_out: list[str] = field(default_factory=list)
+    offered: list[Callable[[int], Rows | None]] = field(default_factory=list)
+    others: Rows | None = None
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) + (len(self.others) if self.others is not None else 0)
 
     @functools.cached_property
     def answers(self) -> Rows:
@@ -269,9 +313,12 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False, **_: Any) -> Batch:
         """The batch on a device; accelerate's loaders call this."""
-        rows = self.records.moved(lambda value: value.to(device, non_blocking=non_blocking))
-        return replace(self, records=rows)
+        return self._moved(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch in pinned memory; torch's loaders call this."""
-        return replace(self, records=self.records.moved(torch.Tensor.pin_memory))
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        others = None if self.others is None else self.others.moved(change)
+        return replace(self, records=self.records.moved(change), others=others)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unigame.bundled import bundled_folder
 from unigame.errors import UserError
 from unigame.registry import Registry
 
@@ -310,6 +311,7 @@ def _load(path: str, mode: ClipMode) -> tuple[nn.Module, dict[str, Any], Any]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.image_processing_base import ImageProcessingMixin
 
+    path = str(bundled_folder(path) or path)
     try:
         config = AutoConfig.from_pretrained(path)
     except Exception as error:  # of transformers, the Hub and json: many kinds

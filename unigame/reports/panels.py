@@ -37,6 +37,13 @@ LOSS = Panel(
     "Loss that U learns, with the end mark",
     (Line("clean_ce", "clean", style.CLEAN), Line("hard_ce", "hard (buffer)", style.HARD)),
 )
+DRAWN = Panel(
+    "Loss of what is drawn",
+    (
+        Line("generation_loss", "from captions", style.CLEAN),
+        Line("reconstruction_loss", "from what is read", style.DRAWN),
+    ),
+)
 CROSS_ENTROPY = Panel(
     "Cross-entropy of the answer's own tokens",
     (
@@ -91,7 +98,7 @@ SECONDS = Panel(
         Line("seconds_mine", "mine", style.HARD),
     ),
 )
-PANELS = (LOSS, CROSS_ENTROPY, LOST, CODES, SIMILARITY, SIZE, ACCEPTED, BUFFER, SECONDS)
+PANELS = (LOSS, DRAWN, CROSS_ENTROPY, LOST, CODES, SIMILARITY, SIZE, ACCEPTED, BUFFER, SECONDS)
 
 Series = list[tuple[Line, list[float], list[float]]]
 

@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test", "ood", "ood_validation", "augmented")
 CONDITIONS = ("combos", "texture", "noise", "contrast", "occlusion", "blur")
 
 
-def scene_of(condition: str, rng: np.random.Generator, severity: Severity = "strong") -> Scene:
+def scene_of(condition: str, rng: np.random.Generator, severity: Severity = "far") -> Scene:
     """A scene under one out-of-distribution condition (or ``clean``)."""
     if condition == "clean":
         return random_scene(rng)
@@ -55,7 +55,7 @@ class SyntheticDataset(Dataset[dict[str, Any]]):
         size: int = 1200,
         seed: int = 0,
         questions_per_scene: int = 6,
-        severity: Severity = "strong",
+        severity: Severity = "far",
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"unknown synthetic split {split!r}; choose one of {', '.join(SPLITS)}")

@@ -11,7 +11,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from unigame.data.skips import SkipReport
 from unigame.methods.findings import Finding
 from unigame.training.config import UniGameConfig
 
@@ -26,13 +27,21 @@ ABOUT_FILE, FORMAT = "about.json", "unigame-run/1"
 PACKAGES = ("unigame", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
-def write_about(args: UniGameConfig, steps: int, findings: Sequence[Finding]) -> None:
+def write_about(
+    args: UniGameConfig,
+    steps: int,
+    findings: Sequence[Finding],
+    not_recorded: Mapping[str, str] | None = None,
+    dataset: Any = None,
+) -> None:
     """Write it into ``output_dir``. First process only.
 
     Args:
         args: settings of the run.
         steps: optimizer steps done.
         findings: what the methods found wrong.
+        not_recorded: parts of the report that this run has nothing for, each with the reason.
+        dataset: the training rows, of which the sources are counted.
     """
     device = args.device.type
     content = {
@@ -44,12 +53,25 @@ def write_about(args: UniGameConfig, steps: int, findings: Sequence[Finding]) ->
         "versions": {"python": platform.python_version(), **_versions()},
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "processes": args.world_size,
+        "peak_memory_mb": _peak_of_process(),
         "findings": [asdict(finding) for finding in findings],
+        "not_recorded": {part: why for part, why in (not_recorded or {}).items() if why},
+        "data": [_counted(part) for part in getattr(dataset, "datasets", [dataset])],
     }
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, default=str)
     (folder / ABOUT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _peak_of_process() -> int | None:
+    """MiB of this process at its worst moment, as the system counts them; None: it does not."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def _changed(args: UniGameConfig) -> dict[str, Any]:
@@ -63,6 +85,16 @@ def _changed(args: UniGameConfig) -> dict[str, Any]:
         if (isinstance(value, str | int | float) or name == "train_parts" and value)
         and value != default.get(name)
         and not name.endswith("_token")
+    }
+
+
+def _counted(part: Any) -> dict[str, Any]:
+    """A source of the data: where it lies, rows kept, rows left out when it was opened."""
+    skips = getattr(part, "skips", None)
+    return {
+        "where": getattr(part, "where", type(part).__name__),
+        "rows": len(part) if hasattr(part, "__len__") else None,
+        "skipped": len(skips.skipped) if isinstance(skips, SkipReport) else None,
     }
 
 

@@ -95,6 +95,11 @@ class UniGameConfig(TrainingArguments):
         "Share of a source's rows that may be left out (missing pictures, no text) before a run is "
         "refused; pictures that turn out damaged in training are warned of above it.",
     )
+    coverage_points: int = _setting(
+        100,
+        "At the end map so many pictures of each kind (clean, candidates, buffer, held-out) by "
+        "their frozen vision features, for the report; never more than the run saw. 0: no map.",
+    )
     save_on_signal: bool = _setting(
         True, "On Ctrl-C, SIGTERM or SIGHUP finish the step and write a checkpoint, then stop."
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from unigame.data.kinds import kinds_of
+from unigame.data.kinds import holds_pictures_alone, kinds_of
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.system.say import warn
@@ -38,15 +38,16 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
     kinds = kinds_of(dataset, enough)
     if kinds is None or not kinds.whole or not kinds.rows:
         return
-    if not kinds.answered and args.generation_weight == 0:
+    by_pictures = any(method.learns_pictures for method in methods)
+    if not kinds.answered and args.generation_weight == 0 and not by_pictures:
         raise UserError(
             f"generation_weight=0 leaves nothing to learn: none of {kinds.rows} rows has an "
             "answer, and captions train only with a weight; set generation_weight=1, or give "
-            "questions and answers"
+            "questions and answers, or list method reca, which learns from pictures alone"
         )
     for method, number in needed:
-        if kinds.answered < number:
-            method.check_answers(kinds.answered, kinds.named, args)
+        if kinds.played < number:
+            method.check_answers(kinds.played, kinds.named, args)
 
 
 # ---- while it runs -------------------------------------------------------------------------------
@@ -61,6 +62,7 @@ class Watch(TrainerCallback):
     def __init__(self, methods: Sequence[Method], dataset: Any = None) -> None:
         self.methods = methods
         self.dataset = dataset
+        self._by_pictures = any(method.learns_pictures for method in methods)
         self._idle = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,6 +82,11 @@ class Watch(TrainerCallback):
                     f"generation_weight={args.generation_weight} acts on nothing: none of "
                     f"{kinds.rows} rows has a caption"
                 )
+        if holds_pictures_alone(self.dataset) and not self._by_pictures:
+            warn(
+                "rows that hold nothing but a picture train nothing here (unused_rows in the log): "
+                "no listed method learns from them; add reca to methods"
+            )
         for method in self.methods:
             method.begin(steps)
 
@@ -95,7 +102,7 @@ class Watch(TrainerCallback):
         Raises:
             UserError: the run began with ``IDLE_STEPS`` of them.
         """
-        if counts.answers or (counts.captions and generation_weight > 0):
+        if counts.answers or (counts.captions and generation_weight > 0) or self._by_pictures:
             self._idle = -1  # it has begun to learn
         elif self._idle >= 0:
             self._idle += 1

@@ -56,6 +56,7 @@ FREE_PREFIXES = (
 FREE = (
     "batch_eval_metrics",
     "cache_codes",
+    "coverage_points",
     "greater_is_better",
     "ignore_data_skip",
     "load_best_model_at_end",
@@ -249,7 +250,7 @@ def _rows(dataset: Any) -> dict[str, Any]:
     if hasattr(dataset, "set_epoch"):
         dataset.set_epoch(0)  # a mixture has other rows in each epoch; the Trainer sets it again
     digest = hashlib.sha256()
-    with _own_randomness():
+    with own_randomness():
         for place in range(0, count, max(1, count // SAMPLED_ROWS)):
             try:
                 row = dataset[place]
@@ -261,7 +262,7 @@ def _rows(dataset: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """Within: what a dataset draws is not missing from the run's own random numbers."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Figures between two logging steps: means, counts and seconds per phase.
+"""Figures between two logging steps: means, counts, and seconds and memory per phase.
 
 Everything is kept as (sum, count) on the device where it arises, so that logging costs one
 reduction over ranks and one transfer per logging step, not one per figure and step.
@@ -19,9 +19,15 @@ from unigame.methods.base import Method
 
 PHASES = ("read", "encode", "understand")
 """Parts of a step that the trainer times; a method names its own."""
-FIGURES = ("clean_ce", "clean_answer_ce", "generation_loss")
-SUMS = ("skipped_images", "skipped_records", "unused_rows")
-"""Totals over ranks and steps, not means; unused rows train nothing."""
+FIGURES = ("clean_ce", "clean_answer_ce", "generation_loss", "reconstruction_loss")
+SUMS = (
+    "skipped_images",
+    "skipped_records",
+    "unused_rows",
+    "text_rows",
+    "several_picture_rows",
+)
+"""Totals over ranks and steps, not means; unused rows train nothing. The last two train U alone."""
 
 
 def names_of(methods: Sequence[Method]) -> tuple[str, ...]:
@@ -32,7 +38,8 @@ def names_of(methods: Sequence[Method]) -> tuple[str, ...]:
     """
     phases = dict.fromkeys([*PHASES, *(phase for method in methods for phase in method.phases)])
     figures = [*FIGURES, *(figure for method in methods for figure in method.figures)]
-    names = (*figures, *(f"seconds_{phase}" for phase in phases), *SUMS)
+    timed = [f"{what}_{phase}" for what in ("seconds", "memory") for phase in phases]
+    names = (*figures, *timed, *SUMS)
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
             f"the figure {twice[0]!r} is logged twice; let each method name its figures alone"
@@ -112,16 +119,25 @@ class PhaseTimer:
 
     On CUDA it records events and reads them at logging time, so that timing adds no
     synchronisation to the step.
+
+    Attributes:
+        memory: what phases hold at their worst moment.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
+        self.memory = PhaseMemory(device)
         self._seconds: dict[str, list[float]] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block as one occurrence of phase ``name``."""
+        with self.memory.phase(name), self._timed(name):
+            yield
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         if self.cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -143,6 +159,50 @@ class PhaseTimer:
         for name, seconds in self._seconds.items():
             meter.add(f"seconds_{name}", sum(seconds), len(seconds))
         self._seconds = {}
+        self.memory.flush(meter)
+
+
+class PhaseMemory:
+    """The most memory that a GPU's tensors took in a phase, the model included, in MiB.
+
+    The allocator keeps one high-water mark, which has to be set back to see a single phase. So that
+    others can still read it, and because peaks hardly change, only every ``EVERY``-th occurrence of
+    a phase is looked at, and only while the trainer trains (``on``). Without a GPU nothing is
+    measured: a process's own figures there say more of malloc's habits than of the phase.
+    """
+
+    EVERY = 20
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.on = device, False
+        self._seen: dict[str, int] = {}
+        self._peaks: dict[str, list[float]] = {}
+        self._busy = False
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Within: one occurrence; a phase inside another is part of that one."""
+        if not self.on or self._busy or self.device.type != "cuda":
+            yield
+            return
+        number = self._seen[name] = self._seen.get(name, -1) + 1
+        if number % self.EVERY:
+            yield
+            return
+        self._busy = True
+        torch.cuda.reset_peak_memory_stats(self.device)
+        try:
+            yield
+        finally:
+            self._busy = False
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+        self._peaks.setdefault(name, []).append(peak)
+
+    def flush(self, meter: Meter) -> None:
+        """Hand the peaks to ``meter`` as ``memory_<phase>`` and start again."""
+        for name, peaks in self._peaks.items():
+            meter.add(f"memory_{name}", sum(peaks), len(peaks))
+        self._peaks = {}
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:

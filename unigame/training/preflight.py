@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer
-from transformers.integrations import get_available_reporting_integrations
 
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.system.writable import require_writable
 from unigame.training.config import UniGameConfig
+from unigame.training.trackers import require_trackers
 
 # Evaluation gives these; a best model is chosen by one of them.
 METRICS = ("loss", "eval_loss")
@@ -26,24 +26,12 @@ def check_before_loading(args: UniGameConfig, methods: Sequence[Method]) -> None
     """
     if args.process_index == 0:
         require_writable(args.output_dir or ".", "output_dir")
-    _require_trackers(args)
+    require_trackers(args)
     _require_optimizer(args)
     _require_metric(args)
     _require_compiler(args)
     for method in methods:
         method.check_machine(args)
-
-
-def _require_trackers(args: UniGameConfig) -> None:
-    installed = get_available_reporting_integrations()
-    for name in args.report_to or []:
-        # transformers has no test for flyte's package in that list; its callback makes one.
-        if name not in installed and name != "flyte":
-            found = ", ".join(installed) or "none of them"
-            raise UserError(
-                f"report_to={name!r}: the package of this tracker is not installed (installed: "
-                f"{found}); install it, or set report_to=none"
-            )
 
 
 def _require_optimizer(args: UniGameConfig) -> None:

@@ -22,6 +22,7 @@ from unigame.backbones.base import Backbone
 from unigame.backbones.common.layout import TextRules
 from unigame.data.images import CorruptImage
 from unigame.data.peek import peek_texts
+from unigame.data.records import num_pictures, pictures_of
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 from unigame.training.config import UniGameConfig
@@ -29,6 +30,8 @@ from unigame.training.config import UniGameConfig
 logger = logging.getLogger(__name__)
 TEXTS = ("question", "answer", "caption")
 MOST = 0.1  # a larger share of unusable rows is a mistake in the data, not a few bad rows
+TOO_MANY = "more pictures than the model takes"
+NEEDS_PICTURE = "no picture, which the model needs"
 PROBES = 8  # rows of a dataset that are looked at in advance where each costs its picture
 
 
@@ -46,7 +49,7 @@ class Problem(NamedTuple):
     def of(self, id: str) -> str:
         """The whole sentence about one record."""
         article = "an " if self.reason[0] in "aeio" else "a "
-        if self.reason.startswith(("no ", "neither", "too", "'")):
+        if self.reason.startswith(("no ", "neither", "too", "more", "'")):
             article = ""
         return f"record {id!r} has {article}{self.reason}; {self.advice}"
 
@@ -59,18 +62,23 @@ class RecordCheck:
         rules: of the model's texts; None checks types alone.
         max_length: longest row in tokens; None is what the model can hold.
         needs_caption: whether an answer without a caption counts as unusable.
+        needs_text: whether a picture without any text does.
+        pictures: how many an answer may be learned from, where that is not free.
     """
 
     rules: TextRules | None = None
     max_length: int | None = None
     needs_caption: bool = False
+    needs_text: bool = True
+    pictures: range | None = None
 
     def __call__(self, record: Any, *, decode: bool = True) -> Problem | None:
         """What is wrong with a whole record; with ``decode``, an opened picture is read too."""
         if isinstance(record, Mapping):
-            problem = _picture_problem(record.get("image"), decode)
-            if problem is not None:
-                return problem
+            for picture in pictures_of(record):
+                problem = _picture_problem(picture, decode)
+                if problem is not None:
+                    return problem
         return self.texts(record)
 
     def texts(self, record: Any) -> Problem | None:
@@ -94,10 +102,36 @@ class RecordCheck:
                     "decode the text as UTF-8 again",
                 )
         texts = {field: (record.get(field) or "").strip() for field in TEXTS}
-        return _half_problem(texts, self.needs_caption) or self._layout_problem(texts)
+        number = num_pictures(record)
+        if number and not any(texts.values()) and not self.needs_text:
+            return None
+        return (
+            _half_problem(texts, self.needs_caption and number == 1)
+            or self._number_problem(texts, number)
+            or self._layout_problem(texts, number)
+        )
 
-    def _layout_problem(self, texts: dict[str, str]) -> Problem | None:
-        found = self.rules.problem(texts, max_length=self.max_length) if self.rules else None
+    def _number_problem(self, texts: Mapping[str, str], number: int) -> Problem | None:
+        if number == 1:
+            return None
+        if not texts["answer"]:
+            return Problem(
+                "caption of several pictures" if number else "caption of no picture",
+                "a picture is drawn of each caption; give one picture",
+            )
+        if self.pictures is None or number in self.pictures:
+            return None
+        most = self.pictures.stop - 1
+        least = "one" if self.pictures.start else "none"
+        return Problem(
+            f"{TOO_MANY} ({most})" if number > most else NEEDS_PICTURE,
+            f"it shows {number}, and this model learns from {least} to {most} in a question",
+        )
+
+    def _layout_problem(self, texts: dict[str, str], number: int) -> Problem | None:
+        if self.rules is None:
+            return None
+        found = self.rules.problem(texts, max_length=self.max_length, num_images=number)
         return None if found is None else Problem(*found)
 
 
@@ -118,7 +152,10 @@ def _half_problem(texts: Mapping[str, str], needs_caption: bool) -> Problem | No
             "caption-only record",
         )
     if not answer and not caption:
-        return Problem("neither an answer nor a caption", "nothing can be learnt from it")
+        return Problem(
+            "neither an answer nor a caption",
+            "nothing can be learnt from it without method reca, which draws pictures again",
+        )
     if needs_caption and not caption:
         return Problem(
             "no caption, with missing_captions=error",
@@ -149,14 +186,14 @@ def _picture_problem(image: Any, decode: bool) -> Problem | None:
 
 
 def record_check(
-    backbone: Backbone, args: UniGameConfig, needs_caption: bool = False
+    backbone: Backbone, args: UniGameConfig, needs_caption: bool = False, needs_text: bool = True
 ) -> RecordCheck:
     """The check for one model and its settings.
 
     Raises:
         UserError: ``max_length`` is more than the model's positions.
     """
-    rules = backbone.text_rules
+    _, rules, pictures = backbone.reading
     positions = rules.max_positions if rules else None
     if args.max_length and positions and args.max_length > positions:
         raise UserError(
@@ -168,7 +205,7 @@ def record_check(
             f"max_length={args.max_length}: backbone family {backbone.facts.family!r} does not "
             "count tokens; leave it out"
         )
-    return RecordCheck(rules, args.max_length, needs_caption)
+    return RecordCheck(rules, args.max_length, needs_caption, needs_text, pictures)
 
 
 class DataCheck:
@@ -181,7 +218,8 @@ class DataCheck:
     Attributes:
         report: what was left out, by id of the row.
         without_caption: of the rows seen in advance, those with an answer and no caption.
-        with_answer: of the rows seen in advance, those with an answer.
+        with_answer: of the rows seen in advance, those with an answer; here and above only those of
+            one picture.
     """
 
     def __init__(self, check: RecordCheck, speaks: bool = True) -> None:
@@ -234,17 +272,20 @@ class DataCheck:
         if first is None:
             return
         share = len(report.skipped) / (report.kept + len(report.skipped))
-        wanted = self.check.max_length is not None and all(
-            "max_length" in reason for reason in report.skipped.values()
-        )
+        wanted = all(self._is_wanted(reason) for reason in report.skipped.values())
         if not report.kept or (share > MOST and not wanted):
             raise UserError(f"{name}: {report.summary()}. The first is {first}")
         self._said.update(report.skipped.values())
         if self.speaks:
             logger.warning("%s: %s. The first is %s", name, report.summary(), first)
 
+    def _is_wanted(self, reason: str) -> bool:
+        """Whether rows are left out by what was chosen, and not by a mistake in the data."""
+        by_length = self.check.max_length is not None and "max_length" in reason
+        return by_length or reason.startswith((TOO_MANY, NEEDS_PICTURE))
+
     def _count_captions(self, row: Mapping[str, Any]) -> None:
-        if row.get("answer"):
+        if row.get("answer") and num_pictures(row) == 1:
             self.with_answer += 1
             self.without_caption += not row.get("caption")
 

@@ -165,6 +165,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "save_on_each_node": Switch(),
         "enable_jit_checkpoint": Switch(),
         "logging_strategy": Text(choices=STRATEGIES),
+        "coverage_points": Whole(low=0, high=10_000),
         "logging_steps": Number(low=0, above=True, high=MOST),
         "logging_first_step": Switch(),
         "logging_nan_inf_filter": Switch(),

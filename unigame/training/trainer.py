@@ -34,6 +34,7 @@ from torch.utils.data import IterableDataset
 from transformers import JanusForConditionalGeneration
 
 from unigame.backbones.base import Backbone
+from unigame.data.kinds import holds_pictures_alone
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Method, Run
@@ -44,7 +45,9 @@ from unigame.training.about import write_about
 from unigame.training.code_cache import CodeCache
 from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
+from unigame.training.coverage import Sources, write_coverage
 from unigame.training.epochs import EpochOfData, require_map_style, require_rows
+from unigame.training.guard import require_finite
 from unigame.training.health import Watch, require_work
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
@@ -52,6 +55,8 @@ from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_ov
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.skip_report import UnreadablePictures
+from unigame.training.trackers import GalleryCallback, require_trackers
+from unigame.training.weight_path import WeightPath
 
 Parts = dict[LossName, list[Rows]]
 """The rows of a micro-batch, or of one pass, by loss: the records' ones before added ones."""
@@ -120,6 +125,7 @@ class UniGameTrainer(ResumableTrainer):
         require_work(args, train_dataset, self.methods)
         if isinstance(train_dataset, IterableDataset):
             args.accelerator_config.dispatch_batches = False  # it cannot count our batches' rows
+        require_trackers(args)
         args._n_gpu = min(args.n_gpu, 1)  # DataParallel cannot split lists of texts; use torchrun
         backbone = as_backbone(model, args, processing_class)
         if args.train_parts:
@@ -128,7 +134,8 @@ class UniGameTrainer(ResumableTrainer):
             seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
         needs_caption = any(method.refuses_missing_captions for method in self.methods)
-        check = record_check(backbone, args, needs_caption)
+        pictures = self._learns_pictures or holds_pictures_alone(train_dataset)
+        check = record_check(backbone, args, needs_caption, needs_text=not pictures)
         collator = kwargs.pop("data_collator", None) or RecordCollator(backbone.preprocessor, check)
         super().__init__(
             model=backbone,
@@ -149,11 +156,15 @@ class UniGameTrainer(ResumableTrainer):
         self.meter = Meter(args.device, self.methods)
         self.timer = PhaseTimer(args.device)
         self.code_cache = CodeCache() if args.cache_codes else None
+        self.gallery = GalleryCallback(lambda: self.callback_handler.callbacks, self._finish)
+        self.callback_handler.callbacks.insert(0, self.gallery)  # before the trackers close
         self._found: list[ReadAnswers] = []  # by the passes of one micro-batch
         for method in self.methods:
             method.setup(self._run())
         self.watch = Watch(self.methods, train_dataset)
         self.add_callback(self.watch)
+        self.path = WeightPath(backbone)
+        self.add_callback(self.path)
 
     def _run(self) -> Run:
         """What a method is given of this run."""
@@ -170,7 +181,12 @@ class UniGameTrainer(ResumableTrainer):
             average=partial(average_over_ranks, self.accelerator) if several else None,
             gather=partial(gather_from_ranks, self.accelerator) if several else None,
             sum=self._sum_over_ranks,
+            show=lambda shown: self.gallery.show(self.state.global_step, shown),
         )
+
+    @property
+    def _learns_pictures(self) -> bool:
+        return any(method.learns_pictures for method in self.methods)
 
     def method(self, name: str) -> Any:
         """The method of that name.
@@ -190,12 +206,35 @@ class UniGameTrainer(ResumableTrainer):
         self.data_check.look_at(self.eval_dataset, "eval_dataset")
         for method in self.methods:
             method.saw_texts(self.data_check.with_answer, self.data_check.without_caption)
+        self.timer.memory.on = True
         output = super().train(resume_from_checkpoint, **kwargs)
+        self.timer.memory.on = False
+        if self.is_world_process_zero():
+            lacking = {"path": self.path.why_not, "coverage": self._map_pictures()}
+            steps = self.state.global_step
+            write_about(self.args, steps, self.health(), lacking, self.train_dataset)
+        return output
+
+    def _finish(self) -> None:
+        """All steps are done. Not where a signal ends the run, nor on weights that broke."""
+        self.timer.memory.on = False
+        if self.guard.stopping:
+            return
+        require_finite(self._weights_of_u(), "U")
         for method in self.methods:
             method.finish()
-        if self.is_world_process_zero():
-            write_about(self.args, self.state.global_step, self.health())
-        return output
+
+    def _map_pictures(self) -> str:
+        """The coverage map of the report; returns why there is none."""
+        sources = Sources(
+            backbone=self.backbone,
+            methods=self.methods,
+            train=self.train_dataset,
+            held_out=self.eval_dataset,
+            collate=self.data_collator,
+            autocast=self.accelerator.autocast,
+        )
+        return write_coverage(sources, self.args, self.state.global_step)
 
     def health(self) -> list[Finding]:
         """What the methods find wrong with the run so far, by its log."""
@@ -237,19 +276,36 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("skipped_records", len(batch.left_out))
         self.data_check.found(batch.left_out)
         self.unreadable.count("data", len(batch), batch.num_skipped)
-        used_R = batch.has_answer_R
-        if self.args.generation_weight > 0:
-            used_R = used_R | batch.has_caption_R
-        self.meter.add("unused_rows", (~used_R).sum())
-        records = batch.records
+        records, others = batch.records, batch.others
+        if records.counts:
+            used_R = batch.has_answer_R
+            if self.args.generation_weight > 0:
+                used_R = used_R | batch.has_caption_R
+            if self._learns_pictures:
+                used_R = torch.ones_like(used_R)
+            self.meter.add("unused_rows", (~used_R).sum())
+        if others is not None:
+            self.meter.add("text_rows", sum(not shown for shown in others.image_index or ()))
+            self.meter.add("several_picture_rows", sum(map(bool, others.image_index or ())))
         with self.timer.phase("read"), self.accelerator.autocast(), torch.no_grad():
             # Not where something before the language model learns: its gradient needs the pictures.
             if self.backbone.reads_frozen:
-                features, embeds = self.backbone.read_images(records.pictures)
-                records = replace(records, features=features, embeds=embeds)
+                records, others = self._frozen_reading(records, others)
         if self.args.generation_weight > 0:
             records = replace(records, codes=self._codes(records.pictures, records.ids))
-        return replace(batch, records=records)
+        return replace(batch, records=records, others=others, offered=[])
+
+    def _frozen_reading(self, records: Rows, others: Rows | None) -> tuple[Rows, Rows | None]:
+        """The rows with what U reads of their pictures: all in one pass, as on every rank."""
+        if others is None:
+            features, embeds = self.backbone.read_images(records.pictures)
+            return replace(records, features=features, embeds=embeds), None
+        features, embeds = self.backbone.read_images(torch.cat([records.pictures, others.pictures]))
+        count = len(records)
+        return (
+            replace(records, features=features[:count], embeds=embeds[:count]),
+            replace(others, features=features[count:], embeds=embeds[count:]),
+        )
 
     def _codes(self, images: Tensor, ids: Sequence[str]) -> Tensor:
         """The image tokenizer's codes, (B, N), or latents."""
@@ -275,7 +331,12 @@ class UniGameTrainer(ResumableTrainer):
         return parts
 
     def _parts_of_records(self, batch: Batch, counts: StepCounts | None) -> Parts:
+        if counts is None:  # all answers of the batch share its loss
+            captions = float(batch.has_caption_R.sum())
+            counts = StepCounts(self._count_answers(batch), captions, 1, 1)
         parts: Parts = {"answer": [self._shared(batch.answers, counts)]}
+        if batch.others is not None:
+            parts["answer"].append(self._shared(batch.others, counts))
         if self.args.generation_weight > 0:
             parts["generation"] = [self._shared(batch.captioned, counts)]
         return parts
@@ -355,6 +416,7 @@ class UniGameTrainer(ResumableTrainer):
 
     def _loss_of(self, model: nn.Module, name: LossName, groups: Sequence[Rows]) -> Tensor:
         """The rows of one loss through the model."""
+        groups = self._with_tokens(groups)
         with self.accelerator.autocast():
             rows = join(groups, self.backbone.embed_images)
         assert rows.share_R is not None
@@ -362,16 +424,35 @@ class UniGameTrainer(ResumableTrainer):
             # Where U's reading is known the pictures are not read again.
             images = None if rows.embeds is not None else rows.images
             asked = dict(zip(("questions", "answers"), rows.question_arguments, strict=False))
+            if rows.image_index is not None:
+                asked["image_index"] = rows.image_index
+            if images is not None and not len(images):  # a pass of text alone: ranks keep step
+                images = images.new_zeros(1, *images.shape[1:])
             found = model(loss=name, by_token=True, images=images, embeds=rows.embeds, **asked)
             loss_R = found.mean().float()
             if model.training:
                 self._found.append(ReadAnswers.of(found))
         else:
-            drawn = {"images": rows.images, "captions": rows.prompt_argument}
-            loss_R = model(loss=name, codes=rows.codes, **drawn).float()
-            if model.training and name == "generation" and rows.share_R.any():
-                self.meter.add_mean("generation_loss", loss_R)
+            drawn = {"images": rows.images, "codes": rows.codes}
+            if name == "reconstruction":
+                drawn |= {"templates": rows.prompt_argument, "embeds": rows.embeds}
+            else:
+                drawn["captions"] = rows.prompt_argument
+            loss_R = model(loss=name, **drawn).float()
+            if model.training and rows.share_R.any():
+                self.meter.add_mean(f"{name}_loss", loss_R)
         return (rows.share_R.to(loss_R) * loss_R).sum()
+
+    def _with_tokens(self, groups: Sequence[Rows]) -> Sequence[Rows]:
+        """All as tokens where some show no picture, or several: their texts do not say it."""
+        if all(rows.image_index is None for rows in groups):
+            return groups
+        return [
+            rows
+            if rows.asked is not None
+            else replace(rows, asked=self.backbone.answer_tokens(rows.questions, rows.answers))
+            for rows in groups
+        ]
 
     def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:
         """Each method hears what U found.
@@ -402,8 +483,8 @@ class UniGameTrainer(ResumableTrainer):
         return batches, counts
 
     def _count_answers(self, batch: Batch) -> float:
-        rows = batch.answers
-        return float(self._items(rows).sum()) if rows.counts else 0.0
+        groups = [batch.answers, *([] if batch.others is None else [batch.others])]
+        return sum(float(self._items(rows).sum()) for rows in groups if rows.counts)
 
     # ---- evaluation ----------------------------------------------------------------------------
     def prediction_step(

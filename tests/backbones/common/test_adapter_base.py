@@ -19,7 +19,7 @@ from tests.tiny_chameleon import tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import tiny_emu3
 from unigame.backbones import load_backbone
-from unigame.backbones.common.adapter_files import weights_digest
+from unigame.backbones.common.adapter_files import read_base, weights_digest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,6 +39,14 @@ def test_an_adapter_of_another_base_of_equal_shapes_is_told(
     load_backbone(other, device="cpu", adapter=adapter)
     assert str(shared_tiny_janus()) in caplog.text and str(other) in caplog.text
     assert str(adapter) in caplog.text
+
+
+def test_the_hubs_commit_stays_with_the_adapter(tmp_path: Path) -> None:
+    assert read_base(saved_adapter(tmp_path / "folder")).revision == ""
+    backbone = load_backbone(shared_tiny_janus(), device="cpu").add_lora()
+    backbone.base.config._commit_hash = "c0ffee"  # as transformers notes it for a model of the Hub
+    backbone.save_pretrained(tmp_path / "hub")
+    assert read_base(tmp_path / "hub").revision == "c0ffee"
 
 
 def test_it_is_told_on_the_command_line(tmp_path: Path) -> None:

@@ -118,14 +118,15 @@ def test_answers_are_those_of_the_models_own_generate(
         assert answer == text.strip()
 
 
-def test_positions_of_an_image_are_rows_and_columns() -> None:
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_positions_of_an_image_are_rows_and_columns(pictures: int) -> None:
     backbone = load_backbone(shared_vlm_unet(), device="cpu")
     assert isinstance(backbone, ComposedBackbone)
-    rows = [backbone.layout.question_ids(question) for question in QUESTIONS]
+    rows = [backbone.layout.question_ids(question, pictures) for question in QUESTIONS]
     padded = backbone.layout.pad(rows, "left", backbone.device)
     is_image = padded.ids_BL == IMAGE
     ids = padded.ids_BL.masked_fill(is_image, backbone.reader.image_token_id)
-    grid = torch.tensor([[1, backbone.reader.grid, backbone.reader.grid]] * 2)
+    grid = torch.tensor([[1, backbone.reader.grid, backbone.reader.grid]] * 2 * pictures)
     expected, delta = backbone.language.model.get_rope_index(
         ids, is_image.int(), image_grid_thw=grid, attention_mask=padded.mask_BL
     )

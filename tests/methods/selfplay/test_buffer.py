@@ -48,6 +48,13 @@ def test_samples_of_nobody_are_not_capped():
     assert len(buffer) == 3
 
 
+def test_age_is_counted_in_steps_since_mining():
+    buffer = HardSampleBuffer(capacity=3)
+    assert buffer.age_quantiles(9) == {}
+    buffer.push([sample(1.0, step=n) for n in (2, 5, 8)])
+    assert buffer.age_quantiles(9, (0.0, 0.5, 1.0)) == {"q00": 1, "q50": 4, "q100": 7}
+
+
 def test_a_replay_writes_back_what_it_found_and_when():
     buffer = HardSampleBuffer(capacity=3)
     buffer.push([sample(h) for h in (5.0, 4.0, 3.0)])

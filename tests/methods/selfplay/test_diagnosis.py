@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.test_glossary import as_named, named
 from tests.tiny import shared_tiny_janus
 from tests.training.helpers import GAME, Records, game_of, make_trainer
 from unigame.methods.findings import Log, u_does_not_learn
@@ -41,6 +42,9 @@ def test_a_planted_fault_is_found_and_nothing_else(
     assert [finding.symptom for finding in found] == ([symptom] if symptom else [])
     written = json.loads((tmp_path / "about.json").read_text())["findings"]
     assert [entry["symptom"] for entry in written] == [finding.symptom for finding in found]
+    of_training = [entry for entry in trainer.state.log_history if "loss" in entry]
+    unexplained = {as_named(name) for entry in of_training for name in entry} - set(named())
+    assert unexplained == {"step"}
     for finding in found:
         logged = {name for entry in trainer.state.log_history for name in entry}
         assert set(finding.figures) <= logged and finding.figures

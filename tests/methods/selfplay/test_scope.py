@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -148,6 +150,47 @@ def test_content_is_bounded_by_a_logarithm_and_the_loss_by_a_cap() -> None:
     assert ce_BK.grad is not None and ce_BK.grad.tolist() == [[0.5, 0.0]]
 
 
+def test_log_odds_have_a_gradient_where_u_is_sure() -> None:
+    ce = torch.tensor([[1e-4], [0.1], [2.0]], dtype=torch.float64, requires_grad=True)
+    delta = torch.zeros(3, 1, 2)
+    found = perturber_objective(ce, delta, loss="log_odds")
+    right = (-ce[:, 0].detach()).exp()
+    torch.testing.assert_close(found, ((1 - right) / right).log())
+    (slope,) = torch.autograd.grad(found.sum(), ce)
+    torch.testing.assert_close(slope[:, 0], 1 / (1 - right))  # times dCE/dlogit = 1 - p: always 1
+    capped = perturber_objective(ce.detach(), delta, loss="log_odds", ce_cap=1.0)
+    assert capped[2] == 1.0 and capped[0] == found[0]
+    assert perturber_objective(torch.zeros(1, 1), delta[:1], loss="log_odds").isfinite().all()
+
+
+def test_each_candidate_pays_its_own_heads_weight() -> None:
+    ce, similarity = torch.zeros(1, 2), torch.tensor([[0.0, 0.0]])
+    each = perturber_objective(
+        ce,
+        torch.zeros(1, 1, 2),
+        similarity_BK=similarity,
+        content_weight=torch.tensor([[0.0, 3.0]]),
+    )
+    torch.testing.assert_close(each, torch.tensor([-1.5 * math.log(2)]))
+
+
+def test_a_universal_direction_is_one_vector_for_every_picture() -> None:
+    universal = Perturber(8, depth=0, eps_max=1.0, eps_init=0.5, scope="shared", heads=2)
+    one, other = states(1, 4, 8), states(1, 4, 8) + 3
+    assert torch.equal(universal.directions(one), universal.directions(other))
+    assert [name for name, _ in universal.named_parameters()] == ["gate", "shift"]
+    before = universal.shift.detach().clone()
+    rows = universal.restart(1, seed=5)
+    assert list(rows.values()) == [slice(1, 2)]
+    assert torch.equal(universal.shift[0], before[0]) and not torch.equal(
+        universal.shift[1], before[1]
+    )
+    norms = universal(one).norm(dim=-1)
+    torch.testing.assert_close(norms, torch.full_like(norms, 0.5))
+    with pytest.raises(UserError, match="depth=0"):
+        Perturber(8, depth=0, eps_max=1.0, eps_init=0.5)
+
+
 def test_content_pulls_c_back_by_its_scorer() -> None:
     backbone, c = FakeBackbone(), heads_of_c(1)
     scorer = FeatureSimilarity(backbone.image_features)
@@ -201,6 +244,8 @@ def test_a_head_starts_anew_where_too_few_of_a_window_were_verified() -> None:
         ({"diversity_weight": 1.0}, "diversity_weight"),
         ({"restart_below": 0.1}, "restart_below"),
         ({"anchor_mode": "near"}, "anchor"),
+        ({"perturber_depth": 0}, "perturber_depth=0"),
+        ({"verified_target": 0.5}, "verified_target=0.5"),
         ({"strengths": []}, "strengths"),
         ({"strengths": [0.5, 1.5]}, "1.5"),
         ({"label_similarity": "dino"}, "dino"),

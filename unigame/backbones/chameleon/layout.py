@@ -58,8 +58,11 @@ class ChameleonLayout(ChatLayout):
         ]
         return "".join(turn + self.turn_end for turn in turns)
 
-    def reply_text(self, question: str, answer: str) -> str:
-        return self.question_text(question) + answer.strip()
+    def reply_text(self, question: str, answer: str, num_images: int = 1) -> str:
+        return self.question_text(question, num_images) + answer.strip()
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return [*self.tokenize(prompt + self.turn_end), self.begin_image_id]
+
+    def drawing_start(self) -> list[int]:
+        return [self.begin_image_id]

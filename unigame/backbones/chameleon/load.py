@@ -27,8 +27,12 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoderResnetBlock,
 )
 
+from unigame.backbones.base import Reading
+from unigame.backbones.chameleon.layout import ChameleonLayout
 from unigame.backbones.chameleon.model import DECODER_PARTS, ChameleonBackbone, check_tokens
 from unigame.backbones.common.hub_model import load_weights
+from unigame.backbones.common.pixels import CroppingTwin
+from unigame.backbones.common.understanding import reading_of
 from unigame.backbones.folder import check_files
 from unigame.backbones.model_files import loading_from, processor_from, refuse_not_finite
 from unigame.errors import UserError
@@ -65,6 +69,16 @@ def from_pretrained(
         if found is not None:
             backbone.load_decoder(found)
     return backbone.to(device or torch.device("cpu"))
+
+
+def load_reading(name_or_path: str | Path) -> Reading:
+    """How the checkpoint reads records; no weights are read."""
+    with processor_from(name_or_path):
+        processor = load_processor(name_or_path)
+    config = ChameleonConfig.from_pretrained(name_or_path)
+    check_tokens(config, processor)
+    pixels = CroppingTwin(processor.image_processor, int(config.vq_config.resolution))
+    return reading_of(ChameleonLayout(processor), pixels, config, ChameleonBackbone.max_images)
 
 
 def load_processor(name_or_path: str | Path) -> ChameleonProcessor:

@@ -33,6 +33,7 @@ from unigame.errors import UserError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME_KEY, DIGEST_KEY = "base_model", "base_model_digest"
+REVISION_KEY = "base_model_revision"
 PLACES = 65_536  # of each tensor count in a digest; smaller tensors count as a whole
 logger = logging.getLogger(__name__)
 
@@ -136,10 +137,11 @@ def load_weights(model: peft.PeftModel, weights: dict[str, Tensor], folder: str 
 
 # ---- its base model ------------------------------------------------------------------------------
 class Base(NamedTuple):
-    """A base model: Hub id, bundled name or absolute path, and ``weights_digest``."""
+    """A base model: Hub id, bundled name or absolute path; ``weights_digest``; the Hub's commit."""
 
     name: str
     digest: str
+    revision: str = ""
 
 
 @torch.no_grad()
@@ -173,7 +175,10 @@ def write_base(folder: str | Path, base: Base) -> None:
         header = opened.metadata() or {}
         weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
     whole = file.with_name(f"{file.name}.part")
-    save_file(weights, whole, {**header, NAME_KEY: base.name, DIGEST_KEY: base.digest})
+    named = {NAME_KEY: base.name, DIGEST_KEY: base.digest}
+    if base.revision:
+        named[REVISION_KEY] = base.revision
+    save_file(weights, whole, {**header, **named})
     content = whole.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -192,7 +197,7 @@ def read_base(folder: str | Path) -> Base:
     if not name:  # written by PEFT, or by a version before this
         config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         name = config.get("base_model_name_or_path")
-    return Base(str(name or ""), header.get(DIGEST_KEY, ""))
+    return Base(str(name or ""), header.get(DIGEST_KEY, ""), header.get(REVISION_KEY, ""))
 
 
 def warn_if_other(folder: str | Path, base: Base) -> None:

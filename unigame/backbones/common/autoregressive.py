@@ -70,8 +70,13 @@ class AutoregressiveBackbone(ReadingBackbone):
         """The same from hidden states of any leading shape, in the precision that is set."""
 
     @abstractmethod
-    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
-        """Hidden states (after the final norm) at the N positions that predict the codes."""
+    def image_states(
+        self, prompts: Sequence[PromptTokens], codes_BN: Tensor, read_BNH: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (after the final norm) at the N positions that predict the codes.
+
+        ``read_BNH`` fills the places of a picture in the prompts, where they have such places.
+        """
 
     @abstractmethod
     def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
@@ -131,9 +136,24 @@ class AutoregressiveBackbone(ReadingBackbone):
     def generation_loss(
         self, images: Tensor, captions: Prompts, *, codes: Tensor | None = None
     ) -> Tensor:
-        rows, codes_BN = self.rows_and_codes(images, captions, codes)
+        return self._code_loss(*self.rows_and_codes(images, captions, codes))
+
+    def reconstruction_loss(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        *,
+        codes: Tensor | None = None,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        return self._code_loss(*self.reconstruction_rows(images, templates, codes, embeds))
+
+    def _code_loss(
+        self, rows: Sequence[PromptTokens], codes_BN: Tensor, read_BNH: Tensor | None = None
+    ) -> Tensor:
+        """Cross-entropy of the codes behind each prompt, (B,)."""
         with self._precision():
-            logits_BNV = self.code_scores(self.image_states(rows, codes_BN))
+            logits_BNV = self.code_scores(self.image_states(rows, codes_BN, read_BNH))
         logits_BVN = full_precision(logits_BNV).transpose(1, 2)
         return F.cross_entropy(logits_BVN, codes_BN, reduction="none").mean(-1)
 
@@ -190,6 +210,24 @@ class AutoregressiveBackbone(ReadingBackbone):
                 lean=self.lean_drawing,
             )
 
+    def prompt_embeds(self, tokens: PaddedTokens, read_BNH: Tensor | None) -> Tensor:
+        """Token embeddings (B, L, H), with what was read of a picture in its places."""
+        if read_BNH is None:
+            return cast(Tensor, self.base.get_input_embeddings()(tokens.ids_BL))
+        return self.embed_rows(tokens, read_BNH)
+
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        return self.generate_codes(
+            prompts, seeds=seeds, guidance_scale=guidance_scale, temperature=temperature
+        )
+
     def _room_for(self, prompts: Sequence[PromptTokens], count: int) -> PaddedTokens:
         """Left-padded prompts, and behind each ``count`` places that hold padding ids yet."""
         places = (self.layout.pad_id,) * count
@@ -206,6 +244,7 @@ class EarlyFusionBackbone(AutoregressiveBackbone):
 
     token_V: Tensor
     """Vocabulary id of every image code."""
+    reads_codes = True
 
     @abstractmethod
     def _encode(self, pixels_B3SS: Tensor) -> Tensor:
@@ -265,12 +304,14 @@ class EarlyFusionBackbone(AutoregressiveBackbone):
     def code_scores(self, states_H: Tensor) -> Tensor:
         return F.linear(states_H, self.image_rows(self.base.lm_head.weight))
 
-    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
+    def image_states(
+        self, prompts: Sequence[PromptTokens], codes_BN: Tensor, read_BNH: Tensor | None = None
+    ) -> Tensor:
         drawn_BT = self.picture_ids(codes_BN)
         count = drawn_BT.shape[1]
         tokens = self._room_for(prompts, count)
         tokens.ids_BL[:, -count:] = drawn_BT
-        embeds_BLH = self.base.get_input_embeddings()(tokens.ids_BL)
+        embeds_BLH = self.prompt_embeds(tokens, read_BNH)
         return self.language_states(embeds_BLH, tokens)[:, -count - 1 :]
 
     def picture_ids(self, codes_BN: Tensor) -> Tensor:

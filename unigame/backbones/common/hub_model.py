@@ -122,7 +122,11 @@ class HubModel(Backbone):
 
     def _base(self) -> adapter_files.Base:
         name = self.source or str(getattr(self.base, "name_or_path", ""))
-        return adapter_files.Base(name, adapter_files.weights_digest(self))
+        own = (
+            str(getattr(self.base, "name_or_path", "")) == name
+        )  # a composed model is no checkpoint
+        commit = getattr(self.base.config, "_commit_hash", None) if own else None
+        return adapter_files.Base(name, adapter_files.weights_digest(self), str(commit or ""))
 
     # ---- modes and precision -------------------------------------------------------------------
     def gradient_checkpointing_enable(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unigame.errors import UserError
-from unigame.turns import split_turns
+from unigame.turns import PICTURE, split_turns, without_places
 
 _IMAGE_MARK = re.compile(r"<image (\d+)>")
 Message = dict[str, Any]
@@ -57,9 +57,11 @@ class TokenLayout(ABC):
         tokenizer: of the language model, with an end mark.
         image_token_id: marks the N places of a picture's tokens in a row.
         picture_mark: the text that stands for a picture.
+        num_image_tokens: N, places of one picture.
     """
 
     image_token_id: int
+    num_image_tokens: int
     picture_mark: str
 
     def __init__(self, tokenizer: Any) -> None:
@@ -67,26 +69,47 @@ class TokenLayout(ABC):
         self.bos_id, self.eos_id = tokenizer.bos_token_id, int(tokenizer.eos_token_id)
         self.pad_id = self.eos_id if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
+    @property
+    def image_span(self) -> int:
+        """Tokens from the first placeholder of a picture to its last one."""
+        return self.num_image_tokens
+
     @abstractmethod
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
         """The prompt of a question about its images, the N places of each image included.
 
-        One image stands before the question, in the first turn of those that the question carries
-        (``unigame.turns``). Of several, each stands at its own ``<image k>`` mark
-        if the question has as many different marks as images (``picture_order`` says which comes
-        where); otherwise all stand before the question.
+        ``turn_contents`` says where each stands; without an image the row is text alone.
 
         Raises:
             UserError: the question itself holds the mark of a picture.
         """
 
+    def text_ids(self, text: str) -> list[int]:
+        """The prompt of a text that is shown no picture."""
+        return self.question_ids(text, 0)
+
     @abstractmethod
-    def answer_ids(self, question: str, answer: str) -> list[int]:
+    def answer_ids(self, question: str, answer: str, num_images: int = 1) -> list[int]:
         """The answer as it follows the prompt, with its end mark."""
 
     @abstractmethod
     def prompt_ids(self, prompt: str) -> list[int]:
         """A text -> image prompt, up to the token that predicts the first code."""
+
+    def drawing_start(self) -> list[int]:
+        """What stands between a question and what is drawn as its answer.
+
+        Raises:
+            UserError: the family does not say.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no drawing_start, so no picture can be drawn from one that "
+            "is read; leave method reca out"
+        )
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        """A picture and a text, up to the token that predicts the first code of its redrawing."""
+        return [*self.question_ids(template), *self.drawing_start()]
 
     @abstractmethod
     def drawing_length(self, prompt: str) -> int:
@@ -104,9 +127,10 @@ class TokenLayout(ABC):
         """Positions of a row along several axes; None where they just count tokens."""
         return None
 
-    def reading_length(self, question: str, answer: str) -> int:
-        """Tokens of picture, question and answer, all marks included."""
-        return len(self.question_ids(question)) + len(self.answer_ids(question, answer))
+    def reading_length(self, question: str, answer: str, num_images: int = 1) -> int:
+        """Tokens of pictures, question and answer, all marks included."""
+        prompt = self.question_ids(question, num_images)
+        return len(prompt) + len(self.answer_ids(question, answer, num_images))
 
     def held_picture(self, question: str) -> UserError:
         """The error for a question that itself holds the mark of a picture."""
@@ -160,11 +184,6 @@ class ChatLayout(TokenLayout):
         self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.picture_mark))
 
     # ---- what a family says --------------------------------------------------------------------
-    @property
-    def image_span(self) -> int:
-        """Tokens from the first placeholder of a picture to its last one."""
-        return self.num_image_tokens
-
     def picture_text(self) -> str:
         """What the processor puts in the place of one image placeholder."""
         placeholders = self.picture_mark * self.num_image_tokens
@@ -179,14 +198,11 @@ class ChatLayout(TokenLayout):
 
         A system prompt is left out: a family that knows where it stands adds it.
         """
-        first, *texts = split_turns(question).texts
-        speakers = ("assistant", "user")
+        contents = turn_contents(question, num_images)
+        speakers = ("user", "assistant")
         return [
-            {"role": "user", "content": _content(first, num_images)},
-            *(
-                {"role": speakers[number % 2], "content": [{"type": "text", "text": text}]}
-                for number, text in enumerate(texts)
-            ),
+            {"role": speakers[number % 2], "content": content}
+            for number, content in enumerate(contents)
         ]
 
     def question_text(self, question: str, num_images: int = 1) -> str:
@@ -194,10 +210,10 @@ class ChatLayout(TokenLayout):
         messages = self.turns(question, num_images)
         return self.opening() + self.render(messages, add_generation_prompt=True)
 
-    def reply_text(self, question: str, answer: str) -> str:
+    def reply_text(self, question: str, answer: str, num_images: int = 1) -> str:
         """The whole conversation, up to the answer's last word."""
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer.strip()}]}
-        return self.opening() + self.render([*self.turns(question), reply])
+        return self.opening() + self.render([*self.turns(question, num_images), reply])
 
     # ---- rows ----------------------------------------------------------------------------------
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
@@ -208,9 +224,10 @@ class ChatLayout(TokenLayout):
             raise self.held_picture(question)
         return ids
 
-    def answer_ids(self, question: str, answer: str) -> list[int]:
+    def answer_ids(self, question: str, answer: str, num_images: int = 1) -> list[int]:
         """What the reply has beyond the prompt, and the end mark."""
-        prompt, whole = self.question_text(question), self.reply_text(question, answer)
+        prompt = self.question_text(question, num_images)
+        whole = self.reply_text(question, answer, num_images)
         prompt_ids, whole_ids = self.tokenize(prompt), self.tokenize(whole)
         if whole_ids[: len(prompt_ids)] == prompt_ids:
             return [*whole_ids[len(prompt_ids) :], self.eos_id]
@@ -254,12 +271,35 @@ def picture_order(question: str, num_images: int) -> list[int]:
     """Which image stands where: marks in the order of the text, images in that of their numbers.
 
     ``"Is <image 3> left of <image 1>?"`` with two images gives [1, 0]. Without a mark for each
-    image the order is the images' own.
+    image in the first turn, and where ``turn_contents`` is told the places, the order is their own.
     """
-    marks = list(dict.fromkeys(int(number) for number in _IMAGE_MARK.findall(question)))
-    if num_images > 1 and len(marks) == num_images:
+    first = split_turns(question).texts[0]
+    marks = list(dict.fromkeys(int(number) for number in _IMAGE_MARK.findall(first)))
+    if num_images > 1 and len(marks) == num_images and question.count(PICTURE) != num_images:
         return [sorted(marks).index(mark) for mark in marks]
     return list(range(num_images))
+
+
+def turn_contents(question: str, num_images: int = 1) -> list[list[dict[str, str]]]:
+    """What user and assistant say in turn, as parts: pictures and texts.
+
+    Where the question says where its images stand (``unigame.turns``), they stand there. Otherwise
+    they stand in the first turn: each at its own ``<image k>`` mark if there are several and as
+    many different marks (``picture_order`` says which comes where), else all before the text.
+    """
+    texts = split_turns(question).texts
+    if num_images and sum(text.count(PICTURE) for text in texts) == num_images:
+        return [_at_places(text) for text in texts]
+    first, *others = (without_places(text) for text in texts)
+    return [_content(first, num_images), *([{"type": "text", "text": text}] for text in others)]
+
+
+def _at_places(text: str) -> list[dict[str, str]]:
+    first, *others = text.split(PICTURE)
+    content = _text(first)
+    for piece in others:
+        content += [{"type": "image"}, *_text(piece)]
+    return content or [{"type": "text", "text": ""}]
 
 
 def _content(question: str, num_images: int) -> list[dict[str, str]]:
@@ -313,13 +353,14 @@ class TextRules:
         self._around_drawing = layout.drawing_length("a") + 8
 
     def problem(
-        self, texts: Mapping[str, str], *, max_length: int | None = None
+        self, texts: Mapping[str, str], *, max_length: int | None = None, num_images: int = 1
     ) -> tuple[str, str] | None:
         """Why texts cannot be laid out, with what to do about it; None if they can.
 
         Args:
             texts: "question", "answer" and "caption", each perhaps empty.
             max_length: longest row in tokens; default: what the model can hold.
+            num_images: pictures that the question shows.
         """
         for field, text in texts.items():
             mark = self._mark_in(text)
@@ -330,11 +371,11 @@ class TextRules:
                     "added for you)",
                 )
         limit = self.max_positions if max_length is None else max_length
-        if limit is not None and (length := self._longest(texts, limit)) > limit:
+        if limit is not None and (length := self._longest(texts, limit, num_images)) > limit:
             whose = "the model's positions" if max_length is None else "max_length"
             return (
                 f"too many tokens ({whose}: {limit})",
-                f"it needs {length}, its picture included; shorten its texts",
+                f"it needs {length}, its pictures included; shorten its texts",
             )
         return None
 
@@ -343,12 +384,13 @@ class TextRules:
             return None
         return next((mark for mark in self.marks if mark in text), None)
 
-    def _longest(self, texts: Mapping[str, str], limit: int) -> int:
+    def _longest(self, texts: Mapping[str, str], limit: int, num_images: int) -> int:
         """Tokens of the longer row; rows that are surely short are not tokenized, and count 0."""
         question, answer = texts.get("question", ""), texts.get("answer", "")
         caption, length = texts.get("caption", ""), 0
-        if answer and self._around_reading + _bytes(question) + _bytes(answer) > limit:
-            length = self.layout.reading_length(question, answer)
+        most = self._around_reading * max(1, num_images) + _bytes(question) + _bytes(answer)
+        if answer and most > limit:
+            length = self.layout.reading_length(question, answer, num_images)
         if length <= limit and caption and self._around_drawing + _bytes(caption) > limit:
             length = self.layout.drawing_length(caption)
         return length

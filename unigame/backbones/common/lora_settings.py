@@ -48,7 +48,8 @@ RULES: dict[str, Rule] = {
     "target_modules": OneOf(
         rules=(_NAMES, Pattern()),
         optional=True,
-        help="Names of linear layers of the language model, or a pattern. null: all of them.",
+        help="Names of linear layers of the language model, or a pattern. null: the family's usual "
+        "ones; all-linear: every one.",
     ),
     "exclude_modules": OneOf(rules=(_NAMES, Pattern()), optional=True),
     "bias": Text(choices=("none", "all", "lora_only")),

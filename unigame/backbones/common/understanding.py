@@ -19,13 +19,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unigame.backbones.base import AnswerLosses, AnswerTokens, PromptTokens, Questions
+from unigame.backbones.base import (
+    AnswerLosses,
+    AnswerTokens,
+    Prompts,
+    PromptTokens,
+    Questions,
+    Reading,
+)
 from unigame.backbones.common.decoding import SharedPrefix, decode_text
 from unigame.backbones.common.hub_model import HubModel
 from unigame.backbones.common.layout import PaddedTokens, TextRules, TokenLayout, picture_order
 from unigame.backbones.common.pixels import PixelTwin
 from unigame.errors import UserError
-from unigame.turns import split_turns
+from unigame.turns import split_turns, without_places
 
 
 @dataclass(frozen=True)
@@ -35,18 +42,42 @@ class LayoutPreprocessor:
     layout: TokenLayout
     pictures: Callable[[Sequence[Image.Image]], Tensor]
 
-    def answer(self, question: str, answer: str) -> AnswerTokens:
+    def answer(self, question: str, answer: str, num_images: int = 1) -> AnswerTokens:
         """Question and answer, as inference lays them out."""
-        prompt = self.layout.question_ids(question)
-        return AnswerTokens(tuple(prompt), tuple(self.layout.answer_ids(question, answer)))
+        prompt = self.layout.question_ids(question, num_images)
+        reply = self.layout.answer_ids(question, answer, num_images)
+        return AnswerTokens(tuple(prompt), tuple(reply))
 
     def prompt(self, text: str) -> PromptTokens:
         """What a picture is drawn of; of a question with earlier turns, the question."""
-        return PromptTokens(tuple(self.layout.prompt_ids(split_turns(text).question)))
+        asked = without_places(split_turns(text).question)
+        return PromptTokens(tuple(self.layout.prompt_ids(asked)))
+
+    def reconstruction(self, template: str) -> PromptTokens:
+        """What a picture is drawn of that is read itself."""
+        return PromptTokens(tuple(self.layout.reconstruction_ids(template)))
+
+
+def reading_of(layout: TokenLayout, pixels: PixelTwin, config: Any, max_images: int) -> Reading:
+    """What ``ReadingBackbone.reading`` gives, of a model whose weights are not loaded.
+
+    Args:
+        layout: the family's.
+        pixels: the family's.
+        config: of the transformers model.
+        max_images: of the backbone.
+    """
+    preprocessor = LayoutPreprocessor(layout, pixels.pictures)
+    return Reading(preprocessor, _text_rules(layout, config), range(max_images + 1))
+
+
+def _text_rules(layout: TokenLayout, config: Any) -> TextRules:
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return TextRules(layout, positions)
 
 
 class ReadingBackbone(HubModel):
-    """A ``HubModel`` with the understanding verbs.
+    """A ``HubModel`` with the understanding verbs; rows may show no picture, one, or several.
 
     Args:
         model: see ``HubModel``.
@@ -55,10 +86,12 @@ class ReadingBackbone(HubModel):
         pixels: see ``HubModel``.
     """
 
+    trains_by_index = True
+
     def __init__(self, model: Any, processor: Any, layout: TokenLayout, pixels: PixelTwin) -> None:
         super().__init__(model, processor, pixels)
         self.layout = layout
-        self.preprocessor = LayoutPreprocessor(layout, pixels.pictures)
+        self.preprocessor: LayoutPreprocessor = LayoutPreprocessor(layout, pixels.pictures)
 
     def rehearse(self) -> None:
         """Lay out a question, an answer and a drawing prompt, and prepare a picture.
@@ -111,12 +144,18 @@ class ReadingBackbone(HubModel):
         answers: Sequence[str] | None = None,
         *,
         embeds: Tensor | None = None,
+        image_index: Sequence[Sequence[int]] | None = None,
     ) -> AnswerLosses:
         if (images is None) == (embeds is None):
             raise ValueError("give either images or embeds to answer_loss, and not both")
         embeds_MNH = self.embed_images(images) if images is not None else cast(Tensor, embeds)
         asked_B = self.answer_tokens(questions, answers)
-        copies = _copies(len(embeds_MNH), len(asked_B))
+        if image_index is None:
+            copies = _copies(len(embeds_MNH), len(asked_B))
+        else:
+            copies = 1
+            self._check_index(asked_B, image_index)
+            embeds_MNH = embeds_MNH[[image for shown in image_index for image in shown]]
         asked_M = [asked for asked in asked_B for _ in range(copies)]
         rows = [asked.prompt + asked.answer for asked in asked_M]
         tokens = self.layout.pad(rows, "right", self.device)
@@ -166,10 +205,46 @@ class ReadingBackbone(HubModel):
         decode = self.layout.tokenizer.decode
         return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
 
+    def reconstruction_tokens(self, templates: Prompts) -> list[PromptTokens]:
+        lay_out = self.preprocessor.reconstruction
+        return [lay_out(text) if isinstance(text, str) else text for text in templates]
+
+    def reconstruction_rows(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        codes: Tensor | None,
+        embeds: Tensor | None,
+    ) -> tuple[list[PromptTokens], Tensor, Tensor]:
+        """Tokens, the pictures in compact form, and what is read of them."""
+        if images is None and (codes is None or embeds is None):
+            raise ValueError("give images to reconstruction_loss, or both codes and embeds")
+        if embeds is None:
+            embeds = self.embed_shrunk(cast(Tensor, images))
+        rows = self.reconstruction_tokens(templates)
+        rows, codes = self.rows_and_codes(cast(Tensor, images), rows, codes)
+        return rows, codes, embeds
+
+    @torch.no_grad()
+    def reply(self, texts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        with self._evaluating(), self._precision():
+            embed = self.base.get_input_embeddings()
+            tokens = self.layout.pad([self.layout.text_ids(t) for t in texts], "left", self.device)
+            ids = decode_text(
+                self.language_model,
+                embed,
+                self.text_logits,
+                embeds_BLH=embed(tokens.ids_BL),
+                tokens=tokens,
+                max_new_tokens=max_new_tokens,
+                end_ids=self._end_ids(),
+            )
+        decode = self.layout.tokenizer.decode
+        return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
+
     @cached_property
     def text_rules(self) -> TextRules:
-        config = self.base.config.get_text_config()
-        return TextRules(self.layout, getattr(config, "max_position_embeddings", None))
+        return _text_rules(self.layout, self.base.config)
 
     # ---- for the families ----------------------------------------------------------------------
     def text_logits(self, states_H: Tensor) -> Tensor:
@@ -180,12 +255,20 @@ class ReadingBackbone(HubModel):
         """Token embeddings with the placeholders replaced by image features, row by row."""
         return self.fill_places(tokens, self.layout.image_token_id, embeds_BNH)
 
-    def fill_places(self, tokens: PaddedTokens, mark: int, embeds_BPH: Tensor) -> Tensor:
+    def fill_places(
+        self,
+        tokens: PaddedTokens,
+        mark: int,
+        embeds_BPH: Tensor,
+        text_BLH: Tensor | None = None,
+    ) -> Tensor:
         """Token embeddings (B, L, H) with others wherever the id is ``mark``, row by row.
 
-        A mark may be an id below 0, which no vocabulary has.
+        A mark may be an id below 0, which no vocabulary has. ``text_BLH`` are token embeddings in
+        which other places are filled already.
         """
-        text_BLH = self.base.get_input_embeddings()(tokens.ids_BL.clamp(min=0))
+        if text_BLH is None:
+            text_BLH = self.base.get_input_embeddings()(tokens.ids_BL.clamp(min=0))
         dtype = torch.promote_types(text_BLH.dtype, embeds_BPH.dtype)  # keeps a float32 delta
         # By places: over all of (B, L, H) a mask would cost a GPU a number for every element.
         places = (tokens.ids_BL == mark).nonzero(as_tuple=True)
@@ -200,6 +283,15 @@ class ReadingBackbone(HubModel):
             position_ids=tokens.positions,
             use_cache=False,
         ).last_hidden_state
+
+    def _check_index(
+        self, asked_B: Sequence[AnswerTokens], image_index: Sequence[Sequence[int]]
+    ) -> None:
+        """Places are filled one after another: one picture too few would shift all that follow."""
+        for asked, shown in zip(asked_B, image_index, strict=True):
+            places = asked.prompt.count(self.layout.image_token_id)
+            if places != len(shown) * self.facts.num_image_tokens:
+                raise ValueError(f"{len(shown)} pictures for {places} places of image tokens")
 
     def _end_ids(self) -> set[int]:
         return {self.layout.eos_id, *configured_ends(self.base)}
@@ -237,7 +329,12 @@ def full_precision(values: Tensor) -> Tensor:
 
 def configured_ends(model: Any) -> list[int]:
     """Ids that end a text by the model's generation settings."""
-    ends = model.generation_config.eos_token_id
+    return ends_of(model.generation_config)
+
+
+def ends_of(settings: Any) -> list[int]:
+    """Ids that end a text by generation settings."""
+    ends = settings.eos_token_id
     listed = ends if isinstance(ends, list) else [ends]
     return [int(token) for token in listed if token is not None]
 

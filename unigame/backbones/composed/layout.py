@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from unigame.backbones.common.layout import TokenLayout, special_marks
+from unigame.backbones.common.layout import TokenLayout, special_marks, turn_contents
 from unigame.backbones.composed.vision import Reader
 from unigame.errors import UserError
 from unigame.turns import split_turns
@@ -52,34 +52,48 @@ class ComposedLayout(TokenLayout):
             )
         super().__init__(tokenizer)
         self.reader, self.num_queries = reader, num_queries
+        self.num_image_tokens = reader.num_tokens
         self.end_ids = {self.eos_id, *end_ids}
         self.picture_mark = _IMAGE_MARK
         if reader.image_token_id is not None:
             self.picture_mark = tokenizer.convert_ids_to_tokens(reader.image_token_id)
 
     def question_ids(self, question: str, num_images: int = 1) -> list[int]:
-        if num_images != 1:
-            raise ValueError(f"a composed model is shown one picture a question, not {num_images}")
-        text, _, _ = self._turns(question)
-        if text.count(self.picture_mark) != 1:
+        return self._picture_ids(self._turns(question, num_images)[0], question, num_images)
+
+    def reconstruction_ids(self, template: str) -> list[int]:
+        # Without what a template writes before an answer: a drawing is none.
+        user = {"role": "user", "content": self._content(*turn_contents(template)[0])}
+        text = self._render([user], add_generation_prompt=True)
+        return [*self._picture_ids(text, template), *self.drawing_start()]
+
+    def _picture_ids(self, text: str, question: str, num_images: int = 1) -> list[int]:
+        """A rendered prompt as tokens, with the places of its pictures."""
+        if text.count(self.picture_mark) != num_images:
             raise self.held_picture(question)
         if self.reader.image_token_id is None:
-            before, _, after = text.partition(self.picture_mark)
-            rest = self.tokenizer(after, add_special_tokens=False)["input_ids"]
-            return [*self._tokenize(before), *[IMAGE] * self.reader.num_tokens, *rest]
+            first, *others = text.split(self.picture_mark)
+            ids = self._tokenize(first)
+            for piece in others:
+                rest = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+                ids += [*[IMAGE] * self.reader.num_tokens, *rest]
+            return ids
         ids = self._tokenize(self.reader.expand(text, self.tokenizer))
         return [IMAGE if token == self.reader.image_token_id else token for token in ids]
 
-    def answer_ids(self, question: str, answer: str) -> list[int]:
-        _, before, after = self._turns(question)
+    def answer_ids(self, question: str, answer: str, num_images: int = 1) -> list[int]:
+        _, before, after = self._turns(question, num_images)
         text = before + answer.strip() + after
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ends = [place for place, token in enumerate(ids) if token in self.end_ids]
         return ids[: ends[0] + 1] if ends else [*ids, self.eos_id]
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        text = self._render(self._user(prompt, with_image=False), add_generation_prompt=True)
-        return [*self._tokenize(text), *[QUERY] * self.num_queries]
+        text = self._render(self._user(prompt), add_generation_prompt=True)
+        return [*self._tokenize(text), *self.drawing_start()]
+
+    def drawing_start(self) -> list[int]:
+        return [QUERY] * self.num_queries
 
     # No shared_start: behind a shared picture, positions along several axes would be off.
 
@@ -93,18 +107,18 @@ class ComposedLayout(TokenLayout):
         return special_marks(self.tokenizer) | {self.picture_mark, _ANSWER_MARK, _IMAGE_MARK}
 
     # ---- inside --------------------------------------------------------------------------------
-    def _turns(self, question: str) -> tuple[str, str, str]:
+    def _turns(self, question: str, num_images: int) -> tuple[str, str, str]:
         """The prompt, and the text around an answer behind it."""
-        asked = split_turns(question)
-        first, *texts = asked.texts
-        user = self._user(first, with_image=True)
-        if asked.system and self._takes_system:
-            user.insert(0, {"role": "system", "content": self._content(asked.system)})
-        for number, text in enumerate(texts):
-            role = ("assistant", "user")[number % 2]
-            user.append({"role": role, "content": self._content(text)})
+        speakers = ("user", "assistant")
+        user = [
+            {"role": speakers[number % 2], "content": self._content(*parts)}
+            for number, parts in enumerate(turn_contents(question, num_images))
+        ]
+        system = split_turns(question).system
+        if system and self._takes_system:
+            user.insert(0, {"role": "system", "content": self._content(_said(system))})
         prompt = self._render(user, add_generation_prompt=True)
-        reply = {"role": "assistant", "content": self._content(_ANSWER_MARK)}
+        reply = {"role": "assistant", "content": self._content(_said(_ANSWER_MARK))}
         whole = self._render([*user, reply])
         before, _, after = whole.partition(_ANSWER_MARK)
         if not before.startswith(prompt):
@@ -115,21 +129,20 @@ class ComposedLayout(TokenLayout):
     @cached_property
     def _takes_system(self) -> bool:
         """Whether the chat template has a place for a system prompt; some refuse it."""
-        system = {"role": "system", "content": self._content(_ANSWER_MARK)}
+        system = {"role": "system", "content": self._content(_said(_ANSWER_MARK))}
         try:
-            return _ANSWER_MARK in self._render([system, *self._user("a", with_image=False)])
+            return _ANSWER_MARK in self._render([system, *self._user("a")])
         except TemplateError:
             return False
 
-    def _user(self, text: str, with_image: bool) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": self._content(text, with_image)}]
+    def _user(self, text: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": self._content(_said(text))}]
 
-    def _content(self, text: str, with_image: bool = False) -> Any:
+    def _content(self, *parts: dict[str, str]) -> Any:
         """A list of parts for a VLM's template, a string for an LLM's."""
         if self.reader.image_token_id is None:
-            return f"{self.picture_mark}\n{text}" if with_image else text
-        parts = [{"type": "image"}] if with_image else []
-        return [*parts, {"type": "text", "text": text}]
+            return "\n".join(part.get("text", self.picture_mark) for part in parts)
+        return list(parts)
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         return str(
@@ -143,3 +156,7 @@ class ComposedLayout(TokenLayout):
         bos = self.tokenizer.bos_token
         written = bos is not None and text.startswith(bos)
         return list(self.tokenizer(text, add_special_tokens=not written)["input_ids"])
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}

@@ -8,10 +8,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 from transformers.image_processing_base import ImageProcessingMixin
 
+from unigame.backbones.base import Reading
 from unigame.backbones.common.hub_model import load_weights, refuse_misfits, refuse_missing
 from unigame.backbones.common.pixels import PixelTwin, square_pixels
+from unigame.backbones.common.understanding import ends_of, reading_of
 from unigame.backbones.composed.config import (
     CONFIG_FILE,
     CONNECTOR_FILE,
@@ -20,6 +23,7 @@ from unigame.backbones.composed.config import (
 )
 from unigame.backbones.composed.connector import TrainedParts
 from unigame.backbones.composed.diffusion import ImageBranch, NoiseLevels
+from unigame.backbones.composed.layout import ComposedLayout
 from unigame.backbones.composed.model import ComposedBackbone
 from unigame.backbones.composed.parts import Parts, auto_config, check_parts, denoiser_width
 from unigame.backbones.composed.vision import ENCODERS, build_reader
@@ -39,13 +43,7 @@ def from_pretrained(
         UserError: see ``check_parts``; everything but the weights of the frozen parts is
             checked before any of them is read.
     """
-    if isinstance(name_or_path, Path):
-        folder = name_or_path
-    else:
-        from huggingface_hub import snapshot_download
-
-        own = [CONFIG_FILE, CONNECTOR_FILE]
-        folder = Path(snapshot_download(name_or_path, allow_patterns=own))
+    folder = _own_files(name_or_path, [CONFIG_FILE, CONNECTOR_FILE])
     config = read_config(folder)
     parts = check_parts(config)
     sizes = (parts.hidden_size, config.connector, parts.feature_size)
@@ -76,6 +74,39 @@ def from_pretrained(
         vision_pixels=pixels,
     )
     return backbone.to(device or torch.device("cpu"))
+
+
+def load_reading(name_or_path: str | Path) -> Reading:
+    """How the model reads records; no weights are read.
+
+    Raises:
+        UserError: see ``check_parts``.
+    """
+    config = read_config(_own_files(name_or_path, [CONFIG_FILE]))
+    parts = check_parts(config)
+    reader = build_reader(parts.language, parts.encoder, config.vision_size, config.image_size)
+    tokenizer = load_tokenizer(config.language)
+    ends = ends_of(_generation_config(config.language, parts.language))
+    layout = ComposedLayout(tokenizer, reader, config.connector.num_queries, ends)
+    pixels = square_pixels(config.image_size)
+    return reading_of(layout, pixels, parts.language, ComposedBackbone.max_images)
+
+
+def _own_files(name_or_path: str | Path, names: list[str]) -> Path:
+    """The folder; of a Hub repository, these files of it."""
+    if isinstance(name_or_path, Path):
+        return name_or_path
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name_or_path, allow_patterns=names))
+
+
+def _generation_config(reference: str, config: Any) -> GenerationConfig:
+    """As a loaded model has it: its own file, else what its configuration says."""
+    try:
+        return GenerationConfig.from_pretrained(reference)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def compose(

@@ -68,6 +68,7 @@ class ComposedBackbone(ReadingBackbone):
     """
 
     layout: ComposedLayout
+    max_images = 4  # of up to 729 tokens each, in the 4,096 positions of older language models
 
     def __init__(
         self,
@@ -174,7 +175,23 @@ class ComposedBackbone(ReadingBackbone):
             kept_B = (torch.rand(len(latents)) >= self.settings.caption_dropout).tolist()
             empty = self.preprocessor.prompt("")
             rows = [row if kept else empty for row, kept in zip(rows, kept_B, strict=True)]
-        condition_BNW = self.trained.connector(full_precision(self._query_states(rows)))
+        return self._noise_loss(latents, self._query_states(rows))
+
+    def reconstruction_loss(
+        self,
+        images: Tensor | None,
+        templates: Prompts,
+        *,
+        codes: Tensor | None = None,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
+        # Noise as in generation_loss; nothing is dropped: guidance is learnt from captions.
+        rows, latents, read_BNH = self.reconstruction_rows(images, templates, codes, embeds)
+        return self._noise_loss(latents, self._query_states(rows, read_BNH))
+
+    def _noise_loss(self, latents: Tensor, states_BNH: Tensor) -> Tensor:
+        """Squared error of what the denoiser predicts under the states of the queries, (B,)."""
+        condition_BNW = self.trained.connector(full_precision(states_BNH))
         with self._precision():
             if self.training:
                 level_B = self.branch.levels.spread(torch.rand(len(latents)))
@@ -202,6 +219,24 @@ class ComposedBackbone(ReadingBackbone):
     ) -> Tensor:
         # Without do_sample every row starts from the same noise. Guidance 1 means none.
         seeds = seeds_of_rows(len(prompts), seed, seeds)
+        return self.render(
+            self.generate_compact(
+                prompts,
+                seeds=seeds if do_sample else [0] * len(prompts),
+                guidance_scale=guidance_scale,
+                temperature=temperature,
+            )
+        )
+
+    @torch.no_grad()
+    def generate_compact(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         guided = guidance_scale != 1.0
@@ -209,23 +244,25 @@ class ComposedBackbone(ReadingBackbone):
             rows = self.prompt_tokens([*prompts, ""] if guided else prompts)
             condition_BNW = self.trained.connector(full_precision(self._query_states(rows)))
             plain = condition_BNW[-1:].expand(len(prompts), -1, -1) if guided else None
-            latents = self.branch.sample(
+            return self.branch.sample(
                 condition_BNW[: len(prompts)],
                 plain,
                 latent_shape=self.latent_shape,
                 steps=self.settings.sample_steps,
                 guidance_scale=guidance_scale,
                 temperature=temperature,
-                seeds=seeds if do_sample else [0] * len(prompts),
+                seeds=seeds,
             )
-        return self.render(latents)
 
-    def _query_states(self, prompts: Sequence[PromptTokens]) -> Tensor:
+    def _query_states(
+        self, prompts: Sequence[PromptTokens], read_BNH: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (after the final norm) of the N queries behind each prompt."""
         tokens = self.layout.pad([prompt.ids for prompt in prompts], "left", self.device)
         queries_BNH = self.trained.connector.queries_NH.expand(len(prompts), -1, -1)
         with self._precision():
-            filled_BLH = self.fill_places(tokens, QUERY, queries_BNH)
+            text_BLH = None if read_BNH is None else self.embed_rows(tokens, read_BNH)
+            filled_BLH = self.fill_places(tokens, QUERY, queries_BNH, text_BLH)
             states_BLH = self.language_states(filled_BLH, tokens)
         return states_BLH[:, -self.layout.num_queries :]
 

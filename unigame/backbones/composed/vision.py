@@ -165,7 +165,7 @@ class QwenReader(Reader):
         return model.language.model.visual
 
     def positions(self, image_mask: list[bool]) -> list[list[int]]:
-        """Time, row and column: an image of g x g tokens takes g positions, a word one."""
+        """Time, row and column: each image of g x g tokens takes g positions, a word one."""
         grid = self.grid // self.merge
         axes: list[list[int]] = [[], [], []]
         now, seen = 0, 0
@@ -173,8 +173,8 @@ class QwenReader(Reader):
             if is_image:
                 for axis, offset in zip(axes, (0, seen // grid, seen % grid), strict=True):
                     axis.append(now + offset)
-                seen += 1
-                now += grid if seen == self.num_tokens else 0
+                seen = (seen + 1) % self.num_tokens
+                now += 0 if seen else grid
             else:
                 for axis in axes:
                     axis.append(now)

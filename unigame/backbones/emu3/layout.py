@@ -73,10 +73,10 @@ class Emu3Layout(ChatLayout):
         system = {"role": "system", "content": [{"type": "text", "text": said}]}
         return [system, *super().turns(question, num_images)]
 
-    def reply_text(self, question: str, answer: str) -> str:
+    def reply_text(self, question: str, answer: str, num_images: int = 1) -> str:
         # Without the space that the template adds: a model that had learned it would have to say it
         # before its end mark.
-        return super().reply_text(question, answer).rstrip()
+        return super().reply_text(question, answer, num_images).rstrip()
 
     def picture_text(self) -> str:
         row = self.processor.image_token * self.grid + ROW_END
@@ -85,6 +85,9 @@ class Emu3Layout(ChatLayout):
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return self.tokenize(f"{self.opening()}{prompt}{self._picture_start()}")
+
+    def drawing_start(self) -> list[int]:
+        return self.tokenize(self._picture_start())
 
     def grid_ids(self, tokens_BN: Tensor) -> Tensor:
         """Ids of N codes in the vocabulary -> the same with row ends, (B, h * (w + 1))."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import Emu3ForConditionalGeneration, Emu3Processor
+from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
+from unigame.backbones.base import Reading
 from unigame.backbones.common.hub_model import load_weights
-from unigame.backbones.emu3.model import Emu3Backbone
+from unigame.backbones.common.understanding import reading_of
+from unigame.backbones.emu3.model import Emu3Backbone, layout_and_pixels
 from unigame.backbones.folder import check_files
 from unigame.backbones.model_files import processor_from
 
@@ -27,3 +29,11 @@ def from_pretrained(
         processor = Emu3Processor.from_pretrained(name_or_path)
     model = load_weights(Emu3ForConditionalGeneration, name_or_path, dtype)
     return Emu3Backbone(model, processor).to(device or torch.device("cpu"))
+
+
+def load_reading(name_or_path: str | Path) -> Reading:
+    """How the checkpoint reads records; no weights are read."""
+    with processor_from(name_or_path):
+        processor = Emu3Processor.from_pretrained(name_or_path)
+    config = Emu3Config.from_pretrained(name_or_path)
+    return reading_of(*layout_and_pixels(processor), config, Emu3Backbone.max_images)

@@ -48,6 +48,7 @@ class Emu3Backbone(EarlyFusionBackbone):
     frozen_parts = ("vqmodel", "lm_head")
     language_name = "text_model"
     layout: Emu3Layout
+    max_images = 2  # of 4,096 tokens each, in the 9,216 that the published models were trained with
     negative_prompt = ""
     """The text of the unconditional branch under guidance."""
 
@@ -58,9 +59,7 @@ class Emu3Backbone(EarlyFusionBackbone):
                 f"the model's image tokenizer makes one code of {patch} px, its processor counts "
                 f"{processor.downsample_ratio} px; load both from the same checkpoint"
             )
-        side = picture_side(processor)
-        layout = Emu3Layout(processor, side // patch)
-        super().__init__(model, processor, layout, _pixels(processor.image_processor, side))
+        super().__init__(model, processor, *layout_and_pixels(processor))
         for layer in self.language_model.layers:
             layer.dropout.p = 0.0  # set from attention_dropout, which HubModel has switched off
         named = {
@@ -81,8 +80,10 @@ class Emu3Backbone(EarlyFusionBackbone):
         # Nothing follows the last code: it and its row end predict no code.
         return self.layout.grid_ids(self.token_V[codes_BN])[:, :-2]
 
-    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
-        states_BLH = super().image_states(prompts, codes_BN)
+    def image_states(
+        self, prompts: Sequence[PromptTokens], codes_BN: Tensor, read_BNH: Tensor | None = None
+    ) -> Tensor:
+        states_BLH = super().image_states(prompts, codes_BN, read_BNH)
         return states_BLH[:, self.layout.predicting().to(self.device)]
 
     def drawing_rows(self, prompts: Sequence[PromptTokens], guided: bool) -> PaddedTokens:
@@ -102,6 +103,17 @@ class Emu3Backbone(EarlyFusionBackbone):
 
     def _decode(self, vectors_MNE: Tensor) -> Tensor:
         return decode(self.emu3.model.vqmodel, vectors_MNE, self.layout.grid)
+
+
+def layout_and_pixels(processor: Emu3Processor) -> tuple[Emu3Layout, PixelTwin]:
+    """How texts and pictures are read, by the processor alone.
+
+    Raises:
+        UserError: the processor lacks what they need, or resizes in a way that has no twin.
+    """
+    side = picture_side(processor)
+    layout = Emu3Layout(processor, side // int(processor.downsample_ratio))
+    return layout, _pixels(processor.image_processor, side)
 
 
 def _pixels(image_processor: Any, side: int) -> PixelTwin:

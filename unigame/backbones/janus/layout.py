@@ -65,6 +65,9 @@ class JanusLayout(ChatLayout):
         text = self.render([{"role": "user", "content": content}], add_generation_prompt=True)
         return [*self.tokenize(text), self.begin_image_id]
 
+    def drawing_start(self) -> list[int]:
+        return [self.begin_image_id]
+
     def unconditional(self, ids_BL: Tensor) -> Tensor:
         """The same rows without their text, for classifier-free guidance as transformers has it."""
         keep = (ids_BL == self.bos_id) | (ids_BL == self.begin_image_id)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import JanusForConditionalGeneration, JanusProcessor
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from unigame.backbones.base import Reading
 from unigame.backbones.common.hub_model import load_weights
+from unigame.backbones.common.pixels import PixelTwin
+from unigame.backbones.common.understanding import reading_of
 from unigame.backbones.folder import check_files
+from unigame.backbones.janus.layout import JanusLayout
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.backbones.model_files import processor_from
 
@@ -28,6 +32,15 @@ def from_pretrained(
         processor = load_processor(name_or_path)
     model = load_weights(JanusForConditionalGeneration, name_or_path, dtype)
     return JanusBackbone(model, processor).to(device or torch.device("cpu"))
+
+
+def load_reading(name_or_path: str | Path) -> Reading:
+    """How the checkpoint reads records; no weights are read."""
+    with processor_from(name_or_path):
+        processor = load_processor(name_or_path)
+    config = JanusConfig.from_pretrained(name_or_path)
+    pixels = PixelTwin(processor.image_processor)
+    return reading_of(JanusLayout(processor), pixels, config, JanusBackbone.max_images)
 
 
 def load_processor(name_or_path: str | Path) -> JanusProcessor:

@@ -106,10 +106,12 @@ class JanusBackbone(AutoregressiveBackbone):
     def code_scores(self, states_H: Tensor) -> Tensor:
         return self.janus.model.generation_head(states_H)
 
-    def image_states(self, prompts: Sequence[PromptTokens], codes_BN: Tensor) -> Tensor:
+    def image_states(
+        self, prompts: Sequence[PromptTokens], codes_BN: Tensor, read_BNH: Tensor | None = None
+    ) -> Tensor:
         count = codes_BN.shape[1]
         tokens = self._room_for(prompts, count - 1)
-        embeds_BLH = self.janus.get_input_embeddings()(tokens.ids_BL)
+        embeds_BLH = self.prompt_embeds(tokens, read_BNH)
         drawn = self.janus.prepare_embeddings_for_image_generation(codes_BN[:, :-1])
         text_BLH = embeds_BLH[:, : embeds_BLH.shape[1] - drawn.shape[1]]
         embeds_BLH = torch.cat([text_BLH, drawn.to(text_BLH.dtype)], dim=1)

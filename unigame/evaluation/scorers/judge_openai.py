@@ -102,6 +102,11 @@ class OpenAIJudge(Judge):
         messages = [{"role": "user", "content": content}]
         return self._hidden(_text_of(asyncio.run(self._ask(messages))))
 
+    def say(self, text: str) -> str:
+        """One request with a text alone. Errors as of ``reply``."""
+        messages = [{"role": "user", "content": text}]
+        return self._hidden(_text_of(asyncio.run(self._ask(messages))))
+
     async def _ask(self, messages: list[dict[str, Any]]) -> bytes:
         """The body of the reply; ``timeout`` is for all of it, to the last byte."""
         sent = dict(self._options)

@@ -187,13 +187,13 @@ class HardSampleBuffer:
 
         Keys are ``"q00"``, ``"q25"``, ``"q50"``, ``"q75"``, ``"q100"``.
         """
-        if not self._samples:
-            return {}
-        values = torch.tensor([sample.hardness for sample in self._samples], dtype=torch.float64)
-        at = torch.quantile(values, torch.tensor(quantiles, dtype=torch.float64))
-        return {
-            f"q{round(100 * q):02d}": value for q, value in zip(quantiles, at.tolist(), strict=True)
-        }
+        return _quantiles([sample.hardness for sample in self._samples], quantiles)
+
+    def age_quantiles(
+        self, step: int, quantiles: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    ) -> dict[str, float]:
+        """Likewise of the steps since each sample was mined."""
+        return _quantiles([step - sample.step for sample in self._samples], quantiles)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves, in plain types: loads under ``torch.load(weights_only=True)``."""
@@ -224,6 +224,14 @@ class HardSampleBuffer:
         self._samples = self._trim([HardSample(**fields) for fields in state["samples"]])
         self.generator.set_state(state["generator"].cpu())
         self.recent.load_state_dict(state["recent"])
+
+
+def _quantiles(values: Sequence[float], quantiles: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    found = torch.tensor(values, dtype=torch.float64)
+    at = torch.quantile(found, torch.tensor(quantiles, dtype=torch.float64)).tolist()
+    return {f"q{round(100 * q):02d}": value for q, value in zip(quantiles, at, strict=True)}
 
 
 def _fields(sample: HardSample) -> dict[str, Any]:

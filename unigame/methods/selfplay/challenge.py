@@ -82,6 +82,7 @@ def challenge(
     with_grad: bool = True,
     visual: VisualStates | None = None,
     pictures_at_once: int | None = None,
+    content_weight_M: Tensor | None = None,
 ) -> ChallengeResult:
     """Perturb, draw, re-read and score one batch: L_C of Eq. 7 and everything mining needs.
 
@@ -100,6 +101,7 @@ def challenge(
         with_grad: False when C will not be updated from this result.
         visual: the batch's visual states, where U has not changed since they were computed.
         pictures_at_once: of the candidates that C does not learn from, in one pass; None: all.
+        content_weight_M: each head's own, in the place of ``settings.content_weight``.
 
     Raises:
         UserError: a term of content without a scorer, or a scorer that cannot judge tokens.
@@ -149,7 +151,8 @@ def challenge(
             similarity_BK=learned.label_BK,
             label_weight=settings.label_weight,
             label_floor=settings.label_floor,
-            content_weight=settings.content_weight,
+            content_weight=_content_weight(settings, content_weight_M, own),
+            loss=settings.perturber_loss,
             ce_cap=settings.ce_cap,
         )
         if settings.diversity_weight and isinstance(perturber, Perturber):
@@ -180,6 +183,18 @@ def challenge(
     )
     result.metrics = _metrics(result, perturber, settings, reading.label_BK)
     return result
+
+
+def _content_weight(
+    settings: SelfPlaySettings, content_weight_M: Tensor | None, own: OwnPerturbation | None
+) -> float | Tensor:
+    """One weight, or that of each learned candidate's head, (B, K)."""
+    if content_weight_M is None:
+        return settings.content_weight
+    if own is None:
+        return float(content_weight_M[0])
+    head_BK = own.head_BK[:, : settings.learned_candidates]
+    return content_weight_M.to(head_BK.device)[head_BK]
 
 
 def perturber_step(

@@ -1,11 +1,12 @@
-"""Some pictures of a run, for its report: clean, redrawn, attacked, and what U says to each.
+"""Some pictures of a run, for report and trackers: clean, redrawn, attacked, U's word to each.
 
     output_dir/examples/examples.json     format, and an entry for each example
     output_dir/examples/0-clean.png ...   -redrawn.png, -attacked.png
 
-C as it is at the end attacks the latest pictures that it was given, one candidate each. Beside it
-stands the same picture redrawn at eps 0 under the same noise. The answers are free ones, as
-``unigame answer`` gives them. This costs about three challenges without gradient, once.
+C as it is now attacks the latest pictures that it was given, one candidate each. Beside it stands
+the same picture redrawn at eps 0 under the same noise. The answers are free ones, as ``unigame
+answer`` gives them. This costs about three challenges without gradient, at the end of the run, and
+every ``examples_every`` steps where that is set; the folder holds the newest ones.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unigame.methods.base import Shown
 from unigame.methods.rows import Rows
+from unigame.methods.selfplay.candidates import ChallengeResult
 from unigame.methods.selfplay.challenge import challenge
 from unigame.methods.selfplay.redrawn import redrawn
+from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.seeds import derive_seed
 from unigame.system.say import warn
 
@@ -37,14 +41,16 @@ KINDS = ("clean", "redrawn", "attacked")
 
 
 class Examples:
-    """Remembers the latest challenged rows, and draws them again at the end.
+    """Remembers the latest challenged rows, and draws them again when asked.
 
     Args:
         count: how many; 0: none.
+        every: optimizer steps between two galleries; 0: one at the end.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, every: int = 0) -> None:
+        self.count, self.every = count, every
+        self._drawn_at = 0
         self._parts: deque[Rows] = deque()
 
     def see(self, rows: Rows) -> None:
@@ -57,13 +63,19 @@ class Examples:
         while sum(map(len, self._parts)) - len(self._parts[0]) >= self.count:
             self._parts.popleft()
 
+    def before_step(self, game: SelfPlay, step: int) -> None:
+        """A gallery where one is due: once in a step, whatever its micro-batches."""
+        if self.every and step and step % self.every == 0 and step != self._drawn_at:
+            self._drawn_at = step
+            self.write(game)
+
     def write(self, game: SelfPlay) -> None:
-        """Draw, ask and write. A fault here costs the run nothing but its pictures."""
+        """Draw, ask, write and show. A fault here costs the run nothing but its pictures."""
         folder = Path(game.run.args.output_dir) / FOLDER
         if not self._parts:
             return
         try:
-            with _noise_kept(game):
+            with noise_kept(game):
                 found = [entry for part in self._parts for entry in _play(game, part)]
             found = found[-self.count :]
             shutil.rmtree(folder, ignore_errors=True)
@@ -73,10 +85,39 @@ class Examples:
             (folder / INDEX).write_text(json.dumps(content, indent=1), encoding="utf-8")
         except (RuntimeError, OSError) as error:  # memory, disk: the result is not saved yet
             warn(f"the report will have no pictures: {' '.join(str(error).split())}")
+            return
+        game.run.show([_shown(folder, entry) for entry in entries])
+
+
+@torch.no_grad()
+def attack(game: SelfPlay, rows: Rows) -> ChallengeResult:
+    """One candidate of each row by C as it is, under noise that depends on the seed alone."""
+    one = _one_candidate(game.settings)
+    return challenge(
+        game.run.backbone, game.perturber, rows, one, game.scorer, _noise(game), with_grad=False
+    )
+
+
+def _one_candidate(settings: SelfPlaySettings) -> SelfPlaySettings:
+    samples = settings.sample_candidates or settings.num_candidates > 1
+    return replace(  # without terms of C's objective: C does not learn here
+        settings,
+        num_candidates=1,
+        gradient_candidates=1,
+        label_weight=0.0,
+        content_weight=0.0,
+        verified_target=None,
+        sample_candidates=samples,
+    )
+
+
+def _noise(game: SelfPlay) -> torch.Generator:
+    generator = torch.Generator(device=game.run.device)
+    return generator.manual_seed(derive_seed(game.run.args.seed, FOLDER))
 
 
 @contextmanager
-def _noise_kept(game: SelfPlay) -> Iterator[None]:
+def noise_kept(game: SelfPlay) -> Iterator[None]:
     """Within: what a random perturber draws is not missing from a run that goes on later."""
     generator = getattr(game.perturber, "generator", None)
     before = None if generator is None else generator.get_state()
@@ -90,23 +131,10 @@ def _noise_kept(game: SelfPlay) -> Iterator[None]:
 @torch.no_grad()
 def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]]]:
     """What became of each row: its texts and scores, and its three pictures."""
-    backbone, settings = game.run.backbone, game.settings
-    samples = settings.sample_candidates or settings.num_candidates > 1
-    one = replace(  # without terms of C's objective: C does not learn here
-        settings,
-        num_candidates=1,
-        gradient_candidates=1,
-        label_weight=0.0,
-        content_weight=0.0,
-        sample_candidates=samples,
-    )
-    generator = torch.Generator(device=game.run.device)
-    generator.manual_seed(derive_seed(game.run.args.seed, FOLDER))
-    noise = generator.get_state()
+    backbone, one = game.run.backbone, _one_candidate(game.settings)
+    noise = _noise(game).get_state()
     with game.run.autocast():
-        attacked = challenge(
-            backbone, game.perturber, rows, one, game.scorer, generator, with_grad=False
-        )
+        attacked = attack(game, rows)
         plain = redrawn(backbone, rows, one, game.scorer, noise)
         assert attacked.drawing is not None and plain.drawing is not None
         pictures = (rows.pictures, plain.drawing.images, attacked.drawing.images)
@@ -126,6 +154,14 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
         )
         for i in range(len(rows))
     ]
+
+
+def _shown(folder: Path, entry: dict[str, Any]) -> Shown:
+    """An example for a tracker."""
+    files = [folder / entry["pictures"][kind] for kind in KINDS]
+    said = ", ".join(f"{kind}: {entry['said'][kind] or '(nothing)'}" for kind in KINDS)
+    asked = f"{entry['question']} (true answer: {entry['answer']})"
+    return Shown([Image.open(file) for file in files], f"{asked} {said}")
 
 
 def _write_one(

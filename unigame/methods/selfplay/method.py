@@ -58,8 +58,9 @@ from unigame.methods.selfplay.challenge import (
     perturber_gradients,
     perturber_update,
 )
+from unigame.methods.selfplay.content import ContentWeights
 from unigame.methods.selfplay.diagnosis import diagnose
-from unigame.methods.selfplay.examples import Examples
+from unigame.methods.selfplay.examples import Examples, attack, noise_kept
 from unigame.methods.selfplay.floor_check import FloorCheck
 from unigame.methods.selfplay.heads import Heads
 from unigame.methods.selfplay.health import ReplayTally, Watch
@@ -131,6 +132,9 @@ class SelfPlay(Method):
         "hardness_q25",
         "hardness_q50",
         "hardness_q75",
+        "age_q25",
+        "age_q50",
+        "age_q75",
     )
     phases = ("challenge", "mine", "mix")
     losses = ("answer",)
@@ -148,6 +152,8 @@ class SelfPlay(Method):
         super().__init__(settings, **values)
         if self.settings.perturber_scope != "token":
             self.figures = (*type(self).figures, *Heads.figures(self.settings.heads))
+        if self.settings.verified_target is not None:
+            self.figures = (*self.figures, "content_weight")
         self._given = (scorer, label_scorer, perturber)
         self.tally = ReplayTally()
 
@@ -181,8 +187,8 @@ class SelfPlay(Method):
         """None to attack, or too few for replay ever to start."""
         if not answered:
             raise UserError(
-                "method selfplay has nothing to attack: no row has an answer; set methods: [sft] "
-                "to learn from captions alone, or give questions and answers"
+                "method selfplay has nothing to attack: no row of one picture has an answer; set "
+                "methods: [sft] to learn from captions or text alone, or give questions and answers"
             )
         cap = self._cap
         if cap is not None and named:
@@ -263,15 +269,21 @@ class SelfPlay(Method):
         self.verifier_check = VerifierCheck(
             self.scorer, named, settings.verifier_check, speaks=checks
         )
-        self.heads: Heads | None = None
-        if settings.perturber_scope != "token":
-            self.heads = Heads(
-                settings.heads, settings.restart_below, settings.restart_window, run.args.seed
+        self.heads = Heads(
+            settings.heads, settings.restart_below, settings.restart_window, run.args.seed
+        )
+        self.content: ContentWeights | None = None
+        if settings.verified_target is not None:
+            self.content = ContentWeights(
+                settings.heads, settings.content_weight, settings.verified_target
             )
         self._watch = Watch(self)
-        self.examples = Examples(settings.keep_examples if run.rank == 0 and settings.draws else 0)
+        kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
+        self.examples = Examples(kept, settings.examples_every)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
+        self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
+        self._told = False  # that no method offers any
         self._replayed: list[HardSample] = []
         self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
@@ -349,12 +361,13 @@ class SelfPlay(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Challenge and mine where this step is due, and choose what is replayed."""
         self.forget_candidates()
+        self.examples.before_step(self, step)
         if step % self.settings.challenge_every == 0:
             rows = self.challenged(batch)
             self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
-            if self.heads is not None:
+            if self.settings.perturber_scope != "token" or self.content is not None:
                 self._look_at_heads(result, rows.counts)
             if rows.counts:
                 self._record(result, norm)
@@ -366,7 +379,7 @@ class SelfPlay(Method):
                     report = self.mine(result, rows, step)
                 self._add("acceptance_rate", report.accepted, report.candidates)
         if not self.plays_alone(step):
-            self._choose()
+            self._choose(step)
 
     def plays_alone(self, step: int) -> bool:
         """While C warms up against a model that does not move."""
@@ -374,12 +387,17 @@ class SelfPlay(Method):
 
     def _look_at_heads(self, result: ChallengeResult, counts: bool) -> None:
         """Log what each head drew, and give those that destroy content new weights."""
-        assert self.heads is not None
         verified_BK = result.similarity_BK >= self.settings.clip_floor
         head_BK = None if result.own is None else result.own.head_BK
         counts_2M = self.heads.counted(head_BK, verified_BK) * counts
+        of_all_2M = self.run.sum(counts_2M)
+        if self.content is not None:
+            self.content.see(of_all_2M)
+            self._add("content_weight", sum(self.content.weights), len(self.content.weights))
+        if self.settings.perturber_scope == "token":
+            return
         self.heads.record(counts_2M, self._add)
-        lost = self.heads.see(self.run.sum(counts_2M))
+        lost = self.heads.see(of_all_2M)
         if not isinstance(self.perturber, Perturber):
             return
         for head in lost:
@@ -391,15 +409,44 @@ class SelfPlay(Method):
 
     def challenged(self, batch: Batch) -> Rows:
         """What C plays on: rows with an answer, or a share of them, each with a prompt."""
-        rows, share = batch.answers, self.settings.challenge_share
+        share = self.settings.challenge_share
+        self._clean_drawings = None
+        if self.settings.challenge_drawings:
+            drawn = self._drawings(batch, math.ceil(share * self.batch_size))
+            if drawn is not None:
+                return drawn
+        rows = batch.answers
         # The batch is shuffled, so the first ones are random.
         rows = rows if share == 1 else rows.first(math.ceil(share * len(rows)))
-        captions = self._captions(rows)
-        if captions != rows.captions:  # made just now
-            rows = replace(rows, captions=captions, prompted=None)
+        rows = self._captioned(rows)
         if rows.codes is None and self.settings.draws and self.run.codes is not None:
             rows = replace(rows, codes=self.run.codes(rows.pictures, rows.ids))
         return rows
+
+    def _captioned(self, rows: Rows) -> Rows:
+        captions = self._captions(rows)
+        if captions != rows.captions:  # made just now
+            rows = replace(rows, captions=captions, prompted=None)
+        return rows
+
+    @torch.no_grad()
+    def _drawings(self, batch: Batch, count: int) -> Rows | None:
+        """Drawings that other methods offer, and what U reads of them before C restyles them."""
+        if not batch.offered and not self._told and self.run.rank == 0:
+            self._told = True
+            warn(
+                "challenge_drawings=true, but no method listed before selfplay offers drawings, so "
+                "C challenges the batch; list imagine or verify first"
+            )
+        for offer in batch.offered:
+            rows = offer(count)
+            if rows is not None:
+                backbone = self.run.backbone
+                with self.run.autocast(), backbone.without_dropout():
+                    read = backbone.answer_token_losses(rows.pictures, *rows.question_arguments)
+                self._clean_drawings = ReadAnswers.of(read)
+                return rows
+        return None
 
     def _captions(self, rows: Rows) -> list[str]:
         """The given captions, and the model's own descriptions where there are none."""
@@ -411,11 +458,14 @@ class SelfPlay(Method):
                 captions[row] = caption
         return captions
 
-    def _choose(self) -> None:
+    def _choose(self, step: int) -> None:
         """Which hard samples this micro-batch replays, once the buffer is full enough."""
         self._add("buffer_size", len(self.buffer))
-        for name, value in self.buffer.hardness_quantiles((0.25, 0.5, 0.75)).items():
+        quartiles = (0.25, 0.5, 0.75)
+        for name, value in self.buffer.hardness_quantiles(quartiles).items():
             self._add(f"hardness_{name}", value)
+        for name, value in self.buffer.age_quantiles(step, quartiles).items():
+            self._add(f"age_{name}", value)
         self._add("replayed", len(self.replay()))
 
     @torch.no_grad()
@@ -460,7 +510,7 @@ class SelfPlay(Method):
 
     def after_loss(self, clean: ReadAnswers, own: ReadAnswers, step: int) -> None:
         """What the attack did to answers that U gives; hard samples get their new hardness."""
-        if len(clean):
+        if len(clean) or self._clean_drawings is not None:
             for name, (lost, right) in self.judge(clean).items():
                 self._add(name, lost, right)
         if len(own):
@@ -615,6 +665,7 @@ class SelfPlay(Method):
             visual=visual,
             # Scores of all codes are large: K is to add time, but hardly any memory.
             pictures_at_once=self.batch_size,
+            content_weight_M=None if self.content is None else self.content.tensor(),
         )
 
     def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
@@ -659,13 +710,15 @@ class SelfPlay(Method):
         """What the candidates did to answers that U gives on the clean pictures.
 
         Args:
-            clean: U's readings of this micro-batch's clean rows, in their order.
+            clean: U's readings of this micro-batch's clean rows, in their order. Where drawings
+                were challenged, those of the drawings count in their place.
 
         Returns:
             (how many were lost, how many there were to lose) by figure; empty where nothing was
             drawn.
         """
         figures = {}
+        clean = clean if self._clean_drawings is None else self._clean_drawings
         for name, wrong_BK in self._wrong_BK.items():
             right_B1 = clean.right_B[: len(wrong_BK), None]
             figures[name] = (right_B1 & wrong_BK).sum(), right_B1.sum() * wrong_BK.shape[1]
@@ -702,6 +755,32 @@ class SelfPlay(Method):
         """True when the buffer is full enough for replay."""
         lasting = self.settings.buffer
         return len(self.buffer) >= (self.settings.min_size(self.batch_size) if lasting else 1)
+
+    # ---- for the report's map of pictures ------------------------------------------------------
+    @property
+    def draws_pictures(self) -> bool:
+        """Not in token space."""
+        return self.settings.draws
+
+    def draw_again(self, batch: Batch) -> dict[str, Tensor]:
+        """A candidate of each picture with an answer, by C as it is now."""
+        rows = batch.answers
+        if not self.draws_pictures or not rows.counts:
+            return {}
+        with noise_kept(self):
+            drawing = attack(self, self._captioned(rows)).drawing
+        assert drawing is not None
+        return {"candidates": drawing.images}
+
+    @torch.no_grad()
+    def kept_pictures(self, most: int) -> dict[str, Tensor]:
+        """The hardest of the buffer."""
+        samples = self.buffer.samples[:most]
+        if not self.draws_pictures or not samples:
+            return {}
+        at_once = range(0, len(samples), self.batch_size)
+        parts = [self._pictures(samples[i : i + self.batch_size]).cpu() for i in at_once]
+        return {"buffer": torch.cat(parts)}
 
     # ---- checkpoints ---------------------------------------------------------------------------
     def weights(self) -> list[tuple[str, Tensor]]:
@@ -751,7 +830,8 @@ class SelfPlay(Method):
             "buffer": self.buffer.state_dict(),
             "generator": self.generator.get_state(),
             "tally": vars(self.tally).copy(),
-            "heads": self.heads.state_dict() if self.heads else None,
+            "heads": self.heads.state_dict(),
+            "content": self.content.state_dict() if self.content else None,
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
@@ -764,8 +844,10 @@ class SelfPlay(Method):
         self.buffer.load_state_dict(state["buffer"])
         self.generator.set_state(state["generator"])
         self.tally = ReplayTally(**state["tally"])
-        if self.heads is not None and state.get("heads") is not None:
+        if state.get("heads") is not None:
             self.heads.load_state_dict(state["heads"])
+        if self.content is not None and state.get("content") is not None:
+            self.content.load_state_dict(state["content"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SUREST = 1e-6
+"""CE below which float32 holds nothing of it but rounding."""
+
 
 def understanding_weights(
     is_hard_B: Tensor,
@@ -89,6 +92,15 @@ def log_shortfall(similarity: Tensor, label_floor: float) -> Tensor:
     return label_penalty(similarity, label_floor).log1p()
 
 
+def log_odds(ce: Tensor) -> Tensor:
+    """Log odds of a wrong answer, log((1 - p) / p) with p = exp(-ce). Any shape.
+
+    The margin of Carlini & Wagner (arXiv 1608.04644) for a model of two outcomes: unlike the
+    cross-entropy's, its gradient does not fade where the model is sure.
+    """
+    return ce.clamp(min=SUREST).expm1().log()
+
+
 def perturber_objective(
     ce_BK: Tensor,
     delta_BNH: Tensor,
@@ -99,7 +111,8 @@ def perturber_objective(
     similarity_BK: Tensor | None = None,
     label_weight: float = 0.0,
     label_floor: float = 1.0,
-    content_weight: float = 0.0,
+    content_weight: float | Tensor = 0.0,
+    loss: str = "cross_entropy",
     ce_cap: float | None = None,
 ) -> Tensor:
     """L_C of Eq. 7 with its optional terms, per sample (B,); C *maximises* its mean.
@@ -121,18 +134,21 @@ def perturber_objective(
         similarity_BK: differentiable similarity of each candidate to its original.
         label_weight: weight of the label-preservation term; 0 leaves it out.
         label_floor: see ``label_penalty``.
-        content_weight: weight of ``log_shortfall``; 0 leaves it out.
-        ce_cap: bound of each CE; None: none.
+        content_weight: weight of ``log_shortfall``, one or each candidate's own, (B, K); 0 leaves
+            it out.
+        loss: ``"log_odds"``: of a wrong answer, in the place of CE.
+        ce_cap: bound of each CE, or of each candidate's log odds; None: none.
 
     Raises:
         ValueError: ``label_weight`` or ``content_weight`` without ``similarity_BK``.
     """
-    objective_B = (ce_BK if ce_cap is None else ce_BK.clamp(max=ce_cap)).mean(dim=-1)
+    gain_BK = log_odds(ce_BK) if loss == "log_odds" else ce_BK
+    objective_B = (gain_BK if ce_cap is None else gain_BK.clamp(max=ce_cap)).mean(dim=-1)
     for weight, term in ((label_weight, label_penalty), (content_weight, log_shortfall)):
-        if weight > 0:
+        if isinstance(weight, Tensor) or weight > 0:
             if similarity_BK is None:
                 raise ValueError("a term of content needs similarity_BK, differentiable")
-            objective_B = objective_B - weight * term(similarity_BK, label_floor).mean(dim=-1)
+            objective_B = objective_B - (weight * term(similarity_BK, label_floor)).mean(dim=-1)
     if lambda_norm:
         objective_B = objective_B - lambda_norm * squared_norm(delta_BNH)
     if l2:

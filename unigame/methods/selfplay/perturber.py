@@ -24,6 +24,8 @@ from unigame.errors import UserError
 PerturberKind = Literal["learned", "random", "none"]
 EpsMode = Literal["absolute", "relative"]
 Scope = Literal["token", "shared"]
+UNIVERSAL_START = 0.05
+"""Deviation of a new universal direction: a step of AdamW at 5e-3 then turns it by some degrees."""
 
 
 def token_rms(states_BNH: Tensor) -> Tensor:
@@ -111,7 +113,10 @@ class Perturber(PerturberBase):
     Args:
         hidden_size: H, the width of the states.
         width: w of the inner layers. 256 gives the paper's 2.1M parameters at H = 4096.
-        depth: number of linear layers, at least 1; the paper's best is 3.
+        depth: number of linear layers; the paper's best is 3. 0, for shared directions: no layers,
+            the learned vector alone is the direction of every picture. Such a *universal*
+            perturbation (Moosavi-Dezfooli et al., arXiv 1610.08401) cannot know what a picture
+            shows, so it can change how things are drawn, but hardly which.
         eps_max: bound on the per-token norm (see ``PerturberBase``); the paper's is 0.02.
         eps_init: eps at the start, strictly between 0 and ``eps_max``; the paper's is 0.01.
         eps_mode: ``"absolute"`` (the paper's) or ``"relative"``.
@@ -122,7 +127,8 @@ class Perturber(PerturberBase):
         fixed: eps stays ``eps_init``.
 
     Raises:
-        UserError: a size below 1, or eps_init outside (0, eps_max).
+        UserError: a size below 1, eps_init outside (0, eps_max), or a direction of each token's
+            own (scope ``"token"``) without layers.
     """
 
     kind: PerturberKind = "learned"
@@ -143,7 +149,7 @@ class Perturber(PerturberBase):
         super().__init__(eps_max, eps_mode)
         sizes_by_name = {"hidden_size": hidden_size, "width": width, "depth": depth, "heads": heads}
         for name, value in sizes_by_name.items():
-            if value < 1:
+            if value < (name != "depth" or scope == "token"):
                 raise UserError(f"perturber {name}={value!r}: must be a whole number of at least 1")
         if not 0 < eps_init < eps_max:
             raise UserError(
@@ -151,18 +157,21 @@ class Perturber(PerturberBase):
                 "eps = eps_max * sigmoid(g) reaches neither end; lower eps_init or raise eps_max"
             )
         self.heads = heads
-        sizes = [hidden_size, *[width] * (depth - 1), heads * hidden_size]
-        layers: list[nn.Module] = []
-        for i in range(depth - 1):
-            layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
-        layers.append(nn.Linear(sizes[-2], sizes[-1], bias=False))
-        self.layers = nn.Sequential(*layers)
+        self.layers: nn.Sequential | None = None
+        if depth:
+            sizes = [hidden_size, *[width] * (depth - 1), heads * hidden_size]
+            layers: list[nn.Module] = []
+            for i in range(depth - 1):
+                layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.GELU()]
+            layers.append(nn.Linear(sizes[-2], sizes[-1], bias=False))
+            self.layers = nn.Sequential(*layers)
         share = eps_init / eps_max
         gate = torch.tensor(math.log(share / (1.0 - share)))
         self.gate = nn.Parameter(gate, requires_grad=not fixed)
         self.shift: nn.Parameter | None = None
         if scope == "shared":
-            self.shift = nn.Parameter(torch.zeros(heads, hidden_size))
+            start = torch.zeros(heads, hidden_size)
+            self.shift = nn.Parameter(start if depth else start.normal_(std=UNIVERSAL_START))
 
     @property
     def eps(self) -> Tensor:
@@ -184,7 +193,10 @@ class Perturber(PerturberBase):
         """What every head says of each sample, (B, M, H), normalised."""
         assert self.shift is not None, "directions of each token belong to no head"
         shift_MH = self.shift
-        out_BMH = self._out(states_BNH.mean(dim=1)).unflatten(-1, shift_MH.shape) + shift_MH
+        if self.layers is None:
+            out_BMH = shift_MH.expand(len(states_BNH), *shift_MH.shape)
+        else:
+            out_BMH = self._out(states_BNH.mean(dim=1)).unflatten(-1, shift_MH.shape) + shift_MH
         return F.normalize(out_BMH, dim=-1, eps=1e-12)
 
     def overlap(self, states_BNH: Tensor) -> Tensor:
@@ -198,6 +210,11 @@ class Perturber(PerturberBase):
     def restart(self, head: int, seed: int) -> dict[Tensor, slice]:
         """Give a head the weights of a new one; returns which rows of which weights they are."""
         assert self.shift is not None
+        if self.layers is None:
+            new = torch.empty(self.shift.shape[1])
+            new.normal_(std=UNIVERSAL_START, generator=torch.Generator().manual_seed(seed))
+            self.shift[head] = new.to(self.shift)
+            return {self.shift: slice(head, head + 1)}
         last, size = self.layers[-1], self.shift.shape[1]
         assert isinstance(last, nn.Linear)
         rows, bound = slice(head * size, (head + 1) * size), last.in_features**-0.5
@@ -213,6 +230,7 @@ class Perturber(PerturberBase):
                 f"the perturber's weights are {self.gate.dtype}; they must stay float32, or the "
                 "perturbation is lost to rounding: do not cast C together with the model"
             )
+        assert self.layers is not None, "directions of each token need layers"
         out: Tensor = self.layers(states.to(self.gate.dtype))
         return out
 

@@ -63,7 +63,7 @@ def redrawn(
         NoPerturber(),
         rows,
         # Terms of C's objective, and C does not play.
-        replace(settings, label_weight=0.0, content_weight=0.0),
+        replace(settings, label_weight=0.0, content_weight=0.0, verified_target=None),
         scorer,
         generator,
         with_grad=False,

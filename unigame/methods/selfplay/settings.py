@@ -56,6 +56,13 @@ class SelfPlaySettings:
         Number(low=0, above=True, high=1),
         "Share of a batch that C challenges; 0.5 challenges half of it, at half the cost.",
     )
+    challenge_drawings: bool = setting(
+        False,
+        Switch(),
+        "Challenge confirmed drawings of methods listed before this one (imagine, verify) in the "
+        "place of the batch's pictures: new content from captions, hard style from C, truth from "
+        "the verifier. The batch, until there are any.",
+    )
     perturber_steps: int = setting(
         1,
         Whole(low=1, high=10_000),
@@ -93,7 +100,12 @@ class SelfPlaySettings:
     perturber_width: int = setting(
         256, Whole(low=1, high=65_536), "Hidden width of C; 256 gives the paper's 2.1M at H=4096."
     )
-    perturber_depth: int = setting(3, Whole(low=1, high=100), "Linear layers of C.")
+    perturber_depth: int = setting(
+        3,
+        Whole(low=0, high=100),
+        "Linear layers of C. 0, where directions are shared: none, a learned vector alone is the "
+        "direction of every picture. It cannot know what a picture shows, so it changes style.",
+    )
     perturber_scope: str = setting(
         "token",
         Text(choices=("token", "shared", "heads")),
@@ -179,10 +191,23 @@ class SelfPlaySettings:
         "Weight of log(1 + shortfall below label_floor), which keeps content but, unlike "
         "label_weight, hardly grows where it is lost (0: off).",
     )
+    verified_target: float | None = setting(
+        None,
+        Number(low=0, above=True, high=1, optional=True),
+        "Share of candidates that are to be verified (reach clip_floor): content_weight is only "
+        "the least, and each head's own rises above it while fewer of its candidates are. Null: "
+        "content_weight stays.",
+    )
+    perturber_loss: str = setting(
+        "cross_entropy",
+        Text(choices=("cross_entropy", "log_odds")),
+        "What C raises: U's cross-entropy, as in the paper, whose gradient fades where U is sure; "
+        "or 'log_odds' of a wrong answer, log(1/p - 1), whose gradient does not.",
+    )
     ce_cap: float | None = setting(
         None,
         Number(low=0, above=True, optional=True),
-        "C gains nothing by raising U's loss above this. Null: no bound.",
+        "C gains nothing by raising what perturber_loss names above this. Null: no bound.",
     )
 
     # ---- drawing -------------------------------------------------------------------------------
@@ -233,7 +258,9 @@ class SelfPlaySettings:
         "of the model's own frozen vision features, 'none', or a scorer of an installed package.",
     )
     similarity_model: str | None = setting(
-        None, Text(optional=True), "CLIP or SigLIP checkpoint (folder or Hub id)."
+        None,
+        Text(optional=True),
+        "CLIP or SigLIP checkpoint: a folder, a Hub id, or janus-nano-clip, the bundled model's.",
     )
     similarity_mode: str = setting(
         "image-text",
@@ -308,7 +335,14 @@ class SelfPlaySettings:
         16,
         Whole(low=0, high=1000),
         "At the end write so many pictures of the run, clean, redrawn and attacked, with what the "
-        "model says to each, into examples/ for its report. 0: none.",
+        "model says to each, into examples/ for its report, and to TensorBoard, W&B or trackio. 0: "
+        "none.",
+        free=True,
+    )
+    examples_every: int = setting(
+        0,
+        Whole(low=0, high=2**31 - 1),
+        "Also write and log them every so many optimizer steps. 0: at the end alone.",
         free=True,
     )
 
@@ -378,6 +412,16 @@ class SelfPlaySettings:
             raise UserError(
                 f"restart_below={self.restart_below} with perturber_scope=token: only shared "
                 "directions start anew; set perturber_scope=shared or heads"
+            )
+        if self.perturber_depth == 0 and self.perturber_scope == "token":
+            raise UserError(
+                "perturber_depth=0 with perturber_scope=token: a direction of each token's own "
+                "needs a layer; set perturber_scope=shared or heads"
+            )
+        if self.verified_target and not self.content_weight:
+            raise UserError(
+                f"verified_target={self.verified_target} with content_weight=0 has no weight to "
+                "begin with; set content_weight, such as 1"
             )
         if self.anchor_mode == "near" and self.anchor == 0:
             raise UserError("anchor_mode=near with anchor=0 holds nothing; set anchor, such as 8")

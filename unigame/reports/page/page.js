@@ -8,14 +8,14 @@ for (const compare of document.querySelectorAll(".compare")) {
 for (const gallery of document.querySelectorAll(".gallery")) {
   const cards = [...gallery.querySelectorAll(".card")];
   const status = gallery.querySelector("[role=status]");
-  const filter = (kind) => {
-    for (const card of cards) card.hidden = kind !== "" && card.dataset.kind !== kind;
+  const filters = [...gallery.querySelectorAll(".filter")];
+  const filter = () => {
+    const chosen = filters.map((one) => [one.dataset.by, one.querySelector("input:checked").value]);
+    for (const card of cards) card.hidden = chosen.some(([by, kind]) => kind !== "" && card.dataset[by] !== kind);
     status.textContent = cards.filter((card) => !card.hidden).length + " of " + cards.length + " pictures shown";
   };
-  for (const button of gallery.querySelectorAll(".filter input"))
-    button.addEventListener("change", () => filter(button.value));
-  const chosen = gallery.querySelector(".filter input:checked"); // a browser may remember it
-  if (chosen && chosen.value) filter(chosen.value);
+  for (const one of filters) one.addEventListener("change", filter);
+  if (gallery.querySelector(".filter input:checked:not([value=''])")) filter(); // a browser may remember it
 }
 addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details")) part.open = true;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from unigame.errors import UserError
 
+NUMBERS = "zero one two three four five six seven eight nine ten".split()
 AMPLIFIED = 4
 """What C changes is often faint: differences are shown four times as strong."""
 SMALL = 96  # px a side: below, pixels are shown as squares
@@ -53,6 +55,15 @@ class Card:
     same: bool
     small: bool
 
+    @property
+    def answer_kind(self) -> str:
+        """Of the true answer, as VQA counts them."""
+        plain = _plain(self.answer)
+        if plain in ("yes", "no"):
+            return "yes or no"
+        is_number = plain in NUMBERS or plain.replace(",", "").replace(".", "", 1).isdigit()
+        return "number" if is_number else "other"
+
 
 def cards(examples: Sequence[Mapping[str, Any]]) -> list[Card]:
     """Cards in the order of ``OUTCOMES``.
@@ -68,6 +79,12 @@ def counts(made: Sequence[Card]) -> list[tuple[str, str, int]]:
     """(kind, words, how many) for the filter, of kinds that occur."""
     number = {kind: sum(card.outcome == kind for card in made) for kind in OUTCOMES}
     return [(kind, OUTCOMES[kind], number[kind]) for kind in OUTCOMES if number[kind]]
+
+
+def answer_kinds(made: Sequence[Card]) -> list[tuple[str, int]]:
+    """(kind of the true answer, how many), where there are several kinds to choose from."""
+    found = Counter(card.answer_kind for card in made)
+    return sorted(found.items()) if len(found) > 1 else []
 
 
 def is_right(said: str, answer: str) -> bool:

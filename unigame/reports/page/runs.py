@@ -2,6 +2,7 @@
 
     trainer_state.json (or log.json)       figures by step
     examples/examples.json                 pictures, with what the model said
+    dynamics/path.jsonl, coverage.json     way of the weights, map of the pictures
     about.json                             command, versions, seeds, findings
     run.json, unigame_config.json          model, data, methods; every setting
     results.json, */results.json           evaluations
@@ -20,6 +21,7 @@ from unigame.errors import UserError
 from unigame.system.json_text import parse_json
 
 EXAMPLES_FORMAT, ABOUT_FORMAT = "unigame-examples/1", "unigame-run/1"
+COVERAGE_FORMAT = "unigame-coverage/1"
 DEMO_BASELINE, DEMO_PLAYER = "sft", "unigame"
 DEMO_LABELS = {
     "sft": "SFT",
@@ -41,6 +43,8 @@ class RunFiles:
         record: of ``run.json``.
         settings: of ``unigame_config.json``.
         examples: entries of ``examples.json``; pictures are paths.
+        path: points of ``dynamics/path.jsonl``.
+        coverage: of ``dynamics/coverage.json``.
         evaluations: folders of results.json, by label.
     """
 
@@ -51,6 +55,8 @@ class RunFiles:
     record: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     examples: list[Mapping[str, Any]] = field(default_factory=list)
+    path: list[Mapping[str, Any]] = field(default_factory=list)
+    coverage: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -79,6 +85,8 @@ def read_run(folder: Path, label: str) -> RunFiles:
         record=_first(places, "run.json", {}),
         settings=_first(places, "unigame_config.json", {}),
         examples=list(_examples(training)),
+        path=_path(training / "dynamics" / "path.jsonl"),
+        coverage=_coverage(training / "dynamics" / "coverage.json"),
         evaluations=arms or dict(_evaluations(folder, label)),
     )
     if found.is_empty:
@@ -124,6 +132,38 @@ def _examples(folder: Path) -> Iterator[Mapping[str, Any]]:
         pictures = {kind: place / Path(name).name for kind, name in entry["pictures"].items()}
         if all(path.is_file() for path in pictures.values()):
             yield {**entry, "pictures": pictures}
+
+
+def _path(file: Path) -> list[Mapping[str, Any]]:
+    """Its points; a line that was cut as the run was killed is left out."""
+    if not file.is_file():
+        return []
+    points: list[Mapping[str, Any]] = []
+    lines = file.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            point = parse_json(line)
+            size, _ = len(point["moved" if points else "start"]), int(point["step"])
+            if points and size != len(points[0]["start"]):
+                raise ValueError(f"{size} numbers, and {len(points[0]['start'])} at the start")
+            points.append(point)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) > 1:
+                break
+            raise UserError(
+                f"{file} cannot be read (line {number}: {error}); remove it, or run again"
+            ) from error
+    return points
+
+
+def _coverage(file: Path) -> Mapping[str, Any]:
+    content = _read(file, {})
+    if content and content.get("format") != COVERAGE_FORMAT:
+        raise UserError(
+            f"{file} has the format {content.get('format')!r} and this version reads "
+            f"{COVERAGE_FORMAT!r}; use the version of unigame that made the run"
+        )
+    return content
 
 
 def _first(folders: tuple[Path, ...], name: str, default: Any) -> Any:

@@ -16,8 +16,9 @@ from markupsafe import Markup
 
 from unigame import __version__
 from unigame.reports.compare import Comparison, compare
-from unigame.reports.page import charts, pictures, verdict
-from unigame.reports.page.charts import Chart
+from unigame.reports.page import charts, maps, pictures, verdict
+from unigame.reports.page.advice import Step, next_steps
+from unigame.reports.page.charts import Group, Phase
 from unigame.reports.page.pictures import Card
 from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, RunFiles, demo_arms, read_run
 from unigame.reports.records import read_record
@@ -25,6 +26,7 @@ from unigame.reports.tables import UNICODE, headings, notes_of
 
 REPORT_FILE = "report.html"
 MARKS = {1: "better", -1: "worse", 0: ""}
+NOT_RECORDED = "this run took none down (it is too short, of an older version, or was cut off)"
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Section:
     summary: str
     findings: list[Mapping[str, Any]]
     healthy: bool
-    charts: list[Chart]
-    phases: list[tuple[str, float, float]]
+    groups: list[Group]
+    phases: list[Phase]
+    no_memory: str
     cards: list[Card]
     kinds: list[tuple[str, str, int]]
+    answer_kinds: list[tuple[str, int]]
     facts: list[tuple[str, str]]
     settings: str
     last: list[tuple[str, str]]
@@ -65,13 +69,19 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     sections = [section(run, number) for number, run in enumerate(found)]
     comparison = compared(found)
     path = Path(output) if output is not None else folders[0] / REPORT_FILE
-    text = render(sections, comparison, _verdict(sections, comparison))
+    steps = next_steps(found, comparison)
+    text = render(sections, comparison, _verdict(sections, comparison), steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def render(sections: Sequence[Section], comparison: Comparison | None, said: str) -> str:
+def render(
+    sections: Sequence[Section],
+    comparison: Comparison | None,
+    said: str,
+    steps: Sequence[Step] = (),
+) -> str:
     """The page's text."""
     folder = files("unigame.reports.page")
     environment = jinja2.Environment(
@@ -82,13 +92,14 @@ def render(sections: Sequence[Section], comparison: Comparison | None, said: str
     return template.render(
         title=", ".join(one.label for one in sections),
         verdict=said,
+        steps=steps,
         sections=sections,
         comparison=comparison,
         notes=notes_of(comparison) if comparison else [],
         headings=headings,
         cell_lines=_cell_lines,
-        kinds=list(charts.CLASSES.values()),
         amplified=pictures.AMPLIFIED,
+        block=charts.BLOCK,
         css=Markup(css),
         script=Markup(script),
         version=__version__,
@@ -126,7 +137,7 @@ def section(run: RunFiles, number: int) -> Section:
     summary = verdict.of_training(run.log, steps) if run.log else ""
     if run.evaluations:
         summary = summary.partition("; no evaluation")[0].rstrip(".") + "." if summary else ""
-    cards = pictures.cards(run.examples)
+    cards, phases = pictures.cards(run.examples), charts.phases(run.log)
     return Section(
         id=f"run{number}",
         label=run.label,
@@ -134,14 +145,48 @@ def section(run: RunFiles, number: int) -> Section:
         summary=summary,
         findings=list(run.about.get("findings", [])),
         healthy="findings" in run.about,
-        charts=charts.dynamics(run.log),
-        phases=charts.phases(run.log),
+        groups=_groups(run),
+        phases=phases,
+        no_memory=_no_memory(run, phases),
         cards=cards,
         kinds=pictures.counts(cards),
+        answer_kinds=pictures.answer_kinds(cards),
         facts=list(_facts(run)),
         settings=_settings(run),
         last=_last(run.log),
     )
+
+
+def _groups(run: RunFiles) -> list[Group]:
+    """The plots of a run; where the two maps are missing, why."""
+    if not run.log:
+        return []
+    why = run.about.get("not_recorded", {})
+    maps_of_run = {
+        "path": ("path of the LoRA weights", maps.path(run.path)),
+        "coverage": ("coverage map", maps.coverage(run.coverage)),
+    }
+    model = Group(
+        charts.MODEL,
+        [chart for _, chart in maps_of_run.values() if chart is not None],
+        tuple(
+            f"No {name}: {why.get(part, NOT_RECORDED)}."
+            for part, (name, chart) in maps_of_run.items()
+            if chart is None
+        ),
+    )
+    groups = charts.dynamics(run.log)
+    after_game = 1 if groups and groups[0].title == charts.GAME else 0
+    return [*groups[:after_game], model, *groups[after_game:]]
+
+
+def _no_memory(run: RunFiles, phases: Sequence[Phase]) -> str:
+    """Why no phase has its memory; what the whole process took, where that is known."""
+    if not phases or any(phase.memory is not None for phase in phases):
+        return ""
+    peak = run.about.get("peak_memory_mb")
+    whole = f" The whole process took {peak:,} MiB at its worst moment." if peak else ""
+    return f"Memory by phase is measured on a GPU.{whole}"
 
 
 def _facts(run: RunFiles) -> list[tuple[str, str]]:

@@ -136,7 +136,7 @@ class DPG(Benchmark):
         rows = read_rows(source, hub_id=None, config=None, split=split, required=COLUMNS)
         first = 1 if self.parser == OFFICIAL else 0
         prompts, skips = by_prompt(islice(rows.rows, first, None))
-        items = []
+        items: list[Item] = []
         for id, of_prompt in prompts.items():
             if limit is not None and len(items) >= limit:
                 break

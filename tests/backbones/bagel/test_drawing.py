@@ -1,0 +1,246 @@
+"""How BAGEL redraws and trains: gradient, candidates, guidance, rows, which expert learns."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import cast
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+
+from tests.backbones.conftest import loaded
+from tests.tiny import random_images, stir_lora
+from tests.tiny_bagel import shared_tiny_bagel
+from unigame.backbones import load_backbone
+from unigame.backbones.bagel import flow
+from unigame.backbones.bagel.layout import IMAGE, LATENT
+from unigame.backbones.bagel.model import BagelBackbone
+from unigame.backbones.merging import merge
+from unigame.errors import UserError
+from unigame.turns import join_turns
+
+PROMPTS = ["a red circle", "two small green squares left of a blue cross"]
+QUESTIONS, ANSWERS = ["what colour is the circle", "is it red"], ["red", "no"]
+
+
+@pytest.fixture
+def backbone() -> BagelBackbone:
+    return cast(BagelBackbone, copy.deepcopy(loaded(shared_tiny_bagel())))
+
+
+# ---- the gradient of player C -------------------------------------------------------------------
+def test_the_perturbers_gradient_is_that_of_finite_differences(backbone: BagelBackbone) -> None:
+    """From the answer's CE through eyes, autoencoder and flow head to the perturbation."""
+    backbone.double()
+    images = random_images(2).double()
+    visual = backbone.visual_states(images, PROMPTS)
+    states_BNH = visual.states_BNH
+    assert states_BNH.dtype == torch.float64
+
+    def loss(at: Tensor) -> Tensor:
+        drawing = backbone.draw(at, visual.codes)
+        return backbone.answer_loss(drawing.images, QUESTIONS, ANSWERS).sum()
+
+    at = states_BNH.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(at), [at])
+    assert (gradient.abs().sum(-1) > 0).all()
+    step = 1e-5
+    for seed in range(2):
+        ahead = torch.randn(at.shape, generator=torch.Generator().manual_seed(seed)).double()
+        ahead = ahead / ahead.norm() + gradient / gradient.norm()
+        with torch.no_grad():
+            change = loss(states_BNH + step * ahead) - loss(states_BNH - step * ahead)
+        measured = float(change) / (2 * step)
+        assert measured == pytest.approx(float((gradient * ahead).sum()), rel=1e-6)
+
+
+def test_a_small_perturbation_survives_a_bfloat16_base() -> None:
+    backbone = load_backbone(shared_tiny_bagel(), dtype="bfloat16", device="cpu")
+    visual = backbone.visual_states(random_images(2), PROMPTS)
+    assert visual.states_BNH.dtype == visual.codes.dtype == torch.float32
+    delta = 1e-4 * torch.randn(visual.states_BNH.shape, generator=torch.Generator().manual_seed(0))
+    plain, near, far = (
+        backbone.draw(visual.states_BNH + scale * delta, visual.codes).compact
+        for scale in (0.0, 1.0, 2.0)
+    )
+    assert (near - plain).abs().max() > 0
+    torch.testing.assert_close(far - plain, 2 * (near - plain), rtol=0.05, atol=1e-6)
+
+
+# ---- redrawing -----------------------------------------------------------------------------------
+def test_a_perfect_model_redraws_the_picture_itself(
+    backbone: BagelBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = backbone.encode_images(random_images(2))
+    noise = flow.fixed_noise(codes.shape[1:], codes)
+    monkeypatch.setattr(type(backbone.bagel), "velocity", lambda *_: noise - codes)
+    drawn = backbone.draw(torch.zeros(2, 16, 32), codes).compact
+    torch.testing.assert_close(drawn, codes)
+
+
+def test_candidates_spread_about_the_one_that_is_drawn_without_chance(
+    backbone: BagelBackbone,
+) -> None:
+    visual = backbone.visual_states(random_images(1), PROMPTS[:1])
+    one = backbone.draw(visual.states_BNH, visual.codes).compact
+    for temperature in (1.0, 2.0):
+        many = backbone.draw(
+            visual.states_BNH,
+            visual.codes,
+            num_candidates=64,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(0),
+        ).compact
+        spread = (many - one).std()
+        assert float(spread) == pytest.approx(0.1 * temperature, rel=0.05)
+    for wrong in ({"num_candidates": 0}, {"temperature": 0.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=0"):
+            backbone.draw(visual.states_BNH, visual.codes, **wrong)  # type: ignore[arg-type]
+
+
+# ---- free drawing --------------------------------------------------------------------------------
+def test_guidance_only_shortens_and_only_in_its_interval() -> None:
+    wanted, plain = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pushed = plain + 4 * (wanted - plain)
+    length = wanted.flatten(1).norm(dim=1)
+    assert (pushed.flatten(1).norm(dim=1) > length).all()
+    torch.testing.assert_close(flow.guided(wanted, plain, 4.0).flatten(1).norm(dim=1), length)
+    short = flow.guided(wanted, 0.9 * wanted, -5.0)  # shorter than it was: left so
+    torch.testing.assert_close(short, 0.4 * wanted)
+    levels: list[tuple[float, bool]] = []
+
+    def velocity(latents: Tensor, level_B: Tensor, guided: bool) -> Tensor:
+        levels.append((float(level_B[0]), guided))
+        return torch.ones_like(latents)
+
+    start = torch.zeros(1, 1, 2, 2)
+    end = flow.sample(start, velocity, steps=50, shift=3.0, interval=(0.4, 1.0))
+    torch.testing.assert_close(end, start - 1)  # all the way from 1 to 0
+    assert len(levels) == 49 and levels[0] == (1.0, True)
+    assert all(guided == (level > 0.4) for level, guided in levels)
+    assert levels[1][0] == pytest.approx(3 * (48 / 49) / (1 + 2 * 48 / 49))
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+def test_rows_and_positions_are_those_of_the_published_layout(backbone: BagelBackbone) -> None:
+    layout = backbone.layout
+    tokenizer = layout.tokenizer
+
+    def ids(text: str) -> list[int]:
+        return [tokenizer.convert_tokens_to_ids(word) for word in text.split()]
+
+    picture = [*ids("<|vision_start|>"), *[IMAGE] * 16, *ids("<|vision_end|>")]
+    asked = ids("<|im_start|> is it red <|im_end|> <|im_start|>")
+    row = layout.question_ids("is it red")
+    assert row == picture + asked
+    assert layout.positions(row) == [*[0] * 18, *range(1, 7)]
+    assert layout.answer_ids("is it red", " yes ") == ids("yes <|im_end|>")
+    drawn = layout.prompt_ids("red")
+    latents = [*ids("<|vision_start|>"), *[LATENT] * 16, *ids("<|vision_end|>")]
+    assert drawn == ids("<|im_start|> red <|im_end|>") + latents
+    assert layout.positions(drawn) == [0, 1, 2, *[3] * 18]
+    assert layout.prompt_ids(" ") == latents and layout.positions(latents) == [0] * 18
+    turns = layout.question_ids(join_turns([("is it big", "yes")], "is it red", "draw"))
+    said = "<|im_start|> is it big <|im_end|> <|im_start|> yes <|im_end|>"
+    assert turns == ids("<|im_start|> draw <|im_end|>") + picture + ids(said) + asked
+    two = layout.question_ids("is <image 2> left of <image 1> ?", 2)
+    assert two == [
+        *ids("<|im_start|> is <|im_end|>"),
+        *picture,
+        *ids("<|im_start|> left of <|im_end|>"),
+        *picture,
+        *ids("<|im_start|> ? <|im_end|> <|im_start|>"),
+    ]
+    padded = layout.pad([drawn, latents], "left", backbone.device)
+    assert padded.positions_BL[1].tolist() == [0] * 21
+    assert (padded.ids_BL[:, layout.latents(padded)] == LATENT).all()
+    assert (padded.ids_BL == LATENT).sum() == 32
+    with pytest.raises(UserError, match=r"vision_start"):
+        layout.question_ids("is <|vision_start|> red")
+
+
+def test_free_answers_are_those_that_training_scores_highest(backbone: BagelBackbone) -> None:
+    """Cached decoding sees the rows of training: each greedy word is the likeliest there."""
+    images = random_images(2)
+    said = backbone.answer(images, QUESTIONS, max_new_tokens=4)
+    asked = backbone.answer_tokens(QUESTIONS, said)
+    tokens = backbone.layout.pad([a.prompt + a.answer for a in asked], "right", backbone.device)
+    embeds = backbone.embed_rows(tokens, backbone.embed_images(images))
+    logits = backbone.text_logits(backbone.language_states(embeds, tokens))
+    for row, each in enumerate(asked):
+        own = len(each.answer) - 1  # the end mark was not said: decoding stopped by its limit
+        first = len(each.prompt) - 1
+        likeliest = logits[row, first : first + own].argmax(-1)
+        assert likeliest.tolist() == list(each.answer[:own]) and own
+
+
+# ---- training ------------------------------------------------------------------------------------
+def test_a_dropped_caption_is_no_caption(backbone: BagelBackbone) -> None:
+    backbone.bagel.config.caption_dropout = 0.999999
+    backbone.train()
+    images, losses = random_images(2), []
+    for prompts in (PROMPTS, ["", ""]):
+        torch.manual_seed(0)
+        losses.append(backbone.generation_loss(images, prompts))
+    assert torch.equal(*losses)
+    backbone.bagel.config.caption_dropout = 0.0
+    torch.manual_seed(0)
+    assert not torch.allclose(backbone.generation_loss(images, PROMPTS), losses[0])
+
+
+def experts(backbone: BagelBackbone) -> set[bool]:
+    """Whether trained layers are the generation expert's."""
+    names = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    assert names and all("language_model.model.layers" in name for name in names)
+    return {"_moe_gen" in name for name in names}
+
+
+def test_lora_is_on_the_understanding_expert_and_on_both_where_asked(
+    backbone: BagelBackbone, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(backbone)
+    assert experts(backbone.add_lora()) == {False}
+    assert len(backbone.trainable_parameters()) == 2 * 2 * 7
+    settings = peft.LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear")
+    assert experts(other.add_lora(settings)) == {False, True}
+    assert len(other.trainable_parameters()) == 2 * 2 * 14
+    stir_lora(other)
+    other.save_pretrained(tmp_path)
+    again = load_backbone(shared_tiny_bagel(), device="cpu", adapter=tmp_path)
+    images = random_images(2)
+    torch.testing.assert_close(
+        again.generation_loss(images, PROMPTS), other.eval().generation_loss(images, PROMPTS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "layers"),
+    [
+        (["gate_proj"], {"mlp.gate_proj"}),
+        (["q_proj_moe_gen", "mlp_moe_gen.up_proj"], {"q_proj_moe_gen", "mlp_moe_gen.up_proj"}),
+    ],
+)
+def test_lora_takes_layers_by_name(
+    backbone: BagelBackbone, names: list[str], layers: set[str]
+) -> None:
+    backbone.add_lora(peft.LoraConfig(target_modules=names))
+    trained = {n.split(".lora_")[0] for n, p in backbone.named_parameters() if p.requires_grad}
+    assert {name for name in trained if not name.endswith(tuple(f".{x}" for x in layers))} == set()
+    assert len(trained) == 2 * len(layers)
+    with pytest.raises(UserError, match="'qproj'"):
+        copy.deepcopy(loaded(shared_tiny_bagel())).add_lora(
+            peft.LoraConfig(target_modules=["qproj"])
+        )
+
+
+def test_an_adapter_merges_into_a_published_folder(backbone: BagelBackbone, tmp_path: Path) -> None:
+    backbone.source = str(shared_tiny_bagel())
+    stir_lora(backbone.add_lora())
+    backbone.save_pretrained(tmp_path / "adapter")
+    merged = merge(tmp_path / "adapter", tmp_path / "merged", device="cpu")
+    assert merged.answers == 4 and merged.pixel_gap is not None and merged.pixel_gap < 1e-3
+    names = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert {"ema.safetensors", "ae.safetensors", "llm_config.json", "vit_config.json"} <= names

@@ -1,0 +1,227 @@
+"""The published folder as it is: found, read tensor by tensor, accounted for, written again."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from tests.backbones.conftest import loaded
+from tests.tiny import random_images
+from tests.tiny_bagel import as_published, set_settings, shared_tiny_bagel
+from unigame.backbones import load_backbone
+from unigame.backbones.bagel.configuration import BagelConfig
+from unigame.backbones.bagel.files import read_config
+from unigame.backbones.bagel.modeling import BagelModel
+from unigame.backbones.bagel.size import published_config
+from unigame.backbones.common.counting import count, on_meta
+from unigame.backbones.folder import find_family
+from unigame.backbones.memory import size_of
+from unigame.backbones.registry import available_backbones
+from unigame.errors import UserError
+
+# Names in FLUX's own file, as it was published.
+FLUX_NAME = re.compile(
+    r"(encoder|decoder)\.(conv_in|conv_out|norm_out|mid\.(block_[12]\.(norm|conv)[12]"
+    r"|attn_1\.(norm|q|k|v|proj_out))|(down|up)\.\d\.(block\.\d\.((norm|conv)[12]|nin_shortcut)"
+    r"|(down|up)sample\.conv))\.(weight|bias)"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shared_tiny_bagel(), tmp_path / "model"))
+
+
+def change(file: Path, **tensors: Any) -> None:
+    """Put tensors into a file; None takes one out."""
+    weights = load_file(file)
+    for name, value in tensors.items():
+        weights.pop(name, None)
+        if value is not None:
+            weights[name] = value
+    save_file(weights, file)  # without metadata, as the published file
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_backbone(folder, device="cpu")
+    return str(caught.value)
+
+
+# ---- found ---------------------------------------------------------------------------------------
+def test_a_folder_without_a_configuration_of_its_own_loads(folder: Path) -> None:
+    backbone = load_backbone(as_published(folder), device="cpu")
+    # What 512 and 448 px come down to on the grids of 8 places.
+    assert (backbone.facts.image_size, backbone.facts.num_image_tokens) == (32, 64)
+    assert backbone.generate(["red"]).shape == (1, 3, 32, 32)
+    (folder / "config.json").write_text('{"model_type": "qwen2", "image_size": 8}')
+    assert load_backbone(folder, device="cpu").facts.image_size == 8
+
+
+def test_it_is_found_on_the_hub_without_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(hub_id: str, name: str) -> str:
+        asked.append(name)
+        if name != "llm_config.json":
+            response: Any = SimpleNamespace(status_code=404, headers={}, request=None)
+            raise RemoteEntryNotFoundError("404 Client Error.", response=response)
+        return str(shared_tiny_bagel() / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    model_type, file = find_family("owner/bagel", available_backbones())
+    assert model_type == "bagel" and file.parent == shared_tiny_bagel()
+    assert asked[0] == "config.json"
+
+
+# ---- read ----------------------------------------------------------------------------------------
+def test_names_in_the_files_are_the_published_ones() -> None:
+    names = set(load_file(shared_tiny_bagel() / "ae.safetensors"))
+    assert all(FLUX_NAME.fullmatch(name) for name in names), names
+    assert {"decoder.up.1.upsample.conv.weight", "encoder.down.0.downsample.conv.bias"} <= names
+    names = set(load_file(shared_tiny_bagel() / "ema.safetensors"))
+    layer = "language_model.model.layers.1"
+    for expert in ("", "_moe_gen"):
+        own = [f"self_attn.{kind}_proj{expert}" for kind in "qkvo"]
+        own += [f"self_attn.{kind}_norm{expert}" for kind in "qk"]
+        own += [f"mlp{expert}.{kind}_proj" for kind in ("gate", "up", "down")]
+        assert {f"{layer}.{part}.weight" for part in own} <= names
+    for name in (
+        "language_model.lm_head.weight",
+        "language_model.model.norm_moe_gen.weight",
+        f"{layer}.self_attn.q_proj_moe_gen.bias",
+        f"{layer}.post_attention_layernorm_moe_gen.weight",
+        "vit_model.vision_model.embeddings.patch_embedding.weight",
+        "vit_model.vision_model.encoder.layers.0.self_attn.out_proj.weight",
+        "vit_model.vision_model.post_layernorm.weight",
+        "connector.fc2.bias",
+        "vit_pos_embed.pos_embed",
+        "latent_pos_embed.pos_embed",
+        "time_embedder.mlp.2.weight",
+        "vae2llm.weight",
+        "llm2vae.bias",
+    ):
+        assert name in names
+    assert not any(".layers.1." in name for name in names if name.startswith("vit_model"))
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", "ae.safetensors"])
+def test_every_tensor_is_accounted_for(folder: Path, file: str) -> None:
+    name = "llm2vae.weight" if file == "ema.safetensors" else "decoder.mid.attn_1.q.weight"
+    value = load_file(folder / file)[name]
+    change(folder / file, **{name: None})
+    line = refusal(folder)
+    assert repr(name) in line and "lacks" in line and file in line
+    change(folder / file, **{name: value[:-1].contiguous()})
+    line = refusal(folder)
+    assert repr(name) in line and str(tuple(value.shape)) in line
+    change(folder / file, **{name: value, "something.else": torch.zeros(1)})
+    line = refusal(folder)
+    assert "unknown 'something.else'" in line and file in line
+
+
+def test_fixed_tables_may_be_left_out(folder: Path) -> None:
+    set_settings(folder, vit_max_num_patch_per_side=8, max_latent_size=8)
+    tables = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")
+    change(folder / "ema.safetensors", **dict.fromkeys(tables))
+    images, whole = random_images(2), loaded(shared_tiny_bagel())
+    without = load_backbone(folder, device="cpu")
+    assert torch.equal(without.embed_images(images), whole.embed_images(images))
+    first, other = (b.generation_loss(images, ["a", "red"]) for b in (without, whole))
+    assert torch.equal(first, other)
+
+
+def test_the_autoencoder_stays_float32_and_auto_is_the_files_own(folder: Path) -> None:
+    weights = load_file(folder / "ema.safetensors")
+    save_file({n: w.to(torch.bfloat16) for n, w in weights.items()}, folder / "ema.safetensors")
+    backbone = load_backbone(folder, dtype="auto", device="cpu")
+    kinds = {name.split(".")[1]: p.dtype for name, p in backbone.named_parameters()}
+    assert kinds.pop("vae") == torch.float32 and set(kinds.values()) == {torch.bfloat16}
+    assert backbone.facts.dtype == torch.bfloat16
+    images = random_images(2)
+    found = backbone.answer_loss(images, ["is it red"] * 2, ["yes", "no"])
+    exact = load_backbone(folder, dtype="float32", device="cpu")
+    expected = exact.answer_loss(images, ["is it red"] * 2, ["yes", "no"])
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"image_size": 18}, "image_size=18"),
+        ({"image_size": 64}, "image_size=64"),
+        ({"vision_size": 10}, "vision_size=10"),
+        ({"draw_strength": 0}, "draw_strength=0"),
+        ({"caption_dropout": 1}, "caption_dropout=1"),
+        ({"sample_steps": 1}, "sample_steps=1"),
+        ({"guidance_interval": 0.4}, "guidance_interval=0.4"),
+    ],
+)
+def test_a_setting_outside_its_range_is_named(
+    folder: Path, settings: dict[str, Any], word: str
+) -> None:
+    set_settings(folder, **settings)
+    line = refusal(folder)
+    assert word in line and str(folder) in line
+
+
+def test_a_tokenizer_without_the_marks_is_refused(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|vision_end|>", "<|vision_stop|>"))
+    assert "'<|vision_end|>'" in refusal(folder)
+
+
+def test_configurations_of_the_authors_code_are_read(folder: Path) -> None:
+    """Rotary base beside the other numbers, and kernels that may not be installed here."""
+    file = folder / "llm_config.json"
+    content = json.loads(file.read_text())
+    del content["rope_parameters"]
+    content |= {"rope_theta": 1e6, "layer_module": "Qwen2MoTDecoderLayer", "qk_norm": True}
+    file.write_text(json.dumps(content | {"_attn_implementation": "flash_attention_2"}))
+    config = read_config(folder)
+    assert config.llm_config.rope_parameters["rope_theta"] == 1e6
+    file.write_text(json.dumps(content | {"attn_implementation": "flash_attention_2"}))
+    assert BagelModel(read_config(folder)).decoder.config._attn_implementation == "sdpa"
+
+
+# ---- in transformers' manner ---------------------------------------------------------------------
+def test_the_model_alone_saves_and_loads(tmp_path: Path) -> None:
+    model = BagelModel.from_pretrained(shared_tiny_bagel())
+    model.save_pretrained(tmp_path)
+    again = BagelModel.from_pretrained(tmp_path)
+    assert isinstance(again.config, BagelConfig)
+    for (name, one), (other_name, other) in zip(
+        model.state_dict().items(), again.state_dict().items(), strict=True
+    ):
+        assert name == other_name and torch.equal(one, other)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bagel"
+
+
+# ---- size ----------------------------------------------------------------------------------------
+def test_the_published_model_has_as_many_weights_as_its_authors_say() -> None:
+    """Counted with one layer and with two, since all layers are alike."""
+    counts = []
+    for layers in (1, 2):
+        config = published_config()
+        assert config.llm_config.num_hidden_layers == 28
+        config.llm_config.num_hidden_layers = layers
+        counts.append(count(on_meta(lambda config=config: BagelModel(config))))
+    assert counts[0] + 27 * (counts[1] - counts[0]) == pytest.approx(14.7e9, rel=2e-3)
+    assert (config.num_image_tokens, config.num_latents) == (1024, 1024)
+    assert config.latent_shape == (16, 64, 64)
+
+
+def test_the_size_of_a_folder_is_that_of_its_model() -> None:
+    backbone = loaded(shared_tiny_bagel())
+    size = size_of(str(shared_tiny_bagel()))
+    assert size.parameters == backbone.facts.num_parameters

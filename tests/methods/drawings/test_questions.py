@@ -1,0 +1,135 @@
+"""Questions from captions: by rules, written by a model, kept in a file; and what agrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.evaluation.scorers.judge_server import Answer, judge_server
+from unigame.errors import UserError
+from unigame.methods.drawings.phrases import PhraseQuestions, noun_phrases, swapped
+from unigame.methods.drawings.questions import KeptQuestions, agrees, build_maker
+from unigame.methods.drawings.written import OPEN, YES_NO, WrittenQuestions, parse
+
+WORLD = "northwest red disc, south blue cross"
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrases"),
+    [
+        ("A photo of a red ball on two wooden boxes.", ["red ball", "two wooden boxes"]),
+        ("a dog running across the wet grass, and an old man", ["dog", "wet grass", "old man"]),
+        ("there is a tall building next to a king", ["tall building", "king"]),
+        ("the picture", []),
+        ("a red ball and a red ball", ["red ball"]),
+    ],
+)
+def test_noun_phrases(caption: str, phrases: list[str]) -> None:
+    assert noun_phrases(caption) == phrases
+
+
+def test_a_model_that_always_says_yes_confirms_nothing() -> None:
+    (asked,) = PhraseQuestions()(["a red ball on two wooden boxes"])
+    assert asked == [
+        ("is there a red ball?", "yes"),
+        ("are there two wooden boxes?", "yes"),
+        ("are there two red boxes?", "no"),
+        ("is there a wooden ball?", "no"),
+    ]
+    assert swapped(["red ball", "blue ball"]) == [], "nothing that may be there is denied"
+    assert swapped(["red ball", "red box"]) == []
+
+
+def test_rules_ask_the_worlds_captions_in_its_own_words() -> None:
+    maker: Any = build_maker("rules", None, None)
+    world, style, half, other = maker([WORLD, f"faint: {WORLD}", f"{WORLD}, a cat", "a red ball"])
+    assert world == style and len(world) == 1 + 2 * 3
+    assert ("how many shapes are there?", "2") in world
+    assert ("what colour is the shape at south?", "blue") in world
+    assert ("is there a red disc?", "yes") in world
+    assert ("how many shapes are there?", "2") not in half, "half of a scene gives wrong counts"
+    assert other == [("is there a red ball?", "yes")]
+    old, general = maker.old([WORLD, "a red ball"], [1, 2])
+    assert len(old) >= 5 and general == ["is there a red ball?"]
+    assert maker.old([WORLD], [1]) == [old] != maker.old([WORLD], [5])
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "same"),
+    [
+        ("Yes, there is one.", "yes", True),
+        ("No.", "yes", False),
+        ("not sure", "no", False),
+        ("It is a red ball.", "red ball", True),
+        ("red", "red ball", False),
+        ("two", "2", True),
+        ("12", "2", False),
+        ("The Red!", "red", True),
+        ("red or blue or green or yellow or pink", "red", False),
+        ("", "red", False),
+    ],
+)
+def test_a_reply_agrees_or_not(reply: str, answer: str, same: bool) -> None:
+    assert agrees(reply, answer) is same
+
+
+@pytest.mark.parametrize(
+    ("reply", "yes_no", "pair"),
+    [
+        ("Question: Is it red?\nAnswer: Yes", True, ("Is it red?", "yes")),
+        ("question: What is it? answer: red ball.", False, ("What is it?", "red ball")),
+        ("Question: Is it red?\nAnswer: maybe", True, None),
+        ("Question: What is it?\nAnswer: no", False, None),
+        ("Question: What?\nAnswer: a very long answer", False, None),
+        ("Sure! Question: Is it red?\nAnswer: yes", True, None),
+        ("Is it red?", True, None),
+    ],
+)
+def test_replies_are_parsed_strictly(reply: str, yes_no: bool, pair: Any) -> None:
+    assert parse(reply, yes_no) == pair
+
+
+def test_what_a_model_writes_is_kept_and_the_rest_counted(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    def reply(asked: Any) -> list[str]:
+        texts.extend(asked)
+        return ["Question: Is it red?\nAnswer: yes" if "yes or no" in t else "hm" for t in asked]
+
+    maker = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify")
+    captions = ["a red ball and a cat", "a dog"]
+    assert maker(captions) == [[("Is it red?", "yes")]] * 2
+    assert maker.unparsed == 3
+    assert texts[:2] == [
+        template.format(caption=captions[0], phrase="red ball") for template in (YES_NO, OPEN)
+    ]
+    asked_once = len(texts)
+    (tmp_path / "verify_questions_1.jsonl").write_text(
+        '{"caption": "a cow", "questions": [["Moo?", "yes"]]}\nbroken', encoding="utf-8"
+    )
+    again = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify", rank=1)
+    assert again([*captions, "a cow"])[2] == [("Moo?", "yes")]
+    assert len(texts) == asked_once, "what is known is not written again"
+
+
+def test_an_endpoint_writes_them_and_fails_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    failing = Answer(status=503)
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        if number == 1:  # asked again
+            return Answer(status=503, headers={"Retry-After": "0"})
+        asks = body["messages"][0]["content"]
+        return Answer(content="Question: Is it red?\nAnswer: yes" if "yes or no" in asks else "no")
+
+    with judge_server(answer) as server:
+        settings = SimpleNamespace(endpoint=f"m@{server.url}")
+        maker: Any = build_maker("endpoint", None, settings)
+        assert maker(["a red ball"]) == [[("Is it red?", "yes")]]
+        assert maker.unparsed == 1
+    with judge_server(failing) as server, pytest.raises(UserError, match="endpoint=m@http"):
+        monkeypatch.setattr("unigame.evaluation.scorers.written_openai.FIRST_WAIT", 0.0)
+        build_maker("endpoint", None, SimpleNamespace(endpoint=f"m@{server.url}"))

@@ -1,0 +1,240 @@
+"""The two methods of verified drawings in a run: rows, rounds, figures, exact resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.helpers import (
+    Records,
+    game_of,
+    logs,
+    lora_weights,
+    make_game,
+    make_trainer,
+)
+from unigame.errors import UserError
+from unigame.methods.imagine import Imagine
+from unigame.methods.registry import build_methods
+from unigame.methods.verify import Verify
+
+COLOURS = ("red", "green", "blue", "yellow")
+CAPTIONS = [f"a {colour} circle" for colour in COLOURS]
+DRAWN = {"guidance_scale": 1.0, "draw_batch": 5, "answer_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    rows = [
+        {"caption": c, "questions": [{"question": "what colour is it", "answer": c.split()[1]}]}
+        for c in CAPTIONS
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def listed(texts: str, **more: Any) -> dict[str, dict[str, Any]]:
+    """Both methods; a random model confirms nothing by itself."""
+    shared = {**DRAWN, "verifier": "none", "drawings": 2, "captions": 2, "every": 2, **more}
+    return {"verify": {**shared, "rows": 3}, "imagine": {**shared, "texts": texts, "rows": 2}}
+
+
+def test_confirmed_drawings_of_the_batch_are_learned_by_their_captions(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    method = Verify(verifier="none", drawings=2, every=2, rows=3, weight=0.5, **DRAWN)
+    data = Records(4, captions=True)
+    trainer = make_trainer(tiny_path, tmp_path, data, methods=[method], max_steps=1)
+    backbone = trainer.backbone
+    learned: list[tuple[Any, list[str]]] = []
+    original = backbone.generation_loss
+
+    def watched(images: Any, captions: Any, *, codes: Any = None) -> torch.Tensor:
+        learned.append((codes, list(captions)))
+        return original(images, captions, codes=codes)
+
+    backbone.generation_loss = watched  # type: ignore[method-assign]
+    trainer.train()
+    ((codes, captions),) = learned
+    kept = {(one.caption, tuple(one.codes.tolist())) for one in method.store.drawings}
+    assert len(method.store) == 8 and {caption for caption, _ in kept} == set(CAPTIONS)
+    assert all(pair in kept for pair in zip(captions, map(tuple, codes.tolist()), strict=True))
+    (entry,) = logs(trainer)
+    assert entry["loss"] == pytest.approx(
+        entry["clean_ce"] + 0.5 * entry["generation_loss"], abs=1e-5
+    )
+    assert entry["verify_kept"] == 1 and entry["verify_store"] == 8
+    assert "8 of 8 drawings" in method.summary()
+
+
+def test_imagined_rows_and_a_third_of_rehearsal_join_the_loss(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    (method,) = build_methods({"imagine": listed(texts, weight=0.5)["imagine"]})
+    trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
+    trainer.train()
+    new, old = method.step_rows()
+    assert len(new) == 2 and new.questions == ["what colour is it"] * 2
+    assert [f"a {answer} circle" for answer in new.answers] == new.captions
+    assert len(old) == 3 == round((4 + 2) / 2), "a third of all rows"
+    (entry,) = logs(trainer)
+    whole = entry["clean_ce"] + 0.5 * entry["imagine_ce"] + 3 / 4 * entry["imagine_rehearsal_ce"]
+    assert entry["loss"] == pytest.approx(whole, abs=1e-5)
+    assert 0 <= entry["imagine_retained"] <= 1
+
+
+def test_rehearsal_repeats_what_the_base_says_of_the_same_drawings(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    settings = listed(texts, captions=4)["imagine"]
+    (method,) = build_methods({"imagine": settings})
+    trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=3)
+    trainer.train()  # U has moved since
+    backbone = trainer.backbone
+    for kept in method.store.drawings:
+        picture = backbone.render(kept.codes[None].long())
+        for question, said in kept.old:
+            assert "is there" in question
+            with backbone.lora_disabled():
+                again = backbone.answer(picture, [question], max_new_tokens=2)
+            assert again == [said]
+
+
+def test_both_beside_each_other_resume_bit_exactly(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    def run(folder: Path, steps: int, resume: bool = False) -> Any:
+        trainer = make_trainer(
+            tiny_path,
+            folder,
+            Records(8, captions=True),
+            methods=build_methods(listed(texts)),
+            max_steps=steps,
+            lr_scheduler_type="constant",
+            save_strategy="steps",
+            save_steps=2,
+        )
+        trainer.train(resume_from_checkpoint=resume or None)
+        return trainer
+
+    whole = run(tmp_path / "whole", 3)
+    run(tmp_path / "parts", 2)
+    resumed = run(tmp_path / "parts", 3, resume=True)
+    for name, weight in lora_weights(whole).items():
+        assert torch.equal(weight, lora_weights(resumed)[name]), name
+    for name in ("verify", "imagine"):
+        one, other = (trainer.method(name) for trainer in (whole, resumed))
+        assert one.counts == other.counts and one.used == other.used
+        assert [d.caption for d in one.store.drawings] == [d.caption for d in other.store.drawings]
+        pairs = zip(one.store.drawings, other.store.drawings, strict=True)
+        assert all(torch.equal(a.codes, b.codes) for a, b in pairs)
+    state, other = whole.method("imagine").state_dict(), resumed.method("imagine")
+    other._digest = "of another file"
+    with pytest.raises(UserError, match="other captions"):
+        other.load_state_dict(state)
+
+
+def test_the_adversary_joins_where_it_is_asked_to(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    def sources(**game: Any) -> set[str]:
+        methods = [*build_methods({"imagine": listed(texts)["imagine"]}), make_game(**game)]
+        trainer = make_trainer(tiny_path, tmp_path, methods=methods, max_steps=1)
+        trainer.train()
+        read = game_of(trainer)._clean_drawings
+        assert (read is not None and len(read) == 4) if game else read is None
+        return {str(sample.source) for sample in game_of(trainer).buffer.samples}
+
+    restyled = sources(challenge_drawings=True, buffer_per_source=None)
+    assert restyled and all(source.startswith("imagine: a ") for source in restyled)
+    assert not any(source.startswith("imagine") for source in sources())
+
+
+def test_an_adversary_without_drawings_says_so(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(tiny_path, tmp_path, max_steps=1, challenge_drawings=True).train()
+    assert "list imagine or verify first" in caplog.text
+
+
+def test_a_round_leaves_the_runs_random_numbers_alone(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Records(4, captions=True), methods=["sft"])
+    batch = trainer._read(trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
+    method = build_methods({"imagine": listed(texts)["imagine"]})[0]
+    run = trainer._run()
+    run.figures = None  # the trainer has no column for those of a method that it does not list
+    method.setup(run)
+    before = torch.get_rng_state()
+    method.before_step(batch, 0)
+    assert len(method.store) == 4 and torch.equal(before, torch.get_rng_state())
+
+
+def test_processes_draw_different_captions_of_one_file(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
+    drawn: list[set[str]] = []
+    for rank in range(2):
+        (method,) = build_methods({"imagine": listed(texts)["imagine"]})
+        run = trainer._run()
+        run.rank = rank
+        run.args = type("Args", (), {**vars(run.args), "world_size": 2})()
+        method.setup(run)
+        drawn.append({method._next()[0].caption for _ in range(2)})
+    assert drawn[0].isdisjoint(drawn[1]) and set.union(*drawn) == set(CAPTIONS)
+
+
+def test_nothing_confirmed_is_said_with_the_knob(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = Verify(drawings=2, question_maker="world", **DRAWN)
+    trainer = make_trainer(
+        tiny_path, tmp_path, Records(4, captions=True), methods=[method], max_steps=2
+    )
+    trainer.train()
+    (finding,) = [f for f in trainer.health() if f.symptom == "nothing confirmed"]
+    assert "8 of them without a question" in finding.says and "question_maker" in finding.knob
+    assert sum("nothing confirmed" in text for text in caplog.messages) == 1
+    assert method.step_rows() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        (Verify, {"question_maker": "given"}, "texts"),
+        (Verify, {"question_maker": "rulez"}, "rules"),
+        (Verify, {"question_maker": "endpoint"}, "endpoint"),
+        (Verify, {"verifier": "reader"}, "reader"),
+        (Verify, {"reader": "base"}, "itself"),
+        (Verify, {"reader": "wrld"}, "world"),
+        (Verify, {"confirm": 0}, "confirm"),
+        (Verify, {"temperature": 0}, "temperature"),
+        (Imagine, {"rehearsal": 1}, "rehearsal"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(method: Any, settings: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        method(**settings)
+
+
+def test_imagine_without_captions_is_refused() -> None:
+    with pytest.raises(UserError, match="texts"):
+        Imagine().check(None)
+
+
+def test_a_text_that_the_model_cannot_lay_out_is_named(tiny_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    row = {"caption": "a red circle", "question": "is <image> red", "answer": "yes"}
+    file.write_text(json.dumps(row), encoding="utf-8")
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
+    mark = trainer.backbone.layout.picture_mark
+    file.write_text(file.read_text().replace("<image>", mark), encoding="utf-8")
+    with pytest.raises(UserError, match="a red circle.*question"):
+        Imagine(texts=str(file), **DRAWN).setup(trainer._run())

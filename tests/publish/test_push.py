@@ -1,0 +1,265 @@
+"""What `unigame push` writes, sends and refuses; the Hub is a recorder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import JanusForConditionalGeneration
+
+from tests.reports import record_files
+from tests.tiny import shared_tiny_janus
+from tests.training.helpers import Records, make_trainer
+from unigame.backbones import load_backbone
+from unigame.backbones.common.adapter_files import read_base
+from unigame.cli import main
+from unigame.errors import UserError
+from unigame.evaluation.record import folder_sha256
+from unigame.publish import push as pushing
+from unigame.publish.card import public
+from unigame.publish.push import push
+
+ID, BASE = "me/mine", "someone/tiny-janus"
+FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one step, with an evaluation of its adapter and one of another's."""
+    folder = tmp_path_factory.mktemp("push") / "run"
+    trainer = make_trainer(
+        shared_tiny_janus(), folder, Records(), methods=["sft"], max_steps=1, learning_rate=0.1
+    )
+    data = [{"type": "vqa", "path": str(folder / "secret" / "cats.json")}]
+    trainer.recipe = {"model": str(shared_tiny_janus()), "data": data, "dtype": "float32"}
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    for name, adapter, right in (("own", folder_sha256(folder), 0.8), ("other", "bb", 0.9)):
+        found, summary = record_files.four(right)
+        record_files.write(
+            folder, name, record_files.record(found, adapter=adapter, summary=summary)
+        )
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """A Hub that takes everything; what it was asked, in order."""
+    calls: list[tuple[str, Any]] = []
+
+    class Url(str):
+        repo_id = ID
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            calls.append(("token", token))
+
+        def whoami(self) -> dict[str, str]:
+            return {"name": "me"}
+
+        def create_repo(self, name: str, **settings: Any) -> str:
+            calls.append(("create_repo", {"name": name, **settings}))
+            return Url(f"https://huggingface.co/{name}")
+
+        def upload_folder(self, *, folder_path: str, **settings: Any) -> None:
+            files = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+            calls.append(("upload_folder", {"files": files, **settings}))
+
+    monkeypatch.setattr(pushing, "HfApi", Api)
+    monkeypatch.setattr(pushing.huggingface_hub, "get_token", lambda: "hf_secret")
+    monkeypatch.setattr(pushing.constants, "HF_HUB_OFFLINE", False)
+    return calls
+
+
+def logits(model: Any) -> torch.Tensor:
+    tokens = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        return model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+
+
+def test_a_dry_run_writes_what_is_sent(run: Path, tmp_path: Path, hub: list[Any]) -> None:
+    out = tmp_path / "out"
+    done = push(run, ID, base=BASE, dry_run=out)
+    assert hub == []
+    assert {name for name, _ in done.files} == FILES == {file.name for file in out.iterdir()}
+    assert dict(done.files)["adapter_model.safetensors"] == (
+        (out / "adapter_model.safetensors").stat().st_size
+    )
+    assert push(run, ID, base=BASE, private=True).url == f"https://huggingface.co/{ID}"
+    names = [name for name, _ in hub]
+    assert names == ["token", "create_repo", "upload_folder"]
+    assert hub[1][1]["private"] is True and hub[1][1]["name"] == hub[2][1]["repo_id"] == ID
+    assert hub[2][1]["files"] == {name: (out / name).read_bytes() for name in FILES}
+
+
+def test_the_adapter_loads_in_plain_peft(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    push(run, ID, base=BASE, dry_run=out)
+    assert read_base(out)._replace(digest="") == (BASE, "", "")
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == BASE
+    plain = JanusForConditionalGeneration.from_pretrained(shared_tiny_janus()).eval()
+    before = logits(plain)
+    loaded = peft.PeftModel.from_pretrained(plain, str(out)).eval()
+    ours: Any = load_backbone(shared_tiny_janus(), device="cpu", adapter=run)
+    assert torch.equal(logits(loaded), logits(ours.model))
+    assert not torch.allclose(before, logits(loaded), atol=1e-4)
+
+
+def test_the_card(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found, summary = record_files.four(0.5)
+    base = record_files.record(found, model="tiny-base", summary=summary)
+    record_files.write(tmp_path, "base", base)
+    done = push(run, ID, base=BASE, dry_run=out, evaluations=[tmp_path / "base"])
+    assert done.passed_over == (str(run / "other" / "results.json"),)
+    card = ModelCard.load(out / "README.md")
+    assert card.data.base_model == BASE and card.data.library_name == "peft"
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    assert card.data.license is None and "unknown" in card.text.split("## Licence")[1]
+    row = next(line for line in card.text.splitlines() if line.startswith("| this model |"))
+    assert row.count("[") == 2 * row.count("<br>") == 10  # figure and difference, with intervals
+    assert "JanusForConditionalGeneration" in card.text and "PeftModel.from_pretrained" in card.text
+    for text in (
+        "cats.json",
+        "8 rows",
+        "sft",
+        "someone/tiny-janus",
+        "Versions: python",
+        "org/pope",
+    ):
+        assert text in card.text, text
+    for file in out.iterdir():  # nothing of this machine
+        assert str(run.parent).encode() not in file.read_bytes(), file
+        assert str(shared_tiny_janus()).encode() not in file.read_bytes(), file
+
+
+def test_a_merged_model_is_plain(run: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    words = ["push", str(run), ID, "--merged", "--dry-run", str(out), "--license", "mit"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "model.safetensors" in said and "README.md" in said and f"sent to {ID}" in said
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers" and card.data.license == "mit"
+    assert "JanusForConditionalGeneration.from_pretrained('me/mine')" in card.text
+    plain = JanusForConditionalGeneration.from_pretrained(out).eval()
+    ours: Any = load_backbone(shared_tiny_janus(), device="cpu", adapter=run)
+    assert torch.allclose(logits(plain), logits(ours.model), atol=1e-4)
+    assert not list(out.rglob("adapter*"))
+    for file in out.iterdir():
+        assert str(shared_tiny_janus()).encode() not in file.read_bytes(), file
+
+
+def test_an_architecture_that_transformers_lacks(run: Path, tmp_path: Path) -> None:
+    own = copied(run, tmp_path / "run")
+    config = json.loads((own / "adapter_config.json").read_text())
+    config["auto_mapping"]["parent_library"] = "unigame.backbones.bagel.modeling"
+    (own / "adapter_config.json").write_text(json.dumps(config))
+    push(own, ID, base=BASE, dry_run=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "load_backbone('someone/tiny-janus')" in text and "JanusForCond" not in text
+    assert "Nothing of unigame is needed" not in text
+
+
+def copied(run: Path, folder: Path, *left_out: str) -> Path:
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*left_out))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["mine", "me/", "a/b/c", "me/a b", "me/a..b", "me/mine.git"])
+def test_an_id_that_is_none(run: Path, hub: list[Any], name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        push(run, name, base=BASE)
+    assert hub == []
+
+
+def test_what_is_refused_before_the_hub_is_asked(
+    run: Path, tmp_path: Path, hub: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    unfinished = copied(run, tmp_path / "unfinished", "adapter*", "trainer_state.json")
+    (unfinished / "checkpoint-1").mkdir()
+    older = copied(run, tmp_path / "older")
+    (older / "checkpoint-5").mkdir()
+    nameless = copied(run, tmp_path / "nameless", "trainer_state.json", "about.json")
+    pickled = copied(run, tmp_path / "pickled", "adapter_model*")
+    (pickled / "adapter_model.bin").touch()
+    for folder, word in (
+        (tmp_path / "gone", "gone"),
+        (tmp_path / "empty", "adapter_model.safetensors"),
+        (unfinished, "checkpoint-1"),
+        (older, "checkpoint-5"),
+        (nameless, "trainer_state.json"),
+        (pickled, "adapter_model.bin"),
+    ):
+        with pytest.raises(UserError, match=word):
+            push(folder, ID, base=BASE)
+    with pytest.raises(UserError, match="--base"):  # a folder of this machine
+        push(run, ID)
+    with pytest.raises(UserError, match="no/such/id"):
+        push(run, ID, base="no/such/id")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UserError, match="full"):
+        push(run, ID, base=BASE, dry_run=tmp_path / "full")
+    monkeypatch.setattr(pushing.huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="hf auth login"):
+        push(run, ID, base=BASE)
+    monkeypatch.setattr(pushing.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+        push(run, ID, base=BASE)
+    assert hub == []
+
+
+def test_a_pickle_never_leaves(
+    run: Path, tmp_path: Path, hub: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(trained: Any, folder: Path) -> None:
+        (folder / "weights.pt").touch()
+
+    monkeypatch.setattr(pushing, "_write_adapter", write)
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        push(run, ID, base=BASE)
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        push(run, ID, base=BASE, dry_run=tmp_path / "out")
+    assert "upload_folder" not in dict(hub) and not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_refuses(run: Path, hub: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("403\nForbidden")
+
+    for name in ("whoami", "create_repo", "upload_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(pushing.HfApi, name, fail)
+            with pytest.raises(UserError, match="403 Forbidden"):
+                push(run, ID, base=BASE)
+
+
+def test_a_checkpoint_can_be_pushed(run: Path, tmp_path: Path) -> None:
+    copied(run, tmp_path / "run" / "checkpoint-7", "own", "other")
+    done = push(tmp_path / "run" / "checkpoint-7", ID, base=BASE, dry_run=tmp_path / "out")
+    assert done.url == "" and "7 steps" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--data /home/me/x/cats.json --n 3", "--data cats.json --n 3"),
+        ("~/x/cats.json", "cats.json"),
+        ("./runs/a b", "a b"),
+        ("path: '/a/b.json'", "path: 'b.json'"),
+        ("deepseek-community/Janus-Pro-1B", "deepseek-community/Janus-Pro-1B"),
+        ("runs/game", "runs/game"),
+        ("https://huggingface.co/me/mine", "https://huggingface.co/me/mine"),
+    ],
+)
+def test_paths_of_this_machine_are_shortened(text: str, shown: str) -> None:
+    assert public(text) == shown

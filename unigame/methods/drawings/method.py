@@ -1,0 +1,411 @@
+"""What methods of verified drawings have in common: rounds of drawing and verifying, and a store.
+
+On every n-th step, as ``before_step`` reads::
+
+    choose      captions, of a file or of the batch, and K seeds for each
+    draw        G draws them all, free-running, a batch at a time
+    verify      U answers questions about each drawing; the independent reader looks too
+    keep        confirmed drawings enter the store, in compact form
+
+In every step rows of the store join the batch; which rows is the method's own.
+
+A round takes no random numbers of the run: each drawing has a seed of its own, by the run's seed,
+its caption and its number. The store and its generator belong to one process each. Processes that
+draw from one file draw different captions of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigame.errors import UserError
+from unigame.methods.base import Method, Run
+from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
+from unigame.methods.drawings.readers import Honesty, build_reader
+from unigame.methods.drawings.settings import DrawingSettings
+from unigame.methods.drawings.store import DrawingStore, StoredDrawing, variety
+from unigame.methods.drawings.texts import QA, Text, digest, read_texts
+from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
+from unigame.methods.findings import Finding, Log, u_does_not_learn
+from unigame.methods.rows import Batch, Rows
+from unigame.seeds import derive_seed
+from unigame.settings.rules import shown
+from unigame.system.say import warn
+
+logger = logging.getLogger(__name__)
+FEW = 0.02  # share of drawings confirmed, below which a method has next to nothing to give
+ALIKE = 0.5  # of the variety at the beginning, below which drawings have become alike
+
+
+def figures_of(name: str, *more: str) -> tuple[str, ...]:
+    """What a method of that name logs: what all of them do, and ``more``."""
+    shared = (
+        *("kept", "agreement", "unasked", "unparsed", "store", "per_caption", "variety"),
+        *("codes_used", "true", "precision", "recall"),
+    )
+    return tuple(f"{name}_{figure}" for figure in (*shared, *more))
+
+
+class DrawingMethod(Method):
+    """Base of ``verify`` and ``imagine``; see the module docstring.
+
+    A subclass says which rows the store gives (``step_rows``), and what it keeps of a drawing
+    (``kept``).
+    """
+
+    settings: DrawingSettings
+
+    def __init__(self, settings: Any = None, **values: Any) -> None:
+        super().__init__(settings, **values)
+        self.texts: list[Text] = []
+
+    # ---- before the run ------------------------------------------------------------------------
+    def check_machine(self, args: Any) -> None:
+        """Read the captions, so that a fault in their file is known before the weights."""
+        self._read_texts()
+
+    def _read_texts(self) -> None:
+        path = self.settings.texts
+        if path is None or self.texts:
+            return
+        self.texts = read_texts(path)
+        bare = sum(not text.questions for text in self.texts)
+        if self.settings.question_maker == GIVEN and bare:
+            raise UserError(
+                f"question_maker=given, but {bare} of {len(self.texts)} captions in {path} have no "
+                "questions; give some for each, or set question_maker=rules"
+            )
+
+    def setup(self, run: Run) -> None:
+        """Read the captions, make the store, and see that the model can draw.
+
+        Raises:
+            UserError: it cannot; the captions cannot be read; a maker or reader cannot be had.
+        """
+        super().setup(run)
+        self._read_texts()
+        run.backbone.require_drawing()
+        self._check_texts()
+        settings = self.settings
+        self.batch_size = run.args.per_device_train_batch_size
+        self.maker = self._make_maker()
+        reader = build_reader(settings.reader)
+        self.verifier = Verifier(
+            run.backbone,
+            settings.verifier,
+            settings.confirm,
+            reader,
+            settings.answer_tokens,
+            settings.draw_batch,
+        )
+        seed = derive_seed(run.args.seed, self.name, "store", run.rank)
+        self.store = DrawingStore(settings.capacity, settings.per_caption, settings.max_age, seed)
+        self.honesty = Honesty()
+        self.used = 0  # captions of the file that this process took so far
+        self.last_round = -1
+        self.counts = {"drawn": 0, "kept": 0, "asked": 0, "agreed": 0, "unasked": 0}
+        self._digest = digest(self.texts)
+        self._said: set[str] = set()
+        self._chosen: list[StoredDrawing] = []
+
+    def _check_texts(self) -> None:
+        """Refuse captions and questions that the model could not lay out, before any drawing."""
+        rules = self.run.backbone.text_rules
+        for text in self.texts if rules is not None else ():
+            for question, answer in text.questions or (("", ""),):
+                texts = {"caption": text.caption, "question": question, "answer": answer}
+                problem = rules.problem(texts, max_length=self.run.args.max_length)  # type: ignore[union-attr]
+                if problem is not None:
+                    raise UserError(
+                        f"texts={self.settings.texts!r}: caption {shown(text.caption)} has "
+                        f"{problem[0]}: {problem[1]}"
+                    )
+
+    def _make_maker(self) -> QuestionMaker | None:
+        if self.settings.question_maker == GIVEN:
+            return None
+        maker = build_maker(self.settings.question_maker, self.run.backbone, self.settings)
+        if getattr(maker, "keeps", False):
+            return KeptQuestions(maker, self.run.args.output_dir, self.name, self.run.rank)
+        return maker
+
+    # ---- one step ------------------------------------------------------------------------------
+    def before_step(self, batch: Batch, step: int) -> None:
+        """Draw and verify where this step is due, and choose the rows of the step."""
+        if step % self.settings.every == 0 and step != self.last_round:
+            self.last_round = step  # only in the first micro-batch of a step
+            self.round(batch, step)
+        self.store.forget(step)
+        self._chosen = self.store.sample(self.settings.rows_of(self.batch_size))
+        batch.offered.append(self.offer)
+
+    def offer(self, count: int) -> Rows | None:
+        """So many confirmed drawings with a question each, for a method that is listed after this.
+
+        The pictures are right as far as U's old skills say; ``selfplay`` may restyle them.
+        """
+        known = [drawing for drawing in self.store.sample(count) if drawing.questions]
+        if not known:
+            return None
+        codes = torch.stack([drawing.codes for drawing in known])
+        codes = codes if codes.is_floating_point() else codes.long()
+        with torch.no_grad(), self.run.autocast():
+            images = rendered(self.run.backbone, codes)
+        pairs = [self.store.pick(drawing.questions) for drawing in known]
+        captions = [drawing.caption for drawing in known]
+        return Rows(
+            images=images,
+            codes=codes.to(self.run.device),
+            questions=[question for question, _ in pairs],
+            answers=[answer for _, answer in pairs],
+            captions=captions,
+            ids=[f"{self.name}: {caption}" for caption in captions],
+            source=[self.name] * len(known),
+        )
+
+    def round(self, batch: Batch, step: int) -> None:
+        """G draws, U verifies, and the store takes in what is confirmed."""
+        texts, seeds = self._choose(batch, step)
+        if not texts:
+            return
+        captions = [text.caption for text in texts]
+        settings, run = self.settings, self.run
+        with run.phase(self.phases[0]), run.autocast():
+            codes = draw(
+                run.backbone,
+                captions,
+                seeds,
+                temperature=settings.temperature,
+                guidance_scale=settings.guidance_scale,
+                batch=settings.draw_batch,
+            )
+        with run.phase(self.phases[1]), run.autocast():
+            asked = self._questions(texts)
+            verdicts = self.verifier(codes, captions, asked)
+            taken = [row for row, is_so in enumerate(verdicts.confirmed) if is_so]
+            if taken:
+                self.store.add(
+                    self.kept(
+                        [texts[row] for row in taken],
+                        codes[taken],
+                        [asked[row] for row in taken],
+                        [seeds[row] for row in taken],
+                        step,
+                    )
+                )
+        self._record(verdicts, *variety(codes, captions))
+
+    def _choose(self, batch: Batch, step: int) -> tuple[list[Text], list[int]]:
+        """What this round draws, each caption K times in a row, and the seed of each drawing."""
+        settings, seed = self.settings, self.run.args.seed
+        number = settings.captions
+        if step == 0 and settings.first_captions is not None:
+            number = settings.first_captions
+        if self.texts:
+            chosen = [self._next() for _ in range(min(number, len(self.texts)))]
+        else:
+            has = batch.has_caption_R.tolist()
+            found = dict.fromkeys(
+                caption.strip()
+                for caption, is_so in zip(batch.records.captions, has, strict=True)
+                if is_so
+            )
+            chosen = [(Text(caption), step) for caption in found][:number]
+        drawings = range(settings.drawings)
+        texts = [text for text, _ in chosen for _ in drawings]
+        seeds = [
+            derive_seed(seed, self.name, turn, text.caption, self.run.rank, number)
+            for text, turn in chosen
+            for number in drawings
+        ]
+        return texts, seeds
+
+    def _next(self) -> tuple[Text, int]:
+        """The next caption of the file for this process, and how often it went through."""
+        ranks, rank = max(1, getattr(self.run.args, "world_size", 1)), self.run.rank
+        own = max(1, len(self.texts) // ranks)
+        turn, place = divmod(self.used, own)
+        self.used += 1
+        shuffle = torch.Generator().manual_seed(derive_seed(self.run.args.seed, self.name, turn))
+        order = torch.randperm(len(self.texts), generator=shuffle)
+        return self.texts[int(order[(place * ranks + rank) % len(self.texts)])], turn
+
+    def _questions(self, texts: Sequence[Text]) -> list[Sequence[QA]]:
+        """What is asked of each drawing, to verify it."""
+        if self.maker is None:
+            return [text.questions for text in texts]
+        captions = list(dict.fromkeys(text.caption for text in texts))
+        made = dict(zip(captions, self.maker(captions), strict=True))
+        return [made[text.caption] for text in texts]
+
+    @abstractmethod
+    def kept(
+        self,
+        texts: Sequence[Text],
+        codes: Tensor,
+        asked: Sequence[Sequence[QA]],
+        seeds: Sequence[int],
+        step: int,
+    ) -> list[StoredDrawing]:
+        """What the store keeps of confirmed drawings.
+
+        Args:
+            texts: what each was drawn by.
+            codes: (D, N) or latents.
+            asked: what each was verified by.
+            seeds: of each drawing.
+            step: of the round.
+        """
+
+    def _record(self, verdicts: Verdicts, apart: float, pairs: int) -> None:
+        """Log a round, and count it for the closing line."""
+        drawn, kept = len(verdicts.confirmed), sum(verdicts.confirmed)
+        self._add("kept", kept, drawn)
+        self._add("unasked", verdicts.unasked, drawn)
+        if verdicts.asked:
+            self._add("agreement", verdicts.agreed, verdicts.asked)
+        if pairs:
+            self._add("variety", apart, pairs)
+        self._add("store", len(self.store))
+        self._add("per_caption", self.store.per_known_caption())
+        used = self.store.codes_used(self.run.backbone.facts.codebook_size)
+        if used is not None:
+            self._add("codes_used", used)
+        for name, (total, number) in self.honesty.see(verdicts).items():
+            self._add(name, total, number)
+        if hasattr(self.maker, "unparsed"):
+            self._add("unparsed", self.maker.unparsed)  # type: ignore[union-attr]
+        for name, more in (
+            ("drawn", drawn),
+            ("kept", kept),
+            ("asked", verdicts.asked),
+            ("agreed", verdicts.agreed),
+            ("unasked", verdicts.unasked),
+        ):
+            self.counts[name] += more
+
+    def _add(self, name: str, total: Tensor | float, count: float = 1.0) -> None:
+        if self.run.figures is not None and count:
+            self.run.figures.add(f"{self.name}_{name}", total, count)
+
+    # ---- what is said of it --------------------------------------------------------------------
+    def begin(self, max_steps: int) -> None:
+        """How much of the file a run of this length draws."""
+        settings = self.settings
+        if not self.texts:
+            return
+        rounds = -(-max_steps // settings.every)
+        first = settings.first_captions or settings.captions
+        reached = first + (rounds - 1) * settings.captions
+        ranks = max(1, getattr(self.run.args, "world_size", 1))
+        if reached * ranks < len(self.texts):
+            warn(
+                f"method {self.name} will draw {reached * ranks} of the {len(self.texts)} captions "
+                f"in {settings.texts}: {max_steps} steps have {rounds} rounds of "
+                f"{settings.captions}; raise captions, or lower every={settings.every}"
+            )
+
+    def watch(self, step: int, max_steps: int) -> None:
+        """Say once that nothing is confirmed, or that the verifier drifts."""
+        for finding in self._found_by_counts():
+            if finding.symptom not in self._said:
+                self._said.add(finding.symptom)
+                warn(f"{self.name}: {finding.line}")
+
+    def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
+        """Whether drawings are confirmed, honestly, and stay different; and whether U learns."""
+        found = self._found_by_counts()
+        name = f"{self.name}_variety"
+        logged = Log(log)
+        early, late = logged.early(name), logged.late(name)
+        if early is not None and late is not None and late < ALIKE * early:
+            says = (
+                f"two drawings of a caption differed in {early:.0%} of their codes, now {late:.0%}"
+            )
+            knob = "raise temperature, or lower weight"
+            found.append(Finding("drawings alike", says, knob, {name: late}))
+        return found + u_does_not_learn(logged)
+
+    def _found_by_counts(self) -> list[Finding]:
+        drawn, kept, unasked = (self.counts[name] for name in ("drawn", "kept", "unasked"))
+        found = []
+        if drawn >= 2 * self.settings.drawings and kept < FEW * drawn:
+            says = (
+                f"{kept} of {drawn} drawings were confirmed, {unasked} of them without a question"
+            )
+            knob = (
+                "give question_maker another source, such as model or given"
+                if 2 * unasked > drawn
+                else "lower confirm or temperature, or see what the questions ask"
+            )
+            share = kept / drawn
+            found.append(Finding("nothing confirmed", says, knob, {f"{self.name}_kept": share}))
+        drift = self.honesty.drift()
+        if drift is not None:
+            early, late = drift
+            says = (
+                f"of what U confirms the reader ({self.settings.reader}) finds {late:.0%} right, "
+                f"at first {early:.0%}"
+            )
+            knob = "set verifier=base, or lower learning_rate"
+            found.append(Finding("verifier drifts", says, knob, {f"{self.name}_precision": late}))
+        return found
+
+    def summary(self) -> str:
+        """What became of the drawings of all processes."""
+        names, honesty = ("drawn", "kept", "asked", "agreed"), self.honesty
+        values = [self.counts[name] for name in names]
+        values += [honesty.drawn, honesty.right, honesty.confirmed, honesty.both]
+        summed = self.run.sum(torch.tensor(values, dtype=torch.float64, device=self.run.device))
+        drawn, kept, asked, agreed, read, right, confirmed, both = map(int, summed.tolist())
+        if not drawn:
+            return f"{self.name}: nothing was drawn"
+        text = f"{self.name}: U confirmed {kept} of {drawn} drawings ({kept / drawn:.0%})"
+        if asked:
+            text += f"; from picture and caption it answers alike {agreed / asked:.0%} of the time"
+        if read:
+            precision = f"{both / confirmed:.0%}" if confirmed else "none"
+            recall = f"{both / right:.0%}" if right else "none"
+            text += f"; by the reader: precision {precision}, recall {recall}"
+        return text
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Store, generator and counts."""
+        return {
+            "store": self.store.state_dict(),
+            "honesty": self.honesty.state_dict(),
+            "used": self.used,
+            "last_round": self.last_round,
+            "counts": dict(self.counts),
+            "texts": self._digest,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            UserError: the file of captions has changed since.
+        """
+        if state["texts"] != self._digest:
+            raise UserError(
+                f"texts={self.settings.texts!r} holds other captions than when the run was begun, "
+                "so it cannot go on exactly; give the file of that time, or begin a new run"
+            )
+        self.store.load_state_dict(state["store"])
+        self.honesty.load_state_dict(state["honesty"])
+        self.used, self.last_round = state["used"], state["last_round"]
+        self.counts = dict(state["counts"])
+
+    def load(self, folder: Path, rank: int, world_size: int) -> None:
+        """Restore this process's state; a run that goes on asks the same questions."""
+        super().load(folder, rank, world_size)
+        if isinstance(self.maker, KeptQuestions):
+            self.maker.read(folder.parent)

@@ -1,0 +1,166 @@
+"""Who makes the questions that a caption answers, and when a reply agrees with an answer.
+
+A question maker is called with captions and gives a list of (question, answer) for each, all of
+which a right picture must answer so. Where it knows kinds of questions that a model can do already,
+it has a method ``old(captions, seeds)`` that gives questions without answers, to rehearse by.
+``unparsed`` counts the replies of a model that were no question.
+
+``MAKERS`` knows them by name, and packages of yours add theirs by an entry point of its group: what
+it names is called with the backbone and the method's settings.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from unigame.errors import UserError
+from unigame.methods.drawings.texts import QA
+from unigame.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+MAKERS = Registry(
+    "unigame.question_makers",
+    {
+        "rules": "unigame.methods.drawings.questions:RuleQuestions",
+        "phrases": "unigame.methods.drawings.phrases:PhraseQuestions",
+        "world": "unigame.synthetic.from_captions:WorldQuestions",
+        "model": "unigame.methods.drawings.written:ModelQuestions",
+        "endpoint": "unigame.evaluation.scorers.written_openai:EndpointQuestions",
+    },
+)
+GIVEN = "given"
+"""In the place of a maker: those that stand beside the caption in its file."""
+
+
+class QuestionMaker(Protocol):
+    """See the module docstring."""
+
+    def __call__(self, captions: Sequence[str]) -> Sequence[Sequence[QA]]:
+        """Of each caption, the questions that a right picture answers so."""
+
+
+class RuleQuestions:
+    """The synthetic world's own rules where a caption is written in its words, else noun phrases.
+
+    Args:
+        backbone: not used.
+        settings: likewise.
+    """
+
+    def __init__(self, backbone: Any = None, settings: Any = None) -> None:
+        self.world = MAKERS.get("world")(backbone, settings)
+        self.phrases = MAKERS.get("phrases")(backbone, settings)
+
+    def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
+        """By the rules that fit each caption."""
+        found = self.world(captions)
+        general = self.phrases(captions)
+        return [own or other for own, other in zip(found, general, strict=True)]
+
+    def old(self, captions: Sequence[str], seeds: Sequence[int]) -> list[list[str]]:
+        """Of the world's captions, a question of each kind; of others, those of the check."""
+        found: list[list[str]] = self.world.old(captions, seeds)
+        general = [[question for question, _ in asked] for asked in self.phrases(captions)]
+        return [own or other for own, other in zip(found, general, strict=True)]
+
+
+def build_maker(name: str, backbone: Any, settings: Any) -> QuestionMaker:
+    """The maker of a setting.
+
+    Raises:
+        UserError: an unknown name, or a maker that cannot work.
+    """
+    maker: QuestionMaker = MAKERS.get(name)(backbone, settings)
+    if not callable(maker):
+        raise UserError(
+            f"question_maker={name!r} gives {type(maker).__name__}, which cannot be called with "
+            "captions; let its entry point name a class of question makers"
+        )
+    return maker
+
+
+class KeptQuestions:
+    """A maker whose questions are written once, and kept in a file beside the run.
+
+    So a resumed run asks the very same ones, nothing is paid for twice, and a line can be mended by
+    hand::
+
+        questions.jsonl (questions_<rank>.jsonl)   {"caption": .., "questions": [[.., ..]]}
+
+    Args:
+        maker: writes them; a model, whose texts take time and may differ.
+        folder: of the run.
+        name: of the method, for the file.
+        rank: this process's number; each writes a file of its own.
+    """
+
+    def __init__(self, maker: QuestionMaker, folder: str | Path, name: str, rank: int = 0) -> None:
+        self.maker, self.name = maker, name
+        suffix = "" if rank == 0 else f"_{rank}"
+        self.file = Path(folder) / f"{name}_questions{suffix}.jsonl"
+        self.known: dict[str, list[QA]] = {}
+        self.read(folder)
+
+    @property
+    def unparsed(self) -> int:
+        """Of the maker."""
+        return int(getattr(self.maker, "unparsed", 0))
+
+    def read(self, folder: str | Path) -> None:
+        """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
+        for file in sorted(Path(folder).glob(f"{self.name}_questions*.jsonl")):
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    row = json.loads(line)
+                    pairs = [(str(q), str(a)) for q, a in row["questions"]]
+                    self.known.setdefault(str(row["caption"]), pairs)
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    continue
+
+    def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
+        """Known ones, and new ones for captions that are new."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
+        if new:
+            made = [[(q, a) for q, a in asked] for asked in self.maker(new)]
+            self.known.update(zip(new, made, strict=True))
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                for caption, asked in zip(new, made, strict=True):
+                    file.write(json.dumps({"caption": caption, "questions": asked}) + "\n")
+        return [self.known[caption] for caption in captions]
+
+
+# ---- agreement ---------------------------------------------------------------------------------
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation.replace('-', ''))}]")
+
+
+def plain_words(text: str) -> list[str]:
+    """Words of a reply in small letters, without articles and marks, numbers as digits."""
+    words = _PUNCTUATION.sub(" ", text.lower()).split()
+    return [_WORDS.get(word, word) for word in words if word not in ("a", "an", "the")]
+
+
+def agrees(reply: str, answer: str) -> bool:
+    """Whether a reply gives the answer.
+
+    To yes and no its first word counts. Another answer must stand in the reply, word for word and
+    in one piece, and the reply may have four words more: "it is a red ball" gives "red ball".
+    """
+    said, wanted = plain_words(reply), plain_words(answer)
+    if not said or not wanted:
+        return False
+    if wanted in (["yes"], ["no"]):
+        return said[0] == wanted[0]
+    if len(said) > len(wanted) + 4:
+        return False
+    starts = range(len(said) - len(wanted) + 1)
+    return any(said[start : start + len(wanted)] == wanted for start in starts)

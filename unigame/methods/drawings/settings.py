@@ -1,0 +1,119 @@
+"""Settings that methods of verified drawings share: drawing, verifying, the store.
+
+A round: every so many steps G draws each of some captions several times, and U says which of the
+drawings show what their caption says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unigame.errors import UserError
+from unigame.methods.drawings.questions import GIVEN, MAKERS
+from unigame.methods.drawings.readers import BASE, READERS
+from unigame.settings.rules import Number, Text, Whole, check_fields, setting
+
+MOST = 2**31 - 1  # of steps and rows: what every library counts with
+_COUNT = Whole(low=1, high=MOST)
+_COUNT_OR_NONE = Whole(low=1, high=MOST, optional=True)
+
+
+@dataclass
+class DrawingSettings:
+    """What ``verify`` and ``imagine`` have in common.
+
+    Raises:
+        UserError: for a value outside its range, or two settings that contradict each other.
+    """
+
+    # ---- drawing -------------------------------------------------------------------------------
+    texts: str | None = setting(
+        None,
+        Text(optional=True),
+        "File of captions to draw, .txt (one a line), .json or .jsonl ({caption: .., questions: "
+        "[{question: .., answer: ..}]}). Default: the captions of the batch.",
+    )
+    every: int = setting(25, _COUNT, "A round on every n-th optimizer step, the first included.")
+    captions: int = setting(16, _COUNT, "Captions of a round, on each process.")
+    first_captions: int | None = setting(
+        None, _COUNT_OR_NONE, "Captions of the first round. Default: as many as of any."
+    )
+    drawings: int = setting(4, _COUNT, "Drawings of each caption in a round (K).")
+    temperature: float = setting(1.0, Number(low=0, above=True), "Of drawing.")
+    guidance_scale: float = setting(
+        5.0, Number(low=0), "Of classifier-free guidance in drawing; 1 is none."
+    )
+    draw_batch: int = setting(64, _COUNT, "Pictures drawn, and questions asked, at a time.")
+
+    # ---- verifying -----------------------------------------------------------------------------
+    verifier: str = setting(
+        "base",
+        Text(choices=("base", "current", "reader", "none")),
+        "Who confirms drawings: base, the model as it was before training; current, the model as "
+        "it is; reader, the independent one; none, everything is confirmed.",
+    )
+    confirm: float = setting(
+        1.0,
+        Number(low=0, above=True, high=1),
+        "Share of a drawing's questions that the answers from the picture must agree in.",
+    )
+    question_maker: str = setting(
+        "rules",
+        Text(),
+        "Questions from captions: rules (of the synthetic world, else by noun phrases), phrases, "
+        "world, model (the model's text branch writes them), endpoint, or given (those of the "
+        "texts file).",
+    )
+    endpoint: str | None = setting(
+        None,
+        Text(optional=True),
+        "MODEL@http://.../v1, what speaks OpenAI's chat completions, for question_maker=endpoint.",
+    )
+    answer_tokens: int = setting(8, _COUNT, "Longest answer to a question, in tokens.")
+    reader: str | None = setting(
+        None,
+        Text(optional=True),
+        "Independent reader that says how far the verifier can be trusted: world (the synthetic "
+        "world's), base (the model before training), or a package's. It decides nothing.",
+    )
+
+    # ---- the store -----------------------------------------------------------------------------
+    capacity: int = setting(4096, _COUNT, "Most confirmed drawings that are kept.")
+    per_caption: int = setting(4, _COUNT, "Most drawings of one caption that are kept.")
+    max_age: int | None = setting(
+        None, _COUNT_OR_NONE, "Steps after which a drawing is dropped. Default: never."
+    )
+    rows: int | None = setting(
+        None,
+        _COUNT_OR_NONE,
+        "Rows of drawings in each step. Default: as many as the batch has.",
+    )
+    weight: float = setting(1.0, Number(low=0), "Of the mean over these rows, in the loss.")
+
+    def __post_init__(self) -> None:
+        """Check every value, and what they need of each other."""
+        check_fields(self)
+        if self.question_maker != GIVEN:
+            MAKERS.require(self.question_maker)
+        elif self.texts is None:
+            raise UserError("question_maker=given without texts: name the file that gives them")
+        if self.question_maker == "endpoint" and self.endpoint is None:
+            raise UserError(
+                "question_maker=endpoint without an endpoint; set endpoint=MODEL@http://HOST/v1"
+            )
+        if self.reader not in (None, BASE):
+            READERS.require(str(self.reader))
+        if self.verifier == "reader" and self.reader in (None, BASE):
+            raise UserError(
+                f"verifier=reader with reader={self.reader}: name an independent reader, or set "
+                "verifier=base"
+            )
+        if self.verifier == self.reader == BASE:
+            raise UserError(
+                "reader=base with verifier=base compares the model with itself; set reader=null, "
+                "or verifier=current"
+            )
+
+    def rows_of(self, batch: int) -> int:
+        """Rows of a step, beside a batch of this size."""
+        return self.rows or batch

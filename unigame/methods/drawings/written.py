@@ -1,0 +1,114 @@
+"""Questions that the trained model's own text branch writes from a caption, noun phrase by phrase.
+
+It is asked twice for each phrase, with LoRA off, by the two templates below: for a question with
+yes or no, and for an open one. A reply is taken only in the form that it was asked for; everything
+else counts as unparsed. What it answers *from the caption* is the answer; the game then sees
+whether it answers the same *from the picture*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from unigame.methods.drawings.phrases import noun_phrases
+from unigame.methods.drawings.texts import QA
+
+if TYPE_CHECKING:
+    from unigame.backbones.base import Backbone
+
+YES_NO = (
+    'A picture is described so: "{caption}"\n'
+    'Write one question about "{phrase}" that has the answer yes or no for this picture, and the '
+    "answer. Write exactly two lines:\nQuestion: ...?\nAnswer: yes or no"
+)
+OPEN = (
+    'A picture is described so: "{caption}"\n'
+    'Write one question about "{phrase}" that the description answers in one to three words, and '
+    "the answer. Write exactly two lines:\nQuestion: ...?\nAnswer: ..."
+)
+TEMPLATES = (YES_NO, OPEN)
+_FORM = re.compile(r"question:\s*([^\n?]{3,160}\?)\s+answer:\s*([^\n]{1,60}?)\.?\s*", re.I)
+LONGEST_ANSWER = 3  # words
+
+
+def parse(reply: str, yes_no: bool) -> QA | None:
+    """The question and answer of a reply in the form that was asked for; None: it is not.
+
+    Args:
+        reply: the model's.
+        yes_no: whether only yes and no are answers.
+    """
+    found = _FORM.fullmatch(reply.strip())
+    if found is None:
+        return None
+    question, answer = found[1].strip(), found[2].strip()
+    is_yes_no = answer.lower() in ("yes", "no")
+    if yes_no != is_yes_no or not 0 < len(answer.split()) <= LONGEST_ANSWER:
+        return None
+    return question, answer.lower() if is_yes_no else answer
+
+
+class WrittenQuestions:
+    """Questions that some model of text writes.
+
+    Args:
+        reply: texts -> its replies.
+
+    Attributes:
+        asked: how often it was asked.
+        unparsed: how many of its replies were no question and answer.
+    """
+
+    keeps = True
+    """Its questions are kept in a file, and not written twice."""
+
+    def __init__(self, reply: Callable[[Sequence[str]], Sequence[str]]) -> None:
+        self.reply = reply
+        self.asked = self.unparsed = 0
+
+    def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
+        """Up to two questions for each noun phrase of each caption."""
+        orders = [
+            (number, template, phrase)
+            for number, caption in enumerate(captions)
+            for phrase in noun_phrases(caption) or [caption]
+            for template in TEMPLATES
+        ]
+        texts = [
+            template.format(caption=captions[number], phrase=phrase)
+            for number, template, phrase in orders
+        ]
+        made: list[list[QA]] = [[] for _ in captions]
+        for (number, template, _), reply in zip(orders, self.reply(texts), strict=True):
+            self.asked += 1
+            pair = parse(reply, template is YES_NO)
+            if pair is None:
+                self.unparsed += 1
+            elif pair not in made[number]:
+                made[number].append(pair)
+        return made
+
+
+class ModelQuestions(WrittenQuestions):
+    """By the trained model itself, as it was before training.
+
+    Args:
+        backbone: the model; it must have ``reply``.
+        settings: the method's; ``draw_batch`` texts are written at a time.
+    """
+
+    def __init__(self, backbone: Backbone, settings: Any) -> None:
+        self.backbone, self.batch = backbone, settings.draw_batch
+        super().__init__(self._replies)
+
+    @torch.no_grad()
+    def _replies(self, texts: Sequence[str]) -> list[str]:
+        said: list[str] = []
+        with self.backbone.lora_disabled():
+            for start in range(0, len(texts), self.batch):
+                said += self.backbone.reply(texts[start : start + self.batch])
+        return said

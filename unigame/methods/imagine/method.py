@@ -1,0 +1,207 @@
+"""G teaches U: from text alone, new pictures for questions that U cannot answer yet.
+
+A file gives captions, with questions and answers of the new task, or without (then those made from
+the caption are trained on). G draws each caption, U's *old* skills check the drawing, and U learns
+(drawing, question, answer). A few labelled pictures and many captions are then worth many labelled
+pictures.
+
+**Rehearsal.** Training on a new task forgets old ones. So a third of the rows of a step, by
+default, are old kinds of questions about the same drawings with the answers of the *base* model
+(LoRA off), whether right or wrong: what is kept is the model's own behaviour, and no label is
+needed. ``imagine_retained`` is the share of those answers that U still gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unigame.errors import UserError
+from unigame.methods.answers import ReadAnswers
+from unigame.methods.base import Run
+from unigame.methods.drawings.method import DrawingMethod, figures_of
+from unigame.methods.drawings.settings import DrawingSettings
+from unigame.methods.drawings.store import StoredDrawing
+from unigame.methods.drawings.texts import QA, Text, read_lines
+from unigame.methods.drawings.verifying import ask, rendered
+from unigame.methods.rows import Batch, Rows
+from unigame.settings.rules import Number, setting
+from unigame.settings.rules import Text as TextRule
+
+
+@dataclass
+class ImagineSettings(DrawingSettings):
+    """Settings of ``Imagine``, on top of those that all methods of verified drawings have."""
+
+    temperature: float = setting(0.7, Number(low=0, above=True), "Of drawing.")
+    rehearsal: float = setting(
+        1 / 3,
+        Number(low=0, high=1, below=True),
+        "Share of all rows of a step, those of the batch included, that rehearse old kinds of "
+        "questions with the base model's own answers; each counts as a row of the batch. 0: none, "
+        "and old skills are forgotten.",
+    )
+    old_questions: str | None = setting(
+        None,
+        TextRule(optional=True),
+        "Text file of old kinds of questions, one a line, that fit any picture. Default: those "
+        "that the question maker knows, else those that verify.",
+    )
+
+    def rehearsed(self, batch: int) -> int:
+        """Rows of rehearsal beside a batch of this size."""
+        others = batch + self.rows_of(batch)
+        return round(self.rehearsal / (1 - self.rehearsal) * others)
+
+
+class Imagine(DrawingMethod):
+    """Adds answers about drawings that U's old skills confirmed, and rehearses those skills."""
+
+    name = "imagine"
+    Settings = ImagineSettings
+    settings: ImagineSettings
+    figures = figures_of("imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained")
+    phases = ("imagine_draw", "imagine_ask")
+    losses = ("answer",)
+
+    def check(self, args: Any) -> None:
+        """It lives on captions of a file: those of the batch have pictures already.
+
+        Raises:
+            UserError: there is no file.
+        """
+        if self.settings.texts is None:
+            raise UserError(
+                "method imagine needs texts: a .txt or .jsonl file of captions, with questions and "
+                "answers if there are any"
+            )
+
+    def check_machine(self, args: Any) -> None:
+        """Read both files."""
+        super().check_machine(args)
+        self._read_old()
+
+    def _read_old(self) -> list[str]:
+        path = self.settings.old_questions
+        return [] if path is None else read_lines(path, "old_questions")
+
+    def setup(self, run: Run) -> None:
+        """See ``DrawingMethod.setup``."""
+        super().setup(run)
+        self.old_questions = self._read_old()
+        self._rows: list[Rows] = []
+
+    def rows_at_most(self, args: Any) -> int:
+        """Rows of drawings and of rehearsal."""
+        batch = args.per_device_train_batch_size
+        return self.settings.rows_of(batch) + self.settings.rehearsed(batch)
+
+    # ---- a round -------------------------------------------------------------------------------
+    def kept(
+        self,
+        texts: Sequence[Text],
+        codes: Tensor,
+        asked: Sequence[Sequence[QA]],
+        seeds: Sequence[int],
+        step: int,
+    ) -> list[StoredDrawing]:
+        """Codes, what is learned of them, and the base's own answers to old kinds of questions."""
+        old = self._rehearse(texts, codes, asked, seeds)
+        found = []
+        for text, own, verified, rehearsed in zip(texts, codes, asked, old, strict=True):
+            questions = list(text.questions or verified)
+            if questions:
+                found.append(StoredDrawing(text.caption, own, step, questions, rehearsed))
+        return found
+
+    def _rehearse(
+        self,
+        texts: Sequence[Text],
+        codes: Tensor,
+        asked: Sequence[Sequence[QA]],
+        seeds: Sequence[int],
+    ) -> list[list[QA]]:
+        if not self.settings.rehearsal:
+            return [[] for _ in texts]
+        if self.old_questions:
+            questions = [self.old_questions for _ in texts]
+        elif hasattr(self.maker, "old"):
+            questions = self.maker.old([text.caption for text in texts], seeds)  # type: ignore[union-attr]
+        else:
+            questions = [[question for question, _ in own] for own in asked]
+        said = ask(
+            self.run.backbone,
+            codes,
+            questions,
+            base=True,
+            max_new_tokens=self.settings.answer_tokens,
+            batch=self.settings.draw_batch,
+        )
+        return [
+            [(question, reply) for question, reply in zip(own, replies, strict=True) if reply]
+            for own, replies in zip(questions, said, strict=True)
+        ]
+
+    # ---- a step --------------------------------------------------------------------------------
+    def before_step(self, batch: Batch, step: int) -> None:
+        """A round where one is due, and the rows of this step."""
+        super().before_step(batch, step)
+        self._rows = self._make_rows()
+
+    def _make_rows(self) -> list[Rows]:
+        drawings = self._chosen
+        if not drawings:
+            return []
+        new = [self.store.pick(drawing.questions) for drawing in drawings]
+        old: list[QA] = []
+        rows_of_old: list[int] = []
+        number = self.settings.rehearsed(self.batch_size)
+        with_old = [row for row, drawing in enumerate(drawings) if drawing.old]
+        while with_old and len(old) < number:
+            for row in with_old[: number - len(old)]:
+                old.append(self.store.pick(drawings[row].old))
+                rows_of_old.append(row)
+        pictures = self._pictures(drawings)
+        rows = [replace(pictures, **_texts(new), weight=self.settings.weight)]
+        if old:
+            # Each row counts as one of the batch.
+            share = len(old) / self.batch_size
+            rows.append(replace(pictures.pick(rows_of_old), **_texts(old), weight=share))
+        return rows
+
+    @torch.no_grad()
+    def _pictures(self, drawings: Sequence[StoredDrawing]) -> Rows:
+        """The drawings as pictures, or what U reads of them where that never changes."""
+        backbone = self.run.backbone
+        with self.run.autocast():
+            images = rendered(backbone, torch.stack([drawing.codes for drawing in drawings]))
+            embeds = backbone.embed_images(images) if backbone.reads_frozen else None
+        source, captions = [self.name] * len(drawings), [drawing.caption for drawing in drawings]
+        return Rows(images=images, embeds=embeds, captions=captions, source=source)
+
+    def step_rows(self) -> list[Rows]:
+        """Answers about drawings, and rehearsal; none while the store is empty."""
+        return self._rows
+
+    def after_loss(self, clean: ReadAnswers, own: ReadAnswers, step: int) -> None:
+        """How U does on the new task, and how much of its old answers it still gives."""
+        new = len(self._chosen) if self._rows else 0
+        learned, rehearsed = own[:new], own[new:]
+        if len(learned):
+            self._add("ce", learned.loss_B.sum(), len(learned))
+            self._add("answer_ce", learned.own_B.sum(), len(learned))
+            self._add("read_right", learned.right_B.sum(), len(learned))
+        if len(rehearsed):
+            self._add("rehearsal_ce", rehearsed.loss_B.sum(), len(rehearsed))
+            self._add("retained", rehearsed.right_B.sum(), len(rehearsed))
+
+
+def _texts(pairs: Sequence[QA]) -> dict[str, Any]:
+    return {
+        "questions": [question for question, _ in pairs],
+        "answers": [answer for _, answer in pairs],
+    }

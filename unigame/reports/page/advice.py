@@ -1,0 +1,116 @@
+"""What to do after reading a page: a few steps, each with its command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unigame.reports.compare import Comparison
+from unigame.reports.page.runs import RunFiles, demo_arms
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        words: why and what.
+        commands: to type, in this order.
+    """
+
+    words: str
+    commands: tuple[str, ...] = ()
+
+
+def next_steps(runs: Sequence[RunFiles], comparison: Comparison | None) -> list[Step]:
+    """At most three, the most urgent one first.
+
+    Args:
+        runs: of the page.
+        comparison: of their evaluations, where there are some.
+    """
+    if len(runs) == 1 and demo_arms(runs[0].folder):
+        return _after_demo()
+    trained = [run for run in runs if run.log]
+    steps = [step for run in trained for step in _mend(run)][:1]
+    measured = comparison is not None and len(comparison.labels) > 1
+    if trained and not measured:
+        steps += _measure(trained[-1])
+    elif trained and comparison is not None:
+        steps += _repeat(trained[-1])
+        if comparison.marked(len(comparison.labels) - 1, 1) and not steps[0].words.startswith(
+            "Mend"
+        ):
+            steps.append(_keep(trained[-1]))
+    return steps
+
+
+def _mend(run: RunFiles) -> list[Step]:
+    found = run.about.get("findings", [])
+    if not found:
+        return []
+    first, more = found[0], len(found) - 1
+    others = f" Then look at the other {more}." if more else ""
+    words = f"Mend {first['symptom']!r} of {run.label}, and train again: {first['knob']}.{others}"
+    return [Step(words)]
+
+
+def _measure(run: RunFiles) -> list[Step]:
+    model, folder = shlex.quote(_model(run)), run.folder
+    # The bundled model's benchmarks need no data of others.
+    what = f"--benchmarks {'all' if model.startswith('janus-nano') else 'pope,mmmu'}"
+    return [
+        Step(
+            "Measure what changed: nothing on this page says whether the model answers better.",
+            (
+                f"unigame evaluate --model {model} {what} --output {_quoted(folder / 'base')}",
+                f"unigame evaluate --model {model} --adapter {_quoted(folder)} {what} "
+                f"--output {_quoted(folder / 'evaluation')}",
+                f"unigame report {_quoted(folder)}",
+            ),
+        )
+    ]
+
+
+def _repeat(run: RunFiles) -> list[Step]:
+    seed = int(run.about.get("seeds", {}).get("seed", 0)) + 1
+    again = str(run.about.get("command", "unigame train RECIPE"))
+    other = run.folder.with_name(f"{run.folder.name}-seed{seed}")
+    return [
+        Step(
+            "Repeat it with another seed: intervals are over questions, and one training run is "
+            "one draw (docs/evidence.md).",
+            (f"{again} --seed {seed} --output_dir {_quoted(other)}",),
+        )
+    ]
+
+
+def _keep(run: RunFiles) -> Step:
+    merged = run.folder.with_name(f"{run.folder.name}-merged")
+    return Step(
+        "Keep it, as a checkpoint that plain transformers loads.",
+        (f"unigame merge {_quoted(run.folder)} {_quoted(merged)}",),
+    )
+
+
+def _after_demo() -> list[Step]:
+    return [
+        Step(
+            "Repeat it with another seed: one training run an arm is one draw.",
+            ("unigame demo --seed 1 --output runs/demo-seed1",),
+        ),
+        Step(
+            "Change one number and play again.",
+            ("unigame train janus_nano --beta 0.25 --output_dir runs/beta",),
+        ),
+    ]
+
+
+def _model(run: RunFiles) -> str:
+    recipe = run.record.get("recipe") or {}
+    return str(recipe.get("model") or "MODEL")
+
+
+def _quoted(path: object) -> str:
+    return shlex.quote(str(path))
