@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from unigame.backbones.bagel import files as bagel_files
 from unigame.backbones.base import Backbone
 from unigame.backbones.common.layout import picture_order
 from unigame.backbones.loading import load_reading
@@ -36,6 +37,10 @@ def by_template(backbone: Backbone, *messages: dict[str, Any], answer: bool = Fa
         ids = processor.tokenizer(ended + last)["input_ids"]
         assert len(texts) > 1 or ids == list(processor(text=texts[0])["input_ids"][0])
         return ids
+    if family == "bagel":  # no template: each text between two marks, whoever says it
+        *turns, last = [*texts, ""] if not answer else texts
+        marked = "".join(f"<|im_start|>{turn}<|im_end|>" for turn in turns)
+        return processor(f"{marked}<|im_start|>{last}", add_special_tokens=False)["input_ids"]
     if family == "emu3":
         messages = (said("system", SYSTEM), *messages)
     if family == "composed" and backbone.encoder is not None:  # a language model without eyes
@@ -134,8 +139,11 @@ def test_each_row_has_its_own_loss_whatever_stands_beside_it(backbone: Backbone)
     # Of text alone: transformers' own pass over the ids. Pictures that no one shows change nothing.
     for row in (1, 3):
         ids_1L = torch.tensor([asked[row].prompt + asked[row].answer])
+        given = {"input_ids": ids_1L}
+        if backbone.facts.family == "bagel":
+            given = {"inputs_embeds": backbone.base.get_input_embeddings()(ids_1L)}
         with torch.no_grad():
-            states_1LH = backbone.language_model(input_ids=ids_1L).last_hidden_state
+            states_1LH = backbone.language_model(**given).last_hidden_state
             logits_LV = backbone.text_logits(states_1LH)[0, :-1]
         start = len(asked[row].prompt) - 1
         expected = F.cross_entropy(logits_LV[start:], ids_1L[0, start + 1 :])
@@ -163,6 +171,7 @@ def test_a_checkpoint_reads_records_without_its_weights(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("weights are loaded")
 
+    monkeypatch.setattr(bagel_files, "put", refuse)
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
     monkeypatch.setattr(diffusers.ModelMixin, "from_pretrained", refuse)
     reading, whole = load_reading(checkpoint), backbone.reading

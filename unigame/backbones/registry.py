@@ -123,6 +123,7 @@ BUILT_IN = (
     FamilyInfo(
         model_type="bagel",
         loader="unigame.backbones.bagel.load:from_pretrained",
+        reading="unigame.backbones.bagel.load:load_reading",
         size="unigame.backbones.bagel.size:size_of",
         title="BAGEL",
         reads="SigLIP and a connector",
