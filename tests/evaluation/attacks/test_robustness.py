@@ -287,9 +287,9 @@ def test_a_benchmark_that_draws_is_refused(backbone):
 
 def test_the_adversary_of_a_run_has_its_bounds():
     adversary = adversary_for(NANO)
-    assert (adversary.eps_mode, adversary.eps_max) == ("relative", 0.6)
-    assert adversary.eps_init == pytest.approx(0.4) and adversary.config.label_weight == 10.0
-    assert adversary.config.anchor == 6.0
+    assert (adversary.eps_mode, adversary.eps_max) == ("relative", 2.0)
+    assert adversary.eps_init == pytest.approx(4 / 3) and adversary.config.label_weight == 10.0
+    assert (adversary.config.anchor, adversary.config.anchor_mode) == (8.0, "near")
     assert adversary.config.num_candidates == 1 and not adversary.config.sample_candidates
     with pytest.raises(UserError, match="perturb_space='tokens'"):
         adversary_for(SimpleNamespace(perturb_space="tokens"))
