@@ -23,7 +23,7 @@ from unigame.evaluation.scorers.encoders import Encoder
 from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
 from unigame.evaluation.tasks.geneval.rules import Detection
 from unigame.synthetic.benchmarks.dpg import holds
-from unigame.synthetic.reader import Sighting, at_world_size, look
+from unigame.synthetic.reader import SMALLEST_SIDE, Sighting, at_world_size, can_read, look
 from unigame.synthetic.world import (
     CELL_PX,
     CELLS,
@@ -36,8 +36,6 @@ from unigame.synthetic.world import (
 )
 
 READER = "synthetic reader"
-SMALLEST = 32
-"""Side in pixels down to which the reader is exact on clean pictures (docs/notebook.md, 28 Nov)."""
 CLEAN_FIT, FAIR_FIT = 0.9, 0.75
 """Share of a cell that a template explains: clean pictures of the world have 0.86 and more."""
 CLEAN_GROUND, FAIR_GROUND = 0.05, 0.10
@@ -45,17 +43,16 @@ CLEAN_GROUND, FAIR_GROUND = 0.05, 0.10
 
 
 def pixels(image: Image.Image) -> FloatImage:
-    """A picture as the reader takes it: (48, 48, 3) in [0, 1].
-
-    A square one of 32 px and more is made larger: the reader still finds every object in it.
+    """A picture as the reader takes it, at the world's size: (48, 48, 3) in [0, 1].
 
     Raises:
         UserError: another size: it is no picture of the synthetic world.
     """
-    if image.width != image.height or not SMALLEST <= image.width <= SIDE:
+    if not can_read(*image.size):
         raise UserError(
-            f"the {READER} takes pictures of {SIDE} x {SIDE} px, not {image.width} x "
-            f"{image.height}; for other models choose a real detector, judge and encoders"
+            f"the {READER} takes square pictures of {SMALLEST_SIDE} to {SIDE} px, not "
+            f"{image.width} x {image.height}; for other models choose a real detector, judge and "
+            "encoders"
         )
     return at_world_size(np.asarray(upright_rgb(image), np.float32) / np.float32(255))
 
