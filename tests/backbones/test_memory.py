@@ -199,7 +199,7 @@ def test_checkpointing_holds_a_few_pictures_at_a_time(size):
 
     def found(samples, checkpointing):
         return picture_activations(
-            size, samples, Setting(True, 8, 0, 0, 1, checkpointing), "float32"
+            size, samples, Setting(True, 8, candidates=1, checkpointing=checkpointing), "float32"
         )
 
     assert found(8, False) == 8 * 150

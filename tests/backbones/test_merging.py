@@ -41,8 +41,11 @@ def test_a_merged_model_is_plain_and_equal(checkpoint: Path, adapter: Path, tmp_
     # Plain transformers: every weight is found, and none is LoRA's.
     place = out / "language" if (out / "language").is_dir() else out
     model: type = type(merged.base)  # type: ignore[attr-defined]
-    plain, info = model.from_pretrained(place, output_loading_info=True)  # type: ignore[attr-defined]
-    assert not info["missing_keys"] and not info["mismatched_keys"]
+    if merged.facts.family == "bagel":  # of our own; it refuses what is missing or left over
+        plain = model.from_pretrained(place)  # type: ignore[attr-defined]
+    else:
+        plain, info = model.from_pretrained(place, output_loading_info=True)  # type: ignore[attr-defined]
+        assert not info["missing_keys"] and not info["mismatched_keys"]
     own = merged.base.state_dict()  # type: ignore[attr-defined]
     assert not any("lora" in name for name in own)
     for name, weight in plain.state_dict().items():

@@ -21,7 +21,7 @@ from unigame.synthetic.questions import KINDS
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("pretrain")
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(language, "EVALUATE_EVERY", 2)
+    monkeypatch.setattr(language, "evaluate", lambda *_: None)  # the gates measure the same
     with monkeypatch.context():
         status = main(["--output", str(output), "--scale", "0.002"])
     assert status == 1  # two steps pass no gate, and the command says so

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from unigame.backbones import load_backbone
+from unigame.backbones.base import Backbone
 from unigame.methods.selfplay import SelfPlay
 from unigame.training.config import UniGameConfig
 from unigame.training.trainer import UniGameTrainer
@@ -97,6 +100,19 @@ def make_game(**settings: Any) -> SelfPlay:
     return SelfPlay(**{**GAME, **own})
 
 
+@functools.lru_cache(maxsize=4)
+def loaded(model: Path, state: tuple[tuple[str, int, int], ...]) -> Backbone:
+    return load_backbone(model, device="cpu")
+
+
+def fresh(model: Path) -> Backbone:
+    """What ``load_backbone`` gives: a copy of what was loaded before, unless a file has changed."""
+    stats = ((file.name, file.stat()) for file in sorted(Path(model).iterdir()))
+    return copy.deepcopy(
+        loaded(model, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in stats))
+    )
+
+
 def make_trainer(
     model: Path,
     folder: Path,
@@ -109,9 +125,10 @@ def make_trainer(
     **settings: Any,
 ) -> UniGameTrainer:
     """A trainer of a small run; ``settings`` are the run's and self-play's, by name."""
+    backbone = fresh(model)
     torch.manual_seed(0)  # of LoRA's initial weights
     return kind(
-        model=load_backbone(model, device="cpu"),
+        model=backbone,
         args=make_config(folder, **settings),
         train_dataset=data or Records(),
         eval_dataset=eval_dataset,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,25 +11,12 @@ import torch
 from tests.training.helpers import Records, game_of, make_trainer
 from tests.training.ranks import game_settings, reca_settings, sft_settings, weights_of
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
-def ranks(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
+def ranks(launched: Path) -> list[dict[str, Any]]:
     """What each of two ranks had at the end of a game and of an SFT run."""
-    folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    launch += ["--master_port", "0", "--rdzv_endpoint", "localhost:0", "--rdzv_backend", "c10d"]
-    done = subprocess.run(
-        [*launch, "-m", "tests.training.ranks", str(tiny_path), str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    files = [launched / "plain" / f"rank{rank}.pt" for rank in range(2)]
+    return [torch.load(file, weights_only=True) for file in files]
 
 
 @pytest.mark.parametrize("player", ["u", "c"])

@@ -50,7 +50,7 @@ def files(folder: Path) -> list[Path]:
 
 def checkpoints_in(folder: Path) -> set[str]:
     """What a run left, beside the pictures and words for its report."""
-    return {path.name for path in folder.iterdir()} - {"about.json", "examples"}
+    return {path.name for path in folder.iterdir()} - {"about.json", "dynamics", "examples"}
 
 
 def test_the_manifest_lists_every_file(saved: Path) -> None:

@@ -1,4 +1,4 @@
-"""One rank of a data-parallel run; ``test_ranks.py`` starts two. Arguments: model, folder."""
+"""Runs whose ranks see rows of different kinds, for ``test_ranks``. Arguments: model, folder."""
 
 from __future__ import annotations
 

@@ -354,12 +354,12 @@ def _robustness(
     from unigame.evaluation.attacks import robustness_record
     from unigame.evaluation.batching import is_out_of_memory
     from unigame.evaluation.world import ReaderCheck
-    from unigame.synthetic.world import SIDE
+    from unigame.synthetic.reader import can_read
     from unigame.system.console import make_console
 
     count = len(attacked.loaded.items)
     # Who says that an attacked picture kept its content: on the synthetic world, its reader.
-    fits = args.synthetic and backbone.facts.image_size == SIDE
+    fits = args.synthetic and can_read(*[backbone.facts.image_size] * 2)
     with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
         try:
             return robustness_record.robustness_entry(

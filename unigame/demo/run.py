@@ -70,11 +70,11 @@ ARMS = ("base", *CONTROLS)
 class Sizes:
     """How much is measured: replies asked of the model by each benchmark, or questions."""
 
-    answers: int = 480
-    drawings: int = 120
-    ood: int = 1080
-    attack: int = 180
-    attack_steps: int = 24
+    answers: int = 360
+    drawings: int = 72
+    ood: int = 720
+    attack: int = 120
+    attack_steps: int = 16
 
 
 QUICK = Sizes(answers=96, drawings=48, ood=240, attack=60, attack_steps=8)

@@ -17,6 +17,7 @@ from PIL import Image
 from .world import CELL_PX, COLOURS, GRID, SHAPES, SIDE, FloatImage, Scene, shape_mask
 
 Triple = tuple[int, str, str]  # cell, colour, shape
+SMALLEST_SIDE = 36  # px; every object is still found, and its template fits as well as at 48
 MIN_AMPLITUDE = 0.45  # weaker than this is no object: half-drawn ghosts do not count
 
 
@@ -54,6 +55,11 @@ class Sighting:
     def triple(self) -> Triple:
         """Without the measurements."""
         return (self.cell, self.colour, self.shape)
+
+
+def can_read(width: int, height: int) -> bool:
+    """Whether a picture of this size may be one of the world; the bundled model draws 36 px."""
+    return width == height and SMALLEST_SIDE <= width <= SIDE
 
 
 def at_world_size(image: FloatImage) -> FloatImage:

@@ -287,9 +287,12 @@ def test_a_benchmark_that_draws_is_refused(backbone):
 
 def test_the_adversary_of_a_run_has_its_bounds():
     adversary = adversary_for(NANO)
-    assert (adversary.eps_mode, adversary.eps_max) == ("relative", 0.6)
-    assert adversary.eps_init == pytest.approx(0.4) and adversary.config.label_weight == 10.0
-    assert adversary.config.anchor == 6.0
+    assert (adversary.eps_mode, adversary.eps_max) == ("relative", 2.0)
+    assert adversary.eps_init == pytest.approx(4 / 3) and adversary.config.label_weight == 10.0
+    assert (adversary.config.anchor, adversary.config.anchor_mode) == (8.0, "near")
+    assert adversary.scope == "shared" and adversary.config.label_floor == 1.0
+    plain = replace(NANO, label_similarity="cosine", label_floor=0.4, perturber_scope="heads")
+    assert adversary_for(plain).config.label_floor == 0.4
     assert adversary.config.num_candidates == 1 and not adversary.config.sample_candidates
     with pytest.raises(UserError, match="perturb_space='tokens'"):
         adversary_for(SimpleNamespace(perturb_space="tokens"))

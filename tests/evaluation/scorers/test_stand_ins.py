@@ -184,10 +184,23 @@ def test_what_cannot_be_judged_is_unavailable_for_good(tmp_path: Path) -> None:
         assert not caught.value.retryable
 
 
+def test_pictures_as_the_bundled_model_draws_them_are_read_alike(tmp_path: Path) -> None:
+    small = to_pil(BOTH).resize((36, 36), Image.Resampling.BICUBIC)
+    large, found = (SyntheticDetector().detect([each])[0] for each in (to_pil(BOTH), small))
+    assert [each.class_name for each in found] == ["disc", "cross"]
+    for one, other in zip(large, found, strict=True):
+        assert other.score > 0.9 and np.abs(np.subtract(one.box, other.box)).max() <= 1
+    assert ReaderColours().classify(small, found, "disc") == ["red", "blue"]
+    assert judged(small, "northwest red disc, centre blue cross", tmp_path)["consistency"] == 2
+    small.save(tmp_path / "small.png")
+    asked = ("is the red disc above the blue cross?", "", tmp_path / "small.png", Rubric())
+    assert SyntheticJudge().reply(*asked) == "yes"
+
+
 def test_pictures_of_another_size_are_not_of_this_world(tmp_path: Path) -> None:
     large = Image.new("RGB", (384, 384))
     large.save(tmp_path / "large.png")
-    with pytest.raises(UserError, match="48 x 48 px, not 384 x 384"):
+    with pytest.raises(UserError, match="36 to 48 px, not 384 x 384"):
         SyntheticDetector().detect([large])
     with pytest.raises(UserError, match="choose a real"):
         SyntheticJudge().reply("", "north red disc", tmp_path / "large.png", Rubric())

@@ -25,7 +25,7 @@ from unigame.errors import UserError
 from unigame.evaluation.attacks.fresh import frozen_attack
 from unigame.evaluation.examples import Example
 from unigame.methods.rows import Rows
-from unigame.methods.selfplay.perturber import EpsMode, PerturberBase
+from unigame.methods.selfplay.perturber import EpsMode, PerturberBase, Scope
 from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import FeatureSimilarity, SimilarityScorer
 
@@ -48,6 +48,7 @@ class Adversary:
         eps_max: bound of the perturbation.
         eps_init: its length at the start.
         eps_mode: ``"absolute"`` or ``"relative"``.
+        scope: a direction for each token, or one that all of a picture share.
         practice: questions it is trained on, which are not measured.
         seed: of its weights and draws.
     """
@@ -60,6 +61,7 @@ class Adversary:
     eps_max: float = 0.02
     eps_init: float = START * 0.02
     eps_mode: EpsMode = "absolute"
+    scope: Scope = "token"
     practice: int = 64
     seed: int = 0
 
@@ -75,13 +77,14 @@ class Adversary:
             eps_max=self.eps_max,
             eps_init=self.eps_init,
             eps_mode=self.eps_mode,
+            scope=self.scope,
             scorer=FeatureSimilarity(backbone.image_features) if self.config.label_weight else None,
         )
 
 
 _OF_A_RUN = (
     *("gradient_candidates", "anchor", "temperature", "lambda_norm", "l2", "tv"),
-    *("label_floor", "clip_weight", "clip_floor", "anchor_mode", "anchor_width"),
+    *("clip_weight", "clip_floor", "anchor_mode", "anchor_width"),
 )
 
 
@@ -107,6 +110,8 @@ def adversary_for(settings: Any) -> Adversary:
     challenge = SelfPlaySettings(
         hard_quantile=settings.hard_quantile,
         label_weight=LABEL_WEIGHT,
+        # The floor of another similarity is none of this one's, which would never reach below it.
+        label_floor=settings.label_floor if settings.label_similarity == "cosine" else 1.0,
         **{name: getattr(settings, name) for name in _OF_A_RUN},
     )
     return Adversary(
@@ -114,6 +119,7 @@ def adversary_for(settings: Any) -> Adversary:
         eps_max=settings.eps_max,
         eps_init=START * settings.eps_max,
         eps_mode=settings.eps_mode,
+        scope="token" if settings.perturber_scope == "token" else "shared",
     )
 
 

@@ -16,7 +16,13 @@ from torch import Tensor
 from unigame.errors import UserError
 from unigame.methods.rows import Rows
 from unigame.methods.selfplay.challenge import challenge, perturber_step, teacher_forced_states
-from unigame.methods.selfplay.perturber import EpsMode, Perturber, PerturberBase, build_perturber
+from unigame.methods.selfplay.perturber import (
+    EpsMode,
+    Perturber,
+    PerturberBase,
+    Scope,
+    build_perturber,
+)
 from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import SimilarityScorer
 
@@ -37,6 +43,7 @@ def frozen_attack(
     eps_max: float = 0.02,
     eps_init: float = 0.01,
     eps_mode: EpsMode = "absolute",
+    scope: Scope = "token",
     scorer: SimilarityScorer | None = None,
     max_norm: float = 1.0,
 ) -> Perturber:
@@ -55,6 +62,7 @@ def frozen_attack(
         eps_max: bound of the perturbation; usually that of the training run.
         eps_init: its length at the start.
         eps_mode: ``"absolute"`` or ``"relative"``.
+        scope: ``"token"``, or ``"shared"``: one direction for all tokens of a picture.
         scorer: for the label-preservation term, where ``config.label_weight`` > 0.
         max_norm: clip of C's gradient.
 
@@ -74,6 +82,7 @@ def frozen_attack(
         eps_max=eps_max,
         eps_init=eps_init,
         eps_mode=eps_mode,
+        scope=scope,
         seed=seed,
     ).to(backbone.device)
     assert isinstance(perturber, Perturber)

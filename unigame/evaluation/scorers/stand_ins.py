@@ -23,7 +23,7 @@ from unigame.evaluation.scorers.encoders import Encoder
 from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
 from unigame.evaluation.tasks.geneval.rules import Detection
 from unigame.synthetic.benchmarks.dpg import holds
-from unigame.synthetic.reader import Sighting, look
+from unigame.synthetic.reader import SMALLEST_SIDE, Sighting, at_world_size, can_read, look
 from unigame.synthetic.world import (
     CELL_PX,
     CELLS,
@@ -43,17 +43,18 @@ CLEAN_GROUND, FAIR_GROUND = 0.05, 0.10
 
 
 def pixels(image: Image.Image) -> FloatImage:
-    """A picture as the reader takes it: (48, 48, 3) in [0, 1].
+    """A picture as the reader takes it, at the world's size: (48, 48, 3) in [0, 1].
 
     Raises:
         UserError: another size: it is no picture of the synthetic world.
     """
-    if image.size != (SIDE, SIDE):
+    if not can_read(*image.size):
         raise UserError(
-            f"the {READER} takes pictures of {SIDE} x {SIDE} px, not {image.width} x "
-            f"{image.height}; for other models choose a real detector, judge and encoders"
+            f"the {READER} takes square pictures of {SMALLEST_SIDE} to {SIDE} px, not "
+            f"{image.width} x {image.height}; for other models choose a real detector, judge and "
+            "encoders"
         )
-    return np.asarray(upright_rgb(image), np.float32) / np.float32(255)
+    return at_world_size(np.asarray(upright_rgb(image), np.float32) / np.float32(255))
 
 
 # ---- GenEval -----------------------------------------------------------------------------------
