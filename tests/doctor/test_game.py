@@ -39,10 +39,10 @@ def test_the_bundled_game_is_measured(tmp_path, capsys, monkeypatch):
     """Its model draws clean pictures well, and its verifier knows a faint copy as the same."""
     monkeypatch.setattr(game, "diagnose", partial(game.diagnose, steps=2))
     file = tmp_path / "new" / "figures.json"
-    words = ["doctor", "--game", "janus_nano", "--pictures", "32", "--json", str(file)]
+    words = ["doctor", "--game", "janus_nano", "--pictures", "24", "--json", str(file)]
     assert cli.main(words) == 0
     found, said = json.loads(file.read_text()), capsys.readouterr().out
-    assert found["recipe"] == "janus_nano" and found["pictures"] == 32
+    assert found["recipe"] == "janus_nano" and found["pictures"] == 24
     clean = found["drawable"]["clean"]
     assert clean["real"] > 0.7 and abs(clean["difference"]) < 0.15
     assert set(found["drawable"]) == {"clean", *found["verifier"]["auc_by_style"]}

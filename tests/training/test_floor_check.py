@@ -100,7 +100,7 @@ def test_the_floor_of_the_bundled_recipe_rejects_some_candidates_and_not_all(
 ) -> None:
     from unigame.data import build_dataset
 
-    settings = ["--max_steps", "10", "--logging_steps", "10", "--eval_strategy", "no"]
+    settings = ["--max_steps", "5", "--logging_steps", "5", "--eval_strategy", "no"]
     recipe = load_recipe("janus_nano", [*settings, "--use_cpu", "--output_dir", str(tmp_path)])
     trainer = UniGameTrainer(
         model="janus-nano",
