@@ -44,7 +44,7 @@ BANDS = {  # name: lowest and highest value that passes
     "drawing": (0.75, 0.92),
     "anchor": (0.97, 1.0),
     "knowledge": (0.5, 0.95),
-    "understanding": (0.78, 0.95),
+    "understanding": (0.78, 0.88),
     "drawable": (0.0, 0.02),
     "room": (0.05, 1.0),
     "room_conditions": (3, len(CONDITIONS)),

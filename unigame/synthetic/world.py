@@ -50,7 +50,7 @@ RADIUS_RANGE, JITTER_PX = (5.3, 6.8), 1.0
 Corruption = Literal["none", "noise", "contrast", "occlusion", "blur"]
 Severity = Literal["mild", "strong", "broad", "far"]
 # Noise sigma, contrast left over, blur sigma in px, brightness of a texture. The image encoder and
-# tokenizer are trained on the mild ranges; the out-of-distribution splits use the strong ones.
+# tokenizer of the first bundled model were trained on "mild"; its splits used "strong".
 # "broad" spans both, for parts that are trained as widely as web data; "far" is what the 36 px
 # model's features hold, its image tokenizer can draw, and a reader of clean pictures misreads.
 # "coarse" makes a texture's period longer; "grain" blurs noise of a coloured pixel each (0) into

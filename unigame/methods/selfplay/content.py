@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 STEP = 0.3
-"""Of the logarithm of a weight, at a step whose candidates are all verified, or none."""
+"""The logarithm of a weight moves by so much times what is missing of the target, or beyond it."""
 MOST = 100
 """Times its start, a weight may be: further out it would take long to come back."""
 
