@@ -59,7 +59,7 @@ def test_a_replay_writes_back_what_it_found_and_when():
     buffer = HardSampleBuffer(capacity=3)
     buffer.push([sample(h) for h in (5.0, 4.0, 3.0)])
     five, four, three = buffer.samples
-    assert buffer.refresh([five, three], [1.0, math.nan], [False, True], step=7) == 0
+    assert buffer.refresh([five, three], [1.0, math.nan], [False, True], step=7) == (0, 0)
     assert [(s.hardness, s.seen) for s in buffer.samples] == [(4.0, None), (3.0, None), (1.0, 7)]
     buffer.push([sample(2.0)])  # what used to be the hardest is the first to go
     assert hardnesses(buffer) == [4.0, 3.0, 2.0]
@@ -70,10 +70,31 @@ def test_what_u_has_learned_leaves():
     buffer = HardSampleBuffer(capacity=3)
     buffer.push([sample(h) for h in (5.0, 4.0, 3.0)])
     five, four, three = buffer.samples
-    assert buffer.refresh([three, five], [0.1, 4.5], [True, False], step=7) == 1
+    assert buffer.refresh([three, five], [0.1, 4.5], [True, False], step=7) == (1, 0)
     assert hardnesses(buffer) == [4.5, 4.0]
-    assert buffer.refresh([three], [9.0], [False], step=8) == 0  # it does not come back
+    assert buffer.refresh([three], [9.0], [False], step=8) == (0, 0)  # it does not come back
     assert hardnesses(buffer) == [4.5, 4.0]
+
+
+def test_what_u_cannot_learn_leaves_after_max_replays():
+    buffer, other = HardSampleBuffer(max_replays=2), HardSampleBuffer(max_replays=2)
+    buffer.push([sample(5.0), sample(4.0)])
+    five = buffer.samples[0]
+    assert buffer.refresh([five], [6.0], [False], step=7) == (0, 0)
+    assert buffer.refresh([five], [math.nan], [False], step=8) == (0, 0)  # no replay that counts
+    other.load_state_dict(buffer.state_dict())  # the count goes on in a resumed run
+    for each in (buffer, other):
+        assert each.refresh(each.samples[:1], [6.0], [False], step=9) == (0, 1)
+        assert hardnesses(each) == [4.0]
+
+
+def test_the_state_of_a_version_that_did_not_count_replays_is_read():
+    buffer, other = HardSampleBuffer(), HardSampleBuffer()
+    buffer.push([sample(5.0)])
+    state = buffer.state_dict()
+    old = [{k: v for k, v in fields.items() if k != "replays"} for fields in state["samples"]]
+    other.load_state_dict(state | {"version": 2, "samples": old})
+    assert other.samples[0].replays == 0
 
 
 def test_when_it_was_last_seen_is_saved():

@@ -1,7 +1,8 @@
 """B, the hard-sample buffer (Eq. 4 and F.2): the drawn pictures that beat U, ready for replay.
 
 It keeps the hardest ``capacity`` of what it was given, and sampling takes nothing out: a sample
-leaves when a harder one needs its place, or when U has learned it (``refresh``). A picture is
+leaves when a harder one needs its place, when U has learned it, or when U could not learn it in
+``max_replays`` replays (``refresh``). A picture is
 stored as its codes (about 1 kB), not as pixels (440 kB), in int16 or int32 on the CPU; the
 backbone's ``render`` turns them into pixels again. Random draws come from the buffer's own
 generator, so mining or replaying never moves the global random state.
@@ -21,7 +22,9 @@ from unigame.errors import UserError
 from unigame.methods.rows import shrink
 from unigame.methods.selfplay.recent import RecentHardness
 
-STATE_VERSION = 2  # 1: hardness with the end mark, no window of recent candidates
+STATE_VERSION = 3
+READS = (2, STATE_VERSION)
+"""2: replays were not counted, and count from 0; 1: hardness with the end mark, no ``recent``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class HardSample:
         tokens: z (N, H), what U reads of the picture, where it is worth keeping: it spares drawing
             and encoding the picture again. Never part of a checkpoint.
         seen: training step of the latest replay, which gave ``hardness``; None: not replayed yet.
+        replays: how often it was replayed.
     """
 
     compact: Tensor
@@ -52,6 +56,7 @@ class HardSample:
     step: int
     tokens: Tensor | None = field(default=None, compare=False, repr=False)
     seen: int | None = None
+    replays: int = 0
 
 
 def stack_compact(samples: Sequence[HardSample], device: torch.device | str = "cpu") -> Tensor:
@@ -72,12 +77,15 @@ class HardSampleBuffer:
         per_source: at most this many from one original sample (None: no cap). The authors' later
             configuration has 2; without a cap one difficult image can fill the buffer.
         window: candidates among which a new one must be hard to enter; see ``recent``.
+        max_replays: a sample leaves after as many replays (None: it stays until it is learned).
+            What U cannot learn is the likeliest to be labelled wrongly, and without a limit it is
+            what is left of an old buffer.
 
     Attributes:
         recent: how hard the latest candidates were, also those that were refused.
 
     Raises:
-        UserError: a capacity, cap or window below 1.
+        UserError: a capacity, cap, window or limit below 1.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class HardSampleBuffer:
         seed: int = 0,
         per_source: int | None = None,
         window: int = 256,
+        max_replays: int | None = None,
     ) -> None:
         if capacity < 1:
             raise UserError(
@@ -94,7 +103,10 @@ class HardSampleBuffer:
             )
         if per_source is not None and per_source < 1:
             raise UserError(f"buffer per_source={per_source!r}: must be at least 1, or None")
+        if max_replays is not None and max_replays < 1:
+            raise UserError(f"buffer max_replays={max_replays!r}: must be at least 1, or None")
         self.capacity = capacity
+        self.max_replays = max_replays
         self.per_source = per_source
         self.generator = torch.Generator().manual_seed(seed)
         self.recent = RecentHardness(window)
@@ -149,14 +161,17 @@ class HardSampleBuffer:
         hardness: Sequence[float],
         learned: Sequence[bool],
         step: int,
-    ) -> int:
-        """Write back what a replay found; what U has learned leaves. Returns how many left.
+    ) -> tuple[int, int]:
+        """Write back what a replay found; what U has learned leaves, and what was replayed enough.
 
         Args:
             samples: as ``sample`` gave them.
             hardness: of each, now. One that is not finite changes nothing.
             learned: which of them leave.
             step: of the replay.
+
+        Returns:
+            How many left because U learned them, and how many because of ``max_replays``.
         """
         found = {
             id(sample): (value, gone)
@@ -164,13 +179,20 @@ class HardSampleBuffer:
             if math.isfinite(value)
         }
         kept = []
+        num_learned = given_up = 0
         for sample in self._samples:
             value, gone = found.get(id(sample), (None, False))
-            if not gone:
-                kept.append(sample if value is None else replace(sample, hardness=value, seen=step))
-        left = len(self._samples) - len(kept)
+            if value is None:
+                kept.append(sample)
+            elif gone:
+                num_learned += 1
+            elif self.max_replays is not None and sample.replays + 1 >= self.max_replays:
+                given_up += 1
+            else:
+                again = replace(sample, hardness=value, seen=step, replays=sample.replays + 1)
+                kept.append(again)
         self._samples = sorted(kept, key=lambda sample: -sample.hardness)
-        return left
+        return num_learned, given_up
 
     def forget_tokens(self) -> None:
         """Drop all kept ``tokens``; who replays the samples draws and reads their pictures again.
@@ -216,9 +238,9 @@ class HardSampleBuffer:
                 f"not the state of a hard-sample buffer: it has the keys {sorted(state)}; give "
                 "what HardSampleBuffer.state_dict() returned"
             )
-        if state["version"] != STATE_VERSION:
+        if state["version"] not in READS:
             raise UserError(
-                f"buffer state of version {state['version']!r}, this code reads {STATE_VERSION}: "
+                f"buffer state of version {state['version']!r}, this code reads {READS}: "
                 "resume with the version of unigame that wrote it, or start without the buffer"
             )
         self._samples = self._trim([HardSample(**fields) for fields in state["samples"]])

@@ -33,6 +33,7 @@ class ReplayTally:
         replayed: hard samples that U learned from, repeats included.
         learned: hard samples that left the buffer because U read them right.
         held: hard samples in the buffer now.
+        given_up: hard samples that left because of ``max_replays``.
     """
 
     candidates: int = 0
@@ -40,6 +41,7 @@ class ReplayTally:
     replayed: int = 0
     learned: int = 0
     held: int = 0
+    given_up: int = 0
 
     def summed(
         self, sum_over_ranks: Callable[[Tensor], Tensor], device: torch.device
@@ -52,6 +54,9 @@ class ReplayTally:
         """One sentence for the end of a run."""
         if self.replayed:
             left = f"; {self.learned} were learned and left the buffer" if self.learned else ""
+            if self.given_up:
+                limit = f"{settings.max_replays} replays (max_replays)"
+                left += f"; {self.given_up} left it unlearned after {limit}"
             return f"Replay: U learned from {self.replayed} hard samples{left}."
         why = self.why_not(settings, batch_size)
         return f"Replay never happened, so this was plain fine-tuning: {why}."

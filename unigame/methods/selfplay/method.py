@@ -296,7 +296,11 @@ class SelfPlay(Method):
         hard_rows = settings.hard_rows(self.batch_size)
         capacity = settings.buffer_capacity if settings.buffer else hard_rows
         return HardSampleBuffer(
-            capacity, seed, settings.buffer_per_source, settings.hardness_window
+            capacity,
+            seed,
+            settings.buffer_per_source,
+            settings.hardness_window,
+            settings.max_replays,
         )
 
     def _scorers(
@@ -732,7 +736,7 @@ class SelfPlay(Method):
         return self._replayed
 
     def write_back(self, hard: ReadAnswers, step: int) -> int:
-        """The losses of the replayed samples become their hardness; returns how many left.
+        """The losses of the replayed samples become their hardness; returns how many were learned.
 
         The losses are those that U learns from, so LoRA's dropout is on in them: they cost no pass.
         At the usual rate of .05 that is a small noise beside the differences between samples.
@@ -745,8 +749,9 @@ class SelfPlay(Method):
             return 0  # nothing is kept
         own_right_2B = torch.stack([hard.own_B, hard.right_B.to(hard.own_B)]).tolist()
         learned = [bool(right) and self.settings.drop_learned for right in own_right_2B[1]]
-        left = self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
+        left, given_up = self.buffer.refresh(self._replayed, own_right_2B[0], learned, step)
         self.tally.learned += left
+        self.tally.given_up += given_up
         self.tally.held = len(self.buffer)
         return left
 

@@ -325,6 +325,12 @@ class SelfPlaySettings:
         "A hard sample that U reads right when it is replayed leaves the buffer. False keeps it "
         "until harder ones push it out, as Algorithm 1 reads.",
     )
+    max_replays: int | None = setting(
+        None,
+        _COUNT_OR_NONE,
+        "A hard sample leaves the buffer after so many replays, learned or not: what U cannot learn "
+        "is often labelled wrongly. Default: no limit.",
+    )
     hard_batch_size: int | None = setting(
         None,
         Whole(low=1, high=2**20, optional=True),
