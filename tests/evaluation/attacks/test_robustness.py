@@ -290,6 +290,9 @@ def test_the_adversary_of_a_run_has_its_bounds():
     assert (adversary.eps_mode, adversary.eps_max) == ("relative", 2.0)
     assert adversary.eps_init == pytest.approx(4 / 3) and adversary.config.label_weight == 10.0
     assert (adversary.config.anchor, adversary.config.anchor_mode) == (8.0, "near")
+    plain_c = replace(NANO, perturber_scope="token", perturber_depth=3, diversity_weight=0)
+    assert adversary.strengths[0] == 1.0 and len(adversary.strengths) > 1
+    assert adversary_for(plain_c).strengths == (1.0,)
     assert adversary.scope == "shared" and adversary.config.label_floor == 1.0
     plain = replace(NANO, label_similarity="cosine", label_floor=0.4, perturber_scope="heads")
     assert adversary_for(plain).config.label_floor == 0.4
@@ -418,6 +421,46 @@ def test_only_pictures_that_kept_their_content_count(backbone):
         assert found.changed[name] == 3
     assert len(found.metrics["clean"].units) == len(found.metrics["pgd_8"].units) == 5
     assert len(check.seen) == 4 and found.check == "told"
+
+
+class Bears:
+    """A content check that lets each picture go as far from its plain redrawing as it is told."""
+
+    name = "distance"
+
+    def __init__(self, bears):
+        self.bears, self.shown = bears, []
+
+    def kept(self, drawn, clean, examples):
+        self.shown.append(drawn.clone())
+        far = (drawn - self.shown[0]).abs().flatten(1).amax(1).tolist()  # the first is unperturbed
+        return [distance <= most for distance, most in zip(far, self.bears, strict=True)]
+
+
+def test_each_picture_is_attacked_as_hard_as_its_content_bears(backbone, monkeypatch):
+    adversary = replace(SMALL.adversary, eps_max=40.0, eps_init=30.0, strengths=(1.0, 1e-6))
+    config = replace(SMALL, adversary=adversary, pgd=(), corruptions=(), batch_size=8)
+    asked, answer = [], backbone.answer
+
+    def noted(images, *args, **kwargs):
+        asked.append(images)
+        return answer(images, *args, **kwargs)
+
+    monkeypatch.setattr(backbone, "answer", noted)
+    check = Bears([9.0, -1.0, 1e-3, 1e-3, 1e-3])  # everything, nothing, and next to nothing
+    found = measure_robustness(backbone, make_examples(), config, practice=practice(), check=check)
+    _, strong, weak = check.shown
+    changed = [not a.equal(b) for a, b in zip(strong, weak, strict=True)]
+    assert any(changed[2:])  # otherwise there is nothing to choose
+    assert [u.id for u in found.metrics["adversary"].units] == ["q0", "q2", "q3", "q4"]
+    assert found.changed["adversary"] == 1
+    assert asked[-1][:2].equal(strong[:2]) and asked[-1][2:].equal(weak[2:])
+
+
+@pytest.mark.parametrize("strengths", [(), (0.5, 1.0), (1.0, 1.0), (1.0, 0.0)])
+def test_strengths_of_an_attack_fall(strengths):
+    with pytest.raises(UserError, match="strengths="):
+        replace(SMALL.adversary, strengths=strengths)
 
 
 def test_an_adversary_that_changes_everything_has_no_figure_but_a_warning(backbone):

@@ -33,6 +33,10 @@ LABEL_WEIGHT, START = 10.0, 2 / 3
 """It pays much for changing what a picture shows, and starts near the bound: with a weight of 0.5
 there, five in six of its pictures of the synthetic world show something else."""
 
+WEAKER = (1.0, 0.75, 0.5, 0.35, 0.25)
+"""Where one direction is all tokens' the bounds of training are large, and pictures differ in how
+much of them they bear."""
+
 MOST_SET_ASIDE = 4  # at most a quarter of the pictures is practised on and not measured
 KEPT_BY_REDRAWING = 0.05  # quantile of the plain redrawings' similarity that is the floor
 
@@ -51,6 +55,9 @@ class Adversary:
         scope: a direction for each token, or one that all of a picture share.
         practice: questions it is trained on, which are not measured.
         seed: of its weights and draws.
+        strengths: parts of its perturbation, the largest first. Each picture is drawn with the
+            first at which it still shows what it did: a bound at which some pictures lose their
+            content measures nothing on them, and a bound that suits all is too small for most.
     """
 
     config: SelfPlaySettings = field(
@@ -64,6 +71,14 @@ class Adversary:
     scope: Scope = "token"
     practice: int = 64
     seed: int = 0
+    strengths: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        falling = list(self.strengths) == sorted(set(self.strengths), reverse=True)
+        if not self.strengths or not falling or self.strengths[-1] <= 0:
+            raise UserError(
+                f"adversary strengths={self.strengths}: give positive numbers, the largest first"
+            )
 
     def trained(self, backbone: Backbone, batches: Sequence[Rows]) -> PerturberBase:
         """The perturber, after its practice; the model is left as it is."""
@@ -114,12 +129,14 @@ def adversary_for(settings: Any) -> Adversary:
         label_floor=settings.label_floor if settings.label_similarity == "cosine" else 1.0,
         **{name: getattr(settings, name) for name in _OF_A_RUN},
     )
+    one_for_each = settings.perturber_scope == "token"
     return Adversary(
         challenge,
         eps_max=settings.eps_max,
         eps_init=START * settings.eps_max,
         eps_mode=settings.eps_mode,
-        scope="token" if settings.perturber_scope == "token" else "shared",
+        scope="token" if one_for_each else "shared",
+        strengths=(1.0,) if one_for_each else WEAKER,
     )
 
 

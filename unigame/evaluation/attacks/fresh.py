@@ -107,11 +107,13 @@ def attacked_images(
     batch: Rows,
     config: SelfPlaySettings,
     generator: torch.Generator | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """The pictures that ``perturber`` makes of a batch: one for each sample, (B, 3, S, S).
 
     With ``config.num_candidates`` above 1 or ``config.sample`` the one is a Gumbel draw from
-    ``generator``; otherwise the argmax. With ``NoPerturber`` it is the plain redrawing.
+    ``generator``; otherwise the argmax. With ``NoPerturber`` it is the plain redrawing. The
+    perturbation is taken ``strength`` times.
 
     Raises:
         UserError: in token space, where no picture is drawn.
@@ -129,7 +131,7 @@ def attacked_images(
         visual = teacher_forced_states(backbone, batch)
         states_BNH = visual.states_BNH
         drawing = backbone.draw(
-            states_BNH + perturber(states_BNH),
+            states_BNH + strength * perturber(states_BNH),
             visual.codes,
             sample=config.sample_candidates,
             generator=generator,

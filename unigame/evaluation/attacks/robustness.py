@@ -167,10 +167,32 @@ class _Attacker:
     perturber: PerturberBase
     check: ContentCheck
     redraw: Callable[..., Tensor]
+    strengths: tuple[float, ...]
 
-    def pictures(self, perturber: PerturberBase, batch: Rows) -> Tensor:
-        """Redrawn under a perturber, as an 8-bit file would hold them."""
-        return _rounded(self.redraw(perturber, batch=batch))
+    def redrawn(self, batch: _Batch) -> tuple[Tensor, list[bool]]:
+        """Drawn again, unperturbed, as an 8-bit file would hold them; which kept their content."""
+        images = _rounded(self.redraw(NoPerturber(), batch=batch.for_game()))
+        return images, self.check.kept(images, batch.images, batch.examples)
+
+    def attacked(self, batch: _Batch) -> tuple[Tensor, list[bool]]:
+        """Likewise under the perturber: each at the largest strength that keeps its content.
+
+        Where none does, at the largest of all.
+        """
+        rows = batch.for_game()
+        images, kept = None, [False] * len(batch.examples)
+        for strength in self.strengths:
+            drawn = _rounded(self.redraw(self.perturber, batch=rows, strength=strength))
+            images = drawn if images is None else images
+            keeps = self.check.kept(drawn, batch.images, batch.examples)
+            for row, (before, now) in enumerate(zip(kept, keeps, strict=True)):
+                if now and not before:
+                    images[row] = drawn[row]
+            kept = [before or now for before, now in zip(kept, keeps, strict=True)]
+            if all(kept):
+                break
+        assert images is not None
+        return images, kept
 
 
 @dataclass
@@ -268,12 +290,10 @@ def _measure_batch(
     scores: _Scores,
     found: Measured,
 ) -> None:
-    for name, label, images in _conditions(backbone, batch, config, attacker):
+    for name, label, images, kept in _conditions(backbone, batch, config, attacker):
         replies = backbone.answer(images, batch.questions, max_new_tokens=config.max_new_tokens)
         values = [score(reply, e) for reply, e in zip(replies, batch.examples, strict=True)]
-        kept = [True] * len(values)
-        if attacker is not None and name in _REDRAWN:
-            kept = attacker.check.kept(images, batch.images, batch.examples)
+        if name in _REDRAWN:
             found.changed[name] = found.changed.get(name, 0) + kept.count(False)
         examples = [e for e, counts in zip(batch.examples, kept, strict=True) if counts]
         scores.add(name, label, examples, [v for v, k in zip(values, kept, strict=True) if k])
@@ -289,22 +309,26 @@ _REDRAWN = ("redrawn", "adversary")
 
 def _conditions(
     backbone: Backbone, batch: _Batch, config: RobustnessConfig, attacker: _Attacker | None
-) -> Iterator[tuple[str, str, Tensor]]:
-    """Name, label and pictures of each condition; only one set is in memory at a time."""
-    yield "clean", "clean", batch.images
+) -> Iterator[tuple[str, str, Tensor, list[bool]]]:
+    """Name, label and pictures of each condition, and which of them count.
+
+    Only one set is in memory at a time.
+    """
+    every = [True] * len(batch.examples)
+    yield "clean", "clean", batch.images, every
     if attacker is not None:
-        yield "redrawn", "redrawn", attacker.pictures(NoPerturber(), batch.for_game())
-        label = "fresh adversary"
-        yield "adversary", label, attacker.pictures(attacker.perturber, batch.for_game())
+        yield "redrawn", "redrawn", *attacker.redrawn(batch)
+        yield "adversary", "fresh adversary", *attacker.attacked(batch)
     for attack in config.pgd:
         images = pgd(backbone, batch.images, batch.questions, batch.answers, attack, batch.ids)
-        yield attack.name, f"PGD {attack.eps * 255:.4g}/255", images
+        yield attack.name, f"PGD {attack.eps * 255:.4g}/255", images, every
     for kind in config.corruptions:
         for severity in SEVERITIES:
             yield (
                 f"{kind}_{severity}",
                 f"{kind}, severity {severity}",
                 _corrupted(batch, kind, severity),
+                every,
             )
 
 
@@ -349,7 +373,7 @@ def _practised(
         check = own_features_check(
             backbone, batches, lambda batch: _rounded(redraw(NoPerturber(), batch=batch))
         )
-    return _Attacker(perturber, check, redraw)
+    return _Attacker(perturber, check, redraw, attack.strengths)
 
 
 def _load(backbone: Backbone, examples: Sequence[Example], skips: SkipReport) -> _Batch | None:

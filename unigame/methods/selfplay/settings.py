@@ -328,8 +328,8 @@ class SelfPlaySettings:
     max_replays: int | None = setting(
         None,
         _COUNT_OR_NONE,
-        "A hard sample leaves the buffer after so many replays, learned or not: what U cannot learn "
-        "is often labelled wrongly. Default: no limit.",
+        "A hard sample leaves the buffer after so many replays, learned or not: what U cannot "
+        "learn is often labelled wrongly. Default: no limit.",
     )
     hard_batch_size: int | None = setting(
         None,
