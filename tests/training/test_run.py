@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import yaml
 
 import unigame.backbones
 from tests.training.helpers import Records
+from unigame import cli
 from unigame.errors import UserError
 from unigame.training.run import main
 from unigame.training.trainer import UniGameTrainer
@@ -178,3 +182,56 @@ def test_which_checkpoint_is_resumed_is_said_before_the_model_is_loaded(
 
 def _refuse(*args: Any, **kwargs: Any) -> None:
     raise AssertionError("this must not be reached")
+
+
+def test_the_same_command_begins_and_after_a_signal_goes_on(recipe: Path, monkeypatch) -> None:
+    """With ``auto``, as a scheduler starts it; the result is the unbroken run's, bit for bit."""
+    stepped = UniGameTrainer.training_step
+    calls: list[int] = []
+
+    def preempted(self: UniGameTrainer, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return stepped(self, *args)
+
+    words = ["train", str(recipe), "--eval_strategy", "no", "--resume_from_checkpoint", "auto"]
+    unbroken, folder = recipe.parent / "unbroken", recipe.parent / "run"
+    assert cli.main([*words, "--output_dir", str(unbroken)]) == 0
+    monkeypatch.setattr(UniGameTrainer, "training_step", preempted)
+    assert cli.main(words) == 128 + signal.SIGHUP
+    assert len(calls) == 1 and (folder / "checkpoint-1").is_dir()
+    assert cli.main(words) == 0
+    assert len(calls) == 2
+    name = "adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_auto_does_not_begin_anew_beside_damaged_checkpoints(recipe: Path) -> None:
+    (recipe.parent / "run" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(UserError, match="checkpoint-1"):
+        main(recipe, ["--resume_from_checkpoint", "auto"])
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(129, "17"), (143, ""), (1, ""), (0, "")])
+def test_a_job_is_requeued_when_its_time_was_up(code: int, requeued: str) -> None:
+    script = Path(__file__).parents[2] / "examples" / "cluster" / "requeue.sh"
+    environment = {**os.environ, "SLURM_JOB_ID": "17", "REQUEUE": "echo"}
+    done = subprocess.run(
+        [script, "bash", "-c", f"exit {code}"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == code and done.stdout.strip() == requeued
+
+
+def test_a_rank_of_a_slurm_step_is_told_what_torchrun_tells() -> None:
+    script = Path(__file__).parents[2] / "examples" / "cluster" / "rank.sh"
+    numbers = {"PROCID": "5", "NTASKS": "8", "LOCALID": "1", "NNODES": "2"}
+    environment = os.environ | {f"SLURM_{name}": number for name, number in numbers.items()}
+    command = "echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE"
+    words = [script, "bash", "-c", command]
+    assert subprocess.check_output(words, env=environment, text=True).split() == [
+        "5",
+        "8",
+        "1",
+        "4",
+    ]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unigame.cli import options
+import click
+
+from unigame.cli import options, processes
 from unigame.cli.app import command, option
 from unigame.cli.endings import kept, next_step
 from unigame.errors import UserError
 from unigame.system.writable import require_writable
+
+if TYPE_CHECKING:
+    from unigame.evaluation.ranks import Ranks
 
 SYNTHETIC = "synthetic"
 SUBMISSION = "submission"
@@ -37,6 +44,11 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
 @option("--output", type=options.PATH, help="folder to write; default runs/evaluate/<model>")
 @option("--batch-size", type=options.POSITIVE, help="default: what should fit")
 @option("--seed", type=options.SEED, default=0, help="of the drawn pictures")
+@option(
+    "--processes",
+    type=options.POSITIVE,
+    help="share the items among so many processes here; several machines: torchrun",
+)
 @option(
     "--data-root",
     group=_DATA,
@@ -114,19 +126,44 @@ def evaluate(model: str, adapter: str | None, output: Path | None, **chosen: Any
         args.data_root = SYNTHETIC
     args.synthetic = args.data_root == SYNTHETIC
     with kept(lambda: _kept(output)):
-        _evaluate(args, output)
+        ranks = _ranks(args)
+        if not ranks.first:
+            return _ask_share(args, output, ranks)
+        _evaluate(args, output, ranks)
     next_step(f"compare with another model:  unigame compare OTHER {shlex.quote(str(output))}")
 
 
 def _kept(output: Path) -> str:
-    count = sum(file.read_bytes().count(b"\n") for file in output.glob("*/predictions.jsonl"))
+    count = sum(file.read_bytes().count(b"\n") for file in output.glob("*/predictions*.jsonl"))
     return (
         f"Stopped; {count} predictions are kept in {output}. Run the same command again to go on "
         "from there."
     )
 
 
-def _evaluate(args: SimpleNamespace, output: Path) -> None:
+def _ranks(args: SimpleNamespace) -> Ranks:
+    """Which of the processes this is: of a launcher's, or of those that it is about to start.
+
+    Raises:
+        UserError: a launcher that started another number of processes than ``--processes``.
+    """
+    if (args.processes or 1) > 1:
+        processes.share_threads(args.processes)
+    from unigame.evaluation.ranks import Ranks, launched_ranks
+
+    ranks = launched_ranks()
+    if args.processes is None or args.processes == ranks.count:
+        args.processes = 1  # they are all there
+        return ranks
+    if ranks.count > 1:
+        raise UserError(
+            f"--processes {args.processes} under a launcher of {ranks.count} processes; leave "
+            "--processes out"
+        )
+    return Ranks(0, args.processes)
+
+
+def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
     """Ask, score, print and write the record.
 
     Raises:
@@ -134,52 +171,29 @@ def _evaluate(args: SimpleNamespace, output: Path) -> None:
             does not load, an output of other settings; or a benchmark that could not be scored or
             of which nothing was scored, after the others are recorded and shown.
     """
-    from unigame.evaluation.ask import Drawing
     from unigame.evaluation.attacks import robustness_record
     from unigame.evaluation.bars import Bars
-    from unigame.evaluation.miniature import DRAWING
     from unigame.evaluation.record import write_json
-    from unigame.evaluation.registry import benchmark_names, build_benchmark, check_variants
-    from unigame.evaluation.run import RESULTS, load_jobs, run_jobs
+    from unigame.evaluation.run import RESULTS
     from unigame.reports.record_text import print_record
     from unigame.system.console import make_console
 
-    names = benchmark_names(args.benchmarks)
-    check_variants(names, args.prompt, "prompt")
-    check_variants(names, args.parser, "parser")
-    sources = _sources(args, names, output)
-    if args.data_root is not None:  # a download keeps its bars
-        import datasets
-
-        datasets.disable_progress_bars()
-    scorers = _scorers(args, names)
-    benchmarks = [build_benchmark(name, {**scorers, **_variants(args, name)}) for name in names]
     attacks = _attacks(args)
-    jobs = load_jobs(benchmarks, sources, limit=args.limit)
+    names, sources, jobs = _jobs(args, output, scored=True)
     attacked = _attacked(jobs) if attacks else None
     # The adversary practises on the whole data set's pictures, or its choice would hang on --limit.
     whole = attacked.loaded.items if attacked else []
     if attacked is not None and args.limit is not None:
         whole = attacked.benchmark.load(sources[attacked.benchmark.name]).items
-    backbone, model = _load_model(args)
-    if attacks is not None and attacks.adversary is not None:
-        backbone.require_drawing()  # now, not after hours of other benchmarks
-    usual = DRAWING if args.synthetic else Drawing()
-    with Bars({job.benchmark.name: job.benchmark.title for job in jobs}) as bars:
-        record = run_jobs(
-            backbone,
-            jobs,
-            output=output,
-            model=model,
-            batch_size=args.batch_size,
-            drawing=Drawing(
-                args.seed,
-                usual.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-                usual.temperature if args.temperature is None else args.temperature,
-            ),
-            max_images=args.max_images,
-            progress=bars,
-        )
+    words = click.get_current_context().find_root().obj
+    with processes.others(words, args.processes) as started:
+        backbone, model = _load_model(args, ranks)
+        if attacks is not None and attacks.adversary is not None:
+            backbone.require_drawing()  # now, not after hours of other benchmarks
+        with Bars({job.benchmark.name: job.benchmark.title for job in jobs}) as bars:
+            record = _run(args, output, ranks, backbone, jobs, model=model, progress=bars)
+        failed = processes.lost(started)
+    _say_lost(failed, output, jobs)
     if attacked is not None:
         entry = _robustness(args, backbone, attacked, attacks, whole)
         record["benchmarks"][robustness_record.NAME] = entry
@@ -191,6 +205,78 @@ def _evaluate(args: SimpleNamespace, output: Path) -> None:
     if args.synthetic:
         console.print("Synthetic data: these figures compare models of this small world only.")
     _check_scored(record, names)
+
+
+def _ask_share(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
+    """Ask this rank's share of the items; the first rank scores them and writes the record."""
+    with ExitStack() as ending:
+        written = output
+        if args.synthetic:  # the same data again: the first rank may be in the middle of its own
+            written = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="unigame-")))
+        _, _, jobs = _jobs(args, written, scored=False)
+        backbone, model = _load_model(args, ranks)
+        _run(args, output, ranks, backbone, jobs, model=model, progress=None)
+
+
+def _jobs(args: SimpleNamespace, output: Path, *, scored: bool) -> tuple[list[str], Any, Any]:
+    """Names of the benchmarks, where their data lie, and their items.
+
+    Args:
+        args: the command line.
+        output: where synthetic data are written.
+        scored: whether this process scores.
+    """
+    from unigame.evaluation.registry import benchmark_names, build_benchmark, check_variants
+    from unigame.evaluation.run import load_jobs
+
+    names = benchmark_names(args.benchmarks)
+    check_variants(names, args.prompt, "prompt")
+    check_variants(names, args.parser, "parser")
+    sources = _sources(args, names, output)
+    if args.data_root is not None:  # a download keeps its bars
+        import datasets
+
+        datasets.disable_progress_bars()
+    scorers = _scorers(args, names)
+    benchmarks = [build_benchmark(name, {**scorers, **_variants(args, name)}) for name in names]
+    return names, sources, load_jobs(benchmarks, sources, limit=args.limit, scored=scored)
+
+
+def _run(
+    args: SimpleNamespace, output: Path, ranks: Ranks, backbone: Any, jobs: Any, **told: Any
+) -> dict[str, Any]:
+    from unigame.evaluation.ask import Drawing
+    from unigame.evaluation.miniature import DRAWING
+    from unigame.evaluation.run import run_jobs
+
+    usual = DRAWING if args.synthetic else Drawing()
+    return run_jobs(
+        backbone,
+        jobs,
+        output=output,
+        batch_size=args.batch_size,
+        drawing=Drawing(
+            args.seed,
+            usual.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+            usual.temperature if args.temperature is None else args.temperature,
+        ),
+        max_images=args.max_images,
+        ranks=ranks,
+        **told,
+    )
+
+
+def _say_lost(failed: Sequence[str], output: Path, jobs: Sequence[Any]) -> None:
+    """Say which processes are gone, and tidy up what the last of them wrote after the merging."""
+    from unigame.evaluation.ranks import Ranks, RankStore
+    from unigame.system.console import make_console
+
+    for job in jobs:
+        RankStore(output / job.benchmark.name, Ranks()).merge()
+    for line in failed:
+        make_console(stderr=True).print(
+            f"unigame: warning: {line}; the others asked what it had not written"
+        )
 
 
 def _check_scored(record: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -397,7 +483,7 @@ def _attacked(jobs: Sequence[Any]) -> Any:
 # ---- the model -----------------------------------------------------------------------------------
 
 
-def _load_model(args: SimpleNamespace) -> tuple[Any, Mapping[str, Any]]:
+def _load_model(args: SimpleNamespace, ranks: Ranks) -> tuple[Any, Mapping[str, Any]]:
     """The model, and what the record says of it."""
     import torch
 
@@ -408,7 +494,7 @@ def _load_model(args: SimpleNamespace) -> tuple[Any, Mapping[str, Any]]:
     dtype = args.dtype
     if dtype == "auto" and not torch.cuda.is_available():
         dtype = "float32"  # most CPUs only imitate bfloat16, ten times slower
-    backbone = load_backbone(args.model, dtype=dtype, adapter=args.adapter)
+    backbone = load_backbone(args.model, dtype=dtype, adapter=args.adapter, device=ranks.device())
     checkpoint = find_checkpoint(args.model)
     folder = checkpoint if isinstance(checkpoint, Path) else _downloaded(checkpoint)
     adapter = Path(args.adapter) if args.adapter else None

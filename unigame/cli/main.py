@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     # Not `app(words)`: it takes Ctrl-C and a closed pipe for itself.
     try:
-        with app.make_context("unigame", words) as context:
+        with app.make_context("unigame", words, obj=tuple(words)) as context:
             return app.invoke(context) or EXIT_OK
     except click.exceptions.Exit as ending:  # --help and --version
         return ending.exit_code

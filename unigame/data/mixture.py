@@ -62,12 +62,17 @@ class Mixture(Dataset[Record]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the rows of this epoch; transformers' Trainer calls it through the data loader."""
         self.epoch = epoch
+        # Kept for each place of an epoch, so in the smallest numbers that reach far enough.
         source = torch.repeat_interleave(
-            torch.arange(len(self.shares)), torch.tensor(self.shares, dtype=torch.long)
+            torch.arange(len(self.shares), dtype=_narrow(len(self.shares))),
+            torch.tensor(self.shares, dtype=torch.long),
         )
-        row = torch.cat(
-            [self._draws(number, epoch * share, share) for number, share in enumerate(self.shares)]
+        narrow = _narrow(max(self._lengths))
+        draws = (
+            self._draws(number, epoch * share, share).to(narrow)
+            for number, share in enumerate(self.shares)
         )
+        row = torch.cat(list(draws))
         order = _permutation(len(source), self.seed, -1, epoch)
         self._source, self._row = source[order], row[order]
 
@@ -157,6 +162,12 @@ def _shares(weights: Sequence[float], size: int) -> list[int]:
             f"mixture of {size} rows; raise its weight or the size, or drop it"
         )
     return shares
+
+
+def _narrow(count: int) -> torch.dtype:
+    """The smallest whole numbers that count to ``count``."""
+    kinds = (torch.int16, torch.int32, torch.int64)
+    return next(kind for kind in kinds if count - 1 <= torch.iinfo(kind).max)
 
 
 def _permutation(length: int, seed: int, stream: int, turn: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 
 
 class SkipReport:
@@ -36,7 +37,7 @@ class SkipReport:
 
     def examples(self, reason: str, n: int = 2) -> list[str]:
         """The first ids that were left out for this reason."""
-        return [id for id, why in self.skipped.items() if why == reason][:n]
+        return list(islice((id for id, why in self.skipped.items() if why == reason), n))
 
     def summary(self) -> str:
         """One line for people, such as ``"98 rows, 2 skipped: 2 missing image (a.jpg, b.jpg)"``."""

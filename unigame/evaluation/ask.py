@@ -238,7 +238,8 @@ def to_pictures(images_B3SS: Tensor) -> list[Image.Image]:
 
 def _save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # Of this process alone: another rank may be drawing the same picture.
+    partial = path.with_suffix(f".{os.environ.get('RANK', '0')}-{os.getpid()}.partial")
     picture.save(partial, "PNG")
     os.replace(partial, path)
 

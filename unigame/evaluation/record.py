@@ -176,8 +176,9 @@ def check_run(folder: Path, settings: Mapping[str, Any], hint: str) -> None:
         UserError: it names the first setting that differs.
     """
     path, predictions = folder / "run.json", folder / "predictions.jsonl"
+    asked = predictions.exists()  # looked at first: another rank may be writing both
     if not path.exists():
-        if predictions.exists():
+        if asked:
             raise UserError(
                 f"{predictions} has no run.json beside it, so its settings are unknown; {hint}"
             )

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from unigame.backbones.base import Backbone
-from unigame.errors import UserError
+from unigame.errors import OneProcessError, UserError
 from unigame.evaluation import record as records
 from unigame.evaluation.ask import Drawing
 from unigame.evaluation.base import Benchmark, DataSource, Scored
+from unigame.evaluation.ranks import Ranks
 from unigame.evaluation.running import Job, Progress, Run, Silent
 from unigame.evaluation.source import fingerprint
 from unigame.evaluation.summary import summarise
@@ -39,6 +40,7 @@ def evaluate(
     drawing: Drawing | None = None,
     max_images: int | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Evaluate one model on some benchmarks and return the record; see the module docstring.
 
@@ -53,13 +55,16 @@ def evaluate(
         drawing: seed, guidance and temperature of the pictures.
         max_images: pictures that a question may show; None: as many as the model takes.
         progress: told what happens.
+        ranks: which of how many processes this is, all called alike on one file system (see
+            ``ranks.py``); None: the only one. The record is the first one's; others get ``{}``.
 
     Raises:
         UserError: data or scorers cannot be had, a benchmark asks to draw and the model cannot, or
             the output is of other settings or of another model, all before the first question; or
             a benchmark could not be scored, when the others are done and recorded.
     """
-    jobs = load_jobs(benchmarks, sources, limit=limit)
+    ranks = ranks or Ranks()
+    jobs = load_jobs(benchmarks, sources, limit=limit, scored=ranks.first)
     return run_jobs(
         backbone,
         jobs,
@@ -69,6 +74,7 @@ def evaluate(
         drawing=drawing,
         max_images=max_images,
         progress=progress,
+        ranks=ranks,
     )
 
 
@@ -77,8 +83,15 @@ def load_jobs(
     sources: Mapping[str, DataSource],
     *,
     limit: int | None = None,
+    scored: bool = True,
 ) -> list[Job]:
     """Read the items of all benchmarks and prepare the scorers; no model is needed yet.
+
+    Args:
+        benchmarks: each once.
+        sources: benchmark name -> its data.
+        limit: about so many items of each.
+        scored: whether this process scores; if not, no scorer is prepared.
 
     Raises:
         UserError: a data set or a scorer cannot be had, or a benchmark is listed twice.
@@ -93,7 +106,9 @@ def load_jobs(
             info = replace(loaded.dataset, fingerprint=fingerprint(loaded.items))
             loaded = replace(loaded, dataset=info)
         jobs.append(Job(benchmark, loaded))
-    for benchmark in benchmarks:  # after the data: a wrong folder is found faster than a model
+    for benchmark in (
+        benchmarks if scored else ()
+    ):  # after the data: a wrong folder is found faster than a model
         benchmark.prepare()
     return jobs
 
@@ -108,18 +123,22 @@ def run_jobs(
     drawing: Drawing | None = None,
     max_images: int | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """As ``evaluate``, with the items already loaded."""
     if any(job.benchmark.task != "answer" for job in jobs):
         backbone.require_drawing()
-    output, progress = Path(output), progress or Silent()
+    output, progress, ranks = Path(output), progress or Silent(), ranks or Ranks()
     model = dict(model or records.model_entry(backbone))
     most = min(max_images or backbone.max_images, backbone.max_images)
+    runs = [
+        Run(job, output / job.benchmark.name, model, drawing or Drawing(), most, ranks)
+        for job in jobs
+    ]
+    if not ranks.first:
+        return _ask_only(backbone, runs, batch_size, progress)
     results = output / RESULTS
     record = records.open_record(results, model)
-    runs = [
-        Run(job, output / job.benchmark.name, model, drawing or Drawing(), most) for job in jobs
-    ]
     for run in runs:
         run.check()
     scored = {name: _scored(entry) for name, entry in record["benchmarks"].items()}
@@ -139,6 +158,21 @@ def run_jobs(
     if failures:
         raise UserError("; ".join(failures))
     return record
+
+
+def _ask_only(
+    backbone: Backbone, runs: Sequence[Run], batch_size: int | None, progress: Progress
+) -> dict[str, Any]:
+    """A share of the items, for the first rank to score."""
+    for run in runs:
+        run.check()
+    with _evaluating(backbone):
+        for run in runs:
+            try:
+                run.ask(backbone, batch_size, progress)
+            except UserError as error:  # met here alone, such as a lack of memory
+                raise OneProcessError(f"process {run.ranks.rank}: {error}") from error
+    return {}
 
 
 def _scored(entry: Mapping[str, Any]) -> Scored:

@@ -15,10 +15,14 @@ from unigame.errors import UserError
 from unigame.evaluation import record as records
 from unigame.evaluation.ask import Asker, Drawing
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
-from unigame.evaluation.batching import BatchSize, automatic_size
-from unigame.evaluation.store import JsonlStore
+from unigame.evaluation.batching import (
+    MOST_ANSWERS,
+    MOST_DRAWINGS,
+    BatchSize,
+    automatic_size,
+)
+from unigame.evaluation.ranks import PREDICTIONS, Ranks, RankStore, parts
 
-PREDICTIONS = "predictions.jsonl"
 PICTURES = "pictures"
 _ROW = {"text", "pictures", "error", "asked"}
 
@@ -72,6 +76,7 @@ class Run:
         model: identity of the model, as ``record.model_entry`` gives it.
         drawing: how pictures are drawn.
         max_images: pictures that a question may show.
+        ranks: which of how many processes this is; None: the only one.
     """
 
     def __init__(
@@ -81,14 +86,17 @@ class Run:
         model: Mapping[str, Any],
         drawing: Drawing,
         max_images: int,
+        ranks: Ranks | None = None,
     ) -> None:
         self.benchmark, self.loaded = job.benchmark, job.loaded
         self.folder, self.model = folder, model
         self.drawing, self.max_images = drawing, max_images
         self.name = job.benchmark.name
-        self.store = JsonlStore(folder / PREDICTIONS)
-        self.changed: set[str] = set()
-        """Items whose picture is another one than that which their prediction is about."""
+        self.ranks = ranks or Ranks()
+        self.store = RankStore(folder, self.ranks)
+        self.changed: dict[str, str] = {}
+        """Items whose picture is another one than that which their prediction was about, and the
+        digest of what that prediction was about."""
 
     # ---- what was asked, and what is still to ask ----------------------------------------------
     def check(self) -> None:
@@ -126,7 +134,7 @@ class Run:
                 f"the pictures showed (item {item.id!r}), so they may have changed since; {hint}"
             )
         if row["asked"] != asked(item):
-            self.changed.add(item.id)
+            self.changed[item.id] = row["asked"]
 
     def settings(self) -> dict[str, Any]:
         """All that changes what the model gives; scoring can be repeated, so it is not part."""
@@ -163,7 +171,7 @@ class Run:
 
     def _done(self, item: Item) -> bool:
         row = self.store.get(item.id)
-        if row is None or row["error"] or item.id in self.changed:
+        if row is None or row["error"] or self.changed.get(item.id) == row["asked"]:
             return False
         return all((self.folder / name).is_file() for name in row["pictures"])
 
@@ -209,20 +217,52 @@ class Run:
         Raises:
             UserError: memory does not suffice for one item.
         """
+        self.store.refresh()
         pending = self.pending()
         total = len(self.loaded.items)
         progress.begin(self.name, total, total - len(pending))
-        if not pending:
-            return
-        most = max(min(len(item.pictures), self.max_images) for item in pending)
-        size = BatchSize(batch_size or automatic_size(backbone, self.benchmark.task, max(1, most)))
-        asker = Asker(backbone, size, self.max_images)
-        items = {item.id: item for item in pending}
-        for predictions in self._predict(asker, pending):
+        if pending:
+            most = max(min(len(item.pictures), self.max_images) for item in pending)
+            usual = automatic_size(backbone, self.benchmark.task, max(1, most))
+            asker = Asker(backbone, BatchSize(batch_size or usual), self.max_images)
+            waiting = {item.id for item in pending}
+            for part in self._parts(pending, batch_size):
+                self._ask_part(asker, part, progress, waiting)
+        if self.ranks.first:
+            self.store.merge()
+
+    def _ask_part(
+        self, asker: Asker, part: Sequence[Item], progress: Progress, waiting: set[str]
+    ) -> None:
+        items = {item.id: item for item in part}
+        for predictions in self._predict(asker, part):
             rows = [self._row(prediction, items[prediction.id]) for prediction in predictions]
             # A picture that is still unreadable is no news.
             self.store.append(*(row for row in rows if row != self.store.get(row["id"])))
-            progress.advance(self.name, len(predictions))
+            new = waiting & {*(row["id"] for row in rows), *self.store.refresh()}
+            waiting -= new
+            progress.advance(self.name, len(new))
+
+    def _parts(self, pending: list[Item], batch_size: int | None) -> Iterator[list[Item]]:
+        """What this rank asks: everything, if it is alone."""
+        if self.ranks.count > 1:
+            usual = MOST_ANSWERS if self.benchmark.task == "answer" else MOST_DRAWINGS
+            samples = max(item.samples for item in pending)
+            yield from parts(
+                self.loaded.items,
+                self.ranks,
+                # Not what fits into this rank's memory: all ranks must deal out alike.
+                max(1, (batch_size or usual) // samples),
+                settled=self._settled,
+                refresh=self.store.refresh,
+            )
+            # Unreadable pictures are looked at again by one rank.
+            pending = self.pending() if self.ranks.first else []
+        if pending:
+            yield pending
+
+    def _settled(self, item: Item) -> bool:
+        return bool(self.store.get(item.id, {}).get("error")) or self._done(item)
 
     def _predict(self, asker: Asker, pending: Sequence[Item]) -> Iterator[list[Prediction]]:
         tokens, stop = self.benchmark.max_new_tokens, self.benchmark.stop

@@ -129,6 +129,8 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
             f"resume_from_checkpoint={resume!r} with overwrite_output_dir: a run is either gone on "
             "with or started over; leave one of them out"
         )
+    if resume is not None and resume.lower() == "auto":  # the same command begins and goes on
+        resume = "true" if run_folder.checkpoints(args.output_dir) else None
     if resume is not None and resume.lower() == "true":
         found = run_folder.newest_whole(args.output_dir)
         make_console().print(found.said())

@@ -73,7 +73,9 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "seed": Whole(low=0, high=SEED, help="Of weights, data and drawing."),
         "data_seed": Whole(low=0, high=SEED, optional=True),
         "resume_from_checkpoint": Text(
-            optional=True, alone=True, help="A checkpoint folder to go on from; true: the last one."
+            optional=True,
+            alone=True,
+            help="A checkpoint folder to go on from; true: the last one; auto: that, if any.",
         ),
         "resume_anyway": Switch(),
         "overwrite_output_dir": Switch(),
