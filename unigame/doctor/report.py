@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from unigame.backbones.common.quantization import NONE
 from unigame.backbones.memory import (
     DTYPES,
     GIB,
@@ -142,15 +143,16 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
     table.add_column("GiB to train")
     table.add_column("batch", justify="right")
     for arm in ("SFT", "UniGame"):
-        for dtype in DTYPES:
-            table.add_column(f"{arm}\n{dtype}", justify="right")
+        for kind in ("nf4", *DTYPES):
+            table.add_column(f"{arm}\n{kind}", justify="right")
     for size in sizes:
         for batch in _BATCHES:
             cells = []
             for game in (False, True):
-                for dtype in DTYPES:
-                    setting = Setting(game, batch, hard=(batch + 1) // 2 if game else 0)
-                    total = estimate(size, setting, dtype).total
+                setting = Setting(game, batch, hard=(batch + 1) // 2 if game else 0)
+                ways: list[tuple[Dtype, str]] = [("bfloat16", "nf4"), *((d, NONE) for d in DTYPES)]
+                for dtype, quantization in ways:
+                    total = estimate(size, setting, dtype, quantization).total
                     cells.append(f"{total / GIB:.1f}{marks[total <= capacity]}")
             label = f"{size.name} ({_billions(size.parameters)})" if batch == _BATCHES[0] else ""
             table.add_row(label, str(batch), *cells)
@@ -159,7 +161,8 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
     console.print(
         "  An estimate from parameter counts and saved activations, not a measurement: LoRA of\n"
         "  rank 16, short questions, gradient checkpointing, one candidate a sample, half a batch\n"
-        "  of hard samples, weights in the type named. The marks compare with\n"
+        "  of hard samples, weights in the type named; nf4: the language model's linear layers in\n"
+        "  4 bits, all else in bfloat16 (quantization: nf4). The marks compare with\n"
         f"  {place} ({capacity / GIB:.1f} GiB).",
         style="dim",
     )
@@ -203,13 +206,14 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
     """What the settings of this very recipe would take."""
     setting = setting_of(plan)
     dtype: Dtype = "float32" if plan.dtype == "float32" else "bfloat16"
-    needed = estimate(size, setting, dtype)
+    needed = estimate(size, setting, dtype, plan.quantization)
+    kept = dtype if plan.quantization == NONE else f"{dtype}, {plan.quantization}"
     parts = (needed.weights, needed.trained, needed.activations)
     frozen, trained, activations = (f"{part / GIB:.1f}" for part in parts)
     place, capacity = _capacity()
     verdict = "fits" if needed.total <= capacity else "does not fit"
     make_console().print(
-        f"  This recipe ({plan.model}, {dtype}, batch {setting.batch_size}): about "
+        f"  This recipe ({plan.model}, {kept}, batch {setting.batch_size}): about "
         f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.\n"
         f"  On each GPU: {frozen} of frozen weights, {trained} of what trains, {activations} of "
         f"activations{' (recomputed)' if setting.checkpointing else ''},\n"
