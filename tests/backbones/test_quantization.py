@@ -16,6 +16,7 @@ from unigame.backbones.base import Backbone
 from unigame.backbones.common import quantization
 from unigame.backbones.common.adapter_files import read_base
 from unigame.backbones.common.quantizing import language_linears
+from unigame.backbones.memory import Setting, estimate, size_of
 from unigame.backbones.merging import merge
 from unigame.errors import UserError
 
@@ -83,6 +84,13 @@ def test_the_challenge_s_gradient_is_that_of_the_rounded_weights(
     torch.testing.assert_close(
         gradient, challenge_gradient(rounded, whole), rtol=1e-3, atol=1e-5 * float(true.norm())
     )
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_doctor_counts_what_a_packed_model_takes(checkpoint: Path, kind: str) -> None:
+    counted = estimate(size_of(str(checkpoint)), Setting(False, 1), "float32", kind).weights
+    taken = sum(p.numel() * p.element_size() for p in packed(checkpoint, kind).parameters())
+    assert counted == pytest.approx(taken, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -143,16 +143,15 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
     table.add_column("GiB to train")
     table.add_column("batch", justify="right")
     for arm in ("SFT", "UniGame"):
-        for kind in ("nf4", *DTYPES):
-            table.add_column(f"{arm}\n{kind}", justify="right")
+        for dtype in DTYPES:
+            table.add_column(f"{arm}\n{dtype}", justify="right")
     for size in sizes:
         for batch in _BATCHES:
             cells = []
             for game in (False, True):
-                setting = Setting(game, batch, hard=(batch + 1) // 2 if game else 0)
-                ways: list[tuple[Dtype, str]] = [("bfloat16", "nf4"), *((d, NONE) for d in DTYPES)]
-                for dtype, quantization in ways:
-                    total = estimate(size, setting, dtype, quantization).total
+                for dtype in DTYPES:
+                    setting = Setting(game, batch, hard=(batch + 1) // 2 if game else 0)
+                    total = estimate(size, setting, dtype).total
                     cells.append(f"{total / GIB:.1f}{marks[total <= capacity]}")
             label = f"{size.name} ({_billions(size.parameters)})" if batch == _BATCHES[0] else ""
             table.add_row(label, str(batch), *cells)
@@ -161,11 +160,17 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
     console.print(
         "  An estimate from parameter counts and saved activations, not a measurement: LoRA of\n"
         "  rank 16, short questions, gradient checkpointing, one candidate a sample, half a batch\n"
-        "  of hard samples, weights in the type named; nf4: the language model's linear layers in\n"
-        "  4 bits, all else in bfloat16 (quantization: nf4). The marks compare with\n"
+        "  of hard samples, weights in the type named. The marks compare with\n"
         f"  {place} ({capacity / GIB:.1f} GiB).",
         style="dim",
     )
+    batch = _BATCHES[-1]
+    setting = Setting(True, batch, hard=(batch + 1) // 2)
+    for size in sizes:
+        if size.packable_parameters >= 1e8:
+            total = estimate(size, setting, "bfloat16", "nf4").total
+            figure = f"{total / GIB:.1f} GiB (UniGame, bfloat16, batch {batch})"
+            console.print(f"  {size.name} with quantization: nf4: {figure}.", style="dim")
     for size in sizes:
         for note in size.notes:
             console.print(f"  {size.name}: not counted: {note}.", style="dim")
