@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))  # so that a clone can be run without installing i
 
 from unigame.backbones import load_backbone  # noqa: E402
 from unigame.backbones.base import Backbone  # noqa: E402
+from unigame.backbones.common.packing import language_linears  # noqa: E402
 from unigame.backbones.common.quantization import QUANTIZATIONS  # noqa: E402
-from unigame.backbones.common.quantizing import language_linears  # noqa: E402
 from unigame.doctor.peak import peak_bytes, tensor_bytes  # noqa: E402
 from unigame.doctor.trial import _step as take_step  # noqa: E402
 from unigame.methods.selfplay import SelfPlay  # noqa: E402

@@ -15,7 +15,7 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.backbones.common import quantization
 from unigame.backbones.common.adapter_files import read_base
-from unigame.backbones.common.quantizing import language_linears
+from unigame.backbones.common.packing import language_linears
 from unigame.backbones.memory import Setting, estimate, size_of
 from unigame.backbones.merging import merge
 from unigame.errors import UserError

@@ -514,7 +514,7 @@ class Backbone(nn.Module, ABC):
     def quantize(self, kind: str, device: torch.device) -> Self:
         """Pack the language model's frozen linear layers and move all to ``device``. Returns self.
 
-        Before LoRA is added. See ``common.quantizing``.
+        Before LoRA is added. See ``common.packing``.
 
         Raises:
             UserError: the family has no such layers, or bitsandbytes is not there.

@@ -164,16 +164,21 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
         f"  {place} ({capacity / GIB:.1f} GiB).",
         style="dim",
     )
+    _print_packed(sizes)
+    for size in sizes:
+        for note in size.notes:
+            console.print(f"  {size.name}: not counted: {note}.", style="dim")
+
+
+def _print_packed(sizes: Sequence[ModelSize]) -> None:
+    """What large models take with their language model in 4 bits."""
     batch = _BATCHES[-1]
     setting = Setting(True, batch, hard=(batch + 1) // 2)
     for size in sizes:
         if size.packable_parameters >= 1e8:
             total = estimate(size, setting, "bfloat16", "nf4").total
             figure = f"{total / GIB:.1f} GiB (UniGame, bfloat16, batch {batch})"
-            console.print(f"  {size.name} with quantization: nf4: {figure}.", style="dim")
-    for size in sizes:
-        for note in size.notes:
-            console.print(f"  {size.name}: not counted: {note}.", style="dim")
+            make_console().print(f"  {size.name} with quantization: nf4: {figure}.", style="dim")
 
 
 def _billions(parameters: int) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unigame.backbones.common.hub_model import LORA_TARGETS
-from unigame.backbones.common.quantizing import language_linears
+from unigame.backbones.common.packing import language_linears
 from unigame.backbones.memory import LORA_RANK, Dtype, PictureBytes
 
 Build = Callable[[], Any]

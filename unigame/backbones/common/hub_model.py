@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common import adapter_files, lora, quantizing
+from unigame.backbones.common import adapter_files, lora, packing
 from unigame.backbones.common.pixels import PixelTwin
 from unigame.backbones.folder import check_weight_files
 from unigame.backbones.model_files import loading_from
@@ -83,7 +83,7 @@ class HubModel(Backbone):
                 "load it afresh with load_backbone(..., quantization=...)"
             )
         digest = self.weights_digest()  # of the weights as they were: an adapter's base is these
-        quantizing.pack(self.model, self.language_name, kind, device)
+        packing.pack(self.model, self.language_name, kind, device)
         self.quantization, self._digest = kind, digest
         return self.to(device)
 
