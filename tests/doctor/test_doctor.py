@@ -1,3 +1,4 @@
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -42,6 +43,7 @@ def test_the_report_covers_environment_hardware_and_what_fits(sound, capsys):
     shown = capsys.readouterr().out
     for part in ("python 3.", "torch ", "cores", "GiB available", "Janus-Pro-7B", "estimate"):
         assert part in shown
+    assert "Janus-Pro-7B with quantization: nf4: " in shown
     assert shown.rstrip().splitlines()[-3].startswith("Next:")
 
 
@@ -97,6 +99,36 @@ def test_recipes_and_pages_state_the_figure_that_doctor_gives(name):
             "bfloat16",
         )
         assert f"{kept.total / GIB:.1f} GiB" in head and f"{kept.total / GIB:.1f} |" in page
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("1B", "1b_12gb"), ("7B", "7b_24gb")])
+def test_recipes_of_small_cards_fit_them_and_state_their_figure(name, recipe):
+    plan = load_recipe(f"janus_pro_{recipe}", ["--bf16", "false"])
+    shape, setting = size_of_config(name, pro_config(name)), module.setting_of(plan)
+    found = estimate(shape, setting, "bfloat16", plan.quantization)
+    whole = estimate(shape, setting, "bfloat16")
+    text = (RECIPES / f"janus_pro_{recipe}.yaml").read_text()
+    head = " ".join(text.partition("model:")[0].replace("#", " ").split())
+    card = int(re.search(r"GPU of (\d+) GB", head)[1]) * 1e9
+    assert plan.quantization == "nf4" and found.total < 0.75 * card
+    assert whole.weights - found.weights == pytest.approx(
+        shape.packable_parameters * 1.484, rel=1e-3
+    )
+    for figure in (found.total, found.weights, found.trained, found.activations, whole.total):
+        assert f"{figure / GIB:.1f}" in head
+    row = next(line for line in (RECIPES / "README.md").read_text().splitlines() if recipe in line)
+    assert f"({found.total / GIB:.1f} GiB" in row
+
+
+def test_doctor_counts_a_packed_base(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "model: folder\ndtype: bfloat16\nquantization: nf4\ndata: [{type: synthetic}]\n"
+    )
+    assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2.3 of frozen weights" in shown and "bfloat16, nf4, batch" in shown
 
 
 def test_doctor_says_what_a_recipe_s_figure_is_made_of(sound, capsys, monkeypatch, tmp_path):

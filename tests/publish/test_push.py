@@ -102,7 +102,7 @@ def test_a_dry_run_writes_what_is_sent(run: Path, tmp_path: Path, hub: list[Any]
 def test_the_adapter_loads_in_plain_peft(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     push(run, ID, base=BASE, dry_run=out)
-    assert read_base(out)._replace(digest="") == (BASE, "", "")
+    assert read_base(out)._replace(digest="") == (BASE, "", "", "none")
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == BASE
     plain = JanusForConditionalGeneration.from_pretrained(shared_tiny_janus()).eval()
     before = logits(plain)

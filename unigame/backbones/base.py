@@ -179,6 +179,8 @@ class Backbone(nn.Module, ABC):
     preprocessor: Preprocessor
     source: str = ""
     """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
+    quantization: str = "none"
+    """How the language model's linear layers are kept: "none", "nf4" or "int8"."""
     max_images: ClassVar[int] = 1
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
     reads_codes: ClassVar[bool] = False
@@ -508,6 +510,19 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
         """Freeze everything and add float32 LoRA weights to the language model. Returns self."""
+
+    def quantize(self, kind: str, device: torch.device) -> Self:
+        """Pack the language model's frozen linear layers and move all to ``device``. Returns self.
+
+        Before LoRA is added. See ``common.packing``.
+
+        Raises:
+            UserError: the family has no such layers, or bitsandbytes is not there.
+        """
+        raise UserError(
+            f"quantization={kind!r}: backbone family {self.facts.family!r} does not say which "
+            "layers are its language model's; load it with quantization=none"
+        )
 
     def unfreeze(self, parts: Sequence[str]) -> Self:
         """Train parts of the model itself, without LoRA: a warm-up before the game. Returns self.

@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from unigame.backbones.base import Backbone, Reading
+from unigame.backbones.common.quantization import NONE, require_quantization
 from unigame.backbones.common.understanding import ReadingBackbone
 from unigame.backbones.folder import (
     check_device,
@@ -39,6 +40,7 @@ def load_backbone(
     dtype: str = "float32",
     device: str | torch.device | None = None,
     adapter: str | Path | None = None,
+    quantization: str = "none",
 ) -> Backbone:
     """Load a backbone, ready for use: evaluation mode, all weights frozen.
 
@@ -49,15 +51,19 @@ def load_backbone(
             because training in float16 would need loss scaling).
         device: where to put it; None is the GPU if there is one, else the CPU.
         adapter: folder of a LoRA adapter to load on top.
+        quantization: "none", "nf4" or "int8": how the language model's linear layers are kept, by
+            bitsandbytes. The model passes through CPU memory in ``dtype`` first.
 
     Raises:
-        UserError: wrong or incomplete checkpoint, unsupported family, dtype or device, foreign
-            adapter, weights that are not finite. Everything but the adapter's fit is checked before
-            weights are loaded; whether these are finite, when they have reached the device: one sum
-            a tensor, about a second for 7 B parameters on one CPU core.
+        UserError: wrong or incomplete checkpoint, unsupported family, dtype, quantization or
+            device, bitsandbytes is missing, foreign adapter, weights that are not finite. All but
+            the adapter's fit is checked before weights are loaded; whether these are finite, when
+            they have reached the device: one sum a tensor, about a second for 7 B parameters on one
+            CPU core.
     """
     check_dtype(dtype)
     place = check_device(device)
+    require_quantization(quantization)
     checkpoint = find_checkpoint(name_or_path)
     families = available_backbones()
     model_type, _ = find_family(checkpoint, families)
@@ -68,10 +74,13 @@ def load_backbone(
     loader: BackboneLoader = resolve(model_type, families[model_type])
     files = ("config.json", "processor_config.json", "preprocessor_config.json")
     with _quiet_if(name_or_path == BUNDLED), loading_from(checkpoint, files):
-        backbone = loader(checkpoint, dtype=dtype, device=place)
+        first = place if quantization == NONE else torch.device("cpu")
+        backbone = loader(checkpoint, dtype=dtype, device=first)
         if isinstance(backbone, ReadingBackbone):
             backbone.rehearse()
     refuse_not_finite(backbone, f"the model of {str(name_or_path)!r}")
+    if quantization != NONE:
+        backbone.quantize(quantization, place)
     local = isinstance(checkpoint, Path) and str(name_or_path) != BUNDLED
     backbone.source = os.path.abspath(checkpoint) if local else str(name_or_path)
     if adapter is not None:

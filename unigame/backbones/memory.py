@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from unigame.backbones.common.quantization import NONE, PACKED_BYTES
 from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
 from unigame.errors import UserError
 
@@ -63,6 +64,8 @@ class ModelSize:
         name: what to call it.
         parameters: all weights.
         float32_parameters: of them, those that stay in float32 on any base.
+        packable_parameters: of them, those of the language model's linear layers, which nf4 and
+            int8 pack.
         lora_parameters: weights that LoRA of rank 16 adds.
         hidden_size: H of the language model.
         mlp_size: inner width of its MLPs; of experts, of all that a token passes.
@@ -89,6 +92,7 @@ class ModelSize:
     vision_layers: int = 0
     vision_tokens: int = 0
     float32_parameters: int = 0
+    packable_parameters: int = 0
     drawing: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
     reading: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
     reads_codes: bool = False
@@ -194,12 +198,13 @@ class Estimate:
         return SLACK * self.tensors
 
 
-def estimate(size: ModelSize, setting: Setting, dtype: Dtype) -> Estimate:
+def estimate(size: ModelSize, setting: Setting, dtype: Dtype, quantization: str = NONE) -> Estimate:
     """Peak training memory in bytes, by the larger of the two phases of a step.
 
     The challenge (C ascends) keeps the decoder's, the vision encoder's and the language model's
     activations of the candidates; the understanding step (U descends) the language model's of the
     rows that it reads in one pass. They follow each other, so the peak is the larger, not the sum.
+    Under ``quantization`` one layer's weights at a time are written out, which ``SLACK`` holds.
     """
     samples = setting.read + setting.captions + 2 * setting.redrawn
     understanding = lm_activations(size, samples, setting, dtype)
@@ -214,9 +219,12 @@ def estimate(size: ModelSize, setting: Setting, dtype: Dtype) -> Estimate:
             + picture_activations(size, drawn, setting, dtype)
             + codebook_activations(size, drawn)
         )
-    half = size.parameters - size.float32_parameters
+    packed = size.packable_parameters if quantization != NONE else 0
+    half = size.parameters - size.float32_parameters - packed
     return Estimate(
-        weights=half * _WEIGHT_BYTES[dtype] + size.float32_parameters * 4,
+        weights=half * _WEIGHT_BYTES[dtype]
+        + size.float32_parameters * 4
+        + packed * PACKED_BYTES.get(quantization, 0.0),
         trained=(size.lora_parameters + setting.game * _perturber(size)) * _TRAINED_BYTES,
         activations=max(understanding, challenge),
     )

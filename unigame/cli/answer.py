@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 @options.model
 @options.adapter
 @options.dtype
+@options.quantization
 @option("--max-new-tokens", type=options.POSITIVE, default=32, help="longest answer, in tokens")
 def answer(
-    image: Path, question: str, model: str, adapter: str | None, dtype: str, max_new_tokens: int
+    image: Path,
+    question: str,
+    model: str,
+    adapter: str | None,
+    dtype: str,
+    quantization: str,
+    max_new_tokens: int,
 ) -> None:
     """Answer a question about a picture."""
     picture = read_picture(image)
-    backbone = models.load(model, adapter, dtype, question=question, answer="a")
+    backbone = models.load(model, adapter, dtype, quantization, question=question, answer="a")
     from unigame.system.console import make_console
 
     images_13SS = backbone.preprocess([picture]).to(backbone.device)

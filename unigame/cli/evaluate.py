@@ -39,6 +39,7 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
 @options.model
 @options.adapter
 @options.dtype
+@options.quantization
 @option("--benchmarks", required=True, help="names with commas between, such as pope,mmmu; or all")
 @option("--limit", type=options.POSITIVE, help="items of each benchmark")
 @option("--output", type=options.PATH, help="folder to write; default runs/evaluate/<model>")
@@ -494,7 +495,13 @@ def _load_model(args: SimpleNamespace, ranks: Ranks) -> tuple[Any, Mapping[str, 
     dtype = args.dtype
     if dtype == "auto" and not torch.cuda.is_available():
         dtype = "float32"  # most CPUs only imitate bfloat16, ten times slower
-    backbone = load_backbone(args.model, dtype=dtype, adapter=args.adapter, device=ranks.device())
+    backbone = load_backbone(
+        args.model,
+        dtype=dtype,
+        adapter=args.adapter,
+        device=ranks.device(),
+        quantization=args.quantization,
+    )
     checkpoint = find_checkpoint(args.model)
     folder = checkpoint if isinstance(checkpoint, Path) else _downloaded(checkpoint)
     adapter = Path(args.adapter) if args.adapter else None

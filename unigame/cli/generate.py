@@ -27,6 +27,7 @@ _BATCH = 4
 @options.model
 @options.adapter
 @options.dtype
+@options.quantization
 @option("--num-images", type=click.IntRange(1, 10_000), default=1, help="pictures to draw")
 @option("--seed", type=options.SEED, default=0, help="same seed, same pictures")
 @option(
@@ -47,6 +48,7 @@ def generate(
     model: str,
     adapter: str | None,
     dtype: str,
+    quantization: str,
     num_images: int,
     seed: int,
     guidance_scale: float,
@@ -56,7 +58,7 @@ def generate(
     """Draw pictures from a text prompt."""
     require_writable(output.parent, "--output")
     paths = _picture_paths(output, num_images)
-    backbone = models.load(model, adapter, dtype, caption=prompt)
+    backbone = models.load(model, adapter, dtype, quantization, caption=prompt)
     from unigame.backbones.common.seeded import draw_seeded
     from unigame.seeds import seeds_of_rows
     from unigame.system.console import make_console

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
 
 
-def load(model: str, adapter: str | None, dtype: str, **texts: str) -> Backbone:
+def load(model: str, adapter: str | None, dtype: str, quantization: str, **texts: str) -> Backbone:
     """The model, once it is sure that it can take ``texts``: fields of a record by name.
 
     Raises:
@@ -21,7 +21,7 @@ def load(model: str, adapter: str | None, dtype: str, **texts: str) -> Backbone:
     """
     from unigame.backbones import load_backbone
 
-    backbone = load_backbone(model, dtype=dtype, adapter=adapter)
+    backbone = load_backbone(model, dtype=dtype, adapter=adapter, quantization=quantization)
     # Beyond its positions a model answers nonsense and says nothing; the rules are training's.
     found = backbone.text_rules.problem(texts) if backbone.text_rules else None
     if found is not None:

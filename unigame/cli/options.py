@@ -23,6 +23,12 @@ dtype = option(
     default="auto",
     help="of the weights",
 )
+quantization = option(
+    "--quantization",
+    type=click.Choice(("none", "nf4", "int8")),
+    default="none",
+    help="of the language model's linear layers, by bitsandbytes",
+)
 
 
 def _number(text: str) -> float:

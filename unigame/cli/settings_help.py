@@ -64,7 +64,7 @@ def print_settings(recipe: str, overrides: Sequence[str] = ()) -> None:
 
 def groups(plan: Recipe) -> Iterator[tuple[str, list[Line]]]:
     """The blocks of a recipe, its sources, LoRA, and the groups of training settings."""
-    simple = ("model", "dtype", "adapter")
+    simple = ("model", "dtype", "quantization", "adapter")
     yield "Model", [Line(n, getattr(plan, n), BLOCKS[n], BLOCKS[n].help) for n in simple]
     for block in ("data", "eval_data"):
         for place, source in enumerate(getattr(plan, block)):

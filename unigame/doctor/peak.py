@@ -37,14 +37,25 @@ def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
 
 
 def tensor_bytes(*holders: nn.Module | torch.optim.Optimizer) -> int:
-    """Bytes of the weights and buffers of modules, and of the states of optimizers."""
+    """Bytes of the weights (packed ones with their scales), buffers and states of optimizers."""
     found: list[torch.Tensor] = []
     for holder in holders:
         if isinstance(holder, nn.Module):
             found += [*holder.parameters(), *holder.buffers()]
+            found += [scale for layer in holder.modules() for scale in _scales(layer)]
         else:
             states = holder.state.values()
             found += [
                 value for state in states for value in state.values() if torch.is_tensor(value)
             ]
     return sum(tensor.numel() * tensor.element_size() for tensor in found)
+
+
+def _scales(layer: nn.Module) -> list[torch.Tensor]:
+    """Of a layer that bitsandbytes has packed: of blocks, of scales of blocks, of output units."""
+    weight = getattr(layer, "weight", None)
+    four = getattr(weight, "quant_state", None)
+    eight = getattr(weight, "SCB", None)
+    if four is None:
+        return [] if eight is None else [eight]
+    return [four.absmax] + ([four.state2.absmax] if four.nested else [])

@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from unigame.backbones.common.quantization import NONE
 from unigame.backbones.memory import (
     DTYPES,
     GIB,
@@ -163,9 +164,21 @@ def _print_what_fits(sizes: Sequence[ModelSize]) -> None:
         f"  {place} ({capacity / GIB:.1f} GiB).",
         style="dim",
     )
+    _print_packed(sizes)
     for size in sizes:
         for note in size.notes:
             console.print(f"  {size.name}: not counted: {note}.", style="dim")
+
+
+def _print_packed(sizes: Sequence[ModelSize]) -> None:
+    """What large models take with their language model in 4 bits."""
+    batch = _BATCHES[-1]
+    setting = Setting(True, batch, hard=(batch + 1) // 2)
+    for size in sizes:
+        if size.packable_parameters >= 1e8:
+            total = estimate(size, setting, "bfloat16", "nf4").total
+            figure = f"{total / GIB:.1f} GiB (UniGame, bfloat16, batch {batch})"
+            make_console().print(f"  {size.name} with quantization: nf4: {figure}.", style="dim")
 
 
 def _billions(parameters: int) -> str:
@@ -203,13 +216,14 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
     """What the settings of this very recipe would take."""
     setting = setting_of(plan)
     dtype: Dtype = "float32" if plan.dtype == "float32" else "bfloat16"
-    needed = estimate(size, setting, dtype)
+    needed = estimate(size, setting, dtype, plan.quantization)
+    kept = dtype if plan.quantization == NONE else f"{dtype}, {plan.quantization}"
     parts = (needed.weights, needed.trained, needed.activations)
     frozen, trained, activations = (f"{part / GIB:.1f}" for part in parts)
     place, capacity = _capacity()
     verdict = "fits" if needed.total <= capacity else "does not fit"
     make_console().print(
-        f"  This recipe ({plan.model}, {dtype}, batch {setting.batch_size}): about "
+        f"  This recipe ({plan.model}, {kept}, batch {setting.batch_size}): about "
         f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.\n"
         f"  On each GPU: {frozen} of frozen weights, {trained} of what trains, {activations} of "
         f"activations{' (recomputed)' if setting.checkpointing else ''},\n"

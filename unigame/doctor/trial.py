@@ -17,11 +17,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unigame.backbones.common.quantization import NONE, require_quantization
 from unigame.backbones.memory import size_of
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import JanusConfig
 
     from unigame.backbones.base import Backbone
@@ -87,6 +87,7 @@ def try_recipe(
     """
     from unigame.backbones import load_backbone
 
+    require_quantization(plan.quantization)
     if parameters is None:
         parameters = size_of(plan.model).parameters
     args, sliced = plan.training, parameters > WHOLE
@@ -101,7 +102,10 @@ def try_recipe(
         found = _sliced(plan, config, rows, half)
     else:
         dtype = "bfloat16" if half else "float32"
-        found = _steps(plan, load_backbone(plan.model, dtype=dtype, device=args.device), rows)
+        backbone = load_backbone(
+            plan.model, dtype=dtype, device=args.device, quantization=plan.quantization
+        )
+        found = _steps(plan, backbone, rows)
     memory = max(found.challenging, found.understanding)
     accumulated, steps = args.gradient_accumulation_steps, args.max_steps
     if steps < 0:
@@ -142,7 +146,7 @@ def sample_rows(plan: Recipe) -> tuple[list[dict[str, Any]], int | None]:
 def _sliced(plan: Recipe, config: JanusConfig, rows: list[dict[str, Any]], half: bool) -> _Step:
     """What a step of the whole model takes, from those of three slices."""
     base, language, vision = (
-        _steps(plan, _slice(config, *blocks, plan.training.device, half), rows)
+        _steps(plan, _slice(plan, config, *blocks, half), rows)
         for blocks in ((1, 1), (BLOCKS, 1), (1, BLOCKS))
     )
     more = (config.text_config.num_hidden_layers - 1) / (BLOCKS - 1)
@@ -156,7 +160,7 @@ def _sliced(plan: Recipe, config: JanusConfig, rows: list[dict[str, Any]], half:
 
 
 def _slice(
-    config: JanusConfig, layers: int, vision_layers: int, device: torch.device, half: bool
+    plan: Recipe, config: JanusConfig, layers: int, vision_layers: int, half: bool
 ) -> Backbone:
     """Random weights of the model's widths, with so many blocks of its two transformers."""
     import torch
@@ -166,7 +170,7 @@ def _slice(
     from unigame.backbones.janus.model import JanusBackbone
     from unigame.synthetic.questions import vocabulary
 
-    config = copy.deepcopy(config)
+    config, device = copy.deepcopy(config), plan.training.device
     vision = config.vision_config
     config.text_config.num_hidden_layers = layers
     vision.num_hidden_layers = vision_layers
@@ -178,7 +182,8 @@ def _slice(
     with torch.device(device):
         model = JanusForConditionalGeneration(config)
     model = model.to(torch.bfloat16 if half else torch.float32)  # a config may name another type
-    return JanusBackbone(model, processor)
+    backbone = JanusBackbone(model, processor)
+    return backbone if plan.quantization == NONE else backbone.quantize(plan.quantization, device)
 
 
 def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Step:

@@ -20,6 +20,7 @@ from torch import nn
 
 import unigame
 from unigame.backbones.base import Backbone
+from unigame.backbones.common.quantization import NONE
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
 from unigame.reports.metrics import Metric, to_json
@@ -66,6 +67,7 @@ def weights_of(model: Mapping[str, Any]) -> dict[str, Any]:
         "sha256": model["sha256"],
         "adapter": adapter["sha256"] if adapter else None,
         "dtype": model["dtype"],
+        "quantization": model.get("quantization", NONE),
     }
 
 
@@ -232,13 +234,16 @@ def model_entry(
     Raises:
         UserError: a folder without weights.
     """
-    return {
+    entry = {
         "id": id or backbone.facts.family,
         "family": backbone.facts.family,
         "sha256": folder_sha256(folder) if folder is not None else weights_sha256(backbone),
         "adapter": {"id": str(adapter), "sha256": folder_sha256(adapter)} if adapter else None,
         "dtype": str(backbone.facts.dtype).removeprefix("torch."),
     }
+    if backbone.quantization != NONE:
+        entry["quantization"] = backbone.quantization
+    return entry
 
 
 def folder_sha256(folder: Path) -> str:

@@ -231,6 +231,8 @@ def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
     else:
         yield "base's revision", f"`{trained.base.revision}`" if trained.base.revision else UNKNOWN
     yield "base's weights", f"digest `{trained.base.digest}`" if trained.base.digest else UNKNOWN
+    if trained.base.quantization != "none":
+        yield "base while training", f"quantised: `{trained.base.quantization}` (bitsandbytes)"
     counts = trained.about.get("data") or []
     sources = _sources(trained)
     for number, source in enumerate(sources):
@@ -288,6 +290,7 @@ def _settings(trained: Trained) -> str:
         "methods": trained.record.get("methods"),
         "lora": trained.record.get("lora"),
         "dtype": recipe.get("dtype"),
+        "quantization": recipe.get("quantization"),
         "training": trained.about.get("settings") or trained.settings,
     }
     filled = {name: value for name, value in parts.items() if value}

@@ -23,6 +23,7 @@ import peft
 import torch
 
 from unigame.backbones.base import Backbone
+from unigame.backbones.common.quantization import NONE
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.methods.registry import kind_of
@@ -137,6 +138,10 @@ def differences(
             found.append(_said(name, old, new))
     if record and (Path(folder) / RUN_FILE).is_file():
         there, here = _read(Path(folder) / RUN_FILE), json.loads(to_json(record))
+        for side in (there, here):  # one that does not name it was not quantised
+            for part in (side.get("model"), side.get("recipe")):
+                if part:
+                    part.setdefault("quantization", NONE)
         if "methods" not in there:
             raise UserError(
                 f"{folder} comes from before methods were listed; start a new run from its adapter "
@@ -218,13 +223,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _model(backbone: Backbone) -> dict[str, Any]:
-    """Family, size, and a digest of a sample of the frozen weights."""
+    """Family, a digest of a sample of the frozen weights, and how they are kept."""
     frozen = [(n, p) for n, p in backbone.named_parameters() if not p.requires_grad]
     digest = hashlib.sha256()
     for _, weight in frozen[:: max(1, len(frozen) // SAMPLED_WEIGHTS)]:
         values = weight.detach().flatten()[:1024].to("cpu", torch.float32)
         digest.update(values.numpy().tobytes())
-    return {"family": backbone.facts.family, "weights": digest.hexdigest()[:16]}
+    found = {"family": backbone.facts.family, "weights": digest.hexdigest()[:16]}
+    if backbone.quantization != NONE:
+        found["quantization"] = backbone.quantization
+    return found
 
 
 def _lora(backbone: Backbone) -> dict[str, Any]:

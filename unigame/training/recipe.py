@@ -4,6 +4,7 @@ A recipe has these blocks::
 
     model: janus-nano            # bundled name, local folder or Hub id
     dtype: auto                  # of the frozen weights: auto, float32 or bfloat16
+    quantization: none           # of the language model's linear layers: none, nf4 or int8
     adapter: null                # a LoRA adapter to start from
     data:                        # mixture of sources, see unigame.data
       - {type: vqa, ..., weight: 1.0}
@@ -30,6 +31,7 @@ from typing import Any
 import peft
 
 from unigame.backbones.common import lora_settings
+from unigame.backbones.common.quantization import NONE, QUANTIZATIONS
 from unigame.data.build import check_sources
 from unigame.data.guess import Guess, guess_source
 from unigame.data.settings import SOURCES, change_source, check_values
@@ -44,6 +46,11 @@ BLOCKS: dict[str, Rule] = {
     "model": Text(optional=True, help="Bundled name, local folder or Hub id."),
     "dtype": Text(
         choices=("auto", "float32", "bfloat16"), optional=True, help="Of the frozen weights."
+    ),
+    "quantization": Text(
+        choices=QUANTIZATIONS,
+        optional=True,
+        help="Of the language model's frozen linear layers, by bitsandbytes.",
     ),
     "adapter": Text(optional=True, help="Folder of a LoRA adapter to start from."),
     "data": Many(optional=True, help="A file, folder or Hub id; or --data.0.path, ..."),
@@ -71,6 +78,7 @@ class Recipe:
     data: list[dict[str, Any]]
     eval_data: list[dict[str, Any]] = field(default_factory=list)
     dtype: str = "auto"
+    quantization: str = NONE
     adapter: str | None = None
     lora: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=lambda: {DEFAULT: {}})
@@ -118,7 +126,8 @@ def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
     """Check a recipe given as nested dictionaries. See :func:`load_recipe` for what it raises."""
     reject_unknown(tree, BLOCKS, "recipe block")
     simple = {
-        name: BLOCKS[name].check(name, tree.get(name)) for name in ("model", "dtype", "adapter")
+        name: BLOCKS[name].check(name, tree.get(name))
+        for name in ("model", "dtype", "quantization", "adapter")
     }
     if simple["model"] is None:
         raise UserError("model=None names no checkpoint; give a folder, Hub id or janus-nano")
@@ -138,6 +147,7 @@ def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
         data=data,
         eval_data=eval_data,
         dtype=simple["dtype"] or "auto",
+        quantization=simple["quantization"] or NONE,
         adapter=simple["adapter"],
         lora=lora,
         methods={name: method.as_dict() for name, method in methods.items()},

@@ -151,6 +151,7 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
 def _trainer(recipe: Recipe) -> UniGameTrainer:
     """Data first: a wrong path should cost seconds, not the loading of a model."""
     from unigame.backbones import load_backbone
+    from unigame.backbones.common.quantization import require_quantization
     from unigame.training.health import require_work
     from unigame.training.preflight import check_before_loading, require_hub
     from unigame.training.skip_report import report_skips
@@ -160,6 +161,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     lora = recipe.lora_config()
     methods = recipe.build_methods()
     check_before_loading(args, methods)
+    require_quantization(recipe.quantization)
     train_data = _open("data", recipe.data, args.seed)
     eval_data = _open("eval_data", recipe.eval_data, args.seed) if recipe.eval_data else None
     for data, block in ((train_data, "data"), (eval_data, "eval_data")):
@@ -172,6 +174,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
         dtype="bfloat16" if half else "float32",
         device=args.device,
         adapter=recipe.adapter,
+        quantization=recipe.quantization,
     )
     trainer = UniGameTrainer(
         model=backbone,
@@ -187,7 +190,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
 
 def _blocks(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe makes the run, beside its settings."""
-    names = ("model", "dtype", "adapter", "data", "lora")
+    names = ("model", "dtype", "quantization", "adapter", "data", "lora")
     return {name: getattr(recipe, name) for name in names}
 
 

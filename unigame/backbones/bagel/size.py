@@ -20,7 +20,7 @@ from unigame.backbones.bagel.language import GEN
 from unigame.backbones.bagel.model import pictures_at_once
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.vae import build_vae
-from unigame.backbones.common.counting import convolutions, count, leaf, on_meta
+from unigame.backbones.common.counting import convolutions, count, count_packable, leaf, on_meta
 from unigame.backbones.folder import open_safetensors
 from unigame.backbones.memory import LORA_RANK, ModelSize
 
@@ -49,6 +49,7 @@ def size_of_config(name: str, config: BagelConfig) -> ModelSize:
         name=name,
         parameters=count(model),
         float32_parameters=count(model.vae),
+        packable_parameters=count_packable(model, "language_model"),
         lora_parameters=_count_lora(model),
         hidden_size=text.hidden_size,
         mlp_size=text.intermediate_size,

@@ -11,7 +11,14 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from unigame.backbones.chameleon.load import ChameleonVQDecoder, DrawingChameleon
 from unigame.backbones.common.autoregressive import PIXELS_AT_ONCE
-from unigame.backbones.common.counting import convolutions, count, count_lora, leaf, on_meta
+from unigame.backbones.common.counting import (
+    convolutions,
+    count,
+    count_lora,
+    count_packable,
+    leaf,
+    on_meta,
+)
 from unigame.backbones.folder import check_files
 from unigame.backbones.memory import ModelSize
 
@@ -41,6 +48,7 @@ def size_of(name: str, file: Path, hub_id: str | None) -> ModelSize:
         name=name,
         parameters=count(model),
         float32_parameters=count(model.model.vqmodel),
+        packable_parameters=count_packable(model, "layers"),
         lora_parameters=count_lora(model.model.layers),
         hidden_size=config.hidden_size,
         mlp_size=config.intermediate_size,

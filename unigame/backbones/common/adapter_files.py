@@ -34,6 +34,7 @@ from unigame.errors import UserError
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME_KEY, DIGEST_KEY = "base_model", "base_model_digest"
 REVISION_KEY = "base_model_revision"
+QUANTIZATION_KEY = "base_model_quantization"
 PLACES = 65_536  # of each tensor count in a digest; smaller tensors count as a whole
 logger = logging.getLogger(__name__)
 
@@ -137,11 +138,15 @@ def load_weights(model: peft.PeftModel, weights: dict[str, Tensor], folder: str 
 
 # ---- its base model ------------------------------------------------------------------------------
 class Base(NamedTuple):
-    """A base model: Hub id, bundled name or absolute path; ``weights_digest``; the Hub's commit."""
+    """A base model: Hub id, bundled name or absolute path; ``weights_digest``; the Hub's commit.
+
+    ``quantization`` is how its weights were kept while the adapter learned.
+    """
 
     name: str
     digest: str
     revision: str = ""
+    quantization: str = "none"
 
 
 @torch.no_grad()
@@ -178,6 +183,8 @@ def write_base(folder: str | Path, base: Base) -> None:
     named = {NAME_KEY: base.name, DIGEST_KEY: base.digest}
     if base.revision:
         named[REVISION_KEY] = base.revision
+    if base.quantization != "none":
+        named[QUANTIZATION_KEY] = base.quantization
     save_file(weights, whole, {**header, **named})
     content = whole.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
@@ -197,15 +204,29 @@ def read_base(folder: str | Path) -> Base:
     if not name:  # written by PEFT, or by a version before this
         config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         name = config.get("base_model_name_or_path")
-    return Base(str(name or ""), header.get(DIGEST_KEY, ""), header.get(REVISION_KEY, ""))
+    return Base(
+        str(name or ""),
+        header.get(DIGEST_KEY, ""),
+        header.get(REVISION_KEY, ""),
+        header.get(QUANTIZATION_KEY, "none"),
+    )
 
 
 def warn_if_other(folder: str | Path, base: Base) -> None:
     """Log a warning if an adapter was made for another base model than ``base``.
 
     By the digests where it has one: a model may lie in another folder by now. Else by the names.
+    The same base, quantised otherwise, gives slightly other answers, which is said too.
     """
     made_for = read_base(folder)
+    if made_for.digest and made_for.quantization != base.quantization:
+        logger.warning(
+            "adapter %r learned on a base with quantization=%s, and this one has quantization=%s: "
+            "answers differ a little from training's; evaluate the pair that you use",
+            str(folder),
+            made_for.quantization,
+            base.quantization,
+        )
     if made_for.digest and made_for.digest != base.digest:
         logger.warning(
             "adapter %r was made for the base model %r (weights %s), but this is %r (weights %s): "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from unigame.backbones.common.hub_model import LORA_TARGETS
+from unigame.backbones.common.packing import language_linears
 from unigame.backbones.memory import LORA_RANK, Dtype, PictureBytes
 
 Build = Callable[[], Any]
@@ -38,6 +39,11 @@ def count_lora(language_model: nn.Module) -> int:
         for name, module in language_model.named_modules()
         if isinstance(module, nn.Linear) and name.rpartition(".")[2] in LORA_TARGETS
     )
+
+
+def count_packable(model: nn.Module, language_name: str) -> int:
+    """Weights of the language model's linear layers, biases left out."""
+    return sum(layer.weight.numel() for _, layer in language_linears(model, language_name))
 
 
 def leaf(*shape: int) -> Tensor:

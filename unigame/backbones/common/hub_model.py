@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as hf_logging
 
 from unigame.backbones.base import Backbone
-from unigame.backbones.common import adapter_files, lora
+from unigame.backbones.common import adapter_files, lora, packing
 from unigame.backbones.common.pixels import PixelTwin
 from unigame.backbones.folder import check_weight_files
 from unigame.backbones.model_files import loading_from
@@ -47,6 +47,7 @@ class HubModel(Backbone):
     """Frozen modules by their name in ``base.model``, and ``"lm_head"``."""
     language_name: str = "language_model"
     """The language model's name in the model: LoRA stays below it."""
+    _digest: str = ""
 
     def __init__(self, model: Any, processor: Any, pixels: PixelTwin) -> None:
         super().__init__()
@@ -75,6 +76,20 @@ class HubModel(Backbone):
         return getattr(self.base.model, self.language_name)
 
     # ---- LoRA and files ------------------------------------------------------------------------
+    def quantize(self, kind: str, device: torch.device) -> Self:
+        if isinstance(self.model, peft.PeftModel) or self.quantization != "none":
+            raise UserError(
+                f"quantization={kind!r} of a model with an adapter, or that is quantised already; "
+                "load it afresh with load_backbone(..., quantization=...)"
+            )
+        digest = self.weights_digest()  # of the weights as they were: an adapter's base is these
+        packing.pack(self.model, self.language_name, kind, device)
+        self.quantization, self._digest = kind, digest
+        return self.to(device)
+
+    def weights_digest(self) -> str:
+        return self._digest or super().weights_digest()
+
     def add_lora(self, config: peft.LoraConfig | None = None) -> Self:
         # By default the paper's rank 16 (B.2).
         if isinstance(self.model, peft.PeftModel):
@@ -95,14 +110,28 @@ class HubModel(Backbone):
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
             adapter_files.write_base(folder, self._base())
             return
+        self._refuse_if_quantized("saved")
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def save_merged(self, folder: str | Path) -> None:
-        """Write model and processor, LoRA added to the weights; the adapter is gone then."""
+        """Write model and processor, LoRA added to the weights; the adapter is gone then.
+
+        Raises:
+            UserError: the base is quantised, so that sums of weights would be rounded again.
+        """
+        self._refuse_if_quantized("merged")
         if isinstance(self.model, peft.PeftModel):
             self.model = cast(Any, self.model).merge_and_unload(safe_merge=True)
         self.save_pretrained(folder)
+
+    def _refuse_if_quantized(self, done: str) -> None:
+        if self.quantization != "none":
+            raise UserError(
+                f"a model with quantization={self.quantization!r} is not {done}: its weights are "
+                "rounded; save the adapter, load it with quantization=none, or merge it by "
+                "unigame merge RUN OUTPUT, which takes the base's own weights"
+            )
 
     def load_adapter(self, folder: str | Path) -> None:
         # A warning is logged where the adapter says that it was made for another base model.
@@ -126,7 +155,7 @@ class HubModel(Backbone):
             str(getattr(self.base, "name_or_path", "")) == name
         )  # a composed model is no checkpoint
         commit = getattr(self.base.config, "_commit_hash", None) if own else None
-        return adapter_files.Base(name, adapter_files.weights_digest(self), str(commit or ""))
+        return adapter_files.Base(name, self.weights_digest(), str(commit or ""), self.quantization)
 
     # ---- modes and precision -------------------------------------------------------------------
     def gradient_checkpointing_enable(

@@ -324,6 +324,7 @@ class ComposedBackbone(ReadingBackbone):
 
     def save_merged(self, folder: str | Path) -> None:
         # The language model is written beside, merged; other parts stay where they are.
+        self._refuse_if_quantized("merged")
         if isinstance(self.model, peft.PeftModel):
             self.model = self.model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
         own = Path(folder) / MERGED_LANGUAGE

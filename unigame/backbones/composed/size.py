@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unigame.backbones.common.counting import count, count_lora, leaf, on_meta, saved_bytes
+from unigame.backbones.common.counting import (
+    count,
+    count_lora,
+    count_packable,
+    leaf,
+    on_meta,
+    saved_bytes,
+)
 from unigame.backbones.composed.config import ComposedConfig, read_config
 from unigame.backbones.composed.connector import Connector, TrainedParts
 from unigame.backbones.composed.diffusion import ImageBranch, NoiseLevels
@@ -38,6 +45,7 @@ def size_of(name: str, file: Path, hub_id: str | None) -> ModelSize:
         name=name,
         parameters=precise + count(language) + count(eyes),
         float32_parameters=precise,
+        packable_parameters=count_packable(language, _name_of(language, language.get_decoder())),
         lora_parameters=count_lora(language.get_decoder()),
         hidden_size=parts.hidden_size,
         mlp_size=int(text.intermediate_size) * experts,
@@ -49,6 +57,10 @@ def size_of(name: str, file: Path, hub_id: str | None) -> ModelSize:
         drawing=_redrawing(config, parts),
         notes=tuple(notes),
     )
+
+
+def _name_of(model: nn.Module, part: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is part)
 
 
 def _language(parts: Parts) -> Any:

@@ -12,7 +12,14 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from unigame.backbones.common.autoregressive import PIXELS_AT_ONCE
-from unigame.backbones.common.counting import convolutions, count, count_lora, leaf, on_meta
+from unigame.backbones.common.counting import (
+    convolutions,
+    count,
+    count_lora,
+    count_packable,
+    leaf,
+    on_meta,
+)
 from unigame.backbones.emu3.model import decode, encode
 from unigame.backbones.folder import check_files
 from unigame.backbones.memory import ModelSize
@@ -65,6 +72,7 @@ def size_of_config(name: str, config: Emu3Config, min_pixels: int = _PIXELS) -> 
         name=name,
         parameters=count(model),
         float32_parameters=count(model.model.vqmodel),
+        packable_parameters=count_packable(model, "text_model"),
         lora_parameters=count_lora(model.model.text_model),
         hidden_size=text.hidden_size,
         mlp_size=text.intermediate_size,

@@ -9,7 +9,14 @@ from torch import Tensor
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from unigame.backbones.common.counting import convolutions, count, count_lora, leaf, on_meta
+from unigame.backbones.common.counting import (
+    convolutions,
+    count,
+    count_lora,
+    count_packable,
+    leaf,
+    on_meta,
+)
 from unigame.backbones.common.fast import lean_decoder
 from unigame.backbones.folder import check_files
 from unigame.backbones.memory import ModelSize
@@ -36,6 +43,7 @@ def size_of_config(name: str, config: JanusConfig) -> ModelSize:
         name=name,
         parameters=count(model),
         float32_parameters=count(model.model.vqmodel),
+        packable_parameters=count_packable(model, "language_model"),
         lora_parameters=count_lora(model.model.language_model),
         hidden_size=text.hidden_size,
         mlp_size=text.intermediate_size,

@@ -40,6 +40,7 @@ def supports(model: Any, tokens: PaddedTokens) -> bool:
     return (
         model not in _refused
         and len(devices) == 1
+        and all(p.is_floating_point() for p in model.parameters())  # packed layers: nobody tried
         and next(iter(devices)).type == "cuda"
         and tokens.axes_ABL is None
         and has_fixed_shapes(config)
