@@ -82,6 +82,8 @@ class Run:
         gather: joins the values of all processes; None on one.
         sum: the sum over processes.
         show: logs pictures at the step that the run has reached, where a tracker takes them.
+        sharded: whether the language model's weights are: then all processes must run equally many
+            passes through it, in one order.
     """
 
     args: Any
@@ -96,6 +98,7 @@ class Run:
     gather: Callable[[Tensor], Tensor] | None = None
     sum: Callable[[Tensor], Tensor] = field(default=lambda values: values)
     show: Callable[[Sequence[Shown]], None] = _unshown
+    sharded: bool = False
 
 
 class Method:
@@ -168,6 +171,13 @@ class Method:
         Raises:
             UserError: it is not there.
         """
+
+    def uneven_passes(self) -> str:
+        """Why processes may run unequal passes through the language model; "" where they do not.
+
+        Weights that are sharded over the processes then cannot be had (``shard_frozen``).
+        """
+        return f"method {self.name}, which does not say that its processes run equal passes"
 
     def answers_needed(self, args: Any) -> int:
         """Different rows with an answer that it cannot do without."""

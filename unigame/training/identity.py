@@ -50,6 +50,7 @@ FREE_PREFIXES = (
     "project",
     "push_to_hub",
     "save_",
+    "shard_",
     "torch_compile",
     "trackio_",
 )
@@ -219,12 +220,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _model(backbone: Backbone) -> dict[str, Any]:
     """Family, size, and a digest of a sample of the frozen weights."""
+    kept = backbone.kept_digests
+    weights = sample_digest(backbone) if kept is None else kept["sample"]
+    return {"family": backbone.facts.family, "weights": weights}
+
+
+def sample_digest(backbone: Backbone) -> str:
+    """Of some values of some frozen weights, 16 digits."""
     frozen = [(n, p) for n, p in backbone.named_parameters() if not p.requires_grad]
     digest = hashlib.sha256()
     for _, weight in frozen[:: max(1, len(frozen) // SAMPLED_WEIGHTS)]:
         values = weight.detach().flatten()[:1024].to("cpu", torch.float32)
         digest.update(values.numpy().tobytes())
-    return {"family": backbone.facts.family, "weights": digest.hexdigest()[:16]}
+    return digest.hexdigest()[:16]
 
 
 def _lora(backbone: Backbone) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     from unigame.backbones import load_backbone
     from unigame.training.health import require_work
     from unigame.training.preflight import check_before_loading, require_hub
+    from unigame.training.sharding import loading_device
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
@@ -168,7 +169,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     backbone = load_backbone(
         recipe.model,
         dtype="bfloat16" if half else "float32",
-        device=args.device,
+        device=loading_device(args),
         adapter=recipe.adapter,
     )
     trainer = UniGameTrainer(

@@ -126,7 +126,7 @@ class HubModel(Backbone):
             str(getattr(self.base, "name_or_path", "")) == name
         )  # a composed model is no checkpoint
         commit = getattr(self.base.config, "_commit_hash", None) if own else None
-        return adapter_files.Base(name, adapter_files.weights_digest(self), str(commit or ""))
+        return adapter_files.Base(name, self.weights_digest(), str(commit or ""))
 
     # ---- modes and precision -------------------------------------------------------------------
     def gradient_checkpointing_enable(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import StaticCache
 
 from unigame.backbones.common.fast.prompt_cache import read_prompts
@@ -40,6 +41,7 @@ def supports(model: Any, tokens: PaddedTokens) -> bool:
     return (
         model not in _refused
         and len(devices) == 1
+        and not any(isinstance(p, DTensor) for p in model.parameters())  # shards (FSDP2)
         and next(iter(devices)).type == "cuda"
         and tokens.axes_ABL is None
         and has_fixed_shapes(config)
