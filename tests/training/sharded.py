@@ -33,6 +33,24 @@ def game(model: Path, folder: Path, mode: str) -> UniGameTrainer:
     return make_trainer(model, folder / mode, Sorted(8, text=[6]), shard_frozen=mode, **SETTINGS)
 
 
+def tuned(
+    model: Path, folder: Path, *, accumulation: int = 1, mode: str = "none"
+) -> UniGameTrainer:
+    """Fine-tuning of four rows a step: two processes, or one that accumulates."""
+    return make_trainer(
+        model,
+        folder,
+        Records(12),
+        methods=["sft"],
+        shard_frozen=mode,
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        save_strategy="steps",
+        save_steps=2,
+    )
+
+
 def found(trainer: UniGameTrainer) -> dict[str, Any]:
     sharded = [w for w in trainer.backbone.parameters() if isinstance(w, DTensor)]
     return {
@@ -66,6 +84,9 @@ def main(model: Path, folder: Path) -> None:
     resumed = game(model, folder, "language")
     resumed.train(resume_from_checkpoint=str(folder / "none" / "checkpoint-2"))
     record["resumed"] = found(resumed)
+    sft = tuned(model, folder / "sft", mode="language")
+    sft.train()
+    record["sft"] = {"losses": Losses(sft.state.log_history).values, "u": lora_weights(sft)}
     rank = resumed.args.process_index
     torch.save(record, folder / f"rank{rank}.pt")
     (folder / f"refused{rank}.json").write_text(json.dumps(refused(model, folder)))

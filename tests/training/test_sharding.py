@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.helpers import Records, make_config, make_trainer
+from tests.training.helpers import (
+    Losses,
+    Records,
+    game_of,
+    lora_weights,
+    make_config,
+    make_trainer,
+)
+from tests.training.sharded import tuned
 from unigame.errors import UserError
+from unigame.methods.selfplay.buffer import HardSample
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +55,48 @@ def test_the_base_is_known_by_its_whole_weights(ranks) -> None:
 def test_unequal_passes_are_refused_on_both_ranks(launched: Path) -> None:
     texts = [json.loads((launched / "sharded" / f"refused{i}.json").read_text()) for i in range(2)]
     assert all("shard_frozen='language'" in text and "missing_captions" in text for text in texts)
+
+
+def test_two_sharded_ranks_are_one_process_that_accumulates(ranks, tiny_path, tmp_path) -> None:
+    single = tuned(tiny_path, tmp_path, accumulation=2)
+    single.train()
+    assert Losses(single.state.log_history).values == pytest.approx(
+        ranks[0]["sft"]["losses"], abs=1e-5
+    )
+    for name, weight in lora_weights(single).items():
+        assert torch.allclose(weight, ranks[0]["sft"]["u"][name], atol=1e-4), name
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_one(ranks, launched, tiny_path, tmp_path) -> None:
+    folder = launched / "sharded" / "sft" / "checkpoint-2"
+    with pytest.raises(UserError, match="gradient_accumulation_steps: 1 on 2 processes"):
+        tuned(tiny_path, tmp_path).train(resume_from_checkpoint=str(folder))
+    single = tuned(tiny_path, tmp_path, accumulation=2)
+    single.train(resume_from_checkpoint=str(folder))
+    assert Losses(single.state.log_history).values == pytest.approx(
+        ranks[0]["sft"]["losses"], abs=1e-5
+    )
+
+
+def test_buffers_are_dealt_out_whole_and_c_keeps_its_optimizer(tiny_path, tmp_path) -> None:
+    game = game_of(make_trainer(tiny_path, tmp_path, Records(4)))
+    states = []
+    for rank in range(4):
+        for i in range(3):
+            codes, name = torch.full((4,), rank), f"{rank}-{i}"
+            game.buffer.push([HardSample(codes, "q", "a", 3.0 * i + rank, 0.5, name, i)])
+        game.tally.candidates = 5
+        states.append(copy.deepcopy(game.state_dict()))
+        game.buffer = game._new_buffer(rank)
+    dealt = [game.regrouped(states, rank, 2) for rank in range(2)]
+    sources = [sample["source"] for one in dealt for sample in one["buffer"]["samples"]]
+    assert sorted(sources) == sorted(f"{rank}-{i}" for rank in range(4) for i in range(3))
+    assert [one["tally"] for one in dealt] == [
+        {**dealt[0]["tally"], "candidates": 10, "held": 6}
+    ] * 2
+    for one in dealt:
+        game.load_state_dict(one)
+        assert len(game.buffer) == 6
 
 
 def test_one_process_has_nothing_to_share(tiny_path, tmp_path, caplog) -> None:

@@ -26,7 +26,7 @@ from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.methods.registry import kind_of
-from unigame.training.checkpoint import SETTINGS_FILE
+from unigame.training.checkpoint import SETTINGS_FILE, saved_by
 from unigame.training.config import UniGameConfig
 
 RUN_FILE = "run.json"
@@ -126,11 +126,12 @@ def differences(
     there = _flat(_read(Path(folder) / SETTINGS_FILE))
     here = _flat(json.loads(args.to_json_string()))
     defaults = {item.name: _plain(item.default) for item in fields(UniGameConfig)}
-    found = []
+    found, shared = _rows_of_a_step(folder, there, args)
     for name in sorted(here.keys() | there.keys()):
         setting = name.split(".")[0]
         # One that this version does not know cannot be followed, nor asked for.
-        if setting in FREE or setting not in defaults or name.startswith(FREE_PREFIXES):
+        free = setting in FREE or setting in shared
+        if free or setting not in defaults or name.startswith(FREE_PREFIXES):
             continue
         # A setting that one of the two versions does not know yet was at its default there.
         old, new = (side.get(name, defaults.get(name)) for side in (there, here))
@@ -147,6 +148,23 @@ def differences(
             found += _methods_between(there.pop("methods"), here.pop("methods"))
         found += _between(there, here)
     return found
+
+
+def _rows_of_a_step(
+    folder: str | Path, there: Mapping[str, Any], args: UniGameConfig
+) -> tuple[list[str], tuple[str, ...]]:
+    """On another number of processes: what differs, and the settings that may make up for it.
+
+    Rows of an optimizer step are processes x batch x accumulation.
+    """
+    before = saved_by(folder)
+    if before in (0, args.world_size):
+        return [], ()
+    name = "gradient_accumulation_steps"
+    old, new = int(there.get(name, 1)), args.gradient_accumulation_steps
+    if before * old == args.world_size * new:
+        return [], (name,)
+    return [f"{name}: {old} on {before} processes there, {new} on {args.world_size} here"], (name,)
 
 
 def said(found: list[str]) -> str:

@@ -238,6 +238,17 @@ class RecA(Method):
             "drawn": self.drawn,
         }
 
+    def regrouped(
+        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
+    ) -> dict[str, Any]:
+        """Counts are dealt out; a process that was not there draws from a generator of its own."""
+        own = states[rank] if rank < len(states) else self.state_dict()
+        return {
+            "generator": own["generator"],
+            "micro_batches": states[0]["micro_batches"],
+            "drawn": sum(state["drawn"] for state in states[rank::world_size]),
+        }
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave, exactly."""
         self.generator.set_state(state["generator"])

@@ -850,6 +850,37 @@ class SelfPlay(Method):
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
+    def regrouped(
+        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
+    ) -> dict[str, Any]:
+        """C's optimizer is the same on all; the buffers are dealt out anew, hardest first.
+
+        A process that was not there draws from generators of its own. Where there are fewer
+        processes than before, what a buffer cannot hold is lost: the easiest.
+        """
+        own = states[rank] if rank < len(states) else self.state_dict()
+        samples = [sample for state in states for sample in state["buffer"]["samples"]]
+        samples.sort(key=lambda sample: -sample["hardness"])
+        dealt = samples[rank::world_size]
+        tallies = [state["tally"] for state in states[rank::world_size]]
+        tally = {name: sum(one[name] for one in tallies) for name in vars(self.tally)}
+        tally["held"] = min(len(dealt), self.buffer.capacity)
+        buffer = {**states[0]["buffer"], "samples": dealt}
+        buffer["generator"] = own["buffer"]["generator"]
+        if rank == 0:
+            lost = max(0, len(samples) - world_size * self.buffer.capacity)
+            warn(
+                f"selfplay: {len(samples)} hard samples of {len(states)} buffers are dealt out to "
+                f"{world_size}; {lost} of them, the easiest, find no place"
+            )
+        return {
+            **states[0],
+            "buffer": buffer,
+            "tally": tally,
+            "generator": own["generator"],
+            "noise": own["noise"],
+        }
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
         if self.optimizer is not None and state["optimizer"] is not None:
