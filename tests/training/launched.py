@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.training import ranks, ranks_that_stop, two_ranks
+from tests.training import ranks, ranks_that_stop, sharded, two_ranks
 
-PARTS = {"stop": ranks_that_stop, "mixed": two_ranks, "plain": ranks}
+PARTS = {"stop": ranks_that_stop, "mixed": two_ranks, "plain": ranks, "sharded": sharded}
 
 
 def main(model: Path, folder: Path) -> None:

@@ -177,6 +177,8 @@ class Backbone(nn.Module, ABC):
 
     facts: BackboneFacts
     preprocessor: Preprocessor
+    kept_digests: dict[str, str] | None = None
+    """Of the base weights, where they are sharded and no process can read them whole any more."""
     source: str = ""
     """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     quantization: str = "none"
@@ -592,6 +594,8 @@ class Backbone(nn.Module, ABC):
         """Which base weights these are, whatever their precision and the device: 16 digits."""
         from unigame.backbones.common.adapter_files import weights_digest
 
+        if self.kept_digests is not None:
+            return self.kept_digests["whole"]
         return weights_digest(self)
 
     def activation_checkpointing_enable(

@@ -82,6 +82,8 @@ class Run:
         gather: joins the values of all processes; None on one.
         sum: the sum over processes.
         show: logs pictures at the step that the run has reached, where a tracker takes them.
+        sharded: whether the language model's weights are: then all processes must run equally many
+            passes through it, in one order.
     """
 
     args: Any
@@ -96,6 +98,7 @@ class Run:
     gather: Callable[[Tensor], Tensor] | None = None
     sum: Callable[[Tensor], Tensor] = field(default=lambda values: values)
     show: Callable[[Sequence[Shown]], None] = _unshown
+    sharded: bool = False
 
 
 class Method:
@@ -168,6 +171,13 @@ class Method:
         Raises:
             UserError: it is not there.
         """
+
+    def uneven_passes(self) -> str:
+        """Why processes may run unequal passes through the language model; "" where they do not.
+
+        Weights that are sharded over the processes then cannot be had (``shard_frozen``).
+        """
+        return f"method {self.name}, which does not say that its processes run equal passes"
 
     def answers_needed(self, args: Any) -> int:
         """Different rows with an answer that it cannot do without."""
@@ -287,6 +297,24 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave, exactly."""
 
+    def regrouped(
+        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
+    ) -> Mapping[str, Any]:
+        """This process's state from those of another number of processes.
+
+        Args:
+            states: what ``state_dict`` gave on each of them, in order.
+            rank: of this process.
+            world_size: how many there are now.
+
+        Raises:
+            UserError: the method does not say how; by default it does not.
+        """
+        raise UserError(
+            f"method {self.name} cannot go on with {world_size} processes from a checkpoint of "
+            f"{len(states)}; resume with {len(states)}"
+        )
+
     def files(self, rank: int, world_size: int) -> list[str]:
         """What a checkpoint of this process must hold of the method."""
         return [files.state_file(self.name, rank, world_size)] if self.state_dict() else []
@@ -318,5 +346,11 @@ class Method:
         """
         self.load_weights(folder)
         if self.state_dict():
-            path = folder / files.state_file(self.name, rank, world_size)
-            self.load_state_dict(files.load_state(path))
+            before = files.saved_by(folder, self.name)
+            if before in (0, world_size):
+                path = folder / files.state_file(self.name, rank, world_size)
+                self.load_state_dict(files.load_state(path))
+                return
+            paths = [folder / files.state_file(self.name, old, before) for old in range(before)]
+            states = [files.load_state(path) for path in paths]
+            self.load_state_dict(self.regrouped(states, rank, world_size))

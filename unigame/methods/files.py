@@ -26,6 +26,16 @@ def state_file(method: str, rank: int, world_size: int) -> str:
     return f"{method}_state.pt" if world_size == 1 else f"{method}_state_{rank}.pt"
 
 
+def saved_by(folder: Path, method: str) -> int:
+    """How many processes wrote a method's state in a checkpoint; 0: there is none."""
+    if (folder / state_file(method, 0, 1)).is_file():
+        return 1
+    count = 0
+    while (folder / state_file(method, count, 2)).is_file():
+        count += 1
+    return count
+
+
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors and plain values."""
     torch.save({"version": STATE_VERSION, **state}, path)

@@ -25,6 +25,10 @@ class SFT(Method):
     name = "sft"
     Settings = SFTSettings
 
+    def uneven_passes(self) -> str:
+        """None."""
+        return ""
+
     def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """Whether U learns."""
         return u_does_not_learn(Log(log))

@@ -43,7 +43,7 @@ def require_complete(
     """
     folder = Path(folder)
     require_folder(folder)
-    rng = "rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth"
+    rng = rng_file(rank, world_size)
     for name in (*weights, TRAINER_STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE, rng, *extra):
         path = folder / name
         if path.is_file() and path.stat().st_size > 0:
@@ -52,6 +52,19 @@ def require_complete(
         raise UserError(
             f"{path} {what}, so the run cannot be resumed exactly; {_likely_cause(name)}"
         )
+
+
+def rng_file(rank: int, world_size: int) -> str:
+    """Where one process keeps the global generators."""
+    return "rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth"
+
+
+def saved_by(folder: str | Path) -> int:
+    """How many processes wrote a checkpoint; 0: it does not say."""
+    folder = Path(folder)
+    if (folder / rng_file(0, 1)).is_file():
+        return 1
+    return len(list(folder.glob("rng_state_*.pth")))
 
 
 def require_folder(folder: str | Path) -> None:
@@ -90,8 +103,8 @@ def steps_done(folder: str | Path) -> int:
 def _likely_cause(name: str) -> str:
     if "_state" in name and not name.startswith(("trainer", "rng")) or "perturber" in name:
         return (
-            "it was saved with other methods, by another number of processes, or before methods "
-            "were listed; resume with the saved run's methods, or start a new run from its adapter"
+            "it was saved with other methods, or before methods were listed; resume with the saved "
+            "run's methods, or start a new run from its adapter"
         )
     if name.startswith(("optimizer", "scheduler", "rng_state")):
         return "it was saved with save_only_model=True; start a new run from its adapter instead"

@@ -8,6 +8,7 @@ settings of its own, see ``methods``.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -25,7 +26,7 @@ from unigame.training.settings import RULES
 UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": "losses are computed per sample inside the backbone; set it to 0",
     "deepspeed": "use DDP (torchrun) instead",
-    "fsdp": "its checkpoints cannot be resumed exactly; use DDP (torchrun) instead",
+    "fsdp": "set shard_frozen=language, which shards the frozen weights and leaves LoRA to DDP",
     "enable_jit_checkpoint": "save_on_signal writes an exact checkpoint on SIGTERM; unset it",
     "fp16": "C's gradient has no loss scaling; use bf16",
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
@@ -87,6 +88,11 @@ class UniGameConfig(TrainingArguments):
         "less memory. "
         "Default: as many as SFT would, per_device_train_batch_size.",
     )
+    shard_frozen: str = _setting(
+        "none",
+        "'language': the frozen layers of the language model are shared out over the processes "
+        "(FSDP2); 'none': each holds them all. The same losses either way; LoRA is left to DDP.",
+    )
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."
     )
@@ -131,6 +137,11 @@ class UniGameConfig(TrainingArguments):
         for name, advice in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)!r} is not supported: {advice}")
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes"):
+            raise UserError(
+                "accelerate launch --use_fsdp (ACCELERATE_USE_FSDP) is not supported: launch "
+                "without it and set shard_frozen=language"
+            )
         self._check_together()
         if self.data_seed is None:
             self.data_seed = self.seed  # the order of the data then depends on this alone

@@ -27,7 +27,7 @@ from unigame.backbones.common.quantization import NONE
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.methods.registry import kind_of
-from unigame.training.checkpoint import SETTINGS_FILE
+from unigame.training.checkpoint import SETTINGS_FILE, saved_by
 from unigame.training.config import UniGameConfig
 
 RUN_FILE = "run.json"
@@ -51,6 +51,7 @@ FREE_PREFIXES = (
     "project",
     "push_to_hub",
     "save_",
+    "shard_",
     "torch_compile",
     "trackio_",
 )
@@ -126,11 +127,12 @@ def differences(
     there = _flat(_read(Path(folder) / SETTINGS_FILE))
     here = _flat(json.loads(args.to_json_string()))
     defaults = {item.name: _plain(item.default) for item in fields(UniGameConfig)}
-    found = []
+    found, shared = _rows_of_a_step(folder, there, args)
     for name in sorted(here.keys() | there.keys()):
         setting = name.split(".")[0]
         # One that this version does not know cannot be followed, nor asked for.
-        if setting in FREE or setting not in defaults or name.startswith(FREE_PREFIXES):
+        free = setting in FREE or setting in shared
+        if free or setting not in defaults or name.startswith(FREE_PREFIXES):
             continue
         # A setting that one of the two versions does not know yet was at its default there.
         old, new = (side.get(name, defaults.get(name)) for side in (there, here))
@@ -151,6 +153,23 @@ def differences(
             found += _methods_between(there.pop("methods"), here.pop("methods"))
         found += _between(there, here)
     return found
+
+
+def _rows_of_a_step(
+    folder: str | Path, there: Mapping[str, Any], args: UniGameConfig
+) -> tuple[list[str], tuple[str, ...]]:
+    """On another number of processes: what differs, and the settings that may make up for it.
+
+    Rows of an optimizer step are processes x batch x accumulation.
+    """
+    before = saved_by(folder)
+    if before in (0, args.world_size):
+        return [], ()
+    name = "gradient_accumulation_steps"
+    old, new = int(there.get(name, 1)), args.gradient_accumulation_steps
+    if before * old == args.world_size * new:
+        return [], (name,)
+    return [f"{name}: {old} on {before} processes there, {new} on {args.world_size} here"], (name,)
 
 
 def said(found: list[str]) -> str:
@@ -224,15 +243,22 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _model(backbone: Backbone) -> dict[str, Any]:
     """Family, a digest of a sample of the frozen weights, and how they are kept."""
+    kept = backbone.kept_digests
+    weights = sample_digest(backbone) if kept is None else kept["sample"]
+    found = {"family": backbone.facts.family, "weights": weights}
+    if backbone.quantization != NONE:
+        found["quantization"] = backbone.quantization
+    return found
+
+
+def sample_digest(backbone: Backbone) -> str:
+    """Of some values of some frozen weights, 16 digits."""
     frozen = [(n, p) for n, p in backbone.named_parameters() if not p.requires_grad]
     digest = hashlib.sha256()
     for _, weight in frozen[:: max(1, len(frozen) // SAMPLED_WEIGHTS)]:
         values = weight.detach().flatten()[:1024].to("cpu", torch.float32)
         digest.update(values.numpy().tobytes())
-    found = {"family": backbone.facts.family, "weights": digest.hexdigest()[:16]}
-    if backbone.quantization != NONE:
-        found["quantization"] = backbone.quantization
-    return found
+    return digest.hexdigest()[:16]
 
 
 def _lora(backbone: Backbone) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.backbones.loading import wrap_model
 from unigame.training.config import UniGameConfig
+from unigame.training.sharding import loading_device
 
 
 def as_backbone(
@@ -23,7 +24,7 @@ def as_backbone(
         return model
     if isinstance(model, str | Path):
         return load_backbone(
-            model, dtype="bfloat16" if args.bf16 else "float32", device=args.device
+            model, dtype="bfloat16" if args.bf16 else "float32", device=loading_device(args)
         )
     return wrap_model(model, processing_class)
 

@@ -12,6 +12,7 @@ from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.system.writable import require_writable
 from unigame.training.config import UniGameConfig
+from unigame.training.sharding import require_shardable
 from unigame.training.trackers import require_trackers
 
 # Evaluation gives these; a best model is chosen by one of them.
@@ -30,6 +31,7 @@ def check_before_loading(args: UniGameConfig, methods: Sequence[Method]) -> None
     _require_optimizer(args)
     _require_metric(args)
     _require_compiler(args)
+    require_shardable(args, methods)
     for method in methods:
         method.check_machine(args)
 

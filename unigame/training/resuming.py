@@ -28,6 +28,11 @@ def require_whole(
         UserError: naming the file.
     """
     rank, world_size = args.process_index, args.world_size
+    before = checkpoint.saved_by(folder)
+    if before not in (0, world_size):
+        # All read all: who was not there reads the first one's place.
+        rank, world_size = rank % before, before
+        _require_regroupable(methods, before, args)
     checkpoint.require_complete(
         folder,
         weights=backbone.saved_files,
@@ -39,6 +44,24 @@ def require_whole(
         require_undamaged(folder, trust=args.resume_anyway)
     for method in methods:  # could not go on even if it were asked to
         method.check_weights(Path(folder))
+
+
+def _require_regroupable(methods: Sequence[Method], before: int, args: UniGameConfig) -> None:
+    """A checkpoint of another number of processes: say what goes on, or that it cannot.
+
+    Raises:
+        UserError: a method does not say how.
+    """
+    for method in methods:
+        if method.state_dict() and type(method).regrouped is Method.regrouped:
+            method.regrouped([{}] * before, args.process_index, args.world_size)
+    if args.should_save:
+        logger.warning(
+            "The checkpoint is of %d processes and goes on with %d: the same weights, optimizers, "
+            "schedules and rows; dropout and other random draws are not those of the first run",
+            before,
+            args.world_size,
+        )
 
 
 def require_undamaged(folder: str | Path, *, trust: bool) -> None:

@@ -154,6 +154,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     from unigame.backbones.common.quantization import require_quantization
     from unigame.training.health import require_work
     from unigame.training.preflight import check_before_loading, require_hub
+    from unigame.training.sharding import loading_device
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
@@ -172,7 +173,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     backbone = load_backbone(
         recipe.model,
         dtype="bfloat16" if half else "float32",
-        device=args.device,
+        device=loading_device(args),
         adapter=recipe.adapter,
         quantization=recipe.quantization,
     )

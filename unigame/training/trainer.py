@@ -54,6 +54,7 @@ from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
+from unigame.training.sharding import NO_MAP, require_shardable, shard_frozen, shards
 from unigame.training.skip_report import UnreadablePictures
 from unigame.training.trackers import GalleryCallback, require_trackers
 from unigame.training.weight_path import WeightPath
@@ -120,6 +121,7 @@ class UniGameTrainer(ResumableTrainer):
         self.methods = as_methods(methods)
         for method in self.methods:
             method.check(args)
+        require_shardable(args, self.methods)
         require_rows(train_dataset)
         require_map_style(train_dataset, args.world_size)
         require_work(args, train_dataset, self.methods)
@@ -133,6 +135,7 @@ class UniGameTrainer(ResumableTrainer):
         elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
             seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
+        shard_frozen(backbone, args)
         needs_caption = any(method.refuses_missing_captions for method in self.methods)
         pictures = self._learns_pictures or holds_pictures_alone(train_dataset)
         check = record_check(backbone, args, needs_caption, needs_text=not pictures)
@@ -181,6 +184,7 @@ class UniGameTrainer(ResumableTrainer):
             average=partial(average_over_ranks, self.accelerator) if several else None,
             gather=partial(gather_from_ranks, self.accelerator) if several else None,
             sum=self._sum_over_ranks,
+            sharded=shards(self.args),
             show=lambda shown: self.gallery.show(self.state.global_step, shown),
         )
 
@@ -226,6 +230,8 @@ class UniGameTrainer(ResumableTrainer):
 
     def _map_pictures(self) -> str:
         """The coverage map of the report; returns why there is none."""
+        if shards(self.args):
+            return NO_MAP
         sources = Sources(
             backbone=self.backbone,
             methods=self.methods,

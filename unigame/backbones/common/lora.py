@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unigame.backbones.common.lora_settings import check_lora_config
 from unigame.errors import UserError
@@ -149,7 +150,7 @@ def effective_weight(layer: nn.Module) -> Tensor | None:
     base: Any = layer
     if isinstance(layer, LoraLinear) and (merges or layer.disable_adapters):
         base = layer.base_layer
-    if type(base) is not nn.Linear or base.bias is not None:
+    if type(base) is not nn.Linear or base.bias is not None or isinstance(base.weight, DTensor):
         return None
     return _sum(layer) if merges else base.weight.detach()
 
@@ -167,7 +168,8 @@ def _can_merge(module: nn.Module) -> TypeGuard[LoraLinear]:
     return (
         type(base) is nn.Linear
         and base.weight.dtype == torch.float32
-        and base.weight.shape == (base.out_features, base.in_features)  # FSDP flattens its shards
+        and not isinstance(base.weight, DTensor)  # a shard (FSDP2) is not the whole weight
+        and base.weight.shape == (base.out_features, base.in_features)
         and not base.weight.requires_grad
         and not module.lora_variant
         and not any(module.lora_bias.values())

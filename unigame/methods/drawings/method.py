@@ -83,6 +83,10 @@ class DrawingMethod(Method):
                 "questions; give some for each, or set question_maker=rules"
             )
 
+    def uneven_passes(self) -> str:
+        """How many drawings a process makes and verifies depends on its captions."""
+        return f"method {self.name}, which draws and reads as many pictures as there are captions"
+
     def setup(self, run: Run) -> None:
         """Read the captions, make the store, and see that the model can draw.
 

@@ -72,6 +72,10 @@ class RecA(Method):
     losses = ("reconstruction",)
     learns_pictures = True
 
+    def uneven_passes(self) -> str:
+        """None: the trainer runs the loss in every step, with stand-ins where there is no row."""
+        return ""
+
     def setup(self, run: Run) -> None:
         """Lay out the templates, and see what is read of a picture."""
         super().setup(run)
@@ -232,6 +236,17 @@ class RecA(Method):
             "generator": self.generator.get_state(),
             "micro_batches": self.micro_batches,
             "drawn": self.drawn,
+        }
+
+    def regrouped(
+        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
+    ) -> dict[str, Any]:
+        """Counts are dealt out; a process that was not there draws from a generator of its own."""
+        own = states[rank] if rank < len(states) else self.state_dict()
+        return {
+            "generator": own["generator"],
+            "micro_batches": states[0]["micro_batches"],
+            "drawn": sum(state["drawn"] for state in states[rank::world_size]),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

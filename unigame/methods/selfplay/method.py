@@ -177,6 +177,15 @@ class SelfPlay(Method):
         if self.settings.uses_clip and self.settings.similarity_model:
             ClipSimilarity(self.settings.similarity_model, self.settings.similarity_mode)  # type: ignore[arg-type]
 
+    def uneven_passes(self) -> str:
+        """Descriptions and answers of several words, and drawings of other methods."""
+        settings = self.settings
+        if settings.draws and settings.missing_captions == "model":
+            return "missing_captions='model' (selfplay), by which each describes its own pictures"
+        if settings.challenge_drawings:
+            return "challenge_drawings=True (selfplay), which not every one has in every step"
+        return ""
+
     def answers_needed(self, args: Any) -> int:
         """One to attack; under a cap, as many as a buffer takes that replay can start from."""
         cap = self._cap
@@ -279,6 +288,9 @@ class SelfPlay(Method):
             )
         self._watch = Watch(self)
         kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
+        if kept and run.sharded:
+            kept = 0  # one process alone cannot ask the model
+            warn("the report will have no example pictures: the frozen weights are sharded")
         self.examples = Examples(kept, settings.examples_every)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
@@ -579,11 +591,13 @@ class SelfPlay(Method):
             for _ in range(self.settings.perturber_steps):
                 results, norm = self._ascend(parts, visual, rows.counts)
             result = ChallengeResult.joined(results)
-            due = rows.counts and step is not None and self._baseline_is_due(step)
+            due = step is not None and self._baseline_is_due(step)
+            # A rank without answers redraws its stand-ins, where the others wait for it.
+            due = due and (rows.counts or self.run.sharded)
             baseline = self._redraw(parts, visual, result) if due else None
         if rows.counts:
             self._wrong_BK = {"attack_success_rate": ~result.right_BK}
-        if baseline is not None:
+        if baseline is not None and rows.counts:
             self._wrong_BK["redrawn_success_rate"] = ~baseline.right_BK
             result.metrics.update(redrawn_figures(result, baseline))
         return result, norm
@@ -604,12 +618,13 @@ class SelfPlay(Method):
         if isinstance(self.perturber, NoPerturber):
             return result  # nothing else was drawn
         at_once = self.batch_size
+        backbone, settings, scorer = self.run.backbone, self.settings, self.scorer
         results = [
-            redrawn(self.run.backbone, part, self.settings, self.scorer, noise, states, at_once)
+            (share, redrawn(backbone, part, settings, scorer, noise, states, at_once))
             for (part, share), noise, states in zip(parts, self._noise, visual, strict=True)
-            if share
+            if share or self.run.sharded
         ]
-        return ChallengeResult.joined(results)
+        return ChallengeResult.joined([result for share, result in results if share])
 
     def _ascend(
         self,
@@ -838,6 +853,37 @@ class SelfPlay(Method):
             "heads": self.heads.state_dict(),
             "content": self.content.state_dict() if self.content else None,
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
+        }
+
+    def regrouped(
+        self, states: Sequence[Mapping[str, Any]], rank: int, world_size: int
+    ) -> dict[str, Any]:
+        """C's optimizer is the same on all; the buffers are dealt out anew, hardest first.
+
+        A process that was not there draws from generators of its own. Where there are fewer
+        processes than before, what a buffer cannot hold is lost: the easiest.
+        """
+        own = states[rank] if rank < len(states) else self.state_dict()
+        samples = [sample for state in states for sample in state["buffer"]["samples"]]
+        samples.sort(key=lambda sample: -sample["hardness"])
+        dealt = samples[rank::world_size]
+        tallies = [state["tally"] for state in states[rank::world_size]]
+        tally = {name: sum(one[name] for one in tallies) for name in vars(self.tally)}
+        tally["held"] = min(len(dealt), self.buffer.capacity)
+        buffer = {**states[0]["buffer"], "samples": dealt}
+        buffer["generator"] = own["buffer"]["generator"]
+        if rank == 0:
+            lost = max(0, len(samples) - world_size * self.buffer.capacity)
+            warn(
+                f"selfplay: {len(samples)} hard samples of {len(states)} buffers are dealt out to "
+                f"{world_size}; {lost} of them, the easiest, find no place"
+            )
+        return {
+            **states[0],
+            "buffer": buffer,
+            "tally": tally,
+            "generator": own["generator"],
+            "noise": own["noise"],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import StaticCache
 
 from unigame.backbones.common.fast.prompt_cache import read_prompts
@@ -41,6 +42,7 @@ def supports(model: Any, tokens: PaddedTokens) -> bool:
         model not in _refused
         and len(devices) == 1
         and all(p.is_floating_point() for p in model.parameters())  # packed layers: nobody tried
+        and not any(isinstance(p, DTensor) for p in model.parameters())  # shards (FSDP2)
         and next(iter(devices)).type == "cuda"
         and tokens.axes_ABL is None
         and has_fixed_shapes(config)
