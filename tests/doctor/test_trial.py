@@ -72,7 +72,7 @@ def test_the_larger_of_two_peaks_is_that_of_the_whole(tmp_path, monkeypatch) -> 
     peaks = {(1, 1): (100.0, 50.0), (3, 1): (110.0, 90.0), (1, 3): (100.0, 50.0)}
     asked: list[tuple[int, int]] = []
 
-    def slices(config, *blocks_and_more):
+    def slices(plan, config, *blocks_and_more):
         asked.append(blocks_and_more[:2])
 
     monkeypatch.setattr(trial, "WHOLE", 0)
