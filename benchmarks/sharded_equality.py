@@ -1,5 +1,6 @@
 """Sharded frozen weights against whole ones, 20 steps on CPUs: largest differences.
 
+    python -m benchmarks.sharded_equality FOLDER model      # makes the model
     torchrun --nproc_per_node 2 -m benchmarks.sharded_equality FOLDER
 
 Three runs of each kind on a tiny random Janus: the game with buffers, fine-tuning, and fine-tuning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 
@@ -74,8 +75,6 @@ def test_the_challenge_s_gradient_is_that_of_the_rounded_weights(
     gradient, true = (challenge_gradient(one, whole) for one in (backbone, whole))
     assert torch.cosine_similarity(gradient, true, dim=0) > COSINE[kind]
     # The sharp check: a plain model of the rounded weights has the same gradient.
-    import copy
-
     rounded = copy.deepcopy(whole)
     with torch.no_grad():
         for name in names:

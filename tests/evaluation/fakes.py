@@ -49,7 +49,6 @@ class FakeBackbone(nn.Module):
     facts = FACTS
     device = torch.device("cpu")
     max_images = 3
-
     quantization = "none"
 
     def __init__(self, *, fits: int = 10**6, stop_after: int = 10**6, weight: float = 0.0) -> None:

@@ -106,10 +106,9 @@ def load_jobs(
             info = replace(loaded.dataset, fingerprint=fingerprint(loaded.items))
             loaded = replace(loaded, dataset=info)
         jobs.append(Job(benchmark, loaded))
-    for benchmark in (
-        benchmarks if scored else ()
-    ):  # after the data: a wrong folder is found faster than a model
-        benchmark.prepare()
+    if scored:
+        for benchmark in benchmarks:  # after the data: a wrong folder is found faster than a model
+            benchmark.prepare()
     return jobs
 
 

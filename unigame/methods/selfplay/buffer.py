@@ -2,10 +2,10 @@
 
 It keeps the hardest ``capacity`` of what it was given, and sampling takes nothing out: a sample
 leaves when a harder one needs its place, when U has learned it, or when U could not learn it in
-``max_replays`` replays (``refresh``). A picture is
-stored as its codes (about 1 kB), not as pixels (440 kB), in int16 or int32 on the CPU; the
-backbone's ``render`` turns them into pixels again. Random draws come from the buffer's own
-generator, so mining or replaying never moves the global random state.
+``max_replays`` replays (``refresh``). A picture is stored as its codes (about 1 kB), not as pixels
+(440 kB), in int16 or int32 on the CPU; the backbone's ``render`` turns them into pixels again.
+Random draws come from the buffer's own generator, so mining or replaying never moves the global
+random state.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class ReplayTally:
             left = f"; {self.learned} were learned and left the buffer" if self.learned else ""
             if self.given_up:
                 limit = f"{settings.max_replays} replays (max_replays)"
-                left += f"; {self.given_up} left it unlearned after {limit}"
+                left += f"; {self.given_up} left it after {limit}"
             return f"Replay: U learned from {self.replayed} hard samples{left}."
         why = self.why_not(settings, batch_size)
         return f"Replay never happened, so this was plain fine-tuning: {why}."

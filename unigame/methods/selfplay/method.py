@@ -868,7 +868,8 @@ class SelfPlay(Method):
         samples.sort(key=lambda sample: -sample["hardness"])
         dealt = samples[rank::world_size]
         tallies = [state["tally"] for state in states[rank::world_size]]
-        tally = {name: sum(one[name] for one in tallies) for name in vars(self.tally)}
+        # A count that an earlier version did not keep begins at 0.
+        tally = {name: sum(one.get(name, 0) for one in tallies) for name in vars(self.tally)}
         tally["held"] = min(len(dealt), self.buffer.capacity)
         buffer = {**states[0]["buffer"], "samples": dealt}
         buffer["generator"] = own["buffer"]["generator"]
