@@ -83,6 +83,13 @@ class Settings:
     """Scenes of a new task, "where is the red disc?", that are trained on in the place of
     ``questions``; 0: no new task."""
 
+    @property
+    def plays_game(self) -> bool:
+        """Whether anything depends on ``game``: an arm, its number of added rows, or the attack."""
+        arms = self.arms.values()
+        plays = any(arm.extra or "selfplay" in arm.methods for arm in arms)
+        return plays or self.measured["attacked"] > 0
+
     def text(self) -> str:
         """What ``settings.json`` holds, and what the hash is of.
 
@@ -92,6 +99,8 @@ class Settings:
         for name in ("texts", "task_scenes"):
             if not found[name]:
                 del found[name]
+        if not self.plays_game:
+            del found["game"]
         for arm in found["arms"].values():
             for name in ("real_pairs", "real_scenes"):
                 if arm[name] is None:

@@ -326,13 +326,25 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
     assert arms["unverified"].methods["verify"] == unverified
     arms = settled(scripts, "imagine").arms
     imagine = arms["imagine"].methods["imagine"]
-    assert imagine["rehearsal"] == pytest.approx(1 / 3)
-    assert arms["no_rehearsal"].methods["imagine"] == {**imagine, "rehearsal": 0}
+    forgetful = {**imagine, "rehearsal": 0, "drawing_rows": 0}
+    assert imagine["rehearsal"] > 0 and arms["no_rehearsal"].methods["imagine"] == forgetful
+    assert arms["oracle"].methods["imagine"] == {**imagine, "verifier": "reader"}
+    unverified = {**imagine, "verifier": "none", "drawings": 1}
+    assert arms["unverified"].methods["imagine"] == unverified
     assert arms["real_scenes"].real_scenes == {"rows": imagine["rows"]}
     every = settled(scripts, "all").arms
     parts = [every[name].methods for name in ("imagine", "verify", "reca")]
     assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
     assert "no_rehearsal" not in every
+
+
+def test_the_game_is_in_the_hash_only_where_it_is_played(scripts):
+    change = "game.beta=0.123"
+    assert settled(scripts, "imagine").sha256() == settled(scripts, "imagine", change).sha256()
+    attacked = "measured.attacked=2"
+    other = settled(scripts, "imagine", attacked, change)
+    assert settled(scripts, "imagine", attacked).sha256() != other.sha256()
+    assert settled(scripts, "demo").sha256() != settled(scripts, "demo", change).sha256()
 
 
 @pytest.mark.parametrize("change", ["texts=0", "arms.sft.real_pairs.rows=2", "task_scenes=0"])

@@ -72,20 +72,36 @@ def test_confirmed_drawings_of_the_batch_are_learned_by_their_captions(
     assert "8 of 8 drawings" in method.summary()
 
 
-def test_imagined_rows_and_a_third_of_rehearsal_join_the_loss(
+def test_imagined_rows_a_third_of_rehearsal_and_drawing_again_join_the_loss(
     tiny_path: Path, tmp_path: Path, texts: str
 ) -> None:
     (method,) = build_methods({"imagine": listed(texts, weight=0.5)["imagine"]})
     trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
     trainer.train()
-    new, old = method.step_rows()
+    new, old, again = method.step_rows()
     assert len(new) == 2 and new.questions == ["what colour is it"] * 2
     assert [f"a {answer} circle" for answer in new.answers] == new.captions
     assert len(old) == 3 == round((4 + 2) / 2), "a third of all rows"
     (entry,) = logs(trainer)
+    kept = {(one.caption, tuple(one.codes.tolist())) for one in method.store.drawings}
+    assert again.loss == "generation" and len(again) == 2, "half as many as the batch has"
+    assert again.codes is not None and again.captions is not None
+    assert kept >= set(zip(again.captions, map(tuple, again.codes.tolist()), strict=True))
     whole = entry["clean_ce"] + 0.5 * entry["imagine_ce"] + 3 / 4 * entry["imagine_rehearsal_ce"]
+    whole += 2 / 4 * entry["generation_loss"]
     assert entry["loss"] == pytest.approx(whole, abs=1e-5)
     assert 0 <= entry["imagine_retained"] <= 1
+
+
+def test_without_rows_of_drawing_the_caption_loss_is_not_run(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    (method,) = build_methods({"imagine": {**listed(texts)["imagine"], "drawing_rows": 0}})
+    trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
+    trainer.train()
+    assert [rows.loss for rows in method.step_rows()] == ["answer", "answer"]
+    (entry,) = logs(trainer)
+    assert "generation_loss" not in entry
 
 
 def test_rehearsal_repeats_what_the_base_says_of_the_same_drawings(

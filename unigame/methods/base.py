@@ -119,7 +119,7 @@ class Method:
     """Names of what it logs; every process must have the same ones."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
-    losses: ClassVar[tuple[LossName, ...]] = ()
+    losses: tuple[LossName, ...] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
     learns_pictures: ClassVar[bool] = False
     """Whether a row that holds nothing but a picture is a row for it."""

@@ -249,6 +249,23 @@ class DrawingMethod(Method):
         made = dict(zip(captions, self.maker(captions), strict=True))
         return [made[text.caption] for text in texts]
 
+    def pairs(self, drawings: Sequence[StoredDrawing], weight: float) -> Rows:
+        """Drawings to draw again, each with the caption that it was drawn by.
+
+        Args:
+            drawings: of the store, at least one.
+            weight: of the mean over them.
+        """
+        codes = torch.stack([drawing.codes for drawing in drawings])
+        codes = codes if codes.is_floating_point() else codes.long()
+        return Rows(
+            codes=codes.to(self.run.device),
+            captions=[drawing.caption for drawing in drawings],
+            loss="generation",
+            source=[self.name] * len(drawings),
+            weight=weight,
+        )
+
     @abstractmethod
     def kept(
         self,

@@ -8,7 +8,8 @@ pictures.
 **Rehearsal.** Training on a new task forgets old ones. So a third of the rows of a step, by
 default, are old kinds of questions about the same drawings with the answers of the *base* model
 (LoRA off), whether right or wrong: what is kept is the model's own behaviour, and no label is
-needed. ``imagine_retained`` is the share of those answers that U still gives.
+needed. ``imagine_retained`` is the share of those answers that U still gives. Drawing is forgotten
+likewise, so that some confirmed drawings (``drawing_rows``) train caption -> image again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Run
 from unigame.methods.drawings.method import DrawingMethod, figures_of
-from unigame.methods.drawings.settings import DrawingSettings
+from unigame.methods.drawings.settings import MOST, DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
 from unigame.methods.rows import Batch, Rows
-from unigame.settings.rules import Number, setting
+from unigame.settings.rules import Number, Whole, setting
 from unigame.settings.rules import Text as TextRule
 
 
@@ -45,6 +46,13 @@ class ImagineSettings(DrawingSettings):
         "questions with the base model's own answers; each counts as a row of the batch. 0: none, "
         "and old skills are forgotten.",
     )
+    drawing_rows: int | None = setting(
+        None,
+        Whole(low=0, high=MOST, optional=True),
+        "Rows of a step that rehearse drawing: captions with confirmed drawings, as verify trains "
+        "on; each counts as a row of the batch. Default: half as many as the batch has. 0: none, "
+        "and drawing is forgotten.",
+    )
     old_questions: str | None = setting(
         None,
         TextRule(optional=True),
@@ -57,6 +65,10 @@ class ImagineSettings(DrawingSettings):
         others = batch + self.rows_of(batch)
         return round(self.rehearsal / (1 - self.rehearsal) * others)
 
+    def drawn(self, batch: int) -> int:
+        """Rows that rehearse drawing beside a batch of this size."""
+        return -(-batch // 2) if self.drawing_rows is None else self.drawing_rows
+
 
 class Imagine(DrawingMethod):
     """Adds answers about drawings that U's old skills confirmed, and rehearses those skills."""
@@ -66,7 +78,12 @@ class Imagine(DrawingMethod):
     settings: ImagineSettings
     figures = figures_of("imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained")
     phases = ("imagine_draw", "imagine_ask")
-    losses = ("answer",)
+    losses = ("answer", "generation")
+
+    def __init__(self, settings: Any = None, **values: Any) -> None:
+        super().__init__(settings, **values)
+        if self.settings.drawing_rows == 0:
+            self.losses = ("answer",)
 
     def check(self, args: Any) -> None:
         """It lives on captions of a file: those of the batch have pictures already.
@@ -171,6 +188,9 @@ class Imagine(DrawingMethod):
             # Each row counts as one of the batch.
             share = len(old) / self.batch_size
             rows.append(replace(pictures.pick(rows_of_old), **_texts(old), weight=share))
+        if number := self.settings.drawn(self.batch_size):
+            again = self.store.sample(number)
+            rows.append(self.pairs(again, weight=len(again) / self.batch_size))
         return rows
 
     @torch.no_grad()
@@ -184,7 +204,7 @@ class Imagine(DrawingMethod):
         return Rows(images=images, embeds=embeds, captions=captions, source=source)
 
     def step_rows(self) -> list[Rows]:
-        """Answers about drawings, and rehearsal; none while the store is empty."""
+        """Answers about drawings, and both rehearsals; none while the store is empty."""
         return self._rows
 
     def after_loss(self, clean: ReadAnswers, own: ReadAnswers, step: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from unigame.methods.drawings.method import DrawingMethod, figures_of
@@ -56,16 +55,4 @@ class Verify(DrawingMethod):
 
         There is then no such row in this process, and the trainer keeps step with the others.
         """
-        if not self._chosen:
-            return []
-        codes = torch.stack([drawing.codes for drawing in self._chosen])
-        codes = codes if codes.is_floating_point() else codes.long()
-        return [
-            Rows(
-                codes=codes.to(self.run.device),
-                captions=[drawing.caption for drawing in self._chosen],
-                loss="generation",
-                source=[self.name] * len(self._chosen),
-                weight=self.settings.weight,
-            )
-        ]
+        return [self.pairs(self._chosen, self.settings.weight)] if self._chosen else []
