@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from unigame.data.images import CorruptImage
 from unigame.data.pictures import StoredPicture
 from unigame.data.records import Record, SkippedRow, load_rows
+from unigame.data.shards import Source, numbered
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 
@@ -93,6 +96,7 @@ class RecordDataset(Dataset[Record]):
         self.where, self.root = where, root
         self.skips = SkipReport()
         self._rows: list[Row] = []
+        self._shards: Tensor | None = None
         failures: dict[Any, str] = {}  # many questions may share a picture
         ids: set[str] = set()
         for position, row in enumerate(rows):
@@ -157,6 +161,13 @@ class RecordDataset(Dataset[Record]):
     def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
         return load_rows(self, indices)
+
+    def sources(self) -> list[Source]:
+        """Its rows and the shard of each, as one source; read from the rows once."""
+        if self._shards is None:
+            cells = (row.cells[0] if row.cells else None for row in self._rows)
+            self._shards = numbered(cells)
+        return [Source(torch.arange(len(self)), self._shards)]
 
     def iter_texts(self) -> Iterator[dict[str, Any]]:
         """The texts and the id of every row, in order; no picture is read.
