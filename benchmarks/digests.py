@@ -43,7 +43,7 @@ RUNS = {
     "--num_candidates 4 --label_weight 0.5 --hard_quantile 0.3 --buffer_min_size 2 "
     "--understanding_micro_batch 2 --loss_reduction token --lora.lora_dropout 0.1",
 }
-TIMES = ("seconds", "train_", "total", "epoch")
+TIMES = ("seconds", "wait_share", "train_", "total", "epoch")
 
 
 def main(argv: list[str] | None = None) -> int:

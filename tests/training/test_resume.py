@@ -17,7 +17,7 @@ from unigame.methods.selfplay.method import PERTURBER_FILE
 from unigame.training.epochs import require_map_style
 from unigame.training.trainer import UniGameTrainer
 
-TIMES = ("seconds", "runtime", "per_second", "epoch", "flos", "train_loss")
+TIMES = ("seconds", "wait_share", "runtime", "per_second", "epoch", "flos", "train_loss")
 
 
 def history(trainer: UniGameTrainer, after: int) -> list[dict[str, float]]:
