@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_captions_are_drawn_in_styles_by_the_base_and_enter_the_buffer(
 
     backbone.generate_compact = watched  # type: ignore[method-assign]
     trainer.train()
-    first, second = asked
+    first, second, _ = asked  # and once more for the report
     assert len(first[0]) == 4, "half of the batch of four, two candidates each"
     assert len({*first[1], *second[1]}) == 8, "each drawing has a seed of its own"
     fits = [style.split("{caption}") for style in STYLES]
@@ -124,6 +125,13 @@ def test_captions_are_drawn_in_styles_by_the_base_and_enter_the_buffer(
     used = [entry.get(f"style_{style}_used", 0) for style in range(2)]
     assert sum(used) == pytest.approx(1) and entry["styled_verified"] == 1
     assert "8 free drawings" in game_of(trainer).summary()
+    shown = json.loads((tmp_path / "examples" / "examples.json").read_text())["examples"]
+    assert shown and all(
+        any(entry["style"] == style.replace("{caption}", entry["caption"]) for style in STYLES)
+        and (tmp_path / "examples" / entry["pictures"]["styled"]).exists()
+        and entry["said"].keys() == entry["pictures"].keys()
+        for entry in shown
+    )
 
 
 def test_without_styles_nothing_is_drawn_freely(tiny_path: Path, tmp_path: Path) -> None:

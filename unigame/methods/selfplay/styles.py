@@ -175,7 +175,13 @@ class Styles:
         """
         settings = self.settings
         style_BK = self.policy.choose(len(rows), settings.num_candidates, self.generator)
-        result = self._drawn(rows, style_BK)
+        count = style_BK.numel()
+        seeds = [
+            derive_seed(self.run.args.seed, "styled", self.run.rank, self.drawn + row)
+            for row in range(count)
+        ]
+        self.drawn += count
+        result = self._drawn(rows, style_BK, seeds)
         verified_BK = result.similarity_BK >= settings.clip_floor
         self._learn(style_BK, worth(result.ce_BK, verified_BK), rows.counts)
         if rows.counts:
@@ -183,22 +189,26 @@ class Styles:
             self._record(style_BK, verified_BK.cpu(), misread_BK.cpu(), result, add)
         return result
 
-    @torch.no_grad()
-    def _drawn(self, rows: Rows, style_BK: Tensor) -> ChallengeResult:
-        backbone, settings = self.run.backbone, self.settings
-        texts = [
+    def show(self, rows: Rows) -> tuple[ChallengeResult, list[str]]:
+        """A drawing of each row for the report, and its prompt; nothing of the run moves."""
+        generator = torch.Generator().manual_seed(derive_seed(self.run.args.seed, "shown"))
+        style_B1 = self.policy.choose(len(rows), 1, generator)
+        seeds = [derive_seed(self.run.args.seed, "shown", row) for row in range(len(rows))]
+        return self._drawn(rows, style_B1, seeds), self._texts(rows, style_B1)
+
+    def _texts(self, rows: Rows, style_BK: Tensor) -> list[str]:
+        return [
             self.prompts[style].replace(CAPTION, caption)
             for caption, own in zip(rows.prompts, style_BK.tolist(), strict=True)
             for style in own
         ]
-        seeds = [
-            derive_seed(self.run.args.seed, "styled", self.run.rank, self.drawn + row)
-            for row in range(len(texts))
-        ]
-        self.drawn += len(texts)
+
+    @torch.no_grad()
+    def _drawn(self, rows: Rows, style_BK: Tensor, seeds: Sequence[int]) -> ChallengeResult:
+        backbone, settings = self.run.backbone, self.settings
         with backbone.lora_disabled():
             compact = backbone.generate_compact(
-                texts,
+                self._texts(rows, style_BK),
                 seeds=seeds,
                 guidance_scale=settings.guidance_scale,
                 temperature=settings.style_temperature,
