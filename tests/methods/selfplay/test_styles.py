@@ -110,7 +110,7 @@ def test_captions_are_drawn_in_styles_by_the_base_and_enter_the_buffer(
 
     backbone.generate_compact = watched  # type: ignore[method-assign]
     trainer.train()
-    first, second, _ = asked  # and once more for the report
+    first, second, *_ = asked  # and once more for the report
     assert len(first[0]) == 4, "half of the batch of four, two candidates each"
     assert len({*first[1], *second[1]}) == 8, "each drawing has a seed of its own"
     fits = [style.split("{caption}") for style in STYLES]
