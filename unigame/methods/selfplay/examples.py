@@ -135,13 +135,13 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
     """What became of each row: its texts and scores, and its three pictures."""
     backbone, one = game.run.backbone, _one_candidate(game.settings)
     noise = _noise(game).get_state()
-    prompts: list[str] = []
+    styles: list[str] = []
     with game.run.autocast():
         attacked = attack(game, rows)
         plain = redrawn(backbone, rows, one, game.scorer, noise)
         results = [plain, attacked]
         if game.styles is not None:
-            styled, prompts = game.styles.show(rows)
+            styled, styles = game.styles.show(rows)
             results.append(styled)
         drawn = [result.drawing.images for result in results if result.drawing is not None]
         pictures = (rows.pictures, *drawn)
@@ -155,7 +155,7 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
                 "question": rows.questions[i],
                 "answer": rows.answers[i],
                 "caption": rows.captions[i],
-                **({"style": prompts[i]} if prompts else {}),
+                **({"style": styles[i]} if styles else {}),
                 "said": {kind: words[i].strip() for kind, words in zip(kinds, said, strict=True)},
                 "similarity": {
                     kind: values[i] for kind, values in zip(kinds[1:], similarity, strict=True)

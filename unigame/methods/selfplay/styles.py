@@ -190,11 +190,12 @@ class Styles:
         return result
 
     def show(self, rows: Rows) -> tuple[ChallengeResult, list[str]]:
-        """A drawing of each row for the report, and its prompt; nothing of the run moves."""
+        """A drawing of each row for people, and the style of each; nothing of the run moves."""
         generator = torch.Generator().manual_seed(derive_seed(self.run.args.seed, "shown"))
         style_B1 = self.policy.choose(len(rows), 1, generator)
         seeds = [derive_seed(self.run.args.seed, "shown", row) for row in range(len(rows))]
-        return self._drawn(rows, style_B1, seeds), self._texts(rows, style_B1)
+        styles = [self.prompts[style] for style in style_B1.flatten().tolist()]
+        return self._drawn(rows, style_B1, seeds), styles
 
     def _texts(self, rows: Rows, style_BK: Tensor) -> list[str]:
         return [
