@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "train_sampling_strategy": "sequential",
     "save_strategy": "steps",
     "save_steps": 2,
+    "missing_captions": "model",  # rank 1 has nothing to describe
 }
 
 
@@ -67,7 +68,7 @@ def found(trainer: UniGameTrainer) -> dict[str, Any]:
 def refused(model: Path, folder: Path) -> str:
     try:
         make_trainer(
-            model, folder / "no", Records(4), shard_frozen="language", missing_captions="model"
+            model, folder / "no", Records(4), shard_frozen="language", challenge_drawings=True
         )
     except UserError as error:
         return str(error)

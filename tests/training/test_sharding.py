@@ -54,7 +54,7 @@ def test_the_base_is_known_by_its_whole_weights(ranks) -> None:
 
 def test_unequal_passes_are_refused_on_both_ranks(launched: Path) -> None:
     texts = [json.loads((launched / "sharded" / f"refused{i}.json").read_text()) for i in range(2)]
-    assert all("shard_frozen='language'" in text and "missing_captions" in text for text in texts)
+    assert all("shard_frozen='language'" in text and "challenge_drawings" in text for text in texts)
 
 
 def test_two_sharded_ranks_are_one_process_that_accumulates(ranks, tiny_path, tmp_path) -> None:

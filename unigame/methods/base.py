@@ -61,6 +61,10 @@ def _unshown(shown: Sequence[Shown]) -> None:
     pass
 
 
+def _always() -> bool:
+    return True
+
+
 def _untimed(phase: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
@@ -81,6 +85,7 @@ class Run:
         average: averages gradients over processes, in place; None on one.
         gather: joins the values of all processes; None on one.
         sum: the sum over processes.
+        closes_step: whether this micro-batch is the last of its optimizer step.
         show: logs pictures at the step that the run has reached, where a tracker takes them.
         sharded: whether the language model's weights are: then all processes must run equally many
             passes through it, in one order.
@@ -97,6 +102,7 @@ class Run:
     average: Callable[[list[Tensor]], None] | None = None
     gather: Callable[[Tensor], Tensor] | None = None
     sum: Callable[[Tensor], Tensor] = field(default=lambda values: values)
+    closes_step: Callable[[], bool] = _always
     show: Callable[[Sequence[Shown]], None] = _unshown
     sharded: bool = False
 

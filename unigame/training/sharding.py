@@ -12,14 +12,16 @@ and a checkpoint is the same files, which any run reads, sharded or not, on one 
 
 A sharded layer is gathered by all processes together. So all must run equally many passes through
 the language model, in one order: a method says by ``Method.uneven_passes`` where they do not, and
-such a run is refused instead of waiting for ever. Sources: Zhao et al., PyTorch FSDP
-(arXiv 2304.11277); ``torch.distributed.fsdp.fully_shard``.
+such a run is refused instead of waiting for ever. Texts that are decoded end at different
+lengths; who is done first runs on with the others (``Backbone.still_decoding``). Sources: Zhao et
+al., PyTorch FSDP (arXiv 2304.11277); ``torch.distributed.fsdp.fully_shard``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -32,6 +34,7 @@ from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.training.config import UniGameConfig
 from unigame.training.identity import sample_digest
+from unigame.training.ranks import any_rank
 
 logger = logging.getLogger(__name__)
 # What a trainer or a method calls of a backbone beside ``forward``. The first call of any of them
@@ -131,6 +134,7 @@ def shard_frozen(backbone: Backbone, args: UniGameConfig) -> None:
     fully_shard(backbone, mesh=mesh, ignored_params=whole)  # it holds the layers together
     for verb in VERBS:
         register_fsdp_forward_method(backbone, verb)
+    backbone.still_decoding = partial(any_rank, args.device)
     frozen = [name for name, p in backbone.named_parameters() if not p.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(backbone, frozen)
     if args.process_index == 0:

@@ -185,6 +185,7 @@ class UniGameTrainer(ResumableTrainer):
             gather=partial(gather_from_ranks, self.accelerator) if several else None,
             sum=self._sum_over_ranks,
             sharded=shards(self.args),
+            closes_step=lambda: self.accelerator.sync_gradients,
             show=lambda shown: self.gallery.show(self.state.global_step, shown),
         )
 

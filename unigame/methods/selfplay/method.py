@@ -11,8 +11,10 @@ One step, as ``before_step`` and the two calls after it read::
 
 Choices that the paper leaves open:
 
-1. Under gradient accumulation every micro-batch is challenged and C moves on each; U moves once.
-2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
+1. Under gradient accumulation every micro-batch is challenged, and C moves once, as U does, by the
+   mean of its gradients: N micro-batches are N ranks.
+2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined. C
+   must have moved before the next of them, so it then moves so often in every micro-batch.
 3. The hard mean of Eq. 6 is taken per micro-batch; the clean one over the whole optimizer step.
 4. U learns an answer with its end mark; the game judges it without (``methods/answers.py`` says
    why, and when an answer is right). The attack success rate is the share of candidates read wrong
@@ -62,6 +64,7 @@ from unigame.methods.selfplay.content import ContentWeights
 from unigame.methods.selfplay.diagnosis import diagnose
 from unigame.methods.selfplay.examples import Examples, attack, noise_kept
 from unigame.methods.selfplay.floor_check import FloorCheck
+from unigame.methods.selfplay.gradient_mean import GradientMean
 from unigame.methods.selfplay.heads import Heads
 from unigame.methods.selfplay.health import ReplayTally, Watch
 from unigame.methods.selfplay.perturber import (
@@ -178,11 +181,8 @@ class SelfPlay(Method):
             ClipSimilarity(self.settings.similarity_model, self.settings.similarity_mode)  # type: ignore[arg-type]
 
     def uneven_passes(self) -> str:
-        """Descriptions and answers of several words, and drawings of other methods."""
-        settings = self.settings
-        if settings.draws and settings.missing_captions == "model":
-            return "missing_captions='model' (selfplay), by which each describes its own pictures"
-        if settings.challenge_drawings:
+        """Drawings of other methods. Pictures are described by all together."""
+        if self.settings.challenge_drawings:
             return "challenge_drawings=True (selfplay), which not every one has in every step"
         return ""
 
@@ -270,7 +270,7 @@ class SelfPlay(Method):
         self.scorer, self.label_scorer = self._scorers(scorer, label_scorer)
         self.captions: MadeCaptions | None = None
         if settings.draws and settings.missing_captions == "model":
-            self.captions = MadeCaptions(backbone, run.args.output_dir, run.rank)
+            self.captions = self._made_captions()
         by_clip = settings.similarity == "clip"
         named = f"clip {settings.similarity_mode}" if by_clip else settings.similarity
         self.floor_check = FloorCheck(settings.clip_floor, named, speaks=run.rank == 0)
@@ -295,12 +295,31 @@ class SelfPlay(Method):
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
+        # Of this step so far, for C: see GradientMean; candidates by head, and verified ones.
+        self._gradients = GradientMean()
+        self._counts_2M: Tensor | None = None
         self._told = False  # that no method offers any
         self._replayed: list[HardSample] = []
         self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, settings.perturbation, own, 100 * own / whole, whole)
+
+    def _made_captions(self) -> MadeCaptions:
+        run = self.run
+        if not run.sharded:
+            return MadeCaptions(run.backbone, run.args.output_dir, run.rank)
+        if not run.backbone.decodes_in_step:
+            raise UserError(
+                f"missing_captions='model' with sharded weights: backbone family "
+                f"{run.backbone.facts.family!r} does not decode in step with other processes; set "
+                "shard_frozen=none, or give captions"
+            )
+
+        def anyone(mine: bool) -> bool:
+            return bool(run.sum(torch.tensor(float(mine), device=run.device)))
+
+        return MadeCaptions(run.backbone, run.args.output_dir, run.rank, anyone)
 
     def _new_buffer(self, seed: int) -> HardSampleBuffer:
         # Without a lasting buffer the same object holds one micro-batch's candidates only.
@@ -385,8 +404,10 @@ class SelfPlay(Method):
                 result, norm = self.play(rows, step=step)
             if self.settings.perturber_scope != "token" or self.content is not None:
                 self._look_at_heads(result, rows.counts)
+            if norm is not None:
+                self._record_update(norm)
             if rows.counts:
-                self._record(result, norm)
+                self._record(result)
                 with self.run.autocast():
                     self.verifier_check.see(rows)
                 self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
@@ -406,13 +427,20 @@ class SelfPlay(Method):
         verified_BK = result.similarity_BK >= self.settings.clip_floor
         head_BK = None if result.own is None else result.own.head_BK
         counts_2M = self.heads.counted(head_BK, verified_BK) * counts
+        if self.settings.perturber_scope != "token":
+            self.heads.record(counts_2M, self._add)
+        if self._counts_2M is not None:
+            counts_2M = counts_2M + self._counts_2M
+        if not self.run.closes_step():
+            self._counts_2M = counts_2M
+            return
+        self._counts_2M = None
         of_all_2M = self.run.sum(counts_2M)
         if self.content is not None:
             self.content.see(of_all_2M)
             self._add("content_weight", sum(self.content.weights), len(self.content.weights))
         if self.settings.perturber_scope == "token":
             return
-        self.heads.record(counts_2M, self._add)
         lost = self.heads.see(of_all_2M)
         if not isinstance(self.perturber, Perturber):
             return
@@ -467,9 +495,10 @@ class SelfPlay(Method):
     def _captions(self, rows: Rows) -> list[str]:
         """The given captions, and the model's own descriptions where there are none."""
         captions = [caption.strip() for caption in rows.captions]
-        bare = [row for row, caption in enumerate(captions) if not caption]
-        if self.captions is not None and bare and rows.counts:
-            made = self.captions(rows.pictures[bare], [rows.ids[row] for row in bare])
+        bare = [row for row, caption in enumerate(captions) if not caption and rows.counts]
+        if self.captions is not None and (bare or self.run.sharded):
+            ids = [rows.ids[row] for row in bare]
+            made = self.captions(rows.pictures[bare], ids, stand_in=rows.pictures[:1])
             for row, caption in zip(bare, made, strict=True):
                 captions[row] = caption
         return captions
@@ -547,15 +576,17 @@ class SelfPlay(Method):
             return None
         return partial(self.scorer, rows.pictures, rows.pictures, rows.texts)
 
-    def _record(self, result: ChallengeResult, norm: float) -> None:
+    def _record(self, result: ChallengeResult) -> None:
         figures = result.metrics
         for name in CHALLENGE_FIGURES:  # some only where there are codes, or a term, or a baseline
             if name in figures:
                 self._add(name, figures[name])
         self._add("perturber_objective", figures["objective"])
-        if self.optimizer is not None:
-            self._add("perturber_grad_norm", norm)
-            self._add("perturber_learning_rate", self.optimizer.param_groups[0]["lr"])
+
+    def _record_update(self, norm: float) -> None:
+        assert self.optimizer is not None, "who has none has no norm"
+        self._add("perturber_grad_norm", norm)
+        self._add("perturber_learning_rate", self.optimizer.param_groups[0]["lr"])
 
     def _add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         if self.run.figures is not None:
@@ -572,17 +603,18 @@ class SelfPlay(Method):
             )
 
     # ---- the phases that belong to C -----------------------------------------------------------
-    def play(self, rows: Rows, *, step: int | None = None) -> tuple[ChallengeResult, float]:
+    def play(self, rows: Rows, *, step: int | None = None) -> tuple[ChallengeResult, float | None]:
         """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
 
-        The visual states are computed once: U does not move in between. From rows that only keep
-        step, on a rank without answers, C gets a zero gradient, but the rank takes part in the
-        reduction like all others. Where the redrawn baseline is due at ``step``, its figures stand
-        beside the challenge's own; it moves no weight and no generator.
+        The norm is None where C waits for the step's other micro-batches. The visual states are
+        computed once: U does not move in between. From rows that only keep step, on a rank without
+        answers, C gets a zero gradient, but the rank takes part in the reduction like all others;
+        if all of a step's rows are such, the norm is None too. Where the redrawn baseline is due at
+        ``step``, its figures stand beside the challenge's own; it moves no weight and no generator.
         """
         parts = rows.split(self.settings.challenge_parts(self.batch_size))
         visual: list[VisualStates | None] = [None] * len(parts)
-        norm = 0.0
+        norm = None
         # Merged copies cost the language model's memory again: not where activations are recomputed
         # for want of memory.
         merges = self.settings.merge_lora and not self.run.args.gradient_checkpointing
@@ -631,8 +663,8 @@ class SelfPlay(Method):
         parts: Sequence[tuple[Rows, float]],
         visual: list[VisualStates | None],
         counts: bool,
-    ) -> tuple[list[ChallengeResult], float]:
-        """One update of C: its challenges, part by part, and its gradient norm."""
+    ) -> tuple[list[ChallengeResult], float | None]:
+        """The challenges of one update of C, part by part, and its gradient norm; see ``play``."""
         results: list[ChallengeResult] = []
         total: list[Tensor] | None = None
         self._noise = []
@@ -646,12 +678,16 @@ class SelfPlay(Method):
             if share:
                 results.append(result)
         if self.optimizer is None:
-            return results, 0.0
+            return results, None
         assert total is not None
+        self._gradients.add(total, counts)
+        if self.settings.perturber_steps == 1 and not self.run.closes_step():
+            return results, None
+        counted, mean = self._gradients.counts, self._gradients.take()
         clip = self.settings.perturber_max_grad_norm
-        norm = perturber_update(self.perturber, self.optimizer, total, clip, self.run.average)
+        norm = perturber_update(self.perturber, self.optimizer, mean, clip, self.run.average)
         self._note(norm)
-        return results, norm
+        return results, norm if counted else None
 
     def _note(self, norm: float) -> None:
         """Say that an update of C was left out; stop where C does not come back."""
