@@ -172,23 +172,3 @@ def test_a_resumed_run_draws_by_the_same_captions(tmp_path: Path) -> None:
     by_hand = watched(tmp_path / "hand", **settings)
     by_hand.train(str(tmp_path / "whole" / "checkpoint-2"))
     assert set(by_hand.prompts) == {"red circle"}
-
-
-def test_processes_that_describe_together_run_equal_passes(tmp_path: Path) -> None:
-    backbone, images = tiny_backbone(), random_images(2)
-    alone = MadeCaptions(backbone, tmp_path / "alone")(images, ["a", "b"])
-    mine: list[bool] = []
-
-    def until_the_last(still: bool) -> bool:  # another process needs all tokens
-        mine.append(still)
-        return True
-
-    backbone.still_decoding = until_the_last
-    with_others = MadeCaptions(backbone, tmp_path / "with", anyone=lambda some: True)
-    assert with_others(images, ["a", "b"]) == alone
-    assert mine[0] is True
-    asked = len(mine)
-    assert with_others(images, ["a", "b"], stand_in=images[:1]) == alone
-    assert with_others(images[:0], [], stand_in=images[:1]) == []
-    assert len(mine) == 3 * asked == 3 * 47  # every token but the last of 48
-    assert with_others.made == 2

@@ -14,7 +14,7 @@ nothing and knows nothing of the game; ``docs/add-a-backbone.md`` walks through 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,15 +179,10 @@ class Backbone(nn.Module, ABC):
     preprocessor: Preprocessor
     kept_digests: dict[str, str] | None = None
     """Of the base weights, where they are sharded and no process can read them whole any more."""
-    still_decoding: Callable[[bool], bool] | None = None
-    """Where the base weights are sharded: whether this process still decodes a text -> whether any
-    does. It is asked after every token, so that all run equally many passes."""
     source: str = ""
     """What it was loaded from: the bundled model's name, a Hub id, or an absolute path."""
     quantization: str = "none"
     """How the language model's linear layers are kept: "none", "nf4" or "int8"."""
-    decodes_in_step: ClassVar[bool] = False
-    """Whether ``answer`` asks ``still_decoding``."""
     max_images: ClassVar[int] = 1
     """Pictures that one question may show; more than 1 only where ``image_index`` is understood."""
     reads_codes: ClassVar[bool] = False
@@ -551,6 +546,10 @@ class Backbone(nn.Module, ABC):
     @contextmanager
     def lora_disabled(self) -> Iterator[None]:
         """Within: the base model's outputs, as if no adapter were there."""
+
+    def frozen_towers(self) -> Sequence[Any]:
+        """Frozen vision transformers that gradients pass; a pass over pictures runs each once."""
+        return ()
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:

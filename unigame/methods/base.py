@@ -87,8 +87,10 @@ class Run:
         sum: the sum over processes.
         closes_step: whether this micro-batch is the last of its optimizer step.
         show: logs pictures at the step that the run has reached, where a tracker takes them.
-        sharded: whether the language model's weights are: then all processes must run equally many
-            passes through it, in one order.
+        sharded: whether the model's weights are: then all processes must run equally many passes
+            through it, in one order, but for those within ``in_step``.
+        in_step: a context, entered on all processes alike, within which they may run unequal passes
+            without gradient.
     """
 
     args: Any
@@ -105,6 +107,7 @@ class Run:
     closes_step: Callable[[], bool] = _always
     show: Callable[[Sequence[Shown]], None] = _unshown
     sharded: bool = False
+    in_step: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Method:
@@ -179,9 +182,10 @@ class Method:
         """
 
     def uneven_passes(self) -> str:
-        """Why processes may run unequal passes through the language model; "" where they do not.
+        """Why processes may run unequal passes through the model; "" where they do not.
 
-        Weights that are sharded over the processes then cannot be had (``shard_frozen``).
+        Those within ``run.in_step()`` may be unequal. Else weights that are sharded over the
+        processes cannot be had (``shard_frozen``).
         """
         return f"method {self.name}, which does not say that its processes run equal passes"
 

@@ -9,9 +9,6 @@ run, so it is never made twice and a resumed run finds the very same text::
     captions.jsonl (captions_<rank>.jsonl)    {"key": ..., "id": ..., "caption": ...}
 
 A line can be mended by hand.
-
-Where the frozen weights are sharded over processes, all of them describe together: one that lacks
-no description describes a stand-in, and drops what it says.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -43,22 +40,14 @@ class MadeCaptions:
         backbone: describes the pictures.
         folder: where this process keeps what it made, and finds what was made before.
         rank: this process's number; each writes a file of its own.
-        anyone: of processes that must describe together: whether this one has something to describe
-            -> whether any has. They must then call equally often.
 
     Attributes:
         made: descriptions that this process made itself.
         unusable: pictures of which the model said nothing usable; their question is the prompt.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        folder: str | Path,
-        rank: int = 0,
-        anyone: Callable[[bool], bool] = bool,
-    ) -> None:
-        self.backbone, self._anyone = backbone, anyone
+    def __init__(self, backbone: Backbone, folder: str | Path, rank: int = 0) -> None:
+        self.backbone = backbone
         self.file = Path(folder) / captions_file(rank)
         self.made = self.unusable = 0
         self._rank = rank
@@ -80,33 +69,20 @@ class MadeCaptions:
                 except (ValueError, TypeError, KeyError, RecursionError):
                     continue
 
-    def __call__(
-        self, images: Tensor, ids: Sequence[str], stand_in: Tensor | None = None
-    ) -> list[str]:
-        """One description a picture (B, 3, S, S); empty where the model says nothing usable.
-
-        Args:
-            images: may be none where there is a stand-in.
-            ids: of each.
-            stand_in: described where nothing is missing here, but on another process, (1, 3, S, S).
-        """
+    def __call__(self, images: Tensor, ids: Sequence[str]) -> list[str]:
+        """One description a picture (B, 3, S, S); empty where the model says nothing usable."""
         keys = [self._key(image) for image in images]
         missing = {key: row for row, key in enumerate(keys) if key not in self._texts}
-        if self._anyone(bool(missing)):
-            texts = self._describe(images[list(missing.values())] if missing else stand_in)
-            if missing:
-                self._keep(missing, texts, ids)
+        if missing:
+            self._make(missing, images, ids)
         return [self._texts[key] for key in keys]
 
-    def _describe(self, images: Tensor | None) -> list[str]:
-        assert images is not None, "processes that describe together need a stand-in"
-        with torch.no_grad(), self.backbone.lora_disabled():
-            return self.backbone.caption(images)
-
-    def _keep(self, missing: dict[str, int], texts: Sequence[str], ids: Sequence[str]) -> None:
+    def _make(self, missing: dict[str, int], images: Tensor, ids: Sequence[str]) -> None:
         if not self.made and self._rank == 0:
             text = "samples without a caption: the model describes their pictures once, kept in %s"
             logger.warning(text, self.file)
+        with torch.no_grad(), self.backbone.lora_disabled():
+            texts = self.backbone.caption(images[list(missing.values())])
         rules = self.backbone.text_rules
         entries = []
         for (key, row), text in zip(missing.items(), texts, strict=True):

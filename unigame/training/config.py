@@ -91,7 +91,8 @@ class UniGameConfig(TrainingArguments):
     shard_frozen: str = _setting(
         "none",
         "'language': the frozen layers of the language model are shared out over the processes "
-        "(FSDP2); 'none': each holds them all. The same losses either way; LoRA is left to DDP.",
+        "(FSDP2); 'language+vision': those of its vision transformer, too; 'none': each holds them "
+        "all. The same losses either way; LoRA is left to DDP.",
     )
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."

@@ -52,13 +52,6 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
     return accelerator.reduce(values, reduction="sum")
 
 
-def any_rank(device: torch.device, mine: bool) -> bool:
-    """Whether it is so on one process at least; each of them must ask."""
-    found = torch.tensor(float(mine), device=device)
-    distributed.all_reduce(found)
-    return bool(found)
-
-
 def average_over_ranks(accelerator: Accelerator, gradients: list[Tensor]) -> None:
     """The mean of each gradient over all processes, in place and in one collective."""
     if accelerator.num_processes == 1:

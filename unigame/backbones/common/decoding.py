@@ -133,7 +133,6 @@ def decode_text(
     max_new_tokens: int,
     end_ids: Collection[int],
     prefix: SharedPrefix | None = None,
-    still_decoding: Callable[[bool], bool] | None = None,
 ) -> list[list[int]]:
     """Greedy token ids of each row, up to and without its end mark; finished rows leave the batch.
 
@@ -146,10 +145,7 @@ def decode_text(
         max_new_tokens: stop a row here at the latest.
         end_ids: token ids that end an answer.
         prefix: the start that the prompts share.
-        still_decoding: of several processes whose passes go together: whether this one has rows
-            left -> whether any has. One that has none runs idle passes on its last rows.
     """
-    still_decoding = still_decoding or bool
     model = _CachedLM(language_model, tokens)
     if prefix is not None:
         model.share(prefix)
@@ -158,15 +154,13 @@ def decode_text(
     hidden_RH = model.start(embeds_BLH)
     for length in range(1, max_new_tokens + 1):
         next_R = head(hidden_RH).argmax(-1)
-        tokens_R = next_R.tolist()[: len(running)]
+        tokens_R = next_R.tolist()
         kept = [row for row, token in enumerate(tokens_R) if token not in end_ids]
         for row in kept:
             answers[running[row]].append(tokens_R[row])
-        if length == max_new_tokens or not still_decoding(bool(kept)):
+        if not kept or length == max_new_tokens:
             break
-        if not kept:
-            running = []
-        elif len(kept) < len(running):
+        if len(kept) < len(running):
             rows_R = torch.tensor(kept, device=next_R.device)
             model.keep(rows_R)
             next_R, running = next_R[rows_R], [running[row] for row in kept]

@@ -86,7 +86,6 @@ class ReadingBackbone(HubModel):
         pixels: see ``HubModel``.
     """
 
-    decodes_in_step = True
     trains_by_index = True
 
     def __init__(self, model: Any, processor: Any, layout: TokenLayout, pixels: PixelTwin) -> None:
@@ -202,7 +201,6 @@ class ReadingBackbone(HubModel):
                 **self._prompts(self.embed_images(images), questions, image_index),
                 max_new_tokens=max_new_tokens,
                 end_ids=self._end_ids(),
-                still_decoding=self.still_decoding,
             )
         decode = self.layout.tokenizer.decode
         return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]
@@ -240,7 +238,6 @@ class ReadingBackbone(HubModel):
                 tokens=tokens,
                 max_new_tokens=max_new_tokens,
                 end_ids=self._end_ids(),
-                still_decoding=self.still_decoding,
             )
         decode = self.layout.tokenizer.decode
         return [str(decode(row, skip_special_tokens=True)).strip() for row in ids]

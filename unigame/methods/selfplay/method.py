@@ -181,9 +181,7 @@ class SelfPlay(Method):
             ClipSimilarity(self.settings.similarity_model, self.settings.similarity_mode)  # type: ignore[arg-type]
 
     def uneven_passes(self) -> str:
-        """Drawings of other methods. Pictures are described by all together."""
-        if self.settings.challenge_drawings:
-            return "challenge_drawings=True (selfplay), which not every one has in every step"
+        """None outside ``in_step``: a challenge of stand-ins has as many as any other."""
         return ""
 
     def answers_needed(self, args: Any) -> int:
@@ -270,7 +268,7 @@ class SelfPlay(Method):
         self.scorer, self.label_scorer = self._scorers(scorer, label_scorer)
         self.captions: MadeCaptions | None = None
         if settings.draws and settings.missing_captions == "model":
-            self.captions = self._made_captions()
+            self.captions = MadeCaptions(backbone, run.args.output_dir, run.rank)
         by_clip = settings.similarity == "clip"
         named = f"clip {settings.similarity_mode}" if by_clip else settings.similarity
         self.floor_check = FloorCheck(settings.clip_floor, named, speaks=run.rank == 0)
@@ -288,9 +286,6 @@ class SelfPlay(Method):
             )
         self._watch = Watch(self)
         kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
-        if kept and run.sharded:
-            kept = 0  # one process alone cannot ask the model
-            warn("the report will have no example pictures: the frozen weights are sharded")
         self.examples = Examples(kept, settings.examples_every)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
@@ -304,22 +299,6 @@ class SelfPlay(Method):
         own, whole = sum(p.numel() for p in parameters), backbone.facts.num_parameters
         text = "perturber: %s, %d parameters, %.2f %% of the model's %d"
         logger.info(text, settings.perturbation, own, 100 * own / whole, whole)
-
-    def _made_captions(self) -> MadeCaptions:
-        run = self.run
-        if not run.sharded:
-            return MadeCaptions(run.backbone, run.args.output_dir, run.rank)
-        if not run.backbone.decodes_in_step:
-            raise UserError(
-                f"missing_captions='model' with sharded weights: backbone family "
-                f"{run.backbone.facts.family!r} does not decode in step with other processes; set "
-                "shard_frozen=none, or give captions"
-            )
-
-        def anyone(mine: bool) -> bool:
-            return bool(run.sum(torch.tensor(float(mine), device=run.device)))
-
-        return MadeCaptions(run.backbone, run.args.output_dir, run.rank, anyone)
 
     def _new_buffer(self, seed: int) -> HardSampleBuffer:
         # Without a lasting buffer the same object holds one micro-batch's candidates only.
@@ -381,7 +360,8 @@ class SelfPlay(Method):
         """A short run saw few candidates: the floor is judged by those. Pictures for the report."""
         self.floor_check.judge()
         self.verifier_check.judge()
-        self.examples.write(self)
+        with self.run.in_step():
+            self.examples.write(self)
 
     def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """What is wrong with the game, by its figures."""
@@ -396,9 +376,11 @@ class SelfPlay(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Challenge and mine where this step is due, and choose what is replayed."""
         self.forget_candidates()
-        self.examples.before_step(self, step)
+        with self.run.in_step():
+            self.examples.before_step(self, step)
         if step % self.settings.challenge_every == 0:
-            rows = self.challenged(batch)
+            with self.run.in_step():
+                rows = self.challenged(batch)
             self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
@@ -406,10 +388,11 @@ class SelfPlay(Method):
                 self._look_at_heads(result, rows.counts)
             if norm is not None:
                 self._record_update(norm)
+            with self.run.in_step(), self.run.autocast():
+                if rows.counts:
+                    self.verifier_check.see(rows)
             if rows.counts:
                 self._record(result)
-                with self.run.autocast():
-                    self.verifier_check.see(rows)
                 self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
             if (step // self.settings.challenge_every) % self.settings.mine_every == 0:
                 with self.run.phase("mine"):
@@ -495,10 +478,9 @@ class SelfPlay(Method):
     def _captions(self, rows: Rows) -> list[str]:
         """The given captions, and the model's own descriptions where there are none."""
         captions = [caption.strip() for caption in rows.captions]
-        bare = [row for row, caption in enumerate(captions) if not caption and rows.counts]
-        if self.captions is not None and (bare or self.run.sharded):
-            ids = [rows.ids[row] for row in bare]
-            made = self.captions(rows.pictures[bare], ids, stand_in=rows.pictures[:1])
+        bare = [row for row, caption in enumerate(captions) if not caption]
+        if self.captions is not None and bare and rows.counts:
+            made = self.captions(rows.pictures[bare], [rows.ids[row] for row in bare])
             for row, caption in zip(bare, made, strict=True):
                 captions[row] = caption
         return captions
@@ -520,9 +502,10 @@ class SelfPlay(Method):
         Tokens that the buffer kept are taken as they are; other pictures are drawn from their
         codes and encoded.
         """
-        samples = self._replayed
-        if not samples:
-            return []
+        with self.run.in_step():
+            return [self._hard_rows(self._replayed)] if self._replayed else []
+
+    def _hard_rows(self, samples: Sequence[HardSample]) -> Rows:
         with self.run.phase("mix"), self.run.autocast():
             embeds = images = None
             if not self.settings.draws:
@@ -531,17 +514,15 @@ class SelfPlay(Method):
                 embeds = self._tokens(samples)
             else:
                 images = self._pictures(samples)
-        return [
-            Rows(
-                images=images,
-                embeds=embeds,
-                questions=[sample.question for sample in samples],
-                answers=[sample.answer for sample in samples],
-                ids=[str(sample.source) for sample in samples],
-                source=[self.name] * len(samples),
-                weight=self.settings.beta,
-            )
-        ]
+        return Rows(
+            images=images,
+            embeds=embeds,
+            questions=[sample.question for sample in samples],
+            answers=[sample.answer for sample in samples],
+            ids=[str(sample.source) for sample in samples],
+            source=[self.name] * len(samples),
+            weight=self.settings.beta,
+        )
 
     def _pictures(self, samples: Sequence[HardSample]) -> Tensor:
         return self.run.backbone.render(stack_compact(samples, self.run.device)).detach().float()
@@ -649,10 +630,10 @@ class SelfPlay(Method):
         """The batch redrawn at eps = 0 under the noise of the last challenge."""
         if isinstance(self.perturber, NoPerturber):
             return result  # nothing else was drawn
-        at_once = self.batch_size
         backbone, settings, scorer = self.run.backbone, self.settings, self.scorer
+        at_once = self._pictures_at_once
         results = [
-            (share, redrawn(backbone, part, settings, scorer, noise, states, at_once))
+            (share, redrawn(backbone, part, settings, scorer, noise, states, at_once(part)))
             for (part, share), noise, states in zip(parts, self._noise, visual, strict=True)
             if share or self.run.sharded
         ]
@@ -718,10 +699,22 @@ class SelfPlay(Method):
             self.label_scorer,
             with_grad=self.optimizer is not None,
             visual=visual,
-            # Scores of all codes are large: K is to add time, but hardly any memory.
-            pictures_at_once=self.batch_size,
+            pictures_at_once=self._pictures_at_once(part),
             content_weight_M=None if self.content is None else self.content.tensor(),
         )
+
+    def _pictures_at_once(self, part: Rows) -> int:
+        """Of the candidates that C does not learn from, so many are read in one pass.
+
+        Scores of all codes are large: K is to add time, but hardly any memory. Where weights are
+        sharded it is as many candidates of each row as in a full part, so that a rank with fewer
+        rows runs as many passes.
+        """
+        if not self.run.sharded:
+            return self.batch_size
+        challenged = math.ceil(self.settings.challenge_share * self.batch_size)
+        full = math.ceil(challenged / self.settings.challenge_parts(self.batch_size))
+        return self.batch_size // full * len(part)
 
     def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
         """Offer the challenge's candidates to the buffer. They are not drawn again.
