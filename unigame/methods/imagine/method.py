@@ -29,7 +29,7 @@ from unigame.methods.drawings.settings import MOST, DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
-from unigame.methods.rows import Batch, Rows
+from unigame.methods.rows import Batch, LossName, Rows
 from unigame.settings.rules import Number, Whole, setting
 from unigame.settings.rules import Text as TextRule
 
@@ -78,7 +78,7 @@ class Imagine(DrawingMethod):
     settings: ImagineSettings
     figures = figures_of("imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained")
     phases = ("imagine_draw", "imagine_ask")
-    losses = ("answer", "generation")
+    losses: tuple[LossName, ...] = ("answer", "generation")
 
     def __init__(self, settings: Any = None, **values: Any) -> None:
         super().__init__(settings, **values)
