@@ -24,13 +24,24 @@ class Rank:
     pid: int
     said: Path
     code: int | None = None  # minus the signal, where one ended it
+    computed: float = 0.0  # seconds of a core, in all; known when it has ended
 
     def poll(self) -> bool:
         """Whether it has ended."""
         if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+                self.computed = used.ru_utime + used.ru_stime
         return self.code is not None
+
+    @property
+    def computed_so_far(self) -> float:
+        """Seconds of a core."""
+        if self.poll():
+            return self.computed
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def lines(self) -> list[str]:
