@@ -68,8 +68,8 @@ def test_the_vision_transformer_is_shared_out_too_if_asked_for(ranks) -> None:
 def test_who_has_nothing_to_draw_or_describe_goes_along(ranks, launched) -> None:
     whole = [torch.load(launched / "plain" / f"rank{i}.pt", weights_only=True) for i in range(2)]
     for rank, expected in zip(ranks, (one["taught"] for one in whole), strict=True):
-        assert rank["taught"]["verify"] == expected["verify"]
-        assert len(rank["taught"]["imagine"]) == len(expected["imagine"]) == 2
+        for method in ("verify", "imagine"):
+            assert rank["taught"][method] == expected[method]
         for name, weight in expected["u"].items():
             assert torch.allclose(rank["taught"]["u"][name], weight, atol=1e-6), name
     texts = [(launched / "sharded" / mode / "captions.jsonl").read_text() for mode in MODES]
@@ -135,11 +135,8 @@ def test_buffers_are_dealt_out_whole_and_c_keeps_its_optimizer(tiny_path, tmp_pa
         assert len(game.buffer) == 6
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_rank_with_fewer_rows_runs_as_many_passes(
-    tiny_path, tmp_path, monkeypatch, parts
-) -> None:
-    settings: dict[str, Any] = {"num_candidates": 4, "challenge_micro_batch": 4 // parts}
+def test_a_rank_with_fewer_rows_runs_as_many_passes(tiny_path, tmp_path, monkeypatch) -> None:
+    settings: dict[str, Any] = {"num_candidates": 4, "challenge_micro_batch": 4}
     trainer = make_trainer(tiny_path, tmp_path, Records(4, captions=True), **settings)
     game, backbone, passes = game_of(trainer), trainer.backbone, []
     read = backbone.answer_token_losses

@@ -26,7 +26,7 @@ from unigame.training.settings import RULES
 UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": "losses are computed per sample inside the backbone; set it to 0",
     "deepspeed": "use DDP (torchrun) instead",
-    "fsdp": "set shard_frozen=language, which shards the frozen weights and leaves LoRA to DDP",
+    "fsdp": "set shard_frozen=language, which shards the frozen weights and leaves LoRA whole",
     "enable_jit_checkpoint": "save_on_signal writes an exact checkpoint on SIGTERM; unset it",
     "fp16": "C's gradient has no loss scaling; use bf16",
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
@@ -92,7 +92,7 @@ class UniGameConfig(TrainingArguments):
         "none",
         "'language': the frozen layers of the language model are shared out over the processes "
         "(FSDP2); 'language+vision': those of its vision transformer, too; 'none': each holds them "
-        "all. The same losses either way; LoRA is left to DDP.",
+        "all. The same losses either way; LoRA is whole on each.",
     )
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."

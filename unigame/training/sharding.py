@@ -3,13 +3,13 @@
     frozen layers of the      ``fully_shard``: each process holds 1 / world_size of them, and a
     language model            layer is whole only while it computes
     vision transformer        the same with ``shard_frozen="language+vision"``, else whole
-    LoRA, C                   whole on every process; DDP averages LoRA's gradients
+    LoRA, C                   whole on every process, their gradients averaged
     image tokenizer, decoder, whole on every process: pictures are encoded and drawn unequally
     heads, embeddings         often, and these parts are small
 
 Nearly all memory of a large model is in its layers, and they have no gradient and no optimizer.
-What learns is small. So it is left to DDP as in any other run: losses and updates are those of DDP,
-and a checkpoint is the same files, which any run reads, sharded or not, on one process or several.
+What learns is small. So it is treated as in any other run: losses and updates are those of it, and
+a checkpoint is the same files, which any run reads, sharded or not, on one process or several.
 
 A sharded layer is gathered by all processes together. So all must run equally many passes through
 the model, in one order, or say that they do not (``in_step``). A method of others that does not
