@@ -7,11 +7,16 @@ import re
 from tests.imports import PACKAGE
 from unigame.methods.registry import METHODS, kind_of
 from unigame.methods.selfplay.heads import Heads
+from unigame.methods.selfplay.settings import SelfPlaySettings
+from unigame.methods.selfplay.styles import Styles
 from unigame.training.metrics import names_of
 
 PAGE = (PACKAGE.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
 TRAINERS_OWN = {"loss", "grad_norm", "learning_rate", "epoch", "eval_loss"}
-OF_HEADS = {name.replace("_0_", "_M_") for name in Heads.figures(1)}  # of perturber_scope alone
+# Of perturber_scope and of styles alone.
+OF_HEADS = {name.replace("_0_", "_M_") for name in Heads.figures(1)}
+ONE_STYLE = SelfPlaySettings(styles=["{caption}"], similarity="none")
+OF_STYLES = {name.replace("_0_", "_M_") for name in Styles.figures(ONE_STYLE)}
 
 
 def named() -> list[str]:
@@ -22,7 +27,8 @@ def named() -> list[str]:
 
 def as_named(figure: str) -> str:
     """A logged name as the glossary has it: peaks of all phases are one entry, and so are heads."""
-    return re.sub(r"^memory_.*", "memory_PHASE", re.sub(r"^head_\d+_", "head_M_", figure))
+    figure = re.sub(r"^(head|style)_\d+_", r"\1_M_", figure)
+    return re.sub(r"^memory_.*", "memory_PHASE", figure)
 
 
 def test_the_glossary_has_every_logged_figure_and_no_other():
@@ -30,7 +36,7 @@ def test_the_glossary_has_every_logged_figure_and_no_other():
     shipped = [kind for kind in shipped if kind.__module__.startswith("unigame.")]
     glossary, logged = named(), {as_named(name) for name in names_of(shipped)}  # type: ignore[arg-type]
     assert len(glossary) == len(set(glossary))
-    assert set(glossary) == logged | TRAINERS_OWN | OF_HEADS
+    assert set(glossary) == logged | TRAINERS_OWN | OF_HEADS | OF_STYLES
 
 
 def test_every_symptom_has_a_section_that_names_its_figures():

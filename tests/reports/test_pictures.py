@@ -60,6 +60,16 @@ def test_gallery_grows_by_rows_of_cards(tmp_path):
     assert four[1] > 1.8 * two[1]
 
 
+def test_a_free_drawing_stands_beside_the_others_where_there_is_one(tmp_path):
+    picture = np.zeros((4, 4, 3))
+    picture[:2] = (1.0, 0.0, 1.0)
+    plain = save_gallery([row()], tmp_path / "plain.png")
+    styled = row(styled=picture, said_styled="3", style="faint")
+    path = save_gallery([styled], tmp_path / "styled.png")
+    assert pixels_of(plain, (1.0, 0.0, 1.0)) == 0 < pixels_of(path, (1.0, 0.0, 1.0))
+    assert Image.open(path).size[0] > 1.2 * Image.open(plain).size[0]
+
+
 def test_enlarge_repeats_whole_pixels():
     picture = np.arange(12, dtype=float).reshape(2, 2, 3) / 12
     large = enlarge(picture, min_side=5)

@@ -39,8 +39,8 @@ from unigame.evaluation.record import write_json
 from unigame.evaluation.run import RESULTS, evaluate
 from unigame.evaluation.running import Silent
 from unigame.evaluation.world import attack_entry, batch_of, replies
-from unigame.methods.selfplay import NoPerturber, SelfPlaySettings
-from unigame.methods.selfplay.perturber import PerturberBase
+from unigame.methods.selfplay import NoPerturber, SelfPlay
+from unigame.methods.selfplay.settings import CAPTION
 from unigame.reports.compare import Comparison, compare
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
@@ -282,7 +282,7 @@ def _pictures(backbone: Backbone, trainer: UniGameTrainer, output: Path) -> None
     """Gallery, curves and the adapter of the UniGame arm."""
     game = trainer.method("selfplay")
     save_curves(trainer.state.log_history, output / "curves.png")
-    rows = _gallery_rows(backbone, game.perturber, game.settings)
+    rows = _gallery_rows(backbone, game)
     save_gallery(rows, output / "gallery.png")
     if (output / "adapter").exists():
         shutil.rmtree(output / "adapter")
@@ -290,21 +290,24 @@ def _pictures(backbone: Backbone, trainer: UniGameTrainer, output: Path) -> None
 
 
 @torch.no_grad()
-def _gallery_rows(
-    backbone: Backbone, perturber: PerturberBase, settings: SelfPlaySettings, count: int = 8
-) -> list[GalleryRow]:
+def _gallery_rows(backbone: Backbone, game: SelfPlay, count: int = 8) -> list[GalleryRow]:
     """Test pictures, redrawn and attacked, with the answers; those that the attack broke first."""
     backbone.eval()
     data = SyntheticDataset("test", 96, 900, questions_per_scene=1)
     batch = batch_of(backbone, data, 0, len(data))
-    drawn = attacked_images(backbone, NoPerturber(), batch, settings)
-    adversarial = attacked_images(backbone, perturber, batch, settings)
-    sets = (batch.pictures, drawn, adversarial)
+    drawn = attacked_images(backbone, NoPerturber(), batch, game.settings)
+    adversarial = attacked_images(backbone, game.perturber, batch, game.settings)
+    sets = [batch.pictures, drawn, adversarial]
+    styles: list[str] = []
+    if game.styles is not None:
+        styled, styles = game.styles.show(batch)
+        assert styled.drawing is not None
+        sets.append(styled.drawing.images)
     said = [replies(backbone, images, list(batch.questions)) for images in sets]
     right = [[s == a for s, a in zip(words, batch.answers, strict=True)] for words in said]
     order = sorted(range(len(data)), key=lambda i: (not right[0][i], not right[1][i], right[2][i]))
     pictures = [images.permute(0, 2, 3, 1).cpu().numpy() for images in sets]
-    return [
+    found = [
         GalleryRow(
             clean=pictures[0][i],
             drawn=pictures[1][i],
@@ -317,3 +320,8 @@ def _gallery_rows(
         )
         for i in order[:count]
     ]
+    if styles:
+        for row, i in zip(found, order, strict=False):
+            row["styled"], row["said_styled"] = pictures[3][i], said[3][i]
+            row["style"] = styles[i].replace(CAPTION, "").strip(" :,")
+    return found

@@ -126,7 +126,7 @@ class Method:
     Settings: ClassVar[type]
     figures: tuple[str, ...] = ()
     """Names of what it logs; every process must have the same ones."""
-    phases: ClassVar[tuple[str, ...]] = ()
+    phases: tuple[str, ...] = ()
     """Parts of its step that are timed, logged as ``seconds_<phase>``."""
     losses: tuple[LossName, ...] = ()
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""

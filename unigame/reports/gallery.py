@@ -3,7 +3,8 @@
 Each card is one question: the clean picture, the model's own redrawing of it without any
 perturbation (eps = 0), the adversarial redrawing, and the model's answer to each, green where it
 is the true one. The middle picture matters: an answer that already flips there was broken by
-redrawing, not by the attack.
+redrawing, not by the attack. Where C also has styles, a fourth picture is a free drawing of the
+caption, in a style that C chose: another picture of the same content.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from matplotlib import rc_context
@@ -40,6 +41,10 @@ class GalleryRow(TypedDict):
     said_clean: str
     said_drawn: str
     said_adversarial: str
+    styled: NotRequired[Picture]
+    said_styled: NotRequired[str]
+    style: NotRequired[str]
+    """What the styled picture's heading says of it."""
 
 
 _PANELS = (
@@ -47,6 +52,7 @@ _PANELS = (
     ("drawn", "said_drawn", "redrawn, no attack"),
     ("adversarial", "said_adversarial", "adversarial"),
 )
+_STYLED = ("styled", "said_styled", "drawn anew")
 
 
 def save_gallery(rows: Sequence[GalleryRow], path: str | Path, *, columns: int = 2) -> Path:
@@ -61,12 +67,15 @@ def save_gallery(rows: Sequence[GalleryRow], path: str | Path, *, columns: int =
     lines = -(-len(rows) // columns)
     questions = [_question_lines(row) for row in rows]
     tallest = max(text.count("\n") for text in questions)
-    card_width, card_height = _CARD_INCHES[0], _CARD_INCHES[1] + _LINE_INCHES * tallest
+    panels = (*_PANELS, _STYLED) if all("styled" in row for row in rows) else _PANELS
+    card_width = _CARD_INCHES[0] * len(panels) / len(_PANELS)
+    card_height = _CARD_INCHES[1] + _LINE_INCHES * tallest
     with rc_context(style.RC):
         figure = Figure(figsize=(card_width * columns, card_height * lines))
         cells = figure.subfigures(lines, columns, squeeze=False, wspace=0.02, hspace=0.0)
         for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
-            _card(cells[index // columns][index % columns], row, question, card_height, tallest)
+            cell = cells[index // columns][index % columns]
+            _card(cell, row, question, card_height, tallest, panels)
         return style.save(figure, path)
 
 
@@ -80,20 +89,29 @@ def _question_lines(row: GalleryRow) -> str:
     return "\n".join(wrap(row["question"], width=46, max_lines=3, placeholder=" ...")) or " "
 
 
-def _card(cell: SubFigure, row: GalleryRow, question: str, height: float, lines: int) -> None:
+def _card(
+    cell: SubFigure,
+    row: GalleryRow,
+    question: str,
+    height: float,
+    lines: int,
+    panels: Sequence[tuple[str, str, str]],
+) -> None:
     top = 1 - (0.29 + _LINE_INCHES * (lines + 1)) / height
-    axes = cell.subplots(1, 3, gridspec_kw={"wspace": 0.05})
+    axes = cell.subplots(1, len(panels), gridspec_kw={"wspace": 0.05})
     cell.subplots_adjust(left=0.02, right=0.98, bottom=0.27 / height, top=top)
     heading_y = 1 - 0.1 / height
     cell.text(0.02, heading_y, question, va="top", ha="left", weight="bold", fontsize=9)
     truth = f"true: {_short(row['answer'])}"
     cell.text(0.98, heading_y, truth, va="top", ha="right", fontsize=9, color=style.MUTED)
-    for ax, (picture_key, said_key, heading) in zip(axes, _PANELS, strict=True):
+    for ax, (picture_key, said_key, heading) in zip(axes, panels, strict=True):
         picture = _checked(row[picture_key], picture_key)  # type: ignore[literal-required]
         said = str(row[said_key])  # type: ignore[literal-required]
         right = said.strip().lower() == row["answer"].strip().lower()
         colour = style.RIGHT if right else style.WRONG
         ax.imshow(enlarge(picture), interpolation="nearest", vmin=0, vmax=1)
+        if picture_key == "styled" and row.get("style"):
+            heading = f"{heading}: {_short(row['style'], 20)}"
         ax.set_title(heading, fontsize=8, weight="normal", color=style.MUTED, loc="center", pad=3)
         ax.set_xticks([])
         ax.set_yticks([])

@@ -215,13 +215,49 @@ def draw_and_read(
             **settings.drawing_options,
         )
         features, tokens_ENH = backbone.read_images(drawing.images)
+    return judged(
+        backbone,
+        drawing,
+        features,
+        tokens_ENH,
+        rows,
+        scorer,
+        label_scorer,
+        in_token_space=(perturbed_BNH, states_BNH),
+    )
+
+
+def judged(
+    backbone: Backbone,
+    drawing: Drawing | None,
+    features: Tensor | None,
+    tokens_ENH: Tensor,
+    rows: Rows,
+    scorer: SimilarityScorer,
+    label_scorer: SimilarityScorer | None = None,
+    *,
+    in_token_space: tuple[Tensor, Tensor] | None = None,
+) -> Reading:
+    """Ask U about candidates, and compare them with their originals.
+
+    Args:
+        backbone: the model.
+        drawing: the candidates' pictures; None in token space.
+        features: what the vision encoder says of them.
+        tokens_ENH: what U reads of them.
+        rows: B originals with questions and true answers.
+        scorer: of the similarity.
+        label_scorer: of the content terms; None: they are off.
+        in_token_space: perturbed and original tokens, to compare where nothing is drawn.
+    """
     losses = backbone.answer_token_losses(None, *rows.question_arguments, embeds=tokens_ENH)
     ce_BK = own_loss(losses).unflatten(0, (len(rows), -1))
     right_BK = reads_right(losses).unflatten(0, (len(rows), -1))
 
     def score(by: SimilarityScorer) -> Tensor:
         if drawing is None:
-            return by.score_tokens(perturbed_BNH, states_BNH).view_as(ce_BK)
+            assert in_token_space is not None
+            return by.score_tokens(*in_token_space).view_as(ce_BK)
         similarity = by(
             drawing.images,
             rows.pictures,

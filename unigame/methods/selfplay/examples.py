@@ -1,7 +1,8 @@
 """Some pictures of a run, for report and trackers: clean, redrawn, attacked, U's word to each.
 
     output_dir/examples/examples.json     format, and an entry for each example
-    output_dir/examples/0-clean.png ...   -redrawn.png, -attacked.png
+    output_dir/examples/0-clean.png ...   -redrawn.png, -attacked.png, and -styled.png where the
+                                          game has styles
 
 C as it is now attacks the latest pictures that it was given, one candidate each. Beside it stands
 the same picture redrawn at eps 0 under the same noise. The answers are free ones, as ``unigame
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from unigame.methods.selfplay.method import SelfPlay
 
 FOLDER, INDEX, FORMAT = "examples", "examples.json", "unigame-examples/1"
-KINDS = ("clean", "redrawn", "attacked")
+KINDS = ("clean", "redrawn", "attacked", "styled")
+"""Of pictures; the last one only where the game has styles."""
 
 
 class Examples:
@@ -133,13 +135,19 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
     """What became of each row: its texts and scores, and its three pictures."""
     backbone, one = game.run.backbone, _one_candidate(game.settings)
     noise = _noise(game).get_state()
+    styles: list[str] = []
     with game.run.autocast():
         attacked = attack(game, rows)
         plain = redrawn(backbone, rows, one, game.scorer, noise)
-        assert attacked.drawing is not None and plain.drawing is not None
-        pictures = (rows.pictures, plain.drawing.images, attacked.drawing.images)
+        results = [plain, attacked]
+        if game.styles is not None:
+            styled, styles = game.styles.show(rows)
+            results.append(styled)
+        drawn = [result.drawing.images for result in results if result.drawing is not None]
+        pictures = (rows.pictures, *drawn)
         said = [backbone.answer(images, rows.questions) for images in pictures]
-    similarity = (plain.similarity_BK[:, 0].tolist(), attacked.similarity_BK[:, 0].tolist())
+    kinds = KINDS[: len(pictures)]
+    similarity = [result.similarity_BK[:, 0].tolist() for result in results]
     return [
         (
             {
@@ -147,8 +155,11 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
                 "question": rows.questions[i],
                 "answer": rows.answers[i],
                 "caption": rows.captions[i],
-                "said": {kind: words[i].strip() for kind, words in zip(KINDS, said, strict=True)},
-                "similarity": {"redrawn": similarity[0][i], "attacked": similarity[1][i]},
+                **({"style": styles[i]} if styles else {}),
+                "said": {kind: words[i].strip() for kind, words in zip(kinds, said, strict=True)},
+                "similarity": {
+                    kind: values[i] for kind, values in zip(kinds[1:], similarity, strict=True)
+                },
             },
             [images[i] for images in pictures],
         )
@@ -158,8 +169,8 @@ def _play(game: SelfPlay, rows: Rows) -> list[tuple[dict[str, Any], list[Tensor]
 
 def _shown(folder: Path, entry: dict[str, Any]) -> Shown:
     """An example for a tracker."""
-    files = [folder / entry["pictures"][kind] for kind in KINDS]
-    said = ", ".join(f"{kind}: {entry['said'][kind] or '(nothing)'}" for kind in KINDS)
+    files = [folder / name for name in entry["pictures"].values()]
+    said = ", ".join(f"{kind}: {words or '(nothing)'}" for kind, words in entry["said"].items())
     asked = f"{entry['question']} (true answer: {entry['answer']})"
     return Shown([Image.open(file) for file in files], f"{asked} {said}")
 
@@ -168,7 +179,7 @@ def _write_one(
     folder: Path, number: int, entry: dict[str, Any], images_3SS: Sequence[Tensor]
 ) -> dict[str, Any]:
     names = {}
-    for kind, image_3SS in zip(KINDS, images_3SS, strict=True):
+    for kind, image_3SS in zip(KINDS, images_3SS, strict=False):
         names[kind] = f"{number}-{kind}.png"
         pixels = image_3SS.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
         Image.fromarray(pixels.cpu().numpy()).save(folder / names[kind])

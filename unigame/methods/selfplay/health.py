@@ -81,7 +81,8 @@ def offered_at_most(settings: SelfPlaySettings, args: Any, steps: int) -> int:
     """Candidates that mining can offer to one process in so many optimizer steps."""
     challenges = math.ceil(steps / settings.challenge_every)
     minings = math.ceil(challenges / settings.mine_every) * args.gradient_accumulation_steps
-    drawn = math.ceil(settings.challenge_share * args.per_device_train_batch_size)
+    shares = [settings.challenge_share, *([settings.styled_share] if settings.styles else [])]
+    drawn = sum(math.ceil(share * args.per_device_train_batch_size) for share in shares)
     return minings * drawn * settings.num_candidates
 
 

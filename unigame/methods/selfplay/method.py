@@ -5,6 +5,7 @@
 One step, as ``before_step`` and the two calls after it read::
 
     challenge   C perturbs, G draws, U re-reads; C ascends U's loss        (every m-th step)
+    styled      C chooses styles, G draws captions anew, U reads them      (likewise)
     mine        its hard and still faithful candidates enter the buffer
     mix         hard samples from the buffer join the clean batch
     learned     U's losses on them become their hardness
@@ -76,6 +77,7 @@ from unigame.methods.selfplay.perturber import (
 )
 from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
 from unigame.methods.selfplay.settings import SelfPlaySettings
+from unigame.methods.selfplay.styles import Styles
 from unigame.methods.selfplay.verifier_check import VerifierCheck
 from unigame.methods.semantics import ClipSimilarity, SimilarityScorer, build_scorer
 from unigame.seeds import derive_seed
@@ -139,7 +141,7 @@ class SelfPlay(Method):
         "age_q50",
         "age_q75",
     )
-    phases = ("challenge", "mine", "mix")
+    phases: tuple[str, ...] = ("challenge", "mine", "mix")
     losses = ("answer",)
     rate = "perturber_learning_rate"
 
@@ -157,6 +159,9 @@ class SelfPlay(Method):
             self.figures = (*type(self).figures, *Heads.figures(self.settings.heads))
         if self.settings.verified_target is not None:
             self.figures = (*self.figures, "content_weight")
+        if self.settings.styles:
+            self.figures = (*self.figures, *Styles.figures(self.settings))
+            self.phases = (*self.phases, "styled")
         self._given = (scorer, label_scorer, perturber)
         self.tally = ReplayTally()
 
@@ -284,6 +289,9 @@ class SelfPlay(Method):
             self.content = ContentWeights(
                 settings.heads, settings.content_weight, settings.verified_target
             )
+        self.styles: Styles | None = None
+        if settings.styles:
+            self.styles = Styles(settings, run, self.scorer)
         self._watch = Watch(self)
         kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
         self.examples = Examples(kept, settings.examples_every)
@@ -370,7 +378,8 @@ class SelfPlay(Method):
     def summary(self) -> str:
         """What became of the candidates of all processes."""
         tally = self.tally.summed(self.run.sum, self.run.device)
-        return tally.summary(self.settings, self.batch_size)
+        text = tally.summary(self.settings, self.batch_size)
+        return text if self.styles is None else f"{text} {self.styles.summary(self.run.sum)}"
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
     def before_step(self, batch: Batch, step: int) -> None:
@@ -394,12 +403,26 @@ class SelfPlay(Method):
             if rows.counts:
                 self._record(result)
                 self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
-            if (step // self.settings.challenge_every) % self.settings.mine_every == 0:
-                with self.run.phase("mine"):
-                    report = self.mine(result, rows, step)
-                self._add("acceptance_rate", report.accepted, report.candidates)
+            mines = (step // self.settings.challenge_every) % self.settings.mine_every == 0
+            if mines:
+                self._mine(result, rows, step)
+            if self.styles is not None:
+                self._play_styles(self.styles, batch, step if mines else None)
         if not self.plays_alone(step):
             self._choose(step)
+
+    def _mine(self, result: ChallengeResult, rows: Rows, step: int) -> None:
+        with self.run.phase("mine"):
+            report = self.mine(result, rows, step)
+        self._add("acceptance_rate", report.accepted, report.candidates)
+
+    def _play_styles(self, styles: Styles, batch: Batch, mined_at: int | None) -> None:
+        """Captions of the batch drawn anew in styles, beside the challenge."""
+        with self.run.phase("styled"), self.run.autocast():
+            rows = self._captioned(styles.rows(batch.answers))
+            result = styles.play(rows, self._add)
+        if mined_at is not None:
+            self._mine(result, rows, mined_at)
 
     def plays_alone(self, step: int) -> bool:
         """While C warms up against a model that does not move."""
@@ -882,6 +905,7 @@ class SelfPlay(Method):
             "heads": self.heads.state_dict(),
             "content": self.content.state_dict() if self.content else None,
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
+            "styles": self.styles.state_dict() if self.styles else None,
         }
 
     def regrouped(
@@ -914,6 +938,9 @@ class SelfPlay(Method):
             "tally": tally,
             "generator": own["generator"],
             "noise": own["noise"],
+            "styles": Styles.regrouped(
+                [state.get("styles") for state in states], own.get("styles"), rank
+            ),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -929,6 +956,8 @@ class SelfPlay(Method):
             self.heads.load_state_dict(state["heads"])
         if self.content is not None and state.get("content") is not None:
             self.content.load_state_dict(state["content"])
+        if self.styles is not None and state.get("styles") is not None:
+            self.styles.load_state_dict(state["styles"])
         if isinstance(self.perturber, RandomPerturber) and state["noise"] is not None:
             self.perturber.generator.set_state(state["noise"])
 

@@ -26,6 +26,8 @@ _WEIGHT = Number(low=0)
 _COSINE = Number(low=-1, high=1)
 _COUNT = Whole(low=1, high=MOST)
 _COUNT_OR_NONE = Whole(low=1, high=MOST, optional=True)
+CAPTION = "{caption}"
+"""Stands for the caption in a style."""
 # Schedules of transformers that need no more than steps.
 SCHEDULES = (
     "constant",
@@ -243,6 +245,34 @@ class SelfPlaySettings:
     sample_candidates: bool = setting(
         False, Switch(), "Gumbel draws instead of argmax for K = 1 (K > 1 always samples)."
     )
+    # ---- C in the space of prompts -------------------------------------------------------------
+    styles: list[str] = setting(
+        (),
+        Many(item=Text()),
+        "Prompts, each with {caption} in it, by which G draws captions of the batch anew and "
+        "freely, such as 'a faded photo of {caption}'. C learns which of them U misreads. The true "
+        "answers must follow from the captions. Default: none; pictures are only redrawn.",
+    )
+    styled_share: float = setting(
+        0.5,
+        Number(low=0, above=True, high=1),
+        "Share of a batch that is drawn in styles, its last rows, K candidates of each; "
+        "challenge_share comes on top. Without styles nothing is.",
+    )
+    style_learning_rate: float = setting(
+        0.05,
+        Number(low=0, high=1e30),
+        "Adam learning rate of the styles' logits. 0: all are equally likely, for good.",
+    )
+    style_entropy: float = setting(
+        0.02,
+        _WEIGHT,
+        "What C pays for a nat of lost entropy, beside a worth from 0 to 1 of each drawing.",
+    )
+    style_temperature: float = setting(1.0, _POSITIVE, "Of drawing in styles.")
+    guidance_scale: float = setting(
+        5.0, Number(low=0), "Of classifier-free guidance in drawing in styles; 1 is none."
+    )
     missing_captions: str = setting(
         "model",
         Text(choices=("model", "question", "error")),
@@ -392,6 +422,7 @@ class SelfPlaySettings:
                 "inside its bound; lower eps_init or raise eps_max"
             )
         self._refuse_idle()
+        self._check_styles()
         if self.perturb_space == "tokens" and self.num_candidates > 1:
             raise UserError(
                 f"num_candidates={self.num_candidates} with perturb_space=tokens: nothing is drawn "
@@ -432,6 +463,27 @@ class SelfPlaySettings:
             )
         if self.anchor_mode == "near" and self.anchor == 0:
             raise UserError("anchor_mode=near with anchor=0 holds nothing; set anchor, such as 8")
+
+    def _check_styles(self) -> None:
+        for style in self.styles:
+            if CAPTION not in style:
+                raise UserError(
+                    f"styles: {style!r} has no {CAPTION}; say where the caption belongs, such as "
+                    f"'a faded photo of {CAPTION}'"
+                )
+        if len(set(self.styles)) < len(self.styles):
+            raise UserError(f"styles={self.styles}: one is there twice; name each once")
+        if self.styles and not self.draws:
+            raise UserError(
+                "styles with perturb_space=tokens: no picture is drawn there; set styles=[]"
+            )
+        reads_text = self.similarity == "clip" and self.similarity_mode == "image-text"
+        if self.styles and self.similarity in ("cosine", "clip") and not reads_text:
+            raise UserError(
+                f"styles with similarity={self.similarity} ({self.similarity_mode}): a free "
+                "drawing has its things elsewhere than the picture, so that only its caption can "
+                "verify it; set similarity=clip and similarity_mode=image-text"
+            )
 
     @property
     def uses_label(self) -> bool:

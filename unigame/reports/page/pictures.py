@@ -49,6 +49,7 @@ class Card:
     question: str
     answer: str
     caption: str
+    style: str
     outcome: str
     shown: tuple[Shown, ...]
     difference: str
@@ -98,6 +99,8 @@ def _plain(text: str) -> str:
 
 def _card(entry: Mapping[str, Any]) -> Card:
     titles = {"clean": "clean", "redrawn": "redrawn", "attacked": "attacked"}
+    if "styled" in entry["pictures"]:  # a free drawing of its caption, not of this picture
+        titles["styled"] = "drawn anew"
     opened = {kind: _open(entry["pictures"][kind]) for kind in titles}
     said, similarity = entry.get("said", {}), entry.get("similarity", {})
     answer = str(entry.get("answer", ""))
@@ -117,7 +120,8 @@ def _card(entry: Mapping[str, Any]) -> Card:
         question=str(entry.get("question", "")),
         answer=answer,
         caption=str(entry.get("caption") or ""),
-        outcome=_outcome(*(one.right for one in shown)),
+        style=str(entry.get("style") or ""),
+        outcome=_outcome(*(one.right for one in shown[:3])),
         shown=shown,
         difference=data_uri(difference),
         same=difference.getextrema() == ((127, 127),) * 3,

@@ -1,0 +1,178 @@
+"""C in the space of prompts: it finds what U misreads, its drawings join the game, and resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.helpers import (
+    Records,
+    game_of,
+    logs,
+    lora_weights,
+    make_game,
+    make_trainer,
+)
+from unigame.errors import UserError
+from unigame.methods.selfplay.styles import (
+    StylePolicy,
+    Styles,
+    prompts_of,
+    worth,
+)
+
+STYLES = ["faint : {caption}", "a sketch of {caption} in snow"]
+STYLED: dict[str, Any] = {
+    "styles": STYLES,
+    "similarity": "none",
+    "guidance_scale": 1.0,
+    "buffer_min_size": 1,
+}
+
+
+# ---- the policy ----------------------------------------------------------------------------------
+def test_the_gradient_is_that_of_the_expected_worth() -> None:
+    policy, worths = StylePolicy(3), torch.tensor([0.1, 0.9, 0.4])
+    with torch.no_grad():
+        policy.logits_M.copy_(torch.tensor([0.3, -0.2, 0.1]))
+    expected = (policy.log_probabilities().exp() * worths).sum()
+    (wanted,) = torch.autograd.grad(expected, policy.logits_M)
+    style_BK = policy.choose(20_000, 5, torch.Generator().manual_seed(1))
+    value = policy.objective(style_BK, worths[style_BK], 0.0)
+    (found,) = torch.autograd.grad(value, policy.logits_M)
+    assert torch.allclose(found, wanted, atol=5e-3), (found, wanted)
+
+
+@pytest.mark.parametrize(("entropy", "most"), [(0.0, 1.01), (2.0, 0.45)])
+def test_it_finds_the_style_that_is_worth_most_unless_entropy_is_dear(
+    entropy: float, most: float
+) -> None:
+    policy, generator = StylePolicy(3), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    for _ in range(100):
+        style_BK = policy.choose(8, 2, generator)
+        optimizer.zero_grad()
+        (-policy.objective(style_BK, (style_BK == 2).float(), entropy)).backward()
+        optimizer.step()
+    chances = policy.log_probabilities().exp()
+    assert chances.argmax() == 2 and chances[2] < most
+    assert entropy or chances[2] > 0.9
+
+
+def test_a_drawing_that_is_not_verified_is_worth_nothing() -> None:
+    found = worth(torch.tensor([[0.0, 2.0, 50.0]]), torch.tensor([[True, True, False]]))
+    assert found.tolist()[0] == pytest.approx([0.0, 1 - 0.135335, 0.0], abs=1e-5)
+
+
+# ---- controls ------------------------------------------------------------------------------------
+def test_controls_draw_meaningless_styles_or_none() -> None:
+    assert prompts_of(make_game(**STYLED).settings, 0) == STYLES
+    assert prompts_of(make_game(**STYLED, perturbation="none").settings, 0) == ["{caption}"]
+    random = make_game(**STYLED, perturbation="random").settings
+    found = prompts_of(random, 0)
+    assert found == prompts_of(random, 0) != prompts_of(random, 1)
+    for prompt, style in zip(found, STYLES, strict=True):
+        assert prompt != style and sorted(prompt) == sorted(style)
+        assert prompt.index("{caption}") == style.index("{caption}")
+
+
+# ---- settings ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"styles": ["faint"]}, "caption"),
+        ({"styles": [STYLES[0], STYLES[0]]}, "twice"),
+        ({"similarity": "cosine"}, "image-text"),
+        ({"perturb_space": "tokens"}, "perturb_space"),
+    ],
+)
+def test_styles_that_cannot_be_played_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        make_game(**{**STYLED, **change})
+
+
+# ---- in a run ------------------------------------------------------------------------------------
+def test_captions_are_drawn_in_styles_by_the_base_and_enter_the_buffer(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    game = {**STYLED, "num_candidates": 2, "challenge_share": 0.25, "buffer_per_source": None}
+    trainer = make_trainer(tiny_path, tmp_path, Records(captions=True), max_steps=2, **game)
+    backbone, asked = trainer.backbone, []
+    original = backbone.generate_compact
+
+    def watched(prompts: Any, **options: Any) -> torch.Tensor:
+        asked.append((list(prompts), options["seeds"]))
+        return original(prompts, **options)
+
+    backbone.generate_compact = watched  # type: ignore[method-assign]
+    trainer.train()
+    first, second, *_ = asked  # and once more for the report
+    assert len(first[0]) == 4, "half of the batch of four, two candidates each"
+    assert len({*first[1], *second[1]}) == 8, "each drawing has a seed of its own"
+    fits = [style.split("{caption}") for style in STYLES]
+    for prompt in first[0] + second[0]:
+        assert any(prompt.startswith(a + "a ") and prompt.endswith(b) for a, b in fits), prompt
+    # The base draws: what it would draw now, without the adapter, is what was kept.
+    with backbone.lora_disabled():
+        again = original(first[0], seeds=first[1], guidance_scale=1.0, temperature=1.0)
+    kept = {tuple(one.compact.tolist()) for one in game_of(trainer).buffer.samples}
+    assert {tuple(row) for row in again.tolist()} <= kept
+    entry = logs(trainer)[0]
+    used = [entry.get(f"style_{style}_used", 0) for style in range(2)]
+    assert sum(used) == pytest.approx(1) and entry["styled_verified"] == 1
+    assert "8 free drawings" in game_of(trainer).summary()
+    shown = json.loads((tmp_path / "examples" / "examples.json").read_text())["examples"]
+    assert shown and all(
+        entry["style"] in STYLES
+        and (tmp_path / "examples" / entry["pictures"]["styled"]).exists()
+        and entry["said"].keys() == entry["pictures"].keys()
+        for entry in shown
+    )
+
+
+def test_without_styles_nothing_is_drawn_freely(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Records(captions=True), max_steps=1)
+    trainer.backbone.generate_compact = None  # type: ignore[method-assign,assignment]
+    trainer.train()
+    assert not any(name.startswith("style") for name in logs(trainer)[0])
+
+
+def test_it_resumes_bit_exactly(tiny_path: Path, tmp_path: Path) -> None:
+    def run(folder: Path, steps: int, resume: bool = False) -> Any:
+        trainer = make_trainer(
+            tiny_path,
+            folder,
+            Records(8, captions=True),
+            max_steps=steps,
+            lr_scheduler_type="constant",
+            save_strategy="steps",
+            save_steps=2,
+            **STYLED,
+        )
+        trainer.train(resume_from_checkpoint=resume or None)
+        return trainer
+
+    whole = run(tmp_path / "whole", 3)
+    run(tmp_path / "parts", 2)
+    resumed = run(tmp_path / "parts", 3, resume=True)
+    for name, weight in lora_weights(whole).items():
+        assert torch.equal(weight, lora_weights(resumed)[name]), name
+    one, other = (game_of(trainer).styles for trainer in (whole, resumed))
+    assert torch.equal(one.policy.logits_M, other.policy.logits_M)
+    assert not torch.equal(one.policy.logits_M, torch.zeros(2)), "C has learned"
+    assert one.counts == other.counts and one.drawn == other.drawn == 6
+
+
+def test_counts_of_several_processes_are_kept_once(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Records(captions=True), max_steps=1, **STYLED)
+    trainer.train()
+    styles = game_of(trainer).styles
+    assert styles is not None
+    state = styles.state_dict()
+    dealt = [Styles.regrouped([state, state], state, rank) for rank in range(2)]
+    drawn = [sum(part["counts"]["drawn"]) for part in dealt if part]
+    assert drawn == [2 * styles.drawn, 0]

@@ -1,0 +1,343 @@
+"""C in the space of prompts: in which style G is to draw, so that U reads the drawing wrong.
+
+    B  samples in the batch    K  candidates drawn per sample    M  styles
+    N  image tokens            H  width of the language model    E  B*K rows, row b*K+k
+
+A nudge of states that are computed in one teacher-forced pass cannot draw a texture: the clean
+codes before a place outvote it (docs/notebook.md). Drawn *freely*, one code after another, the same
+model draws every style that it knows a word for. So here G draws the captions of the batch anew,
+each in a style that C chooses, and the rest is the game as it is: the verifier says which drawings
+show their caption, U answers, and hard drawings enter the buffer.
+
+C is a distribution over M styles, a softmax of M learned logits. A drawing is worth to it how
+likely U misreads it, if it is verified, else nothing; C ascends that by the policy gradient
+(Williams 1992, REINFORCE), with the mean of the batch as its baseline and a price on lost entropy,
+so that no style dies out. The drawings need no gradient and no teacher-forced pass.
+
+G draws as it was before training, LoRA off: what U learns is not to change what G can draw. The
+true answer must follow from the caption, because nothing else holds the content here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unigame.backbones.base import Drawing
+from unigame.methods.base import Run
+from unigame.methods.rows import Rows
+from unigame.methods.selfplay.candidates import ChallengeResult, judged
+from unigame.methods.selfplay.objectives import hardness
+from unigame.methods.selfplay.settings import CAPTION, SelfPlaySettings
+from unigame.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from unigame.methods.semantics import SimilarityScorer
+
+
+class StylePolicy(nn.Module):
+    """C: how often each style is chosen.
+
+    Args:
+        count: M.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.logits_M = nn.Parameter(torch.zeros(count))
+
+    def log_probabilities(self) -> Tensor:
+        """Of each style, (M,)."""
+        return self.logits_M.log_softmax(dim=0)
+
+    @torch.no_grad()
+    def choose(self, samples: int, candidates: int, generator: torch.Generator) -> Tensor:
+        """A style for each candidate, (B, K), on the CPU."""
+        chances_M = self.log_probabilities().exp().cpu()
+        drawn_E = torch.multinomial(
+            chances_M, samples * candidates, replacement=True, generator=generator
+        )
+        return drawn_E.view(samples, candidates)
+
+    def objective(self, style_BK: Tensor, worth_BK: Tensor, entropy_weight: float) -> Tensor:
+        """What C ascends, a scalar: its gradient is that of the expected worth, and of the entropy.
+
+        Args:
+            style_BK: of each candidate.
+            worth_BK: of each candidate to C.
+            entropy_weight: price of lost entropy, in nats.
+        """
+        log_M = self.log_probabilities()
+        above_BK = worth_BK - worth_BK.mean()
+        chosen_BK = log_M[style_BK.to(log_M.device)]
+        entropy = -(log_M.exp() * log_M).sum()
+        return (above_BK.to(log_M) * chosen_BK).mean() + entropy_weight * entropy
+
+
+def worth(ce_BK: Tensor, verified_BK: Tensor) -> Tensor:
+    """How likely U misreads each drawing, 1 - exp(-CE); 0 where it is not verified, (B, K)."""
+    return -torch.expm1(-ce_BK.clamp(min=0)) * verified_BK
+
+
+def prompts_of(settings: SelfPlaySettings, seed: int) -> list[str]:
+    """What stands around a caption in each style.
+
+    ``perturbation="random"`` is the control of directions that mean nothing: the letters of each
+    style in random order, by the seed. ``"none"`` draws every caption as it is.
+    """
+    if settings.perturbation == "none":
+        return [CAPTION]
+    if settings.perturbation == "random":
+        return [_shuffled(style, derive_seed(seed, "style", style)) for style in settings.styles]
+    return list(settings.styles)
+
+
+def _shuffled(style: str, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    return CAPTION.join(_shuffled_words(part, generator) for part in style.split(CAPTION))
+
+
+def _shuffled_words(text: str, generator: torch.Generator) -> str:
+    letters = [letter for letter in text if letter.isalpha()]
+    order = iter(torch.randperm(len(letters), generator=generator).tolist())
+    return "".join(letters[next(order)] if letter.isalpha() else letter for letter in text)
+
+
+@dataclass
+class StyleCounts:
+    """What became of the drawings of each style, over a run."""
+
+    drawn: list[int]
+    verified: list[int]
+    misread: list[int]
+
+    @classmethod
+    def of(cls, count: int) -> StyleCounts:
+        """Nothing yet."""
+        return cls([0] * count, [0] * count, [0] * count)
+
+    def add(self, counts_3M: Tensor) -> None:
+        """More of each."""
+        for kept, more in zip(vars(self).values(), counts_3M.tolist(), strict=True):
+            kept[:] = [before + int(new) for before, new in zip(kept, more, strict=True)]
+
+
+class Styles:
+    """The player: draws, judges, learns.
+
+    Args:
+        settings: of self-play, with styles.
+        run: that it takes part in.
+        scorer: the verifier, which reads captions.
+    """
+
+    def __init__(self, settings: SelfPlaySettings, run: Run, scorer: SimilarityScorer) -> None:
+        self.settings, self.run, self.scorer = settings, run, scorer
+        self.prompts = prompts_of(settings, run.args.seed)
+        self.policy = StylePolicy(len(self.prompts)).to(run.device)
+        self.optimizer: torch.optim.Optimizer | None = None
+        if settings.perturbation == "learned" and settings.style_learning_rate > 0:
+            self.optimizer = torch.optim.Adam(
+                self.policy.parameters(), lr=settings.style_learning_rate
+            )
+        seed = derive_seed(run.args.seed, "styles", run.rank)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.drawn = 0  # drawings so far: each has a seed of its own
+        self.counts = StyleCounts.of(len(self.prompts))
+
+    @staticmethod
+    def figures(settings: SelfPlaySettings) -> tuple[str, ...]:
+        """Names of what ``play`` logs."""
+        number = 1 if settings.perturbation == "none" else len(settings.styles)
+        of_styles = [
+            f"style_{style}_{what}"
+            for style in range(number)
+            for what in ("used", "verified", "misread")
+        ]
+        return ("styled_ce", "styled_similarity", "styled_verified", "styled_misread", *of_styles)
+
+    def rows(self, rows: Rows) -> Rows:
+        """What is drawn anew: the last rows, because the challenge takes the first."""
+        count = math.ceil(self.settings.styled_share * len(rows))
+        return rows if count >= len(rows) else rows.pick(range(len(rows) - count, len(rows)))
+
+    def play(self, rows: Rows, add: Callable[..., None]) -> ChallengeResult:
+        """Draw each row's caption in styles of C's choice, judge the drawings, and let C learn.
+
+        Args:
+            rows: with questions, answers and captions.
+            add: logs a figure.
+        """
+        settings = self.settings
+        style_BK = self.policy.choose(len(rows), settings.num_candidates, self.generator)
+        count = style_BK.numel()
+        seeds = [
+            derive_seed(self.run.args.seed, "styled", self.run.rank, self.drawn + row)
+            for row in range(count)
+        ]
+        self.drawn += count
+        result = self._drawn(rows, style_BK, seeds)
+        verified_BK = result.similarity_BK >= settings.clip_floor
+        self._learn(style_BK, worth(result.ce_BK, verified_BK), rows.counts)
+        if rows.counts:
+            misread_BK = verified_BK & ~result.right_BK
+            self._record(style_BK, verified_BK.cpu(), misread_BK.cpu(), result, add)
+        return result
+
+    def show(self, rows: Rows) -> tuple[ChallengeResult, list[str]]:
+        """A drawing of each row for people, and the style of each; nothing of the run moves."""
+        generator = torch.Generator().manual_seed(derive_seed(self.run.args.seed, "shown"))
+        style_B1 = self.policy.choose(len(rows), 1, generator)
+        seeds = [derive_seed(self.run.args.seed, "shown", row) for row in range(len(rows))]
+        styles = [self.prompts[style] for style in style_B1.flatten().tolist()]
+        return self._drawn(rows, style_B1, seeds), styles
+
+    def _texts(self, rows: Rows, style_BK: Tensor) -> list[str]:
+        return [
+            self.prompts[style].replace(CAPTION, caption)
+            for caption, own in zip(rows.prompts, style_BK.tolist(), strict=True)
+            for style in own
+        ]
+
+    @torch.no_grad()
+    def _drawn(self, rows: Rows, style_BK: Tensor, seeds: Sequence[int]) -> ChallengeResult:
+        backbone, settings = self.run.backbone, self.settings
+        with backbone.lora_disabled():
+            compact = backbone.generate_compact(
+                self._texts(rows, style_BK),
+                seeds=seeds,
+                guidance_scale=settings.guidance_scale,
+                temperature=settings.style_temperature,
+            )
+        with backbone.without_dropout():
+            images = backbone.render(compact).float().clamp(0, 1)
+            drawing = Drawing(images=images, compact=compact)
+            features, tokens_ENH = backbone.read_images(images)
+            reading = judged(backbone, drawing, features, tokens_ENH, rows, self.scorer)
+        ce_BK, similarity_BK = reading.ce_BK.float(), reading.similarity_BK.float()
+        nothing_B = ce_BK.new_zeros(len(rows), 0, 0)
+        return ChallengeResult(
+            objective=ce_BK.mean(),
+            ce_BK=ce_BK,
+            right_BK=reading.right_BK,
+            hardness_BK=hardness(ce_BK, similarity_BK, settings.clip_weight, settings.clip_floor),
+            similarity_BK=similarity_BK,
+            delta_BNH=nothing_B,  # no state is perturbed
+            states_BNH=nothing_B,
+            drawing=drawing,
+            tokens_ENH=tokens_ENH,
+            codes=None,
+            metrics={},
+            backbone=backbone,
+        )
+
+    def _learn(self, style_BK: Tensor, worth_BK: Tensor, counts: bool) -> None:
+        if self.optimizer is None:
+            return
+        value = self.policy.objective(style_BK, worth_BK, self.settings.style_entropy)
+        logits_M = self.policy.logits_M
+        (gradient_M,) = torch.autograd.grad(-value, [logits_M])
+        gradients = [gradient_M if counts else torch.zeros_like(gradient_M)]
+        if self.run.average is not None:
+            self.run.average(gradients)
+        logits_M.grad = gradients[0]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _record(
+        self,
+        style_BK: Tensor,
+        verified_BK: Tensor,
+        misread_BK: Tensor,
+        result: ChallengeResult,
+        add: Callable[..., None],
+    ) -> None:
+        styles_E, count = style_BK.flatten(), len(self.prompts)
+        weights = (torch.ones_like(verified_BK), verified_BK, misread_BK)
+        of_styles = [
+            torch.bincount(styles_E, weight_BK.flatten().double(), minlength=count)
+            for weight_BK in weights
+        ]
+        counts_3M = torch.stack(of_styles)
+        self.counts.add(counts_3M)
+        drawn, verified, misread = counts_3M.sum(1).tolist()
+        add("styled_ce", result.ce_BK.mean())
+        add("styled_similarity", result.similarity_BK.mean())
+        add("styled_verified", verified, drawn)
+        add("styled_misread", misread, verified)
+        for style, (used, kept, wrong) in enumerate(zip(*counts_3M.tolist(), strict=True)):
+            add(f"style_{style}_used", used, drawn)
+            add(f"style_{style}_verified", kept, used)
+            add(f"style_{style}_misread", wrong, kept)
+
+    def summary(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> str:
+        """What became of each style, of all processes; every one of them must ask."""
+        values = torch.tensor(list(vars(self.counts).values()), dtype=torch.float64)
+        drawn_M, verified_M, misread_M = sum_over_ranks(values.to(self.run.device)).tolist()
+        whole = sum(drawn_M)
+        if not whole:
+            return "Styles: nothing was drawn."
+        parts = []
+        for prompt, drawn, verified, misread in zip(
+            self.prompts, drawn_M, verified_M, misread_M, strict=True
+        ):
+            kept = verified / drawn if drawn else 0.0
+            wrong = misread / verified if verified else 0.0
+            name = prompt.replace(CAPTION, "...")
+            parts.append(
+                f"{name!r} {drawn / whole:.0%} (verified {kept:.0%}, of them misread {wrong:.0%})"
+            )
+        return f"Styles of {whole:.0f} free drawings: {'; '.join(parts)}."
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "generator": self.generator.get_state(),
+            "drawn": self.drawn,
+            "counts": {name: list(value) for name, value in vars(self.counts).items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.policy.load_state_dict(state["policy"])
+        if self.optimizer is not None and state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.drawn = state["drawn"]
+        self.counts = StyleCounts(**{name: list(value) for name, value in state["counts"].items()})
+
+    @staticmethod
+    def regrouped(
+        states: Sequence[Mapping[str, Any] | None], own: Mapping[str, Any] | None, rank: int
+    ) -> dict[str, Any] | None:
+        """What this process goes on with where another number of them was before.
+
+        C is the same on all. A process that was not there begins its own numbers and noise; what
+        was counted stays with the first.
+        """
+        first = states[0]
+        if first is None or own is None:
+            return None
+        zeros = StyleCounts.of(len(own["counts"]["drawn"]))
+        summed = zeros if rank else _summed([state["counts"] for state in states if state])
+        return {
+            **first,
+            "generator": own["generator"],
+            "drawn": own["drawn"],
+            "counts": vars(summed),
+        }
+
+
+def _summed(counts: Sequence[Mapping[str, list[int]]]) -> StyleCounts:
+    whole = StyleCounts.of(len(counts[0]["drawn"]))
+    for one in counts:
+        whole.add(torch.tensor([one[name] for name in vars(whole)]))
+    return whole
