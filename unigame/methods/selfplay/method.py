@@ -419,7 +419,8 @@ class SelfPlay(Method):
     def _play_styles(self, styles: Styles, batch: Batch, mined_at: int | None) -> None:
         """Captions of the batch drawn anew in styles, beside the challenge."""
         with self.run.phase("styled"), self.run.autocast():
-            rows = self._captioned(styles.rows(batch.answers))
+            with self.run.in_step():
+                rows = self._captioned(styles.rows(batch.answers))
             result = styles.play(rows, self._add)
         if mined_at is not None:
             self._mine(result, rows, mined_at)
