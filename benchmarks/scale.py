@@ -1,6 +1,7 @@
 """What each part that grows with the data costs a row: bytes in memory or on disk, microseconds.
 
-    rows        texts and paths, as every reader keeps them
+    rows        texts and paths, as readers keep them that have no table
+    table       rows of a table (parquet, arrow, the Hub), which stay on the disk; one row is read
     mixture     the index of an epoch, remade at each
     skips       the report of rows that were left out
     buffer      one mining step into a full buffer of hard samples
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
+import random
 import tempfile
 import time
 import tracemalloc
@@ -24,9 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import record
 import torch
+from PIL import Image
 
+from unigame.data import HFData
 from unigame.data.dataset import RecordDataset, Row
 from unigame.data.mixture import Mixture
 from unigame.data.skips import SkipReport
@@ -74,6 +80,37 @@ def rows(count: int) -> dict[str, float]:
         return RecordDataset(made, where="made up", root=Path(), verify="none")
 
     return {"bytes": held(open_data) / count, "us": 1e6 * seconds(open_data) / count}
+
+
+def table(count: int) -> dict[str, float]:
+    """Opening a table of small pictures, and reading the texts of one row of it."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    picture = {"bytes": stream.getvalue(), "path": None}
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        asked = [f"what is at place {i}?" for i in range(count)]
+        columns = {"question": asked, "answer": [f"a thing {i}" for i in range(count)]}
+        columns["image"] = [picture] * count  # type: ignore[assignment,list-item]
+        datasets.Dataset.from_dict(columns).save_to_disk(folder)
+
+        def open_data() -> HFData:
+            return HFData(folder)
+
+        gc.collect()
+        tracemalloc.start()
+        data = open_data()
+        gc.collect()
+        now, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        places = random.Random(0).choices(range(count), k=1000)
+        reading = seconds(lambda: [data._rows[place] for place in places])
+        return {
+            "bytes": now / count,
+            "most_bytes": most / count,
+            "us": 1e6 * seconds(open_data) / count,
+            "read_us": 1e6 * reading / len(places),
+        }
 
 
 def mixture(count: int) -> dict[str, float]:
@@ -148,6 +185,7 @@ def main() -> None:
     args = parser.parse_args()
     found = {
         "rows": rows(args.rows),
+        "table": table(args.rows),
         "mixture": mixture(10 * args.rows),
         "skips": skips(args.rows),
         "buffer": buffer(max(1, args.rows // 100)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from tests.evaluation.scorers.judge_server import Answer, judge_server
 from tests.tiny import shared_tiny_janus, stir_lora, tiny_backbone
 from unigame import cli
 from unigame.backbones.janus.model import JanusBackbone
+from unigame.cli import processes
 from unigame.errors import UserError
 from unigame.evaluation.bars import Bars
 from unigame.evaluation.record import folder_sha256
@@ -116,6 +119,45 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(pope, tmp_path, m
     assert evaluate(*words) == 0
     asked = [question for number, call in enumerate(calls) if number != 1 for question in call]
     assert len(asked) == 12
+
+
+def test_a_killed_process_loses_its_unfinished_batch_only(pope, tmp_path, monkeypatch, capsys):
+    """A real process is killed with signal 9 as soon as it has written something."""
+    command = sys.modules["unigame.cli.evaluate"]  # not the function of that name
+    started, kept, asked = [], [], []
+    popen, run, answer = processes.subprocess.Popen, command._run, JanusBackbone.answer
+
+    def start(*args, **settings):
+        started.append(popen(*args, **settings))
+        return started[-1]
+
+    def run_later(args, output, *rest, **told):
+        """The first process asks nothing before the other one has begun, and is dead."""
+        file, ends = output / "pope" / "predictions.rank1.jsonl", time.monotonic() + 300
+        while not (file.exists() and b"\n" in file.read_bytes()):
+            assert started[0].poll() is None and time.monotonic() < ends
+            time.sleep(0.005)
+        started[0].kill()
+        started[0].wait()
+        lines = file.read_bytes().split(b"\n")[:-1]
+        kept.extend(row for line in lines if not (row := json.loads(line))["error"])
+        return run(args, output, *rest, **told)
+
+    def count(self, images, questions, **settings):
+        asked.extend(questions)
+        return answer(self, images, questions, **settings)
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # of the other process
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    monkeypatch.setattr(command, "_run", run_later)
+    monkeypatch.setattr(JanusBackbone, "answer", count)
+    words = ["--data-root", pope, "--output", tmp_path / "out", "--batch-size", 1]
+    assert evaluate(*words, "--processes", 2) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "killed" in line]
+    assert len(warnings) == 1 and "process 1 was killed by signal 9" in warnings[0]
+    assert record(tmp_path / "out")["benchmarks"]["pope"]["counts"]["scored"] == 12
+    assert kept and len(asked) == 12 - len(kept)
+    assert not list((tmp_path / "out").rglob("*.rank1.*"))
 
 
 def test_an_adapter_is_another_model(pope, tmp_path, capsys):

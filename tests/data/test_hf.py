@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from tests.data.files import BLUE, GREEN, RED, color_of, jpeg, png, ten, write, write_jsonl
 from unigame.data import VQA, Captions, HFData
 from unigame.data.pictures import TableCell
+from unigame.data.stored_rows import StoredRows
 from unigame.errors import UserError
 
 
@@ -250,3 +251,30 @@ def test_only_an_explicit_request_reaches_the_hub(monkeypatch):
     assert not asked
     check_vqav2(HFData("lmms-lab/VQAv2", hub=True, split="validation", revision="v1"))
     assert asked == [("lmms-lab/VQAv2", {"split": "validation", "revision": "v1"})]
+
+
+def test_rows_stay_in_their_table_and_are_what_was_checked(tmp_path):
+    """Only numbers are kept; ids that come twice, rows left out and a limit are as in a list."""
+    rows = [
+        {
+            "image": [{"bytes": png(color), "path": None} for color in (RED, BLUE)[: 1 + i % 2]],
+            "question": f"what is {i}?" if i != 2 else None,
+            "answer": f"a thing {i}",
+            "id": ("a", "b", "c")[i % 3],
+        }
+        for i in range(9)
+    ]
+    Dataset.from_list(rows).cast_column("image", List(Image())).save_to_disk(str(tmp_path))
+    data = HFData(tmp_path, limit=6)
+    assert isinstance(data._rows, StoredRows) and len(data) == 6 == len(data._rows)
+    ids = ["a", "b", "a#3", "b#4", "c#5", "a#6"]
+    assert [data[i]["id"] for i in range(6)] == ids
+    assert [texts["id"] for texts in data.iter_texts()] == ids
+    assert [data[i]["question"] for i in (-1, 2)] == ["what is 6?", "what is 3?"]
+    assert [len(row.cells) for row in data._rows] == [1, 2, 2, 1, 2, 1]
+    assert list(data._rows) == data._rows[:] == [data._rows[i] for i in range(6)]
+    assert data.skips.skipped == {"c": "no text"}
+    again = pickle.loads(pickle.dumps(data))  # as a spawned worker gets it
+    assert list(again._rows)[3].question == "what is 4?" and color_of(again[5]["image"]) == "red"
+    with pytest.raises(IndexError):
+        data[6]

@@ -3,11 +3,12 @@
 import json
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.data.files import BLUE, GREEN, RED, color_of, jpeg, png, write, write_tar
-from unigame.data import WebDataset
+from unigame.data import WebDataset, open_files
 from unigame.data.paths import expand_shards
 from unigame.errors import UserError
 
@@ -136,3 +137,19 @@ def test_limit_leaves_later_shards_closed(tmp_path):
     assert len(WebDataset(tmp_path, limit=3)) == 3
     with pytest.raises(UserError, match="99999.tar"):
         WebDataset(tmp_path, limit=4)
+
+
+def test_threads_read_more_shards_than_stay_open(tmp_path):
+    data = WebDataset(cc3m(tmp_path, shards=open_files.MOST + 3))
+    rows = [*range(len(data)), *range(0, len(data), 3)]
+    with ThreadPoolExecutor(3) as pool:
+        words = list(pool.map(lambda i: color_of(data[i]["image"]), rows))
+    assert words == [data._rows[i].caption.split()[0] for i in rows]
+    assert read_open(data) <= open_files.MOST
+
+
+def read_open(data):
+    """How many shards this thread has open after it read all rows."""
+    for index in range(len(data)):
+        data[index]
+    return len(open_files._mine.files)

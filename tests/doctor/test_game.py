@@ -55,7 +55,10 @@ def test_the_bundled_game_is_measured(tmp_path, capsys, monkeypatch):
 
 def test_a_random_model_is_measured_and_left_as_it_is(tmp_path):
     model = shared_tiny_janus()
-    found = game.diagnose(recipe(str(model), tmp_path, similarity="none"), pictures=9, steps=2)
+    styles = {"styles": ["{caption} in fog"], "guidance_scale": 1.0}
+    plan = recipe(str(model), tmp_path, similarity="none", **styles)
+    found = game.diagnose(plan, pictures=9, steps=2)
+    assert found["styles"]["{caption} in fog"]["verified"] == 1
     assert found["pictures"] == 9 and found["found"]["pictures"] == 1  # the last batch of 4
     assert found["verifier"]["auc"] == 0.5  # it says the same of all pictures
     assert found["verifier"]["same_kept"] == found["verifier"]["others_kept"] == 1
@@ -144,6 +147,20 @@ def test_each_figure_is_judged():
     assert "changing what is shown" in said(2, verified=0.02, blur=0.0)
     assert "room in blur" in said(3, blur=0.0, noise=-0.3)
     assert "cannot win" in said(3, blur=-0.3)
+
+
+def test_styles_are_judged_by_what_u_misses_of_verified_drawings():
+    def said(verified: float, right: float | None) -> str:
+        found = figures(blur=0.0)
+        found["styles"] = {"a {caption} in fog": {"verified": verified, "on_verified": right}}
+        found["missed"]["clean"] = 0.9
+        found["says"] = game.says(found)
+        assert f"{verified:.0%} that are certified" in "\n".join(game.lines(found))
+        return found["says"][4]
+
+    assert "can teach" in said(0.5, 0.7)
+    assert "nothing to win" in said(0.5, 0.88)
+    assert "Hardly any" in said(0.01, None)
 
 
 def test_without_a_gap_content_is_what_is_missing():

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 
-from tests.training.helpers import Records, game_of, lora_weights, make_trainer
+from tests.training.helpers import (
+    LORA,
+    Records,
+    game_of,
+    lora_weights,
+    make_config,
+    make_game,
+    make_trainer,
+)
+from unigame.backbones import load_backbone
 from unigame.methods.reca import RecA
 from unigame.methods.registry import build_methods
 from unigame.training.trainer import UniGameTrainer
@@ -87,6 +98,27 @@ def teach(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
     return {"u": lora_weights(trainer), **captions}
 
 
+def packed(model: Path, folder: Path, batch: int, **settings: Any) -> UniGameTrainer:
+    """Fine-tuning, or with ``methods`` more, on a base in 4 bits."""
+    backbone = load_backbone(model, device="cpu", quantization="nf4")
+    torch.manual_seed(0)  # of LoRA's initial weights
+    backbone.add_lora(peft.LoraConfig(**LORA))
+    data, methods = Records(8), settings.pop("methods", ["sft"])
+    args = make_config(folder, per_device_train_batch_size=batch, **settings)
+    return UniGameTrainer(backbone, args, data, methods=methods)
+
+
+def play_packed(model: Path, folder: Path) -> dict[str, Any]:
+    """What two ranks learn on a base in 4 bits; nothing where bitsandbytes is not installed."""
+    if find_spec("bitsandbytes") is None:
+        return {}
+    sft = packed(model, folder / "packed-sft", batch=2)
+    sft.train()
+    game = packed(model, folder / "packed-game", batch=2, methods=[make_game(buffer_min_size=1)])
+    game.train()
+    return {"sft": weights_of(sft), "game": weights_of(game)}
+
+
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
     found = {"u": lora_weights(trainer)}
     if any(method.name == "selfplay" for method in trainer.methods):
@@ -130,6 +162,7 @@ def main(model: Path, folder: Path) -> None:
         "described": game_of(game).captions.made,
         "sft": weights_of(sft),
         "reca": weights_of(reca),
+        "packed": play_packed(model, folder),
         "alone": {**weights_of(alone), "drawn": alone.method("reca").drawn},
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")

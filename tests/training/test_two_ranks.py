@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training.helpers import Records, game_of, make_trainer
-from tests.training.ranks import game_settings, reca_settings, sft_settings, weights_of
+from tests.training.ranks import game_settings, packed, reca_settings, sft_settings, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,21 @@ def test_a_rank_without_pictures_alone_keeps_step(ranks) -> None:
     assert [rank["alone"]["drawn"] for rank in ranks] == [0, 2]
     first, second = (rank["alone"]["u"] for rank in ranks)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_ranks_on_a_base_in_4_bits_are_one_process_with_both_batches(
+    ranks, tiny_path, tmp_path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason='needs pip install "unigame[quantization]"')
+    single = packed(tiny_path, tmp_path, batch=4)
+    before = weights_of(single)["u"]
+    single.train()
+    for name, weight in weights_of(single)["u"].items():
+        for rank in ranks:
+            assert torch.allclose(weight, rank["packed"]["sft"]["u"][name], atol=1e-5), name
+    assert any(
+        not torch.allclose(before[n], w, atol=1e-3) for n, w in weights_of(single)["u"].items()
+    )
+    first, second = (rank["packed"]["game"] for rank in ranks)
+    for player, weights in first.items():
+        assert all(torch.equal(weights[name], second[player][name]) for name in weights)

@@ -127,7 +127,7 @@ def evaluate(model: str, adapter: str | None, output: Path | None, **chosen: Any
         args.data_root = SYNTHETIC
     args.synthetic = args.data_root == SYNTHETIC
     with kept(lambda: _kept(output)):
-        ranks = _ranks(args)
+        ranks, args.processes = processes.ranks_of(args.processes)
         if not ranks.first:
             return _ask_share(args, output, ranks)
         _evaluate(args, output, ranks)
@@ -140,28 +140,6 @@ def _kept(output: Path) -> str:
         f"Stopped; {count} predictions are kept in {output}. Run the same command again to go on "
         "from there."
     )
-
-
-def _ranks(args: SimpleNamespace) -> Ranks:
-    """Which of the processes this is: of a launcher's, or of those that it is about to start.
-
-    Raises:
-        UserError: a launcher that started another number of processes than ``--processes``.
-    """
-    if (args.processes or 1) > 1:
-        processes.share_threads(args.processes)
-    from unigame.evaluation.ranks import Ranks, launched_ranks
-
-    ranks = launched_ranks()
-    if args.processes is None or args.processes == ranks.count:
-        args.processes = 1  # they are all there
-        return ranks
-    if ranks.count > 1:
-        raise UserError(
-            f"--processes {args.processes} under a launcher of {ranks.count} processes; leave "
-            "--processes out"
-        )
-    return Ranks(0, args.processes)
 
 
 def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
@@ -270,14 +248,10 @@ def _run(
 def _say_lost(failed: Sequence[str], output: Path, jobs: Sequence[Any]) -> None:
     """Say which processes are gone, and tidy up what the last of them wrote after the merging."""
     from unigame.evaluation.ranks import Ranks, RankStore
-    from unigame.system.console import make_console
 
     for job in jobs:
         RankStore(output / job.benchmark.name, Ranks()).merge()
-    for line in failed:
-        make_console(stderr=True).print(
-            f"unigame: warning: {line}; the others asked what it had not written"
-        )
+    processes.say_lost(failed, "the others asked what it had not written")
 
 
 def _check_scored(record: Mapping[str, Any], names: Sequence[str]) -> None:

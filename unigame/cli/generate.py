@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from unigame.cli import model as models
 from unigame.cli import options
+from unigame.cli import processes as launching
 from unigame.cli.app import argument, command, option
 from unigame.cli.endings import kept, next_step
-from unigame.errors import UserError
+from unigame.cli.picture_files import PictureFiles, picture_paths
 from unigame.system.writable import require_writable
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
-# Pictures drawn at once: enough to keep a GPU busy, small enough for a 7B model in 24 GB.
-_BATCH = 4
 
 
 @command("draw pictures from a text prompt")
@@ -43,6 +36,11 @@ _BATCH = 4
     help="0 draws the most likely picture",
 )
 @option("--output", type=options.PATH, default="runs/generated.png", help="picture file to write")
+@option(
+    "--processes",
+    type=options.POSITIVE,
+    help="share the pictures among so many processes here; several machines: torchrun",
+)
 def generate(
     prompt: str,
     model: str,
@@ -54,58 +52,54 @@ def generate(
     guidance_scale: float,
     temperature: float,
     output: Path,
+    processes: int | None,
 ) -> None:
     """Draw pictures from a text prompt."""
     require_writable(output.parent, "--output")
-    paths = _picture_paths(output, num_images)
-    backbone = models.load(model, adapter, dtype, quantization, caption=prompt)
-    from unigame.backbones.common.seeded import draw_seeded
-    from unigame.seeds import seeds_of_rows
-    from unigame.system.console import make_console
+    paths = picture_paths(output, num_images)
+    ranks, to_start = launching.ranks_of(processes)
+    count = min(ranks.count, num_images)
+    if ranks.rank >= count:
+        return  # more processes than pictures
+    files = PictureFiles(paths, count)
+    words = click.get_current_context().find_root().obj
+    with (
+        kept(lambda: "Stopped. Pictures already written are kept; run the same command again."),
+        launching.others(words, min(to_start, count), of=ranks.count) as started,
+    ):
+        backbone = models.load(
+            model,
+            adapter,
+            dtype,
+            quantization,
+            device=ranks.device(),
+            speaks=ranks.first,
+            caption=prompt,
+        )
+        from unigame.backbones.common.seeded import draw_seeded
+        from unigame.seeds import seeds_of_rows
 
-    seeds = seeds_of_rows(num_images, seed)
-    with kept(lambda: "Stopped. Pictures already written are kept; run the same command again."):
-        for start in range(0, num_images, _BATCH):
-            part = slice(start, start + _BATCH)
+        seeds = seeds_of_rows(num_images, seed)
+        for part in files.to_draw(ranks.rank, count, lambda: launching.ended(started)):
             images_B3SS = draw_seeded(
                 backbone,
-                [prompt] * len(paths[part]),
-                seeds[part],
+                [prompt] * len(part),
+                [seeds[number] for number in part],
                 guidance_scale=guidance_scale,
                 temperature=temperature,
             )
-            for path, image_3SS in zip(paths[part], images_B3SS, strict=True):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _to_pil(image_3SS).save(path)
+            for number, image_3SS in zip(part, images_B3SS, strict=True):
+                files.write(number, image_3SS)
+        failed = launching.lost(started)
+    if not ranks.first:
+        return
+    files.tidy()
+    launching.say_lost(failed, "the others drew what it had not written")
+    from unigame.system.console import make_console
+
     for path in paths:
         make_console().print(f"wrote {path}")
     question = models.suggestion(
         "answer", str(paths[0]), "describe the image", model=model, adapter=adapter
     )
     next_step(f"ask the model about it:  {question}")
-
-
-def _picture_paths(output: Path, num_images: int) -> list[Path]:
-    """``name.png``, or ``name-1.png`` and so on.
-
-    Raises:
-        UserError: such a file cannot hold a picture.
-    """
-    from PIL import Image
-
-    suffixes = {
-        suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE
-    }
-    if output.is_dir() or output.suffix.lower() not in suffixes:
-        raise UserError(f"--output {output} is not a picture file; name one such as runs/cat.png")
-    if num_images == 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{i + 1}") for i in range(num_images)]
-
-
-def _to_pil(image_3SS: Tensor) -> Image.Image:
-    """An image tensor (3, S, S), float in [0, 1], as an 8-bit picture."""
-    from PIL import Image
-
-    pixels_SS3 = image_3SS.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels_SS3.cpu().numpy())

@@ -13,21 +13,41 @@ if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
 
 
-def load(model: str, adapter: str | None, dtype: str, quantization: str, **texts: str) -> Backbone:
+def load(
+    model: str,
+    adapter: str | None,
+    dtype: str,
+    quantization: str,
+    *,
+    device: str | None = None,
+    speaks: bool = True,
+    **texts: str,
+) -> Backbone:
     """The model, once it is sure that it can take ``texts``: fields of a record by name.
+
+    Args:
+        model: as for ``load_backbone``.
+        adapter: the same.
+        dtype: the same.
+        quantization: the same.
+        device: the same.
+        speaks: whether words that the bundled model does not know are said here.
+        texts: by the name of their field.
 
     Raises:
         UserError: it does not load, or cannot take the texts.
     """
     from unigame.backbones import load_backbone
 
-    backbone = load_backbone(model, dtype=dtype, adapter=adapter, quantization=quantization)
+    backbone = load_backbone(
+        model, dtype=dtype, device=device, adapter=adapter, quantization=quantization
+    )
     # Beyond its positions a model answers nonsense and says nothing; the rules are training's.
     found = backbone.text_rules.problem(texts) if backbone.text_rules else None
     if found is not None:
         reason = re.sub(r"in its (caption|question)", "in it", found[0])  # here there is one text
         raise UserError(f"{next(iter(texts.values()))[:40]!r} cannot be used: {reason}; {found[1]}")
-    if model == options.BUNDLED:
+    if model == options.BUNDLED and speaks:
         _warn_of_unknown_words(next(iter(texts.values())))
     return backbone
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from unigame.data.images import CorruptImage
-from unigame.data.pictures import StoredPicture
+from unigame.data.pictures import StoredPicture, TableCell
 from unigame.data.records import Record, SkippedRow, load_rows
+from unigame.data.shards import Source, numbered
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 
@@ -92,7 +95,8 @@ class RecordDataset(Dataset[Record]):
             raise UserError(f"limit must be a whole number of rows above 0, got {limit!r}")
         self.where, self.root = where, root
         self.skips = SkipReport()
-        self._rows: list[Row] = []
+        self._rows: Sequence[Row] = []
+        self._shards: Tensor | None = None
         failures: dict[Any, str] = {}  # many questions may share a picture
         ids: set[str] = set()
         for position, row in enumerate(rows):
@@ -105,20 +109,26 @@ class RecordDataset(Dataset[Record]):
             if reason := self._failure_of(row, verify, failures):
                 self.skips.add(row.id, reason)
                 continue
-            self._rows.append(row)
+            self._keep(row)
             self.skips.keep(len(row.cells))
-            if len(self._rows) == limit:
+            if self.skips.kept == limit:
                 break
-        if not self._rows:
+        if not self.skips.kept:
             fix = "check the image folder" if self.skips.skipped else "the source is empty"
             raise UserError(f"{where} has no usable row ({self.skips.summary()}); {fix}")
+
+    def _keep(self, row: Row) -> None:
+        """One more good row; a reader may keep less of it."""
+        self._rows.append(row)  # type: ignore[attr-defined]
 
     def _failure_of(self, row: Row, verify: str, known: dict[Any, str]) -> str:
         """Why one of a row's pictures cannot be used; empty where all can."""
         for image in row.cells:
+            if isinstance(image, TableCell) and verify != "decode":
+                continue  # it is there
             if image not in known:
                 known[image] = self._failure(image, verify)
-        return next((known[image] for image in row.cells if known[image]), "")
+        return next((known[image] for image in row.cells if known.get(image)), "")
 
     def _failure(self, image: Any, verify: str) -> str:
         """Why a picture cannot be used; empty where it can."""
@@ -157,6 +167,13 @@ class RecordDataset(Dataset[Record]):
     def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
         return load_rows(self, indices)
+
+    def sources(self) -> list[Source]:
+        """Its rows and the shard of each, as one source; read from the rows once."""
+        if self._shards is None:
+            cells = (row.cells[0] if row.cells else None for row in self._rows)
+            self._shards = numbered(cells)
+        return [Source(torch.arange(len(self)), self._shards)]
 
     def iter_texts(self) -> Iterator[dict[str, Any]]:
         """The texts and the id of every row, in order; no picture is read.

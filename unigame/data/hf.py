@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from unigame.data.dataset import SEVERAL, RecordDataset, Row
 from unigame.data.pairs import find_columns, lenient_row, texts_of
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
-from unigame.data.rows import Rows, TableRows, open_rows, root_of
+from unigame.data.rows import TableRows, open_rows, root_of
+from unigame.data.stored_rows import StoredRows
 from unigame.errors import UserError
 
 
@@ -68,35 +70,42 @@ class HFData(RecordDataset):
             )
             needs = ("image", *(() if picture_only else (("caption", asked, "answers"),)))
             fields = find_columns(found.columns, columns, required=needs, where=where)
-            yield from _rows(found, fields, where, require_answers, picture_only)
+            make = partial(_row, fields, where, require_answers, picture_only)
+            if isinstance(found, TableRows):
+                self._rows = StoredRows(found.only(fields.values()), make)
+                yield from self._rows.all()
+            else:
+                yield from (make(number, cells) for number, cells in enumerate(found))
 
         self.picture_only = picture_only
         root = root_of(path, hub, images)
         super().__init__(rows(), where=where, root=root, verify=verify, limit=limit)
 
 
-def _rows(
-    rows: Rows, fields: dict[str, str], where: str, require_answers: bool, picture_only: bool
-) -> Iterator[Row | SkippedRow]:
-    if isinstance(rows, TableRows):
-        rows = rows.only(fields.values())
-    for number, cells in enumerate(rows):
-        given = cells.get(fields.get("id", ""))
-        id = str(number if given is None else given)
-        found = cells.get(fields["image"])
-        images = found if isinstance(found, list) else [found]
-        for image in images:
-            if not isinstance(image, TableCell | str | None):
-                raise UserError(
-                    f"{where}: column {fields['image']!r} holds {type(image).__name__} "
-                    f"({image!r:.40}), but one image, its bytes or its path is needed; name the "
-                    "right column with columns: {image: <column>}"
-                )
-        place = f"{where} row {number}"
-        first = images[0] if images else None
-        texts = texts_of(cells, fields, place)
-        row = lenient_row(id, first, texts, place, require_answers, picture_only)
-        yield _with_all(row, images) if len(images) > 1 else row
+def _row(
+    fields: dict[str, str],
+    where: str,
+    require_answers: bool,
+    picture_only: bool,
+    number: int,
+    cells: Mapping[str, Any],
+) -> Row | SkippedRow:
+    given = cells.get(fields.get("id", ""))
+    id = str(number if given is None else given)
+    found = cells.get(fields["image"])
+    images = found if isinstance(found, list) else [found]
+    for image in images:
+        if not isinstance(image, TableCell | str | None):
+            raise UserError(
+                f"{where}: column {fields['image']!r} holds {type(image).__name__} "
+                f"({image!r:.40}), but one image, its bytes or its path is needed; name the "
+                "right column with columns: {image: <column>}"
+            )
+    place = f"{where} row {number}"
+    first = images[0] if images else None
+    texts = texts_of(cells, fields, place)
+    row = lenient_row(id, first, texts, place, require_answers, picture_only)
+    return _with_all(row, images) if len(images) > 1 else row
 
 
 def _with_all(row: Row | SkippedRow, images: Sequence[Any]) -> Row | SkippedRow:

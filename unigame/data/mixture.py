@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from unigame.data.images import CorruptImage
 from unigame.data.peek import peek_texts
 from unigame.data.records import Record, RecordSource, SkippedRow, load_rows
+from unigame.data.shards import Source, sources_of
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 
@@ -109,6 +110,17 @@ class Mixture(Dataset[Record]):
     def __getitems__(self, indices: Sequence[int]) -> list[Record | SkippedRow]:
         """The rows of a batch, a :class:`SkippedRow` for every damaged one; torch calls this."""
         return load_rows(self, indices)
+
+    def sources(self) -> list[Source]:
+        """The places of each source in this epoch, and the shards of their rows."""
+        found = []
+        for number, dataset in enumerate(self.datasets):
+            places = (self._source == number).nonzero().flatten()
+            parts = sources_of(dataset)
+            # A mixture of mixtures has no rows of its own that lie side by side.
+            shards = parts[0].shards_N if len(parts) == 1 else torch.full((len(dataset),), -1)
+            found.append(Source(places, shards[self._row[places].long()]))
+        return found
 
     def iter_texts(self) -> Iterator[Any]:
         """The texts of every row of every source, with the id that it has here; no picture is read.

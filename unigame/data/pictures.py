@@ -23,6 +23,7 @@ from unigame.data.images import (
     read_file,
     upright_rgb,
 )
+from unigame.data.open_files import read_slice
 
 _LONGEST_PATH = 1024
 
@@ -51,10 +52,8 @@ class TarSlice(NamedTuple):
     size: int
 
     def load(self) -> bytes:
-        """The picture's bytes; safe in any number of workers."""
-        with open(self.shard, "rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
+        """The picture's bytes; safe in any number of threads and workers."""
+        return read_slice(self.shard, self.offset, self.size)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class TableRows(Sequence[dict[str, Any]]):
                 table = table.cast_column(name, stored)
         self.table = table
         self._pictures = {name: table.select_columns([name]) for name in images}
+        # Each is a copy of the table's description, which costs more than reading a row.
+        self._arrow = {name: one.with_format("arrow") for name, one in self._pictures.items()}
         self._texts = table.remove_columns(images)
 
     def only(self, columns: Iterable[str]) -> TableRows:
@@ -73,7 +75,10 @@ class TableRows(Sequence[dict[str, Any]]):
             yield from self._batch(start, min(start + _BATCH, len(self)))
 
     def _batch(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
-        cells = {name: _shown(table, start, stop) for name, table in self._pictures.items()}
+        cells = {
+            name: _shown(table, self._arrow[name][start:stop].column(0), start)
+            for name, table in self._pictures.items()
+        }
         try:
             cells |= self._texts[start:stop] if self._texts.column_names else {}
         except UnicodeDecodeError as error:  # Arrow takes any bytes for text until they are read
@@ -85,12 +90,17 @@ class TableRows(Sequence[dict[str, Any]]):
             yield dict(zip(self.columns, values, strict=True))
 
 
-def _shown(table: Any, start: int, stop: int) -> list[Any]:
-    """The cells of a column of pictures, or of lists of them, without reading any."""
+def _shown(table: Any, cells: Any, start: int) -> list[Any]:
+    """The cells of a column of pictures, or of lists of them, without reading any.
+
+    Args:
+        table: of this column.
+        cells: some of it, as Arrow keeps them.
+        start: the number of the first of them.
+    """
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 
-    cells = table.with_format("arrow")[start:stop].column(0)
     if pa.types.is_nested(cells.type) and not pa.types.is_struct(cells.type):
         lengths = [length or 0 for length in pc.list_value_length(cells).to_pylist()]
         stored = iter(_stored(pc.list_flatten(cells)))

@@ -1,4 +1,4 @@
-"""What can the game win on this model and this data? Four figures, before a long run.
+"""What can the game win on this model and this data? Some figures, before a long run.
 
 The game reaches what the decoder can draw, the verifier can certify, and U gets wrong. So, on
 pictures of the recipe's own data, clean and mildly corrupted:
@@ -7,6 +7,7 @@ pictures of the recipe's own data, clean and mildly corrupted:
     verifier    does the similarity know a picture in another style from one that is alike?
     found       U on verified candidates of a quickly trained C, against random directions
     missed      U on the training pictures re-rendered or corrupted, against the pictures themselves
+    styles      U on verified free drawings in each of the recipe's styles, where it has any
 
     B  samples in the batch    K  candidates drawn per sample    P  all pictures
 
@@ -103,6 +104,9 @@ def diagnose(
         verifier = _verifier(game, batches, styled)
         say(f"3 of 4: a quick C, {steps} steps")
         attacks = _attacks(game, batches, steps)
+        if game.styles is not None:
+            say(f"and {len(game.styles.prompts)} styles")
+        in_styles = _in_styles(game, batches)
     found = {
         "model": plan.model,
         "pictures": sum(map(len, batches)),
@@ -110,6 +114,7 @@ def diagnose(
         "verifier": verifier,
         "found": attacks,
         "missed": _missed(drawable, attacks),
+        "styles": in_styles,
     }
     return {**found, "says": says(found)}
 
@@ -327,6 +332,22 @@ def _candidates(player: SelfPlay, batches: Sequence[Rows]) -> dict[str, float | 
     }
 
 
+# ---- what C finds in the space of prompts --------------------------------------------------------
+def _in_styles(game: SelfPlay, batches: Sequence[Rows]) -> dict[str, dict[str, float | None]]:
+    """A free drawing of each caption in each style: is it verified, and does U read it?"""
+    found: dict[str, dict[str, float | None]] = {}
+    for style, prompt in enumerate(game.styles.prompts if game.styles is not None else ()):
+        results = [game.styles.drawn_in(rows, style) for rows in batches]  # type: ignore[union-attr]
+        right_P = torch.cat([result.right_BK[:, 0].cpu() for result in results])
+        similarity_P = torch.cat([result.similarity_BK[:, 0].cpu() for result in results])
+        certified_P = similarity_P >= game.settings.clip_floor
+        found[prompt] = {
+            "verified": _share(certified_P),
+            "on_verified": _share(right_P[certified_P]) if certified_P.any() else None,
+        }
+    return found
+
+
 # ---- 4: what U misses ----------------------------------------------------------------------------
 def _missed(drawable: dict[str, dict[str, float]], attacks: dict[str, Any]) -> dict[str, float]:
     """U on the training pictures, on them corrupted, and on them redrawn as the game does."""
@@ -343,12 +364,15 @@ def _missed(drawable: dict[str, dict[str, float]], attacks: dict[str, Any]) -> d
 # ---- what is said --------------------------------------------------------------------------------
 def says(found: dict[str, Any]) -> list[str]:
     """A sentence on each figure: what the game can win there, and what to change."""
-    return [
+    said = [
         _of_drawable(found["drawable"]),
         _of_verifier(found["verifier"]),
         _of_attacks(found["found"]),
         _of_missed(found["missed"], found["drawable"]),
     ]
+    if found.get("styles"):
+        said.append(_of_styles(found["styles"], found["missed"]["clean"]))
+    return said
 
 
 def cannot_draw(drawable: dict[str, dict[str, float]]) -> list[str]:
@@ -433,6 +457,26 @@ def _of_missed(missed: dict[str, float], drawable: dict[str, dict[str, float]]) 
     )
 
 
+def _of_styles(styles: dict[str, dict[str, float | None]], clean: float) -> str:
+    drawn = {name: one for name, one in styles.items() if (one["verified"] or 0) >= RARE}
+    if not drawn:
+        return (
+            "Hardly any free drawing is certified: the model does not draw these captions. Change: "
+            "shorter captions, a lower style_temperature, or styles that it knows."
+        )
+    hard = [n for n, one in drawn.items() if clean - (one["on_verified"] or 0) > 2 * ENOUGH]
+    if hard:
+        return f"U misses what it draws itself in {_quoted(hard)}: these styles can teach it."
+    return (
+        f"U reads its own drawings in {_quoted(list(drawn))} as well as the pictures: there is "
+        "nothing to win by them. Change: other styles."
+    )
+
+
+def _quoted(styles: Sequence[str]) -> str:
+    return ", ".join(f"'{style}'" for style in styles)
+
+
 def _percent(value: float | None) -> str:
     return "none certified" if value is None else f"{value:.0%}"
 
@@ -455,6 +499,13 @@ def lines(found: dict[str, Any]) -> list[str]:
         if isinstance(one, dict)
     ]
     said = [f"   -> {text}" for text in found["says"]]
+    styles = [
+        f"   {prompt:<30} {_percent(one['on_verified']):>6} right on the {one['verified']:.0%} "
+        "that are certified"
+        for prompt, one in found.get("styles", {}).items()
+    ]
+    if styles:
+        styles = ["5. U on free drawings of the captions in the recipe's styles", *styles, said[4]]
     return [
         f"1. U on real pictures, and through the image tokenizer ({found['pictures']} pictures)",
         *drawable,
@@ -472,4 +523,5 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"   corrupted {missed['corrupted']:.1%}; the game's own redrawing costs "
         f"{100 * missed['lost_by_redrawing']:.1f} points",
         said[3],
+        *styles,
     ]

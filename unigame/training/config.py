@@ -94,6 +94,11 @@ class UniGameConfig(TrainingArguments):
         "(FSDP2); 'language+vision': those of its vision transformer, too; 'none': each holds them "
         "all. The same losses either way; LoRA is whole on each.",
     )
+    reading_order: str = _setting(
+        "rows",
+        "'shards': each process reads tars, or blocks of tables, of its own, a few at a time, as "
+        "is best on a slow disk; 'rows': any process reads any row.",
+    )
     cache_codes: bool = _setting(
         False, "Remember image codes by sample id (2 bytes a token); images must never change."
     )
@@ -202,11 +207,30 @@ class UniGameConfig(TrainingArguments):
                     f"{name}={getattr(self, name)!r} with dataloader_num_workers=0: there are no "
                     "worker processes; set dataloader_num_workers, or leave it out"
                 )
+        if self.reading_order == "shards":
+            self._check_reading_by_shard()
         if getattr(self, "train_sampling_strategy", None) == "group_by_length":
             raise UserError(
                 "train_sampling_strategy='group_by_length': records have no length to group by; "
                 "set random or sequential"
             )
+
+    def _check_reading_by_shard(self) -> None:
+        """What else says in which order rows come, or who reads them."""
+        strategy = getattr(self, "train_sampling_strategy", "random")
+        if strategy != "random":
+            raise UserError(
+                f"reading_order='shards' with train_sampling_strategy={strategy!r}: both say in "
+                "which order rows come; leave one of them out"
+            )
+        loading: Any = self.accelerator_config or {}
+        for name in ("split_batches", "dispatch_batches"):
+            given = loading.get(name) if isinstance(loading, dict) else getattr(loading, name, None)
+            if given:
+                raise UserError(
+                    f"reading_order='shards' with accelerator_config.{name}={given}: no process "
+                    "would read its own rows; leave one of them out"
+                )
 
     def _check_trackers(self) -> None:
         """``none`` and ``all`` stand alone; they are texts to transformers, not lists."""

@@ -13,24 +13,25 @@ from unigame.errors import UserError
 
 
 class EpochOfData(TrainerCallback):
-    """Tell the dataset which epoch begins.
+    """Tell the data set, and what orders it, which epoch begins.
 
     accelerate's data loader does so only where no sampler below it takes the epoch itself. On
     several ranks, and where a resumed epoch skips its first batches, there is one, and a mixture
     would stay at epoch 0.
 
     Args:
-        dataset: one with ``set_epoch``, such as ``Mixture``; any other is left alone.
+        data: those with ``set_epoch``, such as ``Mixture``, are told; any other is left alone.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, *data: Any) -> None:
+        self.data = list(data)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the loader's workers, if any, get their copy of the dataset."""
-        if hasattr(self.dataset, "set_epoch"):
-            # A resumed run begins within its epoch; a finished one may end a rounding below 1.
-            self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
+        for one in self.data:
+            if hasattr(one, "set_epoch"):
+                # A resumed run begins within its epoch; a finished one may end a rounding below 1.
+                one.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 def require_rows(dataset: Any) -> None:

@@ -19,7 +19,14 @@ from unigame.methods.base import Method
 
 PHASES = ("read", "encode", "understand")
 """Parts of a step that the trainer times; a method names its own."""
-FIGURES = ("clean_ce", "clean_answer_ce", "generation_loss", "reconstruction_loss")
+FIGURES = (
+    "clean_ce",
+    "clean_answer_ce",
+    "generation_loss",
+    "reconstruction_loss",
+    "seconds_wait",
+    "wait_share",
+)
 SUMS = (
     "skipped_images",
     "skipped_records",

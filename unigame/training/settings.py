@@ -212,6 +212,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "remove_unused_columns": Switch(),
         "max_length": _COUNT_OR_NONE,
         "max_skipped_share": Number(low=0, high=1),
+        "reading_order": Text(choices=("rows", "shards")),
         "train_sampling_strategy": Text(choices=("random", "sequential", "group_by_length")),
         "length_column_name": Text(),
         "average_tokens_across_devices": Switch(),

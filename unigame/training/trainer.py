@@ -40,6 +40,7 @@ from unigame.methods.base import Method, Run
 from unigame.methods.findings import Finding
 from unigame.methods.registry import as_methods
 from unigame.methods.rows import DATA, Batch, LossName, Rows, join, split_groups
+from unigame.system.say import warn
 from unigame.training.about import write_about
 from unigame.training.code_cache import CodeCache
 from unigame.training.collator import RecordCollator
@@ -53,9 +54,11 @@ from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
+from unigame.training.shard_order import ShardOrder
 from unigame.training.sharding import require_shardable, shard_frozen, shards
 from unigame.training.skip_report import UnreadablePictures
 from unigame.training.trackers import GalleryCallback, require_trackers
+from unigame.training.waiting import Waiting
 from unigame.training.weight_path import WeightPath
 
 Parts = dict[LossName, list[Rows]]
@@ -148,7 +151,9 @@ class UniGameTrainer(ResumableTrainer):
             processing_class=processing_class or getattr(backbone, "processor", None),
             **kwargs,
         )
-        self.add_callback(EpochOfData(train_dataset))
+        self.epochs = EpochOfData(train_dataset)
+        self.add_callback(self.epochs)
+        self._order: ShardOrder | None = None
         # transformers before loss_is_scaled_for_ga decides by this alone.
         self.model_accepts_loss_kwargs = True
         self.backbone = backbone
@@ -157,6 +162,8 @@ class UniGameTrainer(ResumableTrainer):
         self.add_callback(self.unreadable)
         self.meter = Meter(args.device, self.methods)
         self.timer = PhaseTimer(args.device)
+        self.waiting = Waiting(args)
+        self.add_callback(self.waiting)
         self.code_cache = CodeCache() if args.cache_codes else None
         self.gallery = GalleryCallback(lambda: self.callback_handler.callbacks, self._finish)
         self.callback_handler.callbacks.insert(0, self.gallery)  # before the trackers close
@@ -245,7 +252,9 @@ class UniGameTrainer(ResumableTrainer):
 
     def health(self) -> list[Finding]:
         """What the methods find wrong with the run so far, by its log."""
-        found = [f for method in self.methods for f in method.health(self.state.log_history)]
+        log = self.state.log_history
+        found = [f for method in self.methods for f in method.health(log)]
+        found += self.waiting.health(log)
         return list({finding.line: finding for finding in found}.values())
 
     # ---- one step ------------------------------------------------------------------------------
@@ -496,15 +505,29 @@ class UniGameTrainer(ResumableTrainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Any]:
         """The micro-batches of one optimizer step, and what they hold over all ranks."""
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        answers = sum(self._count_answers(batch) for batch in batches)
-        captions = sum(int(batch.has_caption_R.sum()) for batch in batches)
-        totals = torch.tensor([answers, captions], dtype=torch.float64, device=device)
-        answers, captions = self._sum_over_ranks(totals).tolist()
+        with self.waiting.for_data():
+            batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+            answers = sum(self._count_answers(batch) for batch in batches)
+            captions = sum(int(batch.has_caption_R.sum()) for batch in batches)
+            totals = torch.tensor([answers, captions], dtype=torch.float64, device=device)
+            answers, captions = self._sum_over_ranks(totals).tolist()
         world_size = self.accelerator.num_processes
         counts = StepCounts(answers, captions, len(batches), world_size)
         self.watch.saw(counts, self.args.generation_weight)
         return batches, counts
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of the rows: as transformers has it, or shard by shard."""
+        if self.args.reading_order != "shards" or self.train_dataset is None:
+            return super()._get_train_sampler(train_dataset)
+        if self._order is None:  # one for the whole run, since loaders are made more than once
+            args = self.args
+            batch, seed = args.train_batch_size, int(args.data_seed or 0)
+            self._order = ShardOrder(self.train_dataset, args.world_size, batch, seed)
+            self.epochs.data.append(self._order)
+            for line in self._order.faults() if args.process_index == 0 else ():
+                warn(f"reading_order=shards: {line}")
+        return self._order
 
     def _count_answers(self, batch: Batch) -> float:
         groups = [batch.answers, *([] if batch.others is None else [batch.others])]
@@ -551,6 +574,7 @@ class UniGameTrainer(ResumableTrainer):
         """Add our figures, averaged over steps and ranks, to every training log."""
         if "loss" in logs:
             self.timer.flush(self.meter)
+            self.waiting.flush(self.meter)
             logs = {**logs, **self.meter.flush(self._sum_over_ranks)}
         super().log(logs, start_time)
 

@@ -192,6 +192,11 @@ class Styles:
             self._record(style_BK, verified_BK.cpu(), misread_BK.cpu(), result, add)
         return result
 
+    def drawn_in(self, rows: Rows, style: int) -> ChallengeResult:
+        """A drawing of each row in one style; nothing of the run moves."""
+        seeds = [derive_seed(self.run.args.seed, "style", style, text) for text in rows.ids]
+        return self._drawn(rows, torch.full((len(rows), 1), style), seeds)
+
     def show(self, rows: Rows) -> tuple[ChallengeResult, list[str]]:
         """A drawing of each row for people, and the style of each; nothing of the run moves."""
         generator = torch.Generator().manual_seed(derive_seed(self.run.args.seed, "shown"))
