@@ -1,5 +1,7 @@
 """Exit codes and endings of the command line; what commands call is replaced by recorders."""
 
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -228,6 +230,32 @@ def test_ctrl_c_in_training_says_how_to_resume(tmp_path, capsys, monkeypatch):
     newest = tmp_path / "run" / "checkpoint-200"
     assert f"kept {newest}" in line
     assert line.endswith(f"unigame train {recipe} --beta 0.3 --resume_from_checkpoint {newest}")
+
+
+@pytest.mark.parametrize("rank", ["0", "2"])
+def test_a_run_that_lost_a_process_is_one_line_on_each_rank(rank, tmp_path, capsys, monkeypatch):
+    recipe = tmp_path / "mine.yaml"
+    folder = tmp_path / "run"
+    recipe.write_text(
+        "model: janus-nano\ndata: [{type: synthetic}]\n"
+        f"training: {{output_dir: {folder}, use_cpu: true}}\n"
+    )
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [::1]:7")
+    stand_in(monkeypatch, "unigame.training.run", main=raising(gone))
+    with pytest.raises(RuntimeError):  # nobody launched several
+        cli.main(["train", str(recipe)])
+    capsys.readouterr()
+    monkeypatch.setenv("RANK", rank)
+
+    def checkpoints(folder):
+        os.kill(os.getpid(), signal.SIGTERM)  # from the launcher, which has seen it too
+        return [folder / "checkpoint-3"]
+
+    monkeypatch.setattr("unigame.training.run_folder.checkpoints", checkpoints)
+    assert cli.main(["train", str(recipe)]) == 2
+    line = one_line(capsys)
+    assert f"process {rank} lost another" in line and "Connection closed by peer" in line
+    assert line.endswith(f"--resume_from_checkpoint {folder / 'checkpoint-3'}\n")
 
 
 def test_generate_writes_every_picture_and_suggests_a_question(tmp_path, capsys, monkeypatch):

@@ -75,8 +75,9 @@ class Sided(Records):
             item["caption"] = None
 
 
-def teach(model: Path, folder: Path) -> dict[str, Any]:
+def teach(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
     """Both methods of verified drawings, where one rank has drawings to learn and one has none."""
+    folder.mkdir(parents=True, exist_ok=True)
     texts = folder / f"texts-{os.getpid()}.txt"
     texts.write_text("a red circle\na green circle", encoding="utf-8")
     shared: dict[str, Any] = {"verifier": "none", "drawings": 1, "guidance_scale": 1.0}
@@ -89,6 +90,7 @@ def teach(model: Path, folder: Path) -> dict[str, Any]:
         max_steps=2,
         per_device_train_batch_size=1,
         train_sampling_strategy="sequential",
+        **settings,
     )
     trainer.train()
     stores = {name: trainer.method(name).store.drawings for name in ("verify", "imagine")}

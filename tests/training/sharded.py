@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tests.training.helpers import Losses, Records, game_of, lora_weights, make_trainer
+from tests.training.ranks import teach
 from tests.training.two_ranks import Sorted
 from unigame.errors import UserError
+from unigame.methods.base import Method
 from unigame.training.trainer import UniGameTrainer
 
 SETTINGS: dict[str, Any] = {
@@ -25,6 +28,9 @@ SETTINGS: dict[str, Any] = {
     "train_sampling_strategy": "sequential",
     "save_strategy": "steps",
     "save_steps": 2,
+    "missing_captions": "model",  # rank 1 has nothing to describe
+    "coverage_points": 2,
+    "keep_examples": 1,
 }
 
 
@@ -61,14 +67,25 @@ def found(trainer: UniGameTrainer) -> dict[str, Any]:
         "held": sum(w.to_local().numel() for w in sharded),
         "learns": any(w.requires_grad for w in sharded),
         "digest": trainer.backbone.weights_digest(),
+        "reordered": trainer.model_wrapped._has_rebuilt_buckets,
     }
+
+
+@dataclass
+class NoSettings:
+    pass
+
+
+class Strange(Method):
+    """Of somebody who did not think of sharding."""
+
+    name = "strange"
+    Settings = NoSettings
 
 
 def refused(model: Path, folder: Path) -> str:
     try:
-        make_trainer(
-            model, folder / "no", Records(4), shard_frozen="language", missing_captions="model"
-        )
+        make_trainer(model, folder / "no", Records(4), shard_frozen="language", methods=[Strange()])
     except UserError as error:
         return str(error)
     return ""
@@ -81,12 +98,13 @@ def main(model: Path, folder: Path) -> None:
         trainer = game(model, folder, mode)
         trainer.train()
         record[mode] = found(trainer)
-    resumed = game(model, folder, "language")
+    resumed = game(model, folder, "language+vision")
     resumed.train(resume_from_checkpoint=str(folder / "none" / "checkpoint-2"))
     record["resumed"] = found(resumed)
     sft = tuned(model, folder / "sft", mode="language")
     sft.train()
     record["sft"] = {"losses": Losses(sft.state.log_history).values, "u": lora_weights(sft)}
+    record["taught"] = teach(model, folder / "taught", shard_frozen="language+vision")
     rank = resumed.args.process_index
     torch.save(record, folder / f"rank{rank}.pt")
     (folder / f"refused{rank}.json").write_text(json.dumps(refused(model, folder)))

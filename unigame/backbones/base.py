@@ -547,6 +547,10 @@ class Backbone(nn.Module, ABC):
     def lora_disabled(self) -> Iterator[None]:
         """Within: the base model's outputs, as if no adapter were there."""
 
+    def frozen_towers(self) -> Sequence[Any]:
+        """Frozen vision transformers that gradients pass; a pass over pictures runs each once."""
+        return ()
+
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the LoRA adapter in PEFT's format (or the whole model where there is none)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unigame.errors import UserError
+from unigame.system import signals
 
 # What torch and safetensors say when a file cannot be written; they have no kind of error for it.
 _WRITING = (
@@ -17,6 +19,16 @@ _WRITING = (
     "unexpected pos",
     "(os error ",
     "No space left on device",
+)
+# What torch says where another process of the run has gone; gloo's have no kind of error either.
+_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "communicator was aborted",
+    "Timed out waiting",
+    "Socket Timeout",
 )
 _FIXES = {
     errno.ENOSPC: "the disk is full: free some space, or write to another one",
@@ -61,7 +73,8 @@ def kept(note: Callable[[], str]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, KeyboardInterrupt) or fault_line(error):
-            with suppress(Exception):  # a fault of the machine may reach here too
+            # A fault of the machine may reach here too, and a launcher's SIGTERM: one line is said.
+            with suppress(Exception), signals.held():
                 error.add_note(note())
         raise
 
@@ -86,6 +99,19 @@ def fault_line(error: BaseException) -> str | None:
             f"out of memory ({text.partition('. ')[0] or kind}); lower the batch size or "
             "challenge_micro_batch, or set gradient_checkpointing"
         )
+    if lost_process(error):
+        return (
+            f"process {os.environ['RANK']} lost another one of the run, which was killed, crashed "
+            f"or has no network any more; look for what that one said ({text[:120]})"
+        )
     if kind in ("RuntimeError", "SafetensorError") and any(word in text for word in _WRITING):
         return f"a file could not be written, as on a full or read-only disk ({text[:200]})"
     return None
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether another process of this run has gone. Each of the others finds that out by itself."""
+    kind = type(error).__name__
+    if "RANK" not in os.environ or not kind.startswith(("Dist", "RuntimeError")):
+        return False
+    return kind.startswith("Dist") or any(word in str(error) for word in _GONE)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from unigame.cli.app import app
-from unigame.cli.endings import fault_line, what_was_kept
+from unigame.cli.endings import fault_line, lost_process, what_was_kept
 from unigame.errors import OneProcessError, UserError
 from unigame.system import signals
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = fault_line(error)
             if line is None or os.environ.get("UNIGAME_TRACEBACK"):
                 raise
-            return _fail(f"{line}; {what_was_kept(error)}")
+            return _fail(f"{line}; {what_was_kept(error)}", every=lost_process(error))
 
 
 def _run(words: list[str]) -> int:

@@ -61,6 +61,10 @@ def _unshown(shown: Sequence[Shown]) -> None:
     pass
 
 
+def _always() -> bool:
+    return True
+
+
 def _untimed(phase: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
@@ -81,9 +85,12 @@ class Run:
         average: averages gradients over processes, in place; None on one.
         gather: joins the values of all processes; None on one.
         sum: the sum over processes.
+        closes_step: whether this micro-batch is the last of its optimizer step.
         show: logs pictures at the step that the run has reached, where a tracker takes them.
-        sharded: whether the language model's weights are: then all processes must run equally many
-            passes through it, in one order.
+        sharded: whether the model's weights are: then all processes must run equally many passes
+            through it, in one order, but for those within ``in_step``.
+        in_step: a context, entered on all processes alike, within which they may run unequal passes
+            without gradient.
     """
 
     args: Any
@@ -97,8 +104,10 @@ class Run:
     average: Callable[[list[Tensor]], None] | None = None
     gather: Callable[[Tensor], Tensor] | None = None
     sum: Callable[[Tensor], Tensor] = field(default=lambda values: values)
+    closes_step: Callable[[], bool] = _always
     show: Callable[[Sequence[Shown]], None] = _unshown
     sharded: bool = False
+    in_step: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Method:
@@ -173,9 +182,10 @@ class Method:
         """
 
     def uneven_passes(self) -> str:
-        """Why processes may run unequal passes through the language model; "" where they do not.
+        """Why processes may run unequal passes through the model; "" where they do not.
 
-        Weights that are sharded over the processes then cannot be had (``shard_frozen``).
+        Those within ``run.in_step()`` may be unequal. Else weights that are sharded over the
+        processes cannot be had (``shard_frozen``).
         """
         return f"method {self.name}, which does not say that its processes run equal passes"
 

@@ -26,7 +26,7 @@ from unigame.training.settings import RULES
 UNSUPPORTED: dict[str, str] = {
     "label_smoothing_factor": "losses are computed per sample inside the backbone; set it to 0",
     "deepspeed": "use DDP (torchrun) instead",
-    "fsdp": "set shard_frozen=language, which shards the frozen weights and leaves LoRA to DDP",
+    "fsdp": "set shard_frozen=language, which shards the frozen weights and leaves LoRA whole",
     "enable_jit_checkpoint": "save_on_signal writes an exact checkpoint on SIGTERM; unset it",
     "fp16": "C's gradient has no loss scaling; use bf16",
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
@@ -91,7 +91,8 @@ class UniGameConfig(TrainingArguments):
     shard_frozen: str = _setting(
         "none",
         "'language': the frozen layers of the language model are shared out over the processes "
-        "(FSDP2); 'none': each holds them all. The same losses either way; LoRA is left to DDP.",
+        "(FSDP2); 'language+vision': those of its vision transformer, too; 'none': each holds them "
+        "all. The same losses either way; LoRA is whole on each.",
     )
     reading_order: str = _setting(
         "rows",

@@ -121,7 +121,7 @@ GROUPS: dict[str, dict[str, Rule]] = {
         "activation_checkpointing": _SWITCH_OR_NONE,
         "activation_checkpointing_kwargs": _CHECKPOINTING,
         "understanding_micro_batch": _COUNT_OR_NONE,
-        "shard_frozen": Text(choices=("none", "language")),
+        "shard_frozen": Text(choices=("none", "language", "language+vision")),
         "cache_codes": Switch(),
         "auto_find_batch_size": Switch(),
         "torch_compile": Switch(),

@@ -2,27 +2,29 @@
 
     frozen layers of the      ``fully_shard``: each process holds 1 / world_size of them, and a
     language model            layer is whole only while it computes
-    LoRA, C                   whole on every process; DDP averages LoRA's gradients
-    vision, image tokenizer,  whole on every process
-    heads, embeddings
+    vision transformer        the same with ``shard_frozen="language+vision"``, else whole
+    LoRA, C                   whole on every process, their gradients averaged
+    image tokenizer, decoder, whole on every process: pictures are encoded and drawn unequally
+    heads, embeddings         often, and these parts are small
 
-Nearly all memory of a large model is in those layers, and they have no gradient and no optimizer.
-What learns is small. So it is left to DDP as in any other run: losses and updates are those of DDP,
-and a checkpoint is the same files, which any run reads, sharded or not, on one process or several.
+Nearly all memory of a large model is in its layers, and they have no gradient and no optimizer.
+What learns is small. So it is treated as in any other run: losses and updates are those of it, and
+a checkpoint is the same files, which any run reads, sharded or not, on one process or several.
 
 A sharded layer is gathered by all processes together. So all must run equally many passes through
-the language model, in one order: a method says by ``Method.uneven_passes`` where they do not, and
-such a run is refused instead of waiting for ever. Sources: Zhao et al., PyTorch FSDP
-(arXiv 2304.11277); ``torch.distributed.fsdp.fully_shard``.
+the model, in one order, or say that they do not (``in_step``). A method of others that does not
+know of it (``Method.uneven_passes``) is refused instead of waiting for ever. Sources: Zhao et al.,
+PyTorch FSDP (arXiv 2304.11277); ``torch.distributed.fsdp.fully_shard``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +34,7 @@ from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.training.config import UniGameConfig
 from unigame.training.identity import sample_digest
+from unigame.training.in_step import InStep, Pass
 
 logger = logging.getLogger(__name__)
 # What a trainer or a method calls of a backbone beside ``forward``. The first call of any of them
@@ -56,12 +59,16 @@ VERBS = (
     "same_codes",
     "visual_states",
 )
-NO_MAP = "the frozen weights are sharded, and the map is made by one process alone"
 
 
 def shards(args: UniGameConfig) -> bool:
     """Whether this run shards: it is asked for, and there is more than one process."""
     return args.shard_frozen != "none" and args.world_size > 1
+
+
+def shards_vision(args: UniGameConfig) -> bool:
+    """Whether the vision transformer is sharded, too."""
+    return shards(args) and args.shard_frozen == "language+vision"
 
 
 def require_shardable(args: UniGameConfig, methods: Sequence[Method]) -> None:
@@ -89,8 +96,10 @@ def require_shardable(args: UniGameConfig, methods: Sequence[Method]) -> None:
             )
 
 
-def shard_frozen(backbone: Backbone, args: UniGameConfig) -> None:
-    """Shard the frozen layers of the language model, in place. Every process must call it.
+def shard_frozen(
+    backbone: Backbone, args: UniGameConfig
+) -> Callable[[], AbstractContextManager[None]]:
+    """Shard the frozen layers, in place. Every process must call it.
 
     The weights may be on the CPU: layers move to the device one by one.
 
@@ -98,15 +107,26 @@ def shard_frozen(backbone: Backbone, args: UniGameConfig) -> None:
         backbone: with its adapter.
         args: settings of the run.
 
+    Returns:
+        A context within which processes may run unequal passes; see ``in_step``.
+
     Raises:
-        UserError: there is no list of layers that carry LoRA; their weights are quantised.
+        UserError: the family has no ``language_model``, or no list of layers that carry LoRA;
+            their weights are quantised.
     """
     if args.shard_frozen == "none":
-        return
+        return nullcontext
     if not shards(args):
         logger.warning("shard_frozen=%s changes nothing: there is one process", args.shard_frozen)
-        return
+        return nullcontext
+    if not isinstance(getattr(backbone, "language_model", None), nn.Module):
+        raise UserError(
+            f"shard_frozen={args.shard_frozen!r}: family {backbone.facts.family!r} does not say "
+            "what its language model is (HubModel.language_model); set shard_frozen=none"
+        )
     layers = list(lora_layers(backbone))
+    if layers and shards_vision(args):
+        layers += vision_layers(backbone)
     sharded = {p for layer in layers for p in layer.parameters() if not p.requires_grad}
     if not sharded:
         raise UserError(
@@ -141,19 +161,63 @@ def shard_frozen(backbone: Backbone, args: UniGameConfig) -> None:
             size / 2**30,
             args.world_size,
         )
+    return in_step(backbone, args)
+
+
+def in_step(backbone: Backbone, args: UniGameConfig) -> InStep:
+    """Idle passes of a sharded model."""
+
+    def total(wishes: Tensor) -> Tensor:
+        wishes = wishes.to(args.device)
+        distributed.all_reduce(wishes)
+        return wishes.cpu()
+
+    def read_nothing() -> None:
+        side = backbone.facts.image_size
+        backbone.embed_images(torch.zeros(1, 3, side, side, device=args.device))
+
+    def reply_nothing() -> None:
+        backbone.reply(["."], max_new_tokens=1)
+
+    passes = [Pass(backbone.language_model, reply_nothing)]  # type: ignore[arg-type]
+    if shards_vision(args):
+        passes += [Pass(tower, read_nothing) for tower in backbone.frozen_towers()]
+    return InStep(passes, total)
 
 
 def lora_layers(module: nn.Module) -> Iterator[nn.Module]:
     """All layers of each list of which some carry LoRA: the language model's blocks."""
+    return _layers(module, _carries_lora)
+
+
+def _layers(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
+    """The layers of each outermost list that is wanted."""
     for child in module.children():
-        if isinstance(child, nn.ModuleList) and _carries_lora(child):
+        if isinstance(child, nn.ModuleList) and wanted(child):
             for layer in child:
                 if type(layer).forward is nn.Module.forward:  # never called as a whole
-                    yield from lora_layers(layer)
+                    yield from _layers(layer, wanted)
                 else:
                     yield layer
         else:
-            yield from lora_layers(child)
+            yield from _layers(child, wanted)
+
+
+def vision_layers(backbone: Backbone) -> list[nn.Module]:
+    """All layers of the vision transformers.
+
+    Raises:
+        UserError: the family has none.
+    """
+    found = [
+        layer for tower in backbone.frozen_towers() for layer in _layers(tower, lambda _: True)
+    ]
+    if not found:
+        raise UserError(
+            f"shard_frozen='language+vision': family {backbone.facts.family!r} has no vision "
+            "transformer; set shard_frozen=language"
+        )
+    return found
 
 
 def _carries_lora(module: nn.Module) -> bool:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +55,7 @@ from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_ov
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.shard_order import ShardOrder
-from unigame.training.sharding import NO_MAP, require_shardable, shard_frozen, shards
+from unigame.training.sharding import require_shardable, shard_frozen, shards
 from unigame.training.skip_report import UnreadablePictures
 from unigame.training.trackers import GalleryCallback, require_trackers
 from unigame.training.waiting import Waiting
@@ -138,7 +137,7 @@ class UniGameTrainer(ResumableTrainer):
         elif not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
             seed_everything(args)  # the Trainer seeds too late for LoRA's initial weights
             backbone.add_lora(peft_config)
-        shard_frozen(backbone, args)
+        self._in_step = shard_frozen(backbone, args)
         needs_caption = any(method.refuses_missing_captions for method in self.methods)
         pictures = self._learns_pictures or holds_pictures_alone(train_dataset)
         check = record_check(backbone, args, needs_caption, needs_text=not pictures)
@@ -192,6 +191,8 @@ class UniGameTrainer(ResumableTrainer):
             gather=partial(gather_from_ranks, self.accelerator) if several else None,
             sum=self._sum_over_ranks,
             sharded=shards(self.args),
+            in_step=self._in_step,
+            closes_step=lambda: self.accelerator.sync_gradients,
             show=lambda shown: self.gallery.show(self.state.global_step, shown),
         )
 
@@ -220,8 +221,10 @@ class UniGameTrainer(ResumableTrainer):
         self.timer.memory.on = True
         output = super().train(resume_from_checkpoint, **kwargs)
         self.timer.memory.on = False
+        with self._in_step():  # the first process looks at pictures, for the map
+            coverage = self._map_pictures() if self.is_world_process_zero() else ""
         if self.is_world_process_zero():
-            lacking = {"path": self.path.why_not, "coverage": self._map_pictures()}
+            lacking = {"path": self.path.why_not, "coverage": coverage}
             steps = self.state.global_step
             write_about(self.args, steps, self.health(), lacking, self.train_dataset)
         return output
@@ -237,8 +240,6 @@ class UniGameTrainer(ResumableTrainer):
 
     def _map_pictures(self) -> str:
         """The coverage map of the report; returns why there is none."""
-        if shards(self.args):
-            return NO_MAP
         sources = Sources(
             backbone=self.backbone,
             methods=self.methods,
@@ -391,11 +392,28 @@ class UniGameTrainer(ResumableTrainer):
         for number, (answers, _) in enumerate(passes, start=1):
             last = number == len(passes)
             part: Parts = {**parts, "answer": answers} if last else {"answer": answers}
-            # Ranks exchange gradients once, after the last pass.
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            with self.accelerator.no_sync(model):
                 loss = loss + super().training_step(model, part, counts)  # type: ignore[arg-type]
+        if self.accelerator.sync_gradients:
+            self._average_gradients()
         found = [read[:rows] for read, (_, rows) in zip(self._found, passes, strict=True)]
         return loss, ReadAnswers.joined(found)
+
+    def _average_gradients(self) -> None:
+        """Once a step, all in the order of the parameters.
+
+        Not by DDP: it orders them anew after its first step, and of more than two numbers the sum
+        hangs on the order. A run that goes on from a checkpoint would end in other bits.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = []
+        for weight in self.backbone.parameters():
+            if weight.requires_grad:
+                if weight.grad is None:  # every rank exchanges as many
+                    weight.grad = torch.zeros_like(weight)
+                gradients.append(weight.grad)
+        average_over_ranks(self.accelerator, gradients)
 
     def _num_passes(self) -> int:
         """The same on every rank and step, with or without added rows at hand."""

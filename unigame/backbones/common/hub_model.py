@@ -177,10 +177,6 @@ class HubModel(Backbone):
         self.checkpointing = True
         self.train(self.training)
 
-    def frozen_towers(self) -> Sequence[Any]:
-        """Frozen transformers that gradients pass."""
-        return ()
-
     def train(self, mode: bool = True) -> Self:
         """Only the language model takes the mode; all that is frozen stays in evaluation mode."""
         super().train(False)

@@ -84,8 +84,8 @@ class DrawingMethod(Method):
             )
 
     def uneven_passes(self) -> str:
-        """How many drawings a process makes and verifies depends on its captions."""
-        return f"method {self.name}, which draws and reads as many pictures as there are captions"
+        """None outside ``in_step``; rows have stand-ins."""
+        return ""
 
     def setup(self, run: Run) -> None:
         """Read the captions, make the store, and see that the model can draw.
@@ -145,7 +145,8 @@ class DrawingMethod(Method):
         """Draw and verify where this step is due, and choose the rows of the step."""
         if step % self.settings.every == 0 and step != self.last_round:
             self.last_round = step  # only in the first micro-batch of a step
-            self.round(batch, step)
+            with self.run.in_step():
+                self.round(batch, step)
         self.store.forget(step)
         self._chosen = self.store.sample(self.settings.rows_of(self.batch_size))
         batch.offered.append(self.offer)

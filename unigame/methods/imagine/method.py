@@ -167,7 +167,8 @@ class Imagine(DrawingMethod):
     def before_step(self, batch: Batch, step: int) -> None:
         """A round where one is due, and the rows of this step."""
         super().before_step(batch, step)
-        self._rows = self._make_rows()
+        with self.run.in_step():
+            self._rows = self._make_rows()
 
     def _make_rows(self) -> list[Rows]:
         drawings = self._chosen

@@ -12,8 +12,10 @@ One step, as ``before_step`` and the two calls after it read::
 
 Choices that the paper leaves open:
 
-1. Under gradient accumulation every micro-batch is challenged and C moves on each; U moves once.
-2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined.
+1. Under gradient accumulation every micro-batch is challenged, and C moves once, as U does, by the
+   mean of its gradients: N micro-batches are N ranks.
+2. With ``perturber_steps`` > 1 only the candidates of the last, strongest challenge are mined. C
+   must have moved before the next of them, so it then moves so often in every micro-batch.
 3. The hard mean of Eq. 6 is taken per micro-batch; the clean one over the whole optimizer step.
 4. U learns an answer with its end mark; the game judges it without (``methods/answers.py`` says
    why, and when an answer is right). The attack success rate is the share of candidates read wrong
@@ -63,6 +65,7 @@ from unigame.methods.selfplay.content import ContentWeights
 from unigame.methods.selfplay.diagnosis import diagnose
 from unigame.methods.selfplay.examples import Examples, attack, noise_kept
 from unigame.methods.selfplay.floor_check import FloorCheck
+from unigame.methods.selfplay.gradient_mean import GradientMean
 from unigame.methods.selfplay.heads import Heads
 from unigame.methods.selfplay.health import ReplayTally, Watch
 from unigame.methods.selfplay.perturber import (
@@ -183,12 +186,7 @@ class SelfPlay(Method):
             ClipSimilarity(self.settings.similarity_model, self.settings.similarity_mode)  # type: ignore[arg-type]
 
     def uneven_passes(self) -> str:
-        """Descriptions and answers of several words, and drawings of other methods."""
-        settings = self.settings
-        if settings.draws and settings.missing_captions == "model":
-            return "missing_captions='model' (selfplay), by which each describes its own pictures"
-        if settings.challenge_drawings:
-            return "challenge_drawings=True (selfplay), which not every one has in every step"
+        """None outside ``in_step``: a challenge of stand-ins has as many as any other."""
         return ""
 
     def answers_needed(self, args: Any) -> int:
@@ -296,13 +294,13 @@ class SelfPlay(Method):
             self.styles = Styles(settings, run, self.scorer)
         self._watch = Watch(self)
         kept = settings.keep_examples if run.rank == 0 and settings.draws else 0
-        if kept and run.sharded:
-            kept = 0  # one process alone cannot ask the model
-            warn("the report will have no example pictures: the frozen weights are sharded")
         self.examples = Examples(kept, settings.examples_every)
         # Of this micro-batch: which candidates were read wrong, by figure, and what is replayed.
         self._wrong_BK: dict[str, Tensor] = {}
         self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
+        # Of this step so far, for C: see GradientMean; candidates by head, and verified ones.
+        self._gradients = GradientMean()
+        self._counts_2M: Tensor | None = None
         self._told = False  # that no method offers any
         self._replayed: list[HardSample] = []
         self._noise: list[Tensor] = []  # the generator before it drew each part of the batch
@@ -370,7 +368,8 @@ class SelfPlay(Method):
         """A short run saw few candidates: the floor is judged by those. Pictures for the report."""
         self.floor_check.judge()
         self.verifier_check.judge()
-        self.examples.write(self)
+        with self.run.in_step():
+            self.examples.write(self)
 
     def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """What is wrong with the game, by its figures."""
@@ -386,18 +385,23 @@ class SelfPlay(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Challenge and mine where this step is due, and choose what is replayed."""
         self.forget_candidates()
-        self.examples.before_step(self, step)
+        with self.run.in_step():
+            self.examples.before_step(self, step)
         if step % self.settings.challenge_every == 0:
-            rows = self.challenged(batch)
+            with self.run.in_step():
+                rows = self.challenged(batch)
             self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
             if self.settings.perturber_scope != "token" or self.content is not None:
                 self._look_at_heads(result, rows.counts)
-            if rows.counts:
-                self._record(result, norm)
-                with self.run.autocast():
+            if norm is not None:
+                self._record_update(norm)
+            with self.run.in_step(), self.run.autocast():
+                if rows.counts:
                     self.verifier_check.see(rows)
+            if rows.counts:
+                self._record(result)
                 self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
             mines = (step // self.settings.challenge_every) % self.settings.mine_every == 0
             if mines:
@@ -415,7 +419,8 @@ class SelfPlay(Method):
     def _play_styles(self, styles: Styles, batch: Batch, mined_at: int | None) -> None:
         """Captions of the batch drawn anew in styles, beside the challenge."""
         with self.run.phase("styled"), self.run.autocast():
-            rows = self._captioned(styles.rows(batch.answers))
+            with self.run.in_step():
+                rows = self._captioned(styles.rows(batch.answers))
             result = styles.play(rows, self._add)
         if mined_at is not None:
             self._mine(result, rows, mined_at)
@@ -429,13 +434,20 @@ class SelfPlay(Method):
         verified_BK = result.similarity_BK >= self.settings.clip_floor
         head_BK = None if result.own is None else result.own.head_BK
         counts_2M = self.heads.counted(head_BK, verified_BK) * counts
+        if self.settings.perturber_scope != "token":
+            self.heads.record(counts_2M, self._add)
+        if self._counts_2M is not None:
+            counts_2M = counts_2M + self._counts_2M
+        if not self.run.closes_step():
+            self._counts_2M = counts_2M
+            return
+        self._counts_2M = None
         of_all_2M = self.run.sum(counts_2M)
         if self.content is not None:
             self.content.see(of_all_2M)
             self._add("content_weight", sum(self.content.weights), len(self.content.weights))
         if self.settings.perturber_scope == "token":
             return
-        self.heads.record(counts_2M, self._add)
         lost = self.heads.see(of_all_2M)
         if not isinstance(self.perturber, Perturber):
             return
@@ -514,9 +526,10 @@ class SelfPlay(Method):
         Tokens that the buffer kept are taken as they are; other pictures are drawn from their
         codes and encoded.
         """
-        samples = self._replayed
-        if not samples:
-            return []
+        with self.run.in_step():
+            return [self._hard_rows(self._replayed)] if self._replayed else []
+
+    def _hard_rows(self, samples: Sequence[HardSample]) -> Rows:
         with self.run.phase("mix"), self.run.autocast():
             embeds = images = None
             if not self.settings.draws:
@@ -525,17 +538,15 @@ class SelfPlay(Method):
                 embeds = self._tokens(samples)
             else:
                 images = self._pictures(samples)
-        return [
-            Rows(
-                images=images,
-                embeds=embeds,
-                questions=[sample.question for sample in samples],
-                answers=[sample.answer for sample in samples],
-                ids=[str(sample.source) for sample in samples],
-                source=[self.name] * len(samples),
-                weight=self.settings.beta,
-            )
-        ]
+        return Rows(
+            images=images,
+            embeds=embeds,
+            questions=[sample.question for sample in samples],
+            answers=[sample.answer for sample in samples],
+            ids=[str(sample.source) for sample in samples],
+            source=[self.name] * len(samples),
+            weight=self.settings.beta,
+        )
 
     def _pictures(self, samples: Sequence[HardSample]) -> Tensor:
         return self.run.backbone.render(stack_compact(samples, self.run.device)).detach().float()
@@ -570,15 +581,17 @@ class SelfPlay(Method):
             return None
         return partial(self.scorer, rows.pictures, rows.pictures, rows.texts)
 
-    def _record(self, result: ChallengeResult, norm: float) -> None:
+    def _record(self, result: ChallengeResult) -> None:
         figures = result.metrics
         for name in CHALLENGE_FIGURES:  # some only where there are codes, or a term, or a baseline
             if name in figures:
                 self._add(name, figures[name])
         self._add("perturber_objective", figures["objective"])
-        if self.optimizer is not None:
-            self._add("perturber_grad_norm", norm)
-            self._add("perturber_learning_rate", self.optimizer.param_groups[0]["lr"])
+
+    def _record_update(self, norm: float) -> None:
+        assert self.optimizer is not None, "who has none has no norm"
+        self._add("perturber_grad_norm", norm)
+        self._add("perturber_learning_rate", self.optimizer.param_groups[0]["lr"])
 
     def _add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         if self.run.figures is not None:
@@ -595,17 +608,18 @@ class SelfPlay(Method):
             )
 
     # ---- the phases that belong to C -----------------------------------------------------------
-    def play(self, rows: Rows, *, step: int | None = None) -> tuple[ChallengeResult, float]:
+    def play(self, rows: Rows, *, step: int | None = None) -> tuple[ChallengeResult, float | None]:
         """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
 
-        The visual states are computed once: U does not move in between. From rows that only keep
-        step, on a rank without answers, C gets a zero gradient, but the rank takes part in the
-        reduction like all others. Where the redrawn baseline is due at ``step``, its figures stand
-        beside the challenge's own; it moves no weight and no generator.
+        The norm is None where C waits for the step's other micro-batches. The visual states are
+        computed once: U does not move in between. From rows that only keep step, on a rank without
+        answers, C gets a zero gradient, but the rank takes part in the reduction like all others;
+        if all of a step's rows are such, the norm is None too. Where the redrawn baseline is due at
+        ``step``, its figures stand beside the challenge's own; it moves no weight and no generator.
         """
         parts = rows.split(self.settings.challenge_parts(self.batch_size))
         visual: list[VisualStates | None] = [None] * len(parts)
-        norm = 0.0
+        norm = None
         # Merged copies cost the language model's memory again: not where activations are recomputed
         # for want of memory.
         merges = self.settings.merge_lora and not self.run.args.gradient_checkpointing
@@ -640,10 +654,10 @@ class SelfPlay(Method):
         """The batch redrawn at eps = 0 under the noise of the last challenge."""
         if isinstance(self.perturber, NoPerturber):
             return result  # nothing else was drawn
-        at_once = self.batch_size
         backbone, settings, scorer = self.run.backbone, self.settings, self.scorer
+        at_once = self._pictures_at_once
         results = [
-            (share, redrawn(backbone, part, settings, scorer, noise, states, at_once))
+            (share, redrawn(backbone, part, settings, scorer, noise, states, at_once(part)))
             for (part, share), noise, states in zip(parts, self._noise, visual, strict=True)
             if share or self.run.sharded
         ]
@@ -654,8 +668,8 @@ class SelfPlay(Method):
         parts: Sequence[tuple[Rows, float]],
         visual: list[VisualStates | None],
         counts: bool,
-    ) -> tuple[list[ChallengeResult], float]:
-        """One update of C: its challenges, part by part, and its gradient norm."""
+    ) -> tuple[list[ChallengeResult], float | None]:
+        """The challenges of one update of C, part by part, and its gradient norm; see ``play``."""
         results: list[ChallengeResult] = []
         total: list[Tensor] | None = None
         self._noise = []
@@ -669,12 +683,16 @@ class SelfPlay(Method):
             if share:
                 results.append(result)
         if self.optimizer is None:
-            return results, 0.0
+            return results, None
         assert total is not None
+        self._gradients.add(total, counts)
+        if self.settings.perturber_steps == 1 and not self.run.closes_step():
+            return results, None
+        counted, mean = self._gradients.counts, self._gradients.take()
         clip = self.settings.perturber_max_grad_norm
-        norm = perturber_update(self.perturber, self.optimizer, total, clip, self.run.average)
+        norm = perturber_update(self.perturber, self.optimizer, mean, clip, self.run.average)
         self._note(norm)
-        return results, norm
+        return results, norm if counted else None
 
     def _note(self, norm: float) -> None:
         """Say that an update of C was left out; stop where C does not come back."""
@@ -705,10 +723,22 @@ class SelfPlay(Method):
             self.label_scorer,
             with_grad=self.optimizer is not None,
             visual=visual,
-            # Scores of all codes are large: K is to add time, but hardly any memory.
-            pictures_at_once=self.batch_size,
+            pictures_at_once=self._pictures_at_once(part),
             content_weight_M=None if self.content is None else self.content.tensor(),
         )
+
+    def _pictures_at_once(self, part: Rows) -> int:
+        """Of the candidates that C does not learn from, so many are read in one pass.
+
+        Scores of all codes are large: K is to add time, but hardly any memory. Where weights are
+        sharded it is as many candidates of each row as in a full part, so that a rank with fewer
+        rows runs as many passes.
+        """
+        if not self.run.sharded:
+            return self.batch_size
+        challenged = math.ceil(self.settings.challenge_share * self.batch_size)
+        full = math.ceil(challenged / self.settings.challenge_parts(self.batch_size))
+        return self.batch_size // full * len(part)
 
     def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
         """Offer the challenge's candidates to the buffer. They are not drawn again.

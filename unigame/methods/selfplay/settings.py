@@ -5,8 +5,9 @@ The same class serves Python (``SelfPlay(beta=0.25)``), recipes (``methods: {sel
 help says so.
 
 Pace: U (LoRA weights of the language model) moves once per optimizer step; C (the perturber) moves
-``perturber_steps`` times in every micro-batch of each ``challenge_every``-th step. So C:U =
-``perturber_steps * gradient_accumulation_steps : challenge_every``.
+``perturber_steps`` times in each ``challenge_every``-th step. So C:U = ``perturber_steps :
+challenge_every``. More than one update of C falls into every micro-batch: under gradient
+accumulation it is ``perturber_steps * gradient_accumulation_steps : challenge_every`` then.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class SelfPlaySettings:
     perturber_steps: int = setting(
         1,
         Whole(low=1, high=10_000),
-        "Updates of C per challenge. C:U ratio = perturber_steps x gradient_accumulation_steps : "
-        "challenge_every.",
+        "Updates of C per challenge. C:U ratio = perturber_steps : challenge_every; more than one "
+        "are made in every micro-batch.",
     )
     redrawn_every: int = setting(
         10,

@@ -32,6 +32,7 @@ from unigame.backbones.base import Drawing
 from unigame.methods.base import Run
 from unigame.methods.rows import Rows
 from unigame.methods.selfplay.candidates import ChallengeResult, judged
+from unigame.methods.selfplay.gradient_mean import GradientMean
 from unigame.methods.selfplay.objectives import hardness
 from unigame.methods.selfplay.settings import CAPTION, SelfPlaySettings
 from unigame.seeds import derive_seed
@@ -149,6 +150,7 @@ class Styles:
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn = 0  # drawings so far: each has a seed of its own
         self.counts = StyleCounts.of(len(self.prompts))
+        self._gradients = GradientMean()  # of this step so far
 
     @staticmethod
     def figures(settings: SelfPlaySettings) -> tuple[str, ...]:
@@ -181,7 +183,8 @@ class Styles:
             for row in range(count)
         ]
         self.drawn += count
-        result = self._drawn(rows, style_BK, seeds)
+        with self.run.in_step():
+            result = self._drawn(rows, style_BK, seeds)
         verified_BK = result.similarity_BK >= settings.clip_floor
         self._learn(style_BK, worth(result.ce_BK, verified_BK), rows.counts)
         if rows.counts:
@@ -247,7 +250,10 @@ class Styles:
         value = self.policy.objective(style_BK, worth_BK, self.settings.style_entropy)
         logits_M = self.policy.logits_M
         (gradient_M,) = torch.autograd.grad(-value, [logits_M])
-        gradients = [gradient_M if counts else torch.zeros_like(gradient_M)]
+        self._gradients.add([gradient_M if counts else torch.zeros_like(gradient_M)], counts)
+        if not self.run.closes_step():
+            return
+        gradients = self._gradients.take()
         if self.run.average is not None:
             self.run.average(gradients)
         logits_M.grad = gradients[0]

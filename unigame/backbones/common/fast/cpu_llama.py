@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import LlamaModel
 from transformers.activations import SiLUActivation
@@ -36,6 +37,7 @@ def supports(model: Any) -> bool:
     mlp, rope = model.layers[0].mlp, getattr(model.config, "rope_parameters", None) or {}
     return (
         all(p.dtype == torch.float32 and p.device.type == "cpu" for p in weights)
+        and not any(isinstance(p, DTensor) for p in weights)  # shards (FSDP2)
         and not torch.is_autocast_enabled("cpu")
         and sum(p.numel() for p in weights) * 4 <= WEIGHTS_AT_MOST
         and isinstance(getattr(mlp, "act_fn", None), nn.SiLU | SiLUActivation)
