@@ -55,8 +55,10 @@ class ReplayTally:
         if self.replayed:
             left = f"; {self.learned} were learned and left the buffer" if self.learned else ""
             if self.given_up:
-                limit = f"{settings.max_replays} replays (max_replays)"
-                left += f"; {self.given_up} left it after {limit}"
+                replays = (
+                    "1 replay" if settings.max_replays == 1 else f"{settings.max_replays} replays"
+                )
+                left += f"; {self.given_up} left it after {replays} (max_replays)"
             return f"Replay: U learned from {self.replayed} hard samples{left}."
         why = self.why_not(settings, batch_size)
         return f"Replay never happened, so this was plain fine-tuning: {why}."
