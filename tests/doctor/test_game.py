@@ -49,7 +49,8 @@ def test_the_bundled_game_is_measured(tmp_path, capsys, monkeypatch):
     assert found["verifier"]["auc_by_style"]["contrast"] > game.GOOD_AUC
     assert {"learned", "random", "none"} <= set(found["found"])
     assert found["missed"]["clean"] == clean["real"]
-    assert len(found["says"]) == 4 and all(text in said for text in found["says"])
+    assert len(found["styles"]) == 7, "those of the recipe"
+    assert len(found["says"]) == 5 and all(text in said for text in found["says"])
     assert "unigame train janus_nano" in said
 
 
