@@ -30,14 +30,17 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from forked import Rank, run, start, wait
+from record import write
 
-import unigame.training.run  # noqa: F401 - what every rank would import
-import unigame.training.trainer  # noqa: F401
-from benchmarks.forked import Rank, run, start, wait
-from benchmarks.record import write
-from tests.tiny import make_tiny_janus
-from tests.training.helpers import GAME, Records
-from unigame.cli.main import main as unigame
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that a clone can be run without installing it
+
+import unigame.training.run  # noqa: E402, F401 - what every rank would import
+import unigame.training.trainer  # noqa: E402, F401
+from tests.tiny import make_tiny_janus  # noqa: E402
+from tests.training.helpers import GAME, Records  # noqa: E402
+from unigame.cli.main import main as unigame  # noqa: E402
 
 LIMIT_SECONDS = 120  # of the others' end; a hang is what this looks for
 RESULT = ("adapter_model.safetensors", "perturber.safetensors")

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
-
-from benchmarks.kill_ranks import ended_with, make_recipe
-from benchmarks.record import write
+from kill_ranks import ended_with, make_recipe
+from record import write
 
 STEPS = 8
 LAUNCHERS = {

@@ -22,14 +22,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
+from record import write
 
-from benchmarks import forked
-from benchmarks.record import write
-from tests.tiny import make_tiny_janus
-from tests.training.helpers import Records, logs, lora_weights, make_trainer
-from unigame.methods.reca import RecA
-from unigame.training.trainer import UniGameTrainer
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that a clone can be run without installing it
+
+from tests.tiny import make_tiny_janus  # noqa: E402
+from tests.training.helpers import Records, logs, lora_weights, make_trainer  # noqa: E402
+from unigame.methods.reca import RecA  # noqa: E402
+from unigame.training.trainer import UniGameTrainer  # noqa: E402
 
 STEPS, MIDDLE = 20, 10
 LOSSES, WEIGHTS = 1e-5, 1e-4  # largest differences that may be

@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
+from record import write
+from sharded_equality import apart, players_of
 from torch.distributed.tensor import DTensor
 
-import unigame.backbones.bagel.load
-import unigame.backbones.chameleon.load
-import unigame.backbones.composed.load
-import unigame.backbones.emu3.load  # noqa: F401 - imports of the processes to come
-from benchmarks import forked
-from benchmarks.record import write
-from benchmarks.sharded_equality import apart, players_of
-from tests.backbones.conftest import FAMILIES
-from tests.training.helpers import Records, logs, make_trainer
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that a clone can be run without installing it
+
+import unigame.backbones.bagel.load  # noqa: E402
+import unigame.backbones.chameleon.load  # noqa: E402
+import unigame.backbones.composed.load  # noqa: E402
+import unigame.backbones.emu3.load  # noqa: E402, F401 - imports of the processes to come
+from tests.backbones.conftest import FAMILIES  # noqa: E402
+from tests.training.helpers import Records, logs, make_trainer  # noqa: E402
 
 STEPS = 3
 
