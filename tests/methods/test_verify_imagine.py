@@ -13,9 +13,9 @@ from tests.training.helpers import (
     Records,
     game_of,
     logs,
-    lora_weights,
     make_game,
     make_trainer,
+    whole_and_resumed,
 )
 from unigame.errors import UserError
 from unigame.methods.imagine import Imagine
@@ -124,25 +124,10 @@ def test_rehearsal_repeats_what_the_base_says_of_the_same_drawings(
 def test_both_beside_each_other_resume_bit_exactly(
     tiny_path: Path, tmp_path: Path, texts: str
 ) -> None:
-    def run(folder: Path, steps: int, resume: bool = False) -> Any:
-        trainer = make_trainer(
-            tiny_path,
-            folder,
-            Records(8, captions=True),
-            methods=build_methods(listed(texts)),
-            max_steps=steps,
-            lr_scheduler_type="constant",
-            save_strategy="steps",
-            save_steps=2,
-        )
-        trainer.train(resume_from_checkpoint=resume or None)
-        return trainer
-
-    whole = run(tmp_path / "whole", 3)
-    run(tmp_path / "parts", 2)
-    resumed = run(tmp_path / "parts", 3, resume=True)
-    for name, weight in lora_weights(whole).items():
-        assert torch.equal(weight, lora_weights(resumed)[name]), name
+    data = Records(8, captions=True)
+    whole, resumed = whole_and_resumed(
+        tiny_path, tmp_path, data, lambda: build_methods(listed(texts)), steps=3
+    )
     for name in ("verify", "imagine"):
         one, other = (trainer.method(name) for trainer in (whole, resumed))
         assert one.counts == other.counts and one.used == other.used

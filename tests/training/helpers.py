@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,50 @@ def lora_weights(trainer: UniGameTrainer) -> dict[str, torch.Tensor]:
         for name, weight in trainer.backbone.named_parameters()
         if weight.requires_grad
     }
+
+
+def whole_and_resumed(
+    model: Path,
+    folder: Path,
+    data: Dataset[dict[str, Any]],
+    methods: Callable[[], Sequence[Any]],
+    *,
+    steps: int,
+    **settings: Any,
+) -> tuple[UniGameTrainer, UniGameTrainer]:
+    """A run, and one that stopped after two steps and went on: their weights are equal to the bit.
+
+    Args:
+        model: tiny.
+        folder: both write below it.
+        data: to train on.
+        methods: makes new ones.
+        steps: of both.
+        settings: of the runs.
+    """
+
+    def run(name: str, steps: int, resume: bool = False) -> UniGameTrainer:
+        trainer = make_trainer(
+            model,
+            folder / name,
+            data,
+            methods=methods(),
+            max_steps=steps,
+            lr_scheduler_type="constant",
+            save_strategy="steps",
+            save_steps=2,
+            **settings,
+        )
+        trainer.train(resume_from_checkpoint=resume or None)
+        return trainer
+
+    whole = run("whole", steps)
+    run("parts", 2)
+    resumed = run("parts", steps, resume=True)
+    after = lora_weights(resumed)
+    for name, weight in lora_weights(whole).items():
+        assert torch.equal(weight, after[name]), name
+    return whole, resumed
 
 
 def logs(trainer: UniGameTrainer) -> list[dict[str, float]]:

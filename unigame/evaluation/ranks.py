@@ -23,7 +23,7 @@ from typing import Any
 from unigame.errors import UserError
 from unigame.evaluation.base import Item
 from unigame.evaluation.batching import BatchSize, in_batches, in_order
-from unigame.evaluation.store import JsonlStore
+from unigame.evaluation.store import JsonlStore, RowsById
 
 PREDICTIONS = "predictions.jsonl"
 PREDICTIONS_OF_ALL = "predictions*.jsonl"
@@ -86,7 +86,7 @@ def _whole(name: str, environment: Mapping[str, str], default: int) -> int:
     return int(text)
 
 
-class RankStore(Mapping[str, dict[str, Any]]):
+class RankStore(RowsById):
     """The predictions of all ranks by id, of which this one appends to a file of its own.
 
     Args:
@@ -101,7 +101,7 @@ class RankStore(Mapping[str, dict[str, Any]]):
         self.folder = folder
         name = PREDICTIONS if ranks.first else f"predictions.rank{ranks.rank}.jsonl"
         self._own = JsonlStore(folder / name)
-        self._rows: dict[str, dict[str, Any]] = dict(self._own)
+        self._rows = dict(self._own)
         self._read: dict[Path, int] = {}
         self.refresh()
 
@@ -160,15 +160,6 @@ class RankStore(Mapping[str, dict[str, Any]]):
         """Write rows and hand them to the operating system before returning."""
         self._own.append(*rows)
         self._rows.update({row["id"]: dict(row) for row in rows})
-
-    def __getitem__(self, id: str) -> dict[str, Any]:
-        return self._rows[id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
 
 def parts(

@@ -11,7 +11,22 @@ from typing import Any
 from unigame.errors import UserError
 
 
-class JsonlStore(Mapping[str, dict[str, Any]]):
+class RowsById(Mapping[str, dict[str, Any]]):
+    """Rows in memory, each under its id."""
+
+    _rows: dict[str, dict[str, Any]]
+
+    def __getitem__(self, id: str) -> dict[str, Any]:
+        return self._rows[id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class JsonlStore(RowsById):
     """Rows with an ``"id"``, kept on disk one per line; the last row of an id counts.
 
     A half-written last line (the process was killed in the middle of it) is cut off; a damaged line
@@ -26,7 +41,7 @@ class JsonlStore(Mapping[str, dict[str, Any]]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows = {}
         if self.path.exists():
             self._read()
 
@@ -59,12 +74,3 @@ class JsonlStore(Mapping[str, dict[str, Any]]):
             os.fsync(file.fileno())
         for row in rows:
             self._rows[row["id"]] = dict(row)
-
-    def __getitem__(self, id: str) -> dict[str, Any]:
-        return self._rows[id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)

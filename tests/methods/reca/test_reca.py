@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import tiny_backbone
 from tests.tiny_chameleon import shared_tiny_chameleon, tiny_chameleon
-from tests.training.helpers import Records, logs, lora_weights, make_trainer
+from tests.training.helpers import Records, logs, lora_weights, make_trainer, whole_and_resumed
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.methods.base import Run
@@ -146,27 +146,15 @@ def test_its_loss_counts_beside_that_of_the_answers(tiny_path: Path, tmp_path: P
 
 
 def test_it_resumes_bit_exactly(tiny_path: Path, tmp_path: Path) -> None:
-    def run(folder: Path, steps: int, resume: bool = False) -> Any:
-        trainer = make_trainer(
-            tiny_path,
-            folder,
-            Mixed(8),
-            methods=build_methods({"reca": {}}),
-            max_steps=steps,
-            dropout=0.1,
-            per_device_train_batch_size=2,
-            lr_scheduler_type="constant",
-            save_strategy="steps",
-            save_steps=2,
-        )
-        trainer.train(resume_from_checkpoint=resume or None)
-        return trainer
-
-    whole = run(tmp_path / "whole", 4)
-    run(tmp_path / "parts", 2)
-    resumed = run(tmp_path / "parts", 4, resume=True)
-    for name, weight in lora_weights(whole).items():
-        assert torch.equal(weight, lora_weights(resumed)[name]), name
+    whole, resumed = whole_and_resumed(
+        tiny_path,
+        tmp_path,
+        Mixed(8),
+        lambda: build_methods({"reca": {}}),
+        steps=4,
+        dropout=0.1,
+        per_device_train_batch_size=2,
+    )
     states = [trainer.method("reca").state_dict() for trainer in (whole, resumed)]
     assert torch.equal(states[0]["generator"], states[1]["generator"])
     assert states[0]["drawn"] == states[1]["drawn"] == 4

@@ -13,9 +13,9 @@ from tests.training.helpers import (
     Records,
     game_of,
     logs,
-    lora_weights,
     make_game,
     make_trainer,
+    whole_and_resumed,
 )
 from unigame.errors import UserError
 from unigame.methods.selfplay.styles import (
@@ -141,26 +141,17 @@ def test_without_styles_nothing_is_drawn_freely(tiny_path: Path, tmp_path: Path)
     assert not any(name.startswith("style") for name in logs(trainer)[0])
 
 
-def test_it_resumes_bit_exactly(tiny_path: Path, tmp_path: Path) -> None:
-    def run(folder: Path, steps: int, resume: bool = False) -> Any:
-        trainer = make_trainer(
-            tiny_path,
-            folder,
-            Records(8, captions=True),
-            max_steps=steps,
-            lr_scheduler_type="constant",
-            save_strategy="steps",
-            save_steps=2,
-            **STYLED,
-        )
-        trainer.train(resume_from_checkpoint=resume or None)
-        return trainer
+def test_what_has_no_caption_is_not_drawn_in_styles(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Records(), max_steps=1, keep_examples=0, **STYLED)
+    trainer.train()
+    assert "no row has a caption" in game_of(trainer).summary()
 
-    whole = run(tmp_path / "whole", 3)
-    run(tmp_path / "parts", 2)
-    resumed = run(tmp_path / "parts", 3, resume=True)
-    for name, weight in lora_weights(whole).items():
-        assert torch.equal(weight, lora_weights(resumed)[name]), name
+
+def test_it_resumes_bit_exactly(tiny_path: Path, tmp_path: Path) -> None:
+    data = Records(8, captions=True)
+    whole, resumed = whole_and_resumed(
+        tiny_path, tmp_path, data, lambda: [make_game(**STYLED)], steps=3
+    )
     one, other = (game_of(trainer).styles for trainer in (whole, resumed))
     assert torch.equal(one.policy.logits_M, other.policy.logits_M)
     assert not torch.equal(one.policy.logits_M, torch.zeros(2)), "C has learned"

@@ -159,15 +159,14 @@ class DrawingMethod(Method):
         known = [drawing for drawing in self.store.sample(count) if drawing.questions]
         if not known:
             return None
-        codes = torch.stack([drawing.codes for drawing in known])
-        codes = codes if codes.is_floating_point() else codes.long()
+        codes = self._codes(known)
         with torch.no_grad(), self.run.autocast():
             images = rendered(self.run.backbone, codes)
         pairs = [self.store.pick(drawing.questions) for drawing in known]
         captions = [drawing.caption for drawing in known]
         return Rows(
             images=images,
-            codes=codes.to(self.run.device),
+            codes=codes,
             questions=[question for question, _ in pairs],
             answers=[answer for _, answer in pairs],
             captions=captions,
@@ -250,6 +249,11 @@ class DrawingMethod(Method):
         made = dict(zip(captions, self.maker(captions), strict=True))
         return [made[text.caption] for text in texts]
 
+    def _codes(self, drawings: Sequence[StoredDrawing]) -> Tensor:
+        """Of drawings, on the device: codes, (D, N), as numbers of the codebook, or latents."""
+        codes = torch.stack([drawing.codes for drawing in drawings])
+        return (codes if codes.is_floating_point() else codes.long()).to(self.run.device)
+
     def pairs(self, drawings: Sequence[StoredDrawing], weight: float) -> Rows:
         """Drawings to draw again, each with the caption that it was drawn by.
 
@@ -257,10 +261,8 @@ class DrawingMethod(Method):
             drawings: of the store, at least one.
             weight: of the mean over them.
         """
-        codes = torch.stack([drawing.codes for drawing in drawings])
-        codes = codes if codes.is_floating_point() else codes.long()
         return Rows(
-            codes=codes.to(self.run.device),
+            codes=self._codes(drawings),
             captions=[drawing.caption for drawing in drawings],
             loss="generation",
             source=[self.name] * len(drawings),

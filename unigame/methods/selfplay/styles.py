@@ -155,18 +155,24 @@ class Styles:
     @staticmethod
     def figures(settings: SelfPlaySettings) -> tuple[str, ...]:
         """Names of what ``play`` logs."""
-        number = 1 if settings.perturbation == "none" else len(settings.styles)
         of_styles = [
             f"style_{style}_{what}"
-            for style in range(number)
+            for style in range(len(prompts_of(settings, 0)))
             for what in ("used", "verified", "misread")
         ]
         return ("styled_ce", "styled_similarity", "styled_verified", "styled_misread", *of_styles)
 
     def rows(self, rows: Rows) -> Rows:
-        """What is drawn anew: the last rows, because the challenge takes the first."""
+        """What is drawn anew: the last rows, because the challenge takes the first.
+
+        By a question alone no true answer could be drawn, so that rows which would be redrawn by
+        theirs (``missing_captions="question"``) are left out.
+        """
         count = math.ceil(self.settings.styled_share * len(rows))
-        return rows if count >= len(rows) else rows.pick(range(len(rows) - count, len(rows)))
+        chosen = list(range(len(rows) - count, len(rows)))
+        if self.settings.missing_captions == "question":
+            chosen = [row for row in chosen if rows.captions[row].strip()]
+        return rows if len(chosen) == len(rows) else rows.pick(chosen)
 
     def play(self, rows: Rows, add: Callable[..., None]) -> ChallengeResult:
         """Draw each row's caption in styles of C's choice, judge the drawings, and let C learn.
@@ -292,7 +298,7 @@ class Styles:
         drawn_M, verified_M, misread_M = sum_over_ranks(values.to(self.run.device)).tolist()
         whole = sum(drawn_M)
         if not whole:
-            return "Styles: nothing was drawn."
+            return "Styles: nothing was drawn, because no row has a caption; see missing_captions."
         parts = []
         for prompt, drawn, verified, misread in zip(
             self.prompts, drawn_M, verified_M, misread_M, strict=True
