@@ -168,6 +168,8 @@ def _changes(recipe: Recipe, arm: str, quick: bool) -> dict[str, Any]:
         changed["per_device_train_batch_size"] = batch + hard
     if quick:
         changed["max_steps"] = max(1, training.max_steps // QUICK_SHARE)
+        if training.warmup_steps:  # else a quick run would never reach its learning rate
+            changed["warmup_steps"] = int(training.warmup_steps) // QUICK_SHARE
     return changed
 
 
