@@ -19,15 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import queue
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +32,16 @@ import evidence_arms
 import evidence_presets
 import evidence_report
 import record
-from evidence_arms import METRICS, SPLITS_OF, Job, Tell
+from evidence_arms import METRICS, SPLITS_OF, Job
 from evidence_presets import Settings
 from rich.console import Console
 
 from unigame.backbones import load_backbone
 from unigame.bundled import BUNDLED
-from unigame.demo.progress import Display, progress_on
 from unigame.errors import UserError
 from unigame.system.console import make_console
+from unigame.system.progress import progress_on
+from unigame.system.workers import run_all
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -203,85 +198,13 @@ def write(
         evidence_report.draw(result, options.figure)
 
 
-# ---- two at a time -------------------------------------------------------------------------------
 def run(jobs: list[Job], in_all: int, workers: int, console: Console) -> None:
     """Do the jobs, so many at a time, and show how far they are."""
     with progress_on(console) as progress:
         overall = progress.add_task("arms and seeds", total=in_all)
         progress.update(overall, completed=in_all - len(jobs))
-        bars = Bars(progress)
-        if workers == 1 or len(jobs) < 2:
-            for job in jobs:
-                evidence_arms.do(job, bars.of(name(job)))
-                progress.advance(overall)
-            return
-        with pool(min(workers, len(jobs))) as (start, said):
-            left = [start(job) for job in jobs]
-            while left:
-                bars.drain(said)
-                for one in [one for one in left if one.done()]:
-                    one.result()  # a fault of a worker is raised here
-                    left.remove(one)
-                    progress.advance(overall)
-
-
-def name(job: Job) -> str:
-    """For people."""
-    return f"seed {job.seed}, {job.arm}"
-
-
-class Bars:
-    """One bar for each arm and each thing done to it."""
-
-    def __init__(self, progress: Display) -> None:
-        self.progress, self.tasks = progress, dict[tuple[str, str], Any]()
-
-    def of(self, job: str) -> Tell:
-        """What an arm in this process tells."""
-        return lambda what, done, total: self.tell(job, what, done, total)
-
-    def tell(self, job: str, what: str, done: int, total: int) -> None:
-        """Move a bar."""
-        if (job, what) not in self.tasks:
-            self.tasks[job, what] = self.progress.add_task(f"  {job}: {what}", total=total)
-        self.progress.update(self.tasks[job, what], completed=done)
-
-    def drain(self, said: queue.Queue[tuple[str, str, int, int]]) -> None:
-        """Move the bars of all that the workers said, and wait for more for a moment."""
-        try:
-            while True:
-                self.tell(*said.get(timeout=0.5))
-        except queue.Empty:
-            pass
-
-
-@contextmanager
-def pool(workers: int) -> Iterator[tuple[Callable[[Job], Future[None]], Any]]:
-    """Processes that do jobs, and the queue of what they say; stopped with us."""
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        said, others = manager.Queue(), multiprocessing.active_children()
-        executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_signals)
-        try:
-            yield lambda job: executor.submit(work, job, said), said
-        except BaseException:  # also Ctrl-C: what is half done is done again
-            for child in multiprocessing.active_children():
-                if child not in others:
-                    child.terminate()
-            raise
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_signals() -> None:
-    """Ctrl-C reaches every process of a terminal; ours stops the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def work(job: Job, said: Any) -> None:
-    """One job in a process of its own."""
-    label = name(job)
-    evidence_arms.do(job, lambda what, done, total: said.put((label, what, done, total)))
+        named = [(f"seed {job.seed}, {job.arm}", job) for job in jobs]
+        run_all(named, evidence_arms.do, workers, progress, lambda: progress.advance(overall))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ import peft
 import torch
 from evidence_presets import TEXTS, Arm, Settings
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
+from unigame.demo.run import StepsTold
 from unigame.evaluation.attacks.adversary import adversary_for
 from unigame.evaluation.miniature import CAPTION_TOKENS, usual_drawing
 from unigame.evaluation.world import attack_entry, images_of, replies
@@ -44,6 +45,7 @@ from unigame.synthetic.from_captions import where
 from unigame.synthetic.questions import groups
 from unigame.synthetic.reader import object_match, read, truth
 from unigame.synthetic.world import Scene, random_scene
+from unigame.system.workers import Tell
 from unigame.training import UniGameConfig, UniGameTrainer
 
 METRICS = (
@@ -53,8 +55,6 @@ METRICS = (
 )
 SPLITS_OF = {"validation": ("ood_validation", "validation"), "test": ("ood", "test")}
 """What is asked out of and in distribution, of each split."""
-Tell = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ def _train(job: Job, tell: Tell) -> None:
         train_dataset=data,
         peft_config=peft.LoraConfig(**settings.lora) if settings.lora else None,
         methods=methods_of(arm, settings, texts),
-        callbacks=[_Steps(tell, steps)],
+        callbacks=[StepsTold(tell, steps)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -378,16 +378,6 @@ def _train(job: Job, tell: Tell) -> None:
     said = [text for method in trainer.methods if (text := method.summary())]
     record = {"steps": steps, **clock.read(), "said": said, "log": log}
     _write(job.folder / "trained.json", record)
-
-
-class _Steps(TrainerCallback):
-    """Tells of each step."""
-
-    def __init__(self, tell: Tell, steps: int) -> None:
-        self.tell, self.steps = tell, steps
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tell("training", state.global_step, self.steps)
 
 
 # ---- measuring -----------------------------------------------------------------------------------

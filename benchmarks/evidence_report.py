@@ -99,7 +99,7 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     if player not in metrics["ood"]:
         return []
     lines = []
-    for control in (CONTROL, "round_trip", "random"):
+    for control in (CONTROL, "sft_equal", "round_trip", "random", "uniform"):
         if control in metrics["ood"]:
             lines.append(_against(difference(metrics["ood"], player, control), player, control))
     if CONTROL not in metrics["ood"] or difference(metrics["ood"], player, CONTROL)["low"] is None:

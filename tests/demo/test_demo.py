@@ -75,9 +75,14 @@ class Done:
     said: str
     heard: dict[str, str]
 
-    def arm(self, name: str, job: Any) -> None:
+    def do(self, job: Any, *rest: Any) -> None:
         """In the place of ``_run_arm``, for tests of the folder: this demo's arm once more."""
-        shutil.copytree(self.output / "arms" / name, job.output / "arms" / name)
+        shutil.copytree(self.output / "arms" / job.arm, job.output / "arms" / job.arm)
+
+
+def run_demo(output: Path, **options: Any) -> Comparison:
+    """In this process, whose parts a test has changed."""
+    return demo.run_demo(output, quick=True, workers=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +90,13 @@ def done(model: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) -> D
     output, stream, run_arm = tmp_path_factory.mktemp("done") / "demo", io.StringIO(), demo._run_arm
     heard: dict[str, str] = {}
 
-    def listening(arm: str, *rest: Any) -> Any:
-        heard[arm] = stream.getvalue()
-        return run_arm(arm, *rest)
+    def listening(job: Any, *rest: Any) -> Any:
+        heard[job.arm] = stream.getvalue()
+        return run_arm(job, *rest)
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stream):
         patch.setattr(demo, "_run_arm", listening)
-        found = demo.run_demo(output, quick=True, seed=3, model=str(model))
+        found = run_demo(output, seed=3, model=str(model))
     return Done(found, output, stream.getvalue(), heard)
 
 
@@ -164,38 +169,38 @@ def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(
     output, run_arm, finished = tmp_path / "demo", demo._run_arm, []
     monkeypatch.setattr(demo, "ARMS", ("base", "sft"))
 
-    def stop_at_second(arm: str, job: Any) -> None:
+    def stop_at_second(job: Any, *rest: Any) -> None:
         if finished:
-            (output / "arms" / arm / "evaluation").mkdir(parents=True)
-            (output / "arms" / arm / "evaluation" / "results.json").write_text("half done")
+            (output / "arms" / job.arm / "evaluation").mkdir(parents=True)
+            (output / "arms" / job.arm / "evaluation" / "results.json").write_text("half done")
             raise KeyboardInterrupt
-        finished.append(arm)
-        done.arm(arm, job)
+        finished.append(job.arm)
+        done.do(job)
 
     monkeypatch.setattr(demo, "_run_arm", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(output, quick=True, seed=3, model=str(model))
-    assert finished_arms(output) == (output, ["base"])
+        run_demo(output, seed=3, model=str(model))
+    assert finished_arms(output) == (output, ["sft"])
     again: list[str] = []
     monkeypatch.setattr(
-        demo, "_run_arm", lambda arm, *rest: (again.append(arm), run_arm(arm, *rest))[1]
+        demo, "_run_arm", lambda job, *rest: (again.append(job.arm), run_arm(job, *rest))[1]
     )
-    demo.run_demo(output, quick=True, seed=3, model=str(model))
-    assert again == ["sft"]
+    run_demo(output, seed=3, model=str(model))
+    assert again == ["base"]
     # A finished demo starts afresh.
     again.clear()
     monkeypatch.setattr(demo, "ARMS", ("sft",))
     monkeypatch.setattr(
-        demo, "_run_arm", lambda arm, job: (again.append(arm), done.arm(arm, job))[1]
+        demo, "_run_arm", lambda job, *rest: (again.append(job.arm), done.do(job))[1]
     )
-    demo.run_demo(output, quick=True, seed=3, model=str(model))
+    run_demo(output, seed=3, model=str(model))
     assert again == ["sft"]
 
 
 def test_a_demo_into_a_pipe_says_where_it_is_as_it_goes(done: Done) -> None:
     before = done.heard["sft"]
-    assert "base: measuring" in before, "nothing was said of the first arm before the second"
-    during = done.heard["sft_equal_samples"].removeprefix(before)
+    assert "round_trip: measuring" in before, "nothing was said of the arms before this one"
+    during = done.heard["base"].removeprefix(before)
     assert "sft: training: 1 of 2" in during and "sft: training: 2 of 2" in during
 
 
@@ -204,8 +209,8 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
 ) -> None:
     output = tmp_path / "demo"
     monkeypatch.setattr(demo, "ARMS", ("sft",))
-    monkeypatch.setattr(demo, "_run_arm", done.arm)
-    demo.run_demo(output, quick=True, model=str(model))
+    monkeypatch.setattr(demo, "_run_arm", done.do)
+    run_demo(output, model=str(model))
     first = output / "arms" / "sft" / "first"
     first.touch()
 
@@ -214,12 +219,12 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
 
     monkeypatch.setattr(demo, "_run_arm", stop)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(output, quick=True, model=str(model))
+        run_demo(output, model=str(model))
     assert first.exists() and (output / "compare.md").exists()
     with pytest.raises(UserError, match="seed was 0 and is now 1.*--overwrite"):
-        demo.run_demo(output, quick=True, seed=1, model=str(model))
-    monkeypatch.setattr(demo, "_run_arm", done.arm)
-    demo.run_demo(output, quick=True, seed=1, model=str(model), overwrite=True)
+        run_demo(output, seed=1, model=str(model))
+    monkeypatch.setattr(demo, "_run_arm", done.do)
+    run_demo(output, seed=1, model=str(model), overwrite=True)
     assert not first.exists()
     assert json.loads((output / "config.json").read_text())["seed"] == 1
     left = {file.name for file in output.iterdir()}
@@ -228,5 +233,5 @@ def test_a_finished_demo_stays_until_all_arms_of_a_rerun_are_there(
 
 def test_a_wrong_model_leaves_the_output_folder_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
-        demo.run_demo(tmp_path / "demo", quick=True, model=str(tmp_path / "nowhere"))
+        run_demo(tmp_path / "demo", model=str(tmp_path / "nowhere"))
     assert not (tmp_path / "demo").exists()

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unigame.demo.folder import begin, choose_folder, finish, finished_arms
-from unigame.demo.progress import PlainLines, progress_on
 from unigame.errors import UserError
+from unigame.system.progress import PlainLines, progress_on
 
 CONFIG = {"seed": 0, "sizes": {"ood": 12}, "arms": {"sft": {"steps": 2}}, "pair": [1, 2]}
 

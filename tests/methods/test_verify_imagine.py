@@ -114,11 +114,24 @@ def test_rehearsal_repeats_what_the_base_says_of_the_same_drawings(
     backbone = trainer.backbone
     for kept in method.store.drawings:
         picture = backbone.render(kept.codes[None].long())
-        for question, said in kept.old:
+        *short, (question, described) = kept.old
+        assert question == "describe the image"
+        with backbone.lora_disabled():
+            assert backbone.caption(picture) == [described]
+        for question, said in short:
             assert "is there" in question
             with backbone.lora_disabled():
                 again = backbone.answer(picture, [question], max_new_tokens=2)
             assert again == [said]
+
+
+def test_describing_is_rehearsed_unless_it_is_switched_off(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    (method,) = build_methods({"imagine": {**listed(texts)["imagine"], "describe": False}})
+    make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1).train()
+    asked = {question for kept in method.store.drawings for question, _ in kept.old}
+    assert asked and "describe the image" not in asked
 
 
 def test_both_beside_each_other_resume_bit_exactly(

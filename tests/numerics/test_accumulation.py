@@ -100,5 +100,5 @@ def test_in_the_game_c_moves_once_a_step(
     for trainer in trainers:
         assert {int(s["step"]) for s in game_of(trainer).optimizer.state.values()} == {3}
         assert all("perturber_grad_norm" in entry for entry in logs(trainer))
-        assert game_of(trainer).heads.restarts == [3 if settings else 0]
+        assert game_of(trainer).challenger.heads.restarts == [3 if settings else 0]
         assert ("hard_ce" in logs(trainer)[0]) == (not settings)

@@ -103,13 +103,13 @@ def test_updates_of_c_that_are_left_out_are_said_and_end_the_game(
 ) -> None:
     trainer = make_trainer(tiny_path, tmp_path)
     for _ in range(9):
-        game_of(trainer)._note(float("inf"))
+        game_of(trainer).challenger.note(float("inf"))
     assert "1 so far" in caplog.text and "8 so far" in caplog.text
-    game_of(trainer)._note(1.0)
+    game_of(trainer).challenger.note(1.0)
     for _ in range(9):
-        game_of(trainer)._note(float("nan"))
+        game_of(trainer).challenger.note(float("nan"))
     with pytest.raises(Diverged, match="perturber_learning_rate"):
-        game_of(trainer)._note(float("nan"))
+        game_of(trainer).challenger.note(float("nan"))
 
 
 def test_a_c_that_is_not_finite_is_found_in_the_run(tiny_path: Path, tmp_path: Path) -> None:

@@ -125,9 +125,17 @@ def test_what_has_no_map_says_why(
 def test_the_map_moves_nothing_that_the_run_keeps(tmp_path: Path) -> None:
     trainer = make_run(tmp_path, perturbation="random", num_candidates=2)
     trainer.state.global_step, game = 2, trainer.methods[0]
-    states = game.generator.get_state(), game.perturber.generator.get_state(), torch.get_rng_state()
+    states = (
+        game.challenger.generator.get_state(),
+        game.perturber.generator.get_state(),
+        torch.get_rng_state(),
+    )
     assert trainer._map_pictures() == ""
-    after = game.generator.get_state(), game.perturber.generator.get_state(), torch.get_rng_state()
+    after = (
+        game.challenger.generator.get_state(),
+        game.perturber.generator.get_state(),
+        torch.get_rng_state(),
+    )
     assert all(bool((a == b).all()) for a, b in zip(states, after, strict=True))
 
 

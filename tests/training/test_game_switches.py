@@ -56,12 +56,15 @@ def test_resume_is_bit_exact(tiny_path: Path, tmp_path: Path, settings: dict[str
     assert history(resumed, 3) == history(straight, 3) and len(history(straight, 3)) == 3
     for name, weight in lora_weights(straight).items():
         assert torch.equal(weight, lora_weights(resumed)[name]), name
-    assert game_of(straight).heads.state_dict() == game_of(resumed).heads.state_dict()
-    weights = [game_of(trainer).content.weights for trainer in (straight, resumed)]
+    assert (
+        game_of(straight).challenger.heads.state_dict()
+        == game_of(resumed).challenger.heads.state_dict()
+    )
+    weights = [game_of(trainer).challenger.content.weights for trainer in (straight, resumed)]
     assert weights[0] == weights[1]
     assert (weights[0] == [settings["content_weight"]] * 2) == (settings["clip_floor"] < 0)
     if settings["clip_floor"] > 0:
-        assert sum(game_of(straight).heads.restarts) > 1
+        assert sum(game_of(straight).challenger.heads.restarts) > 1
         for name, weight in game_of(straight).perturber.state_dict().items():
             assert torch.equal(weight, game_of(resumed).perturber.state_dict()[name]), name
     else:

@@ -43,7 +43,8 @@ def test_the_baseline_changes_no_bit_of_the_game(
     weights = lora_weights(beside)
     assert all(torch.equal(weight, weights[n]) for n, weight in lora_weights(without).items())
     assert torch.equal(
-        game_of(without).generator.get_state(), game_of(beside).generator.get_state()
+        game_of(without).challenger.generator.get_state(),
+        game_of(beside).challenger.generator.get_state(),
     )
     for one, other in zip(
         game_of(without).buffer.samples, game_of(beside).buffer.samples, strict=True
@@ -104,10 +105,10 @@ def test_right_answers_lost_by_the_redrawing_alone_are_counted(
         expected = ~reads_right(
             backbone.answer_token_losses(images, batch.questions, batch.answers)
         )
-    assert torch.equal(game._wrong_BK["redrawn_success_rate"][:, 0], expected)
-    assert game._wrong_BK.keys() == {"attack_success_rate", "redrawn_success_rate"}
+    assert torch.equal(game.challenger.wrong_BK["redrawn_success_rate"][:, 0], expected)
+    assert game.challenger.wrong_BK.keys() == {"attack_success_rate", "redrawn_success_rate"}
     game.forget_candidates()
-    assert not game._wrong_BK  # or they would be counted against the next batch's answers
+    assert not game.challenger.wrong_BK  # or they would be counted against the next batch's answers
 
 
 def test_in_token_space_nothing_is_redrawn(tiny_path: Path, tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def same_game(left: UniGameTrainer, right: UniGameTrainer) -> None:
             other.step,
             other.seen,
         )
-    assert torch.equal(game_of(left).generator.get_state(), game_of(right).generator.get_state())
+    assert torch.equal(
+        game_of(left).challenger.generator.get_state(),
+        game_of(right).challenger.generator.get_state(),
+    )
     assert game_of(left).tally == game_of(right).tally
     assert torch.equal(game_of(left).buffer.recent.values, game_of(right).buffer.recent.values)
 

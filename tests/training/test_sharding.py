@@ -122,7 +122,7 @@ def test_buffers_are_dealt_out_whole_and_c_keeps_its_optimizer(tiny_path, tmp_pa
             game.buffer.push([HardSample(codes, "q", "a", 3.0 * i + rank, 0.5, name, i)])
         game.tally.candidates = 5
         states.append(copy.deepcopy(game.state_dict()))
-        game.buffer = game._new_buffer(rank)
+        game.replay.buffer = game.replay._new_buffer(rank)
     del states[0]["tally"]["given_up"]  # of a version that did not count it
     dealt = [game.regrouped(states, rank, 2) for rank in range(2)]
     sources = [sample["source"] for one in dealt for sample in one["buffer"]["samples"]]

@@ -186,7 +186,7 @@ def test_attack_success_counts_flips_from_right_to_wrong(tiny_path: Path, tmp_pa
     trainer = make_trainer(tiny_path, tmp_path, max_steps=1)
     game = game_of(trainer)
     wrong = torch.tensor([[False, True], [True, True], [True, True], [False, False]])
-    game._wrong_BK = {"attack_success_rate": wrong}
+    game.challenger.wrong_BK = {"attack_success_rate": wrong}
     own = torch.tensor([0.1, 0.2, 4.0, 0.3])
     clean = ReadAnswers(own, own, own < 1)  # samples 0, 1 and 3 are read right
     game.after_loss(clean, clean[:0], step=0)

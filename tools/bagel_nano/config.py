@@ -13,9 +13,9 @@ from unigame.backbones.janus.layout import PUNCTUATION
 from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import vocabulary
 
-LATENT_PATCH, LATENTS = 3, 36
+LATENT_PATCH, LATENTS = 6, 9
 """Latents along a side of a token's square; tokens of a picture that is drawn."""
-CHANNELS = 4
+CHANNELS = 2
 SAMPLE_STEPS = 17
 """Points in time of free drawing, both ends included."""
 END, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unknown|>"
@@ -42,7 +42,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def nano_config(vocabulary_size: int) -> BagelConfig:
-    """81 tokens read, 36 drawn: 4 to a cell of the board, 3 x 3 latents of 2 px each.
+    """81 tokens read, 9 drawn: one to a cell of the board, 6 x 6 latents of 2 px each.
+
+    Two channels: the 72 numbers of a token are then well below the width, which has to carry the
+    noise in them to the other end as well.
 
     The image autoencoder normalises in 32 groups. With 32 channels each would be a group of its
     own, its level and spread taken out of every picture, and these are what a faint picture is; so

@@ -9,8 +9,8 @@
 All arms start from the same weights and LoRA initialisation and see the same data in the same
 order. What is reported is the ten benchmarks' own code on data of the synthetic world, its
 out-of-distribution split, and a fresh attack. Every arm leaves a record, and the demo's tables are
-what ``unigame compare`` makes of the five. Each finished arm is written at once, so an interrupted
-demo goes on where it stopped.
+what ``unigame compare`` makes of the five. Arms run side by side, one a core. Each finished arm is
+written at once, so an interrupted demo goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from unigame.backbones.folder import find_checkpoint, find_family
 from unigame.backbones.registry import available_backbones, find_info
 from unigame.data import build_dataset
 from unigame.demo.folder import ARM_DONE, begin, choose_folder, finish
-from unigame.demo.progress import Display, progress_on
 from unigame.evaluation.ask import Drawing
 from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START, adversary_for
 from unigame.evaluation.attacks.fresh import attacked_images
@@ -54,6 +53,8 @@ from unigame.reports.tables import print_comparison, write_comparison
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.system.console import make_console
+from unigame.system.progress import progress_on
+from unigame.system.workers import Tell, cores, run_all
 from unigame.training import UniGameTrainer
 from unigame.training.recipe import Recipe, load_recipe
 
@@ -67,6 +68,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "unigame": {},
 }
 ARMS = ("base", *CONTROLS)
+_LONGEST_FIRST = tuple(reversed(ARMS))
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def run_demo(
     seed: int = 0,
     model: str = "janus-nano",
     overwrite: bool = False,
+    workers: int | None = None,
 ) -> Comparison:
     """Train and evaluate every arm; print the tables; write everything to ``output``.
 
@@ -100,6 +103,8 @@ def run_demo(
         model: checkpoint to start from; of a BAGEL, recipe ``bagel_nano`` is played.
         overwrite: whether a demo of other settings in ``output`` is replaced. One of the same
             settings is; what is there stays until all arms of the new one are done.
+        workers: arms at a time, each in a process of its own; None means one a core, and one on an
+            accelerator.
 
     Raises:
         UserError: the checkpoint or the recipe cannot be used, or ``output`` holds a demo of other
@@ -113,16 +118,21 @@ def run_demo(
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
     if begin(output, config):
         console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
-    datasets.disable_progress_bars()  # each arm reads the same small files
     sizes = {name: config["sizes"][name] for name in ("answers", "drawings", "ood")}
     sources = write_world(output / DATA, **sizes, seed=seed)
     with progress_on(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
-        job = _Job(output, recipe, config, sources, progress)
-        for arm in ARMS:
-            if not (output / "arms" / arm / ARM_DONE).exists():
-                _run_arm(arm, job)
-            progress.advance(overall)
+        # The longest first, so that no core is left with one at the end.
+        left = [arm for arm in _LONGEST_FIRST if not (output / "arms" / arm / ARM_DONE).exists()]
+        left = [arm for arm in left if arm in ARMS]
+        progress.update(overall, completed=len(ARMS) - len(left))
+        run_all(
+            [(arm, _Job(arm, output, recipe, config, sources)) for arm in left],
+            _run_arm,
+            workers or _workers(),
+            progress,
+            lambda: progress.advance(overall),
+        )
     records = [read_record(output / "arms" / arm / RECORD) for arm in ARMS]
     labels = [DEMO_LABELS.get(arm, arm) for arm in ARMS]
     found = judged_demo(compare(records, labels, ARMS.index("sft")), seed)
@@ -154,6 +164,11 @@ def kind_of(model: str) -> tuple[str, Drawing]:
     info = find_info(family)
     latents = info is not None and info.drawing == "latents"
     return RECIPES.get(family, RECIPE), usual_drawing(latents)
+
+
+def _workers() -> int:
+    """Arms at a time: one a core; an accelerator takes one."""
+    return 1 if torch.accelerator.is_available() else cores()
 
 
 def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any]:
@@ -190,39 +205,41 @@ def _changes(recipe: Recipe, arm: str, quick: bool) -> dict[str, Any]:
 # ---- one arm -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Job:
-    """What all arms share."""
+    """An arm, and what all of them share."""
 
+    arm: str
     output: Path
     recipe: Recipe
     config: dict[str, Any]
     sources: dict[str, DataSource]
-    progress: Display
 
 
-def _run_arm(arm: str, job: _Job) -> None:
+def _run_arm(job: _Job, tell: Tell) -> None:
     """Train (unless it is the base), evaluate, and write the arm's folder."""
-    folder, start, steps = job.output / "arms" / arm, time.perf_counter(), 0
+    datasets.disable_progress_bars()  # each arm reads the same small files
+    arm, start, steps = job.arm, time.perf_counter(), 0
+    folder = job.output / "arms" / arm
     if folder.exists():  # what an interrupted run left half done, with other weights
         shutil.rmtree(folder)
     set_seed(job.config["seed"])  # equal LoRA initialisation in every arm
     backbone = load_backbone(job.config["model"], dtype="float32")
     if arm != "base":
-        trainer = _trainer(backbone, arm, folder, job)
+        trainer = _trainer(backbone, folder, job, tell)
         steps = trainer.train().global_step
         trainer.save_model(str(folder / "adapter"))
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     cost = {"steps": steps, "seconds": round(time.perf_counter() - start, 1)}
-    _measure(backbone, arm, cost, job)
+    _measure(backbone, cost, job, tell)
     if arm == "unigame":
         _pictures(backbone, trainer, job.output)
     (folder / ARM_DONE).touch()
 
 
-def _measure(backbone: Backbone, arm: str, cost: dict[str, Any], job: _Job) -> None:
+def _measure(backbone: Backbone, cost: dict[str, Any], job: _Job, tell: Tell) -> None:
     """All benchmarks, the fresh attack and what training cost, into the arm's record."""
     benchmarks, seed, sizes = world_benchmarks(backbone), job.config["seed"], job.config["sizes"]
-    folder = job.output / "arms" / arm / RECORD
-    bars = _Measuring(job.progress, f"  {arm}: measuring", len(benchmarks) + 1)
+    folder = job.output / "arms" / job.arm / RECORD
+    bars = _Measuring(tell, len(benchmarks) + 1)
     record = evaluate(
         backbone,
         benchmarks,
@@ -239,13 +256,13 @@ def _measure(backbone: Backbone, arm: str, cost: dict[str, Any], job: _Job) -> N
     entry = attack_entry(backbone, adversary, sizes["attack"], seed)
     if entry is not None:
         record["benchmarks"]["attack"] = entry
-    record["model"]["id"], record["training"] = arm, cost
+    record["model"]["id"], record["training"] = job.arm, cost
     write_json(folder / RESULTS, record)
     bars.end("attack", entry)
 
 
-def _trainer(backbone: Backbone, arm: str, folder: Path, job: _Job) -> UniGameTrainer:
-    changed, recipe, seed = job.config["arms"][arm], job.recipe, job.config["seed"]
+def _trainer(backbone: Backbone, folder: Path, job: _Job, tell: Tell) -> UniGameTrainer:
+    changed, recipe, seed = job.config["arms"][job.arm], job.recipe, job.config["seed"]
     steps = changed.get("max_steps", recipe.training.max_steps)
     settings = {
         **changed,
@@ -267,30 +284,32 @@ def _trainer(backbone: Backbone, arm: str, folder: Path, job: _Job) -> UniGameTr
         train_dataset=build_dataset(recipe.data, seed=seed),
         peft_config=recipe.lora_config(),
         methods=changed_recipe.build_methods(),
-        callbacks=[_Bar(job.progress, f"  {arm}: training", shared.max_steps)],
+        callbacks=[StepsTold(tell, shared.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)  # the bar says it
     return trainer
 
 
-class _Bar(TrainerCallback):
-    """The trainer's steps on the demo's own progress display, with nothing printed beside it."""
+class StepsTold(TrainerCallback):
+    """Tells of each step, with nothing printed beside it."""
 
-    def __init__(self, progress: Display, label: str, steps: int) -> None:
-        self.progress, self.task = progress, progress.add_task(label, total=steps)
+    def __init__(self, tell: Tell, steps: int) -> None:
+        self.tell, self.steps = tell, steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
+        """One more."""
+        self.tell("training", state.global_step, self.steps)
 
 
 class _Measuring(Silent):
-    """Benchmarks done, on the demo's own progress display."""
+    """Tells of each benchmark that is done."""
 
-    def __init__(self, progress: Display, label: str, total: int) -> None:
-        self.progress, self.task = progress, progress.add_task(label, total=total)
+    def __init__(self, tell: Tell, total: int) -> None:
+        self.tell, self.total, self.done = tell, total, 0
 
     def end(self, name: str, entry: Any) -> None:
-        self.progress.advance(self.task)
+        self.done += 1
+        self.tell("measuring", self.done, self.total)
 
 
 # ---- what is written ---------------------------------------------------------------------------

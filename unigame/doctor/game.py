@@ -314,8 +314,8 @@ def _candidates(player: SelfPlay, batches: Sequence[Rows]) -> dict[str, float | 
             rows,
             player.settings,
             player.scorer,
-            player.generator,
-            player.label_scorer,
+            player.challenger.generator,
+            player.challenger.label_scorer,
             with_grad=False,
         )
         rights.append(result.right_BK.cpu())

@@ -144,6 +144,6 @@ def test_examples_move_nothing_that_the_run_keeps(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         trainer = make_trainer(shared_tiny_janus(), folder, keep_examples=keep, num_candidates=2)
         trainer.train()
-        states.append(game_of(trainer).generator.get_state())
+        states.append(game_of(trainer).challenger.generator.get_state())
         assert (folder / "examples").exists() == bool(keep)
     assert bool((states[0] == states[1]).all())

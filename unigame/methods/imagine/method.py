@@ -8,8 +8,9 @@ pictures.
 **Rehearsal.** Training on a new task forgets old ones. So a third of the rows of a step, by
 default, are old kinds of questions about the same drawings with the answers of the *base* model
 (LoRA off), whether right or wrong: what is kept is the model's own behaviour, and no label is
-needed. ``imagine_retained`` is the share of those answers that U still gives. Drawing is forgotten
-likewise, so that some confirmed drawings (``drawing_rows``) train caption -> image again.
+needed. ``imagine_retained`` is the share of those answers that U still gives. Describing is one of
+them (``describe``). Drawing is forgotten likewise, so that some confirmed drawings
+(``drawing_rows``) train caption -> image again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unigame.backbones.base import CAPTION_QUESTION
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Run
@@ -30,7 +32,7 @@ from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
 from unigame.methods.rows import Batch, LossName, Rows
-from unigame.settings.rules import Number, Whole, setting
+from unigame.settings.rules import Number, Switch, Whole, setting
 from unigame.settings.rules import Text as TextRule
 
 
@@ -58,6 +60,13 @@ class ImagineSettings(DrawingSettings):
         TextRule(optional=True),
         "Text file of old kinds of questions, one a line, that fit any picture. Default: those "
         "that the question maker knows, else those that verify.",
+    )
+
+    describe: bool = setting(
+        True,
+        Switch(),
+        "Whether describing a drawing is one of the old kinds of questions: a model that learns "
+        "short answers forgets it.",
     )
 
     def rehearsed(self, batch: int) -> int:
@@ -158,10 +167,25 @@ class Imagine(DrawingMethod):
             max_new_tokens=self.settings.answer_tokens,
             batch=self.settings.draw_batch,
         )
+        if self.settings.describe:
+            described = self._described(codes)
+            questions = [[*own, CAPTION_QUESTION] for own in questions]
+            said = [[*replies, text] for replies, text in zip(said, described, strict=True)]
         return [
             [(question, reply) for question, reply in zip(own, replies, strict=True) if reply]
             for own, replies in zip(questions, said, strict=True)
         ]
+
+    @torch.no_grad()
+    def _described(self, codes: Tensor) -> list[str]:
+        """The base's description of each drawing; empty where it is none that U could be asked."""
+        backbone, size = self.run.backbone, self.settings.draw_batch
+        rules, found = backbone.text_rules, list[str]()
+        with backbone.lora_disabled():
+            for start in range(0, len(codes), size):
+                found += backbone.caption(rendered(backbone, codes[start : start + size]))
+        found = [text.strip() for text in found]
+        return ["" if rules and rules.problem({"caption": text}) else text for text in found]
 
     # ---- a step --------------------------------------------------------------------------------
     def before_step(self, batch: Batch, step: int) -> None:

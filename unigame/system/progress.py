@@ -1,4 +1,4 @@
-"""How far the demo is: moving bars in a terminal, plain lines in a file or a pipe."""
+"""How far something is: moving bars in a terminal, plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
