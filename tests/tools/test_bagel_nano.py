@@ -218,7 +218,7 @@ def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  #
     stages = [*main.STAGES, "gates"]
     quick = [name for name in gates.MEASURES if name != "room"]
     words = ["--output", str(tmp_path), "--scale", "0.002", "--stages", *stages, "--gates", *quick]
-    words += ["--minutes", "vae=4", "drawing=15"]
+    words += ["--minutes", "vae=4", "drawing=7"]
     assert main.main(words) == 1  # two steps pass no gate, and the command says so
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == set(stages)

@@ -33,9 +33,9 @@ from unigame.synthetic.world import caption, random_scene
 from .nano import BagelNano
 
 RATE = 1.5e-3
-SCENES, CAPTIONS, ALONE = 6, 32, 48
+SCENES, CAPTIONS, ALONE = 6, 32, 64
 """Scenes asked about and captions drawn in a step; captions where drawing is alone."""
-TOGETHER, COOLING, DRAWING = 1500, 150, 3500
+TOGETHER, COOLING, DRAWING = 1500, 150, 6500
 """Most steps of the first stage, its steps after the aim is reached, steps of the second."""
 AIM, LOOK_EVERY, EVALUATE_EVERY = 0.80, 50, 500
 """Share of right answers about clean scenes at which cooling begins: it adds a few points."""
@@ -116,7 +116,8 @@ def together(folder: Path, seed: int, scale: float = 1.0, steps: int = TOGETHER)
 
     loop = Loop(folder, "together", course, optimizer, rate, log)
     look = _scenes(seed, max(12, portion(60, scale)))
-    for step in loop.steps(portion(steps, scale)):
+    total = portion(steps, scale)
+    for step in loop.steps(total):
         if 0 <= int(course.cooling) <= step - COOLING:
             break
         rng, generator = chance(seed + 30, step)
@@ -132,6 +133,8 @@ def together(folder: Path, seed: int, scale: float = 1.0, steps: int = TOGETHER)
             log(step=step + 1, **found)
             if found["mean"] >= AIM:
                 course.cooling.fill_(step + 1)
+        if step + 1 >= total - COOLING and int(course.cooling) < 0:
+            course.cooling.fill_(step + 1)  # it was not reached; the rate runs out all the same
         if step % EVALUATE_EVERY == EVALUATE_EVERY - 1:
             evaluate(nano, seed, log, step + 1, True, scale)
     loop.save()

@@ -35,7 +35,7 @@ STAGES = {
     "vae": Stage(vae.train, vae.STEPS, 15),
     "verifier": Stage(reader.train_verifier, 600, 2),
     "together": Stage(language.together, language.TOGETHER, 30),
-    "drawing": Stage(language.draws, language.DRAWING, 60),
+    "drawing": Stage(language.draws, language.DRAWING, 45),
 }
 
 
