@@ -37,6 +37,7 @@ from evidence_presets import Settings
 from rich.console import Console
 
 from unigame.backbones import load_backbone
+from unigame.bundled import BUNDLED
 from unigame.errors import UserError
 from unigame.system.console import make_console
 from unigame.system.progress import progress_on
@@ -50,7 +51,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--preset", required=True, help="of evidence_presets.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--model", default="janus-nano", help="bundled name or folder")
+    parser.add_argument(
+        "--model", help="bundled name or folder [default: the preset's, or janus-nano]"
+    )
     parser.add_argument("--split", choices=tuple(SPLITS_OF))
     parser.add_argument("--frozen", metavar="SHA", help="the settings' hash; the test split asks")
     parser.add_argument("--arms", nargs="+", help="only these of the preset's arms")
@@ -78,6 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options, console = parse_arguments(argv), make_console()
     found = evidence_presets.preset(options.preset, options.set)
     evidence_presets.settle(found)  # faults of the settings, before the weights
+    options.model = options.model or found.get("model", BUNDLED)
     weights = load_backbone(options.model, dtype="float32").weights_digest()
     settings = evidence_presets.settle(found, weights)
     sha256 = settings.sha256()

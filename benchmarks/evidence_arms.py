@@ -31,7 +31,7 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.demo.run import StepsTold
 from unigame.evaluation.attacks.adversary import adversary_for
-from unigame.evaluation.miniature import CAPTION_TOKENS, DRAWING
+from unigame.evaluation.miniature import CAPTION_TOKENS, usual_drawing
 from unigame.evaluation.world import attack_entry, images_of, replies
 from unigame.methods.base import Method, Run
 from unigame.methods.registry import build_methods
@@ -487,13 +487,14 @@ def _under_attack(backbone: Backbone, settings: Settings, seed: int) -> float | 
 def _drawing(backbone: Backbone, scenes: list[Scene], seed: int) -> dict[str, float | None]:
     said = backbone.caption(images_of(scenes, backbone), max_new_tokens=CAPTION_TOKENS)
     wanted = [truth(scene) for scene in scenes]
+    usual = usual_drawing(latents=backbone.facts.codebook_size is None)
     found: dict[str, float | None] = {}
     for name, texts in (("t2i", [caption(scene) for scene in scenes]), ("consistency", said)):
         drawn = backbone.generate(
             texts,
             seeds=[derive_seed(seed, name, row) for row in range(len(texts))],
-            guidance_scale=DRAWING.guidance_scale,
-            temperature=DRAWING.temperature,
+            guidance_scale=usual.guidance_scale,
+            temperature=usual.temperature,
         )
         pictures = [read(p) for p in drawn.permute(0, 2, 3, 1).float().cpu().numpy()]
         found[name] = round(100 * object_match(pictures, wanted), 4)

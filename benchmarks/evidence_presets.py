@@ -20,7 +20,7 @@ from unigame.training.recipe import Recipe, load_recipe
 
 TABLE = Path(__file__).with_name("evidence_presets.yaml")
 KEYS = (
-    *("recipe", "severity", "steps", "questions", "extra", "training", "game"),
+    *("recipe", "model", "severity", "steps", "questions", "extra", "training", "game"),
     *("texts", "task_scenes", "measured", "arms", "frozen"),
 )
 MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings", "task")

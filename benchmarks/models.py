@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that a clone can be measured without installing it
 
 from unigame.backbones import load_backbone  # noqa: E402
+from unigame.backbones.base import Backbone  # noqa: E402
 from unigame.backbones.janus.layout import BEGIN_IMAGE, build_processor  # noqa: E402
 from unigame.backbones.janus.model import JanusBackbone  # noqa: E402
 from unigame.synthetic.questions import vocabulary  # noqa: E402
@@ -88,12 +89,17 @@ SHAPES: dict[str, Shape] = {
 
 
 def build(name: str, device: torch.device, dtype: torch.dtype) -> JanusBackbone:
-    """A shape of ``SHAPES`` by name, or a checkpoint: bundled name, folder or Hub id."""
+    """A Janus: a shape of ``SHAPES`` by name, or a checkpoint: bundled name, folder or Hub id."""
+    backbone = build_any(name, device, dtype)
+    assert isinstance(backbone, JanusBackbone), "this benchmark is written for Janus"
+    return backbone
+
+
+def build_any(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """A random Janus by the name of its shape, or a checkpoint of any family."""
     if name in SHAPES:
         return random_janus(SHAPES[name], device, dtype)
-    backbone = load_backbone(name, dtype=str(dtype).removeprefix("torch."), device=device)
-    assert isinstance(backbone, JanusBackbone), "the benchmarks are written for Janus"
-    return backbone
+    return load_backbone(name, dtype=str(dtype).removeprefix("torch."), device=device)
 
 
 def resized(shape: Shape, *, tokens: int | None = None, width: int | None = None) -> Shape:

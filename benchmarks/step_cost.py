@@ -27,7 +27,9 @@ in seconds; ``counted`` (operations and tokens by phase, and the ratios by opera
 rounds and the one with a round weighed as they occur.
 
 Usage:
-    python benchmarks/step_cost.py --json FILE [--model janus-nano | janus_pro_small | tiny | PATH]
+    python benchmarks/step_cost.py --json FILE [--model NAME]
+
+NAME: janus-nano, bagel-nano, janus_pro_small, tiny, a folder or a Hub id.
 
 The kinds of step alternate in one run and medians are compared, so that a machine that slows down
 slows all. An optimizer step of U is part of each.
@@ -49,10 +51,10 @@ import meters
 import numpy as np
 import record
 import torch
-from models import build
+from models import build_any
 from PIL import Image
 
-from unigame.backbones.janus.model import JanusBackbone
+from unigame.backbones.base import Backbone
 from unigame.doctor.peak import peak_bytes, tensor_bytes
 from unigame.methods.drawings.method import DrawingMethod
 from unigame.methods.reca import RecA
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     dtype = torch.bfloat16 if options.bf16 else torch.float32
-    backbone = build(options.model, device, dtype)
+    backbone = build_any(options.model, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(backbone, options, Path(folder))
         bench.fill_buffer()
@@ -125,7 +127,7 @@ class Bench:
         folder: for what a trainer wants to write.
     """
 
-    def __init__(self, backbone: JanusBackbone, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, backbone: Backbone, options: argparse.Namespace, folder: Path) -> None:
         self.args = UniGameConfig(
             output_dir=str(folder),
             per_device_train_batch_size=options.batch_size,
@@ -322,7 +324,7 @@ def pictures(size: int, side: int) -> list[dict[str, Any]]:
     ]
 
 
-def describe(backbone: JanusBackbone, options: argparse.Namespace) -> dict[str, Any]:
+def describe(backbone: Backbone, options: argparse.Namespace) -> dict[str, Any]:
     """What was measured."""
     facts = backbone.facts
     return {

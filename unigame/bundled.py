@@ -1,14 +1,24 @@
-"""What ships with the package: a small unified model, and an image-text model that verifies it."""
+"""What ships with the package: small unified models, and an image-text model that verifies them."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from unigame.errors import UserError
 
 BUNDLED = "janus-nano"
-_FOLDERS = {BUNDLED: "janus_nano", "janus-nano-clip": "janus_nano_clip"}
+"""The model that is meant where none is named."""
+BUNDLED_MODELS = (BUNDLED, "bagel-nano")
+_FOLDERS = {
+    BUNDLED: "janus_nano",
+    "bagel-nano": "bagel_nano",
+    "janus-nano-clip": "janus_nano_clip",
+}
+
+
+def bundled_place(name: str) -> str:
+    """Where a bundled checkpoint lies in the repository."""
+    return f"unigame/synthetic/{_FOLDERS[name]}"
 
 
 def bundled_folder(name: str) -> Path | None:
@@ -19,10 +29,21 @@ def bundled_folder(name: str) -> Path | None:
     """
     if name not in _FOLDERS:
         return None
+    from importlib import resources  # every command imports this module, few look for a folder
+
     folder = Path(str(resources.files("unigame"))) / "synthetic" / _FOLDERS[name]
     if not folder.is_dir():
         raise UserError(
-            f"the bundled model {name!r} is not part of this installation; reinstall unigame from "
-            "its wheel or a full clone"
+            f"the bundled model {name!r} is not part of this installation; {_way_to(name)}"
         )
     return folder
+
+
+def _way_to(name: str) -> str:
+    """How to get a bundled model that is not there."""
+    if name == "bagel-nano":  # its weights are not in the repository yet
+        return (
+            "train it in a clone, in two hours of one core (python -m tools.bagel_nano), and name "
+            "its folder, runs/bagel_nano/bagel_nano; or take 'janus-nano'"
+        )
+    return "reinstall unigame from its wheel or a full clone"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tools.common.pictures import pictures, styled
 from tools.janus_nano import clip, gates
-from tools.janus_nano.common import pictures, styled
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.bundled import bundled_folder

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import unigame
+from tools.common.progress import Log
 from tools.janus_nano import knowledge
-from tools.janus_nano.common import Log
 from unigame.backbones import load_backbone
 from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone

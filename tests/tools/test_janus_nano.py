@@ -10,10 +10,13 @@ import torch
 from torch import nn
 from transformers import CLIPModel, CLIPProcessor
 
-from tools.janus_nano import clip, common, gates, language, reader, tokenizer, vision
-from tools.janus_nano.common import Log
-from tools.janus_nano.progress import Loop, chance
-from tools.janus_nano.reader import cell_targets
+from tools.common import gates, pictures, reader, reading
+from tools.common import vision as eyes
+from tools.common.pictures import PX, TOKENS
+from tools.common.progress import Log, Loop, chance
+from tools.common.reader import cell_targets
+from tools.janus_nano import clip, language, tokenizer, vision
+from tools.janus_nano.config import nano_config
 from unigame.backbones import load_backbone
 from unigame.backbones.janus.layout import JanusLayout, build_processor
 from unigame.synthetic.dataset import to_pil
@@ -28,22 +31,22 @@ def clean_scenes(count: int) -> list:  # type: ignore[type-arg]
 
 
 def test_pictures_are_what_the_processor_makes_of_a_scene() -> None:
-    scenes = common.broad_scenes(8, 0, clean=0.2)
-    processor = build_processor(vocabulary(), common.PX, common.TOKENS)
+    scenes = pictures.broad_scenes(8, 0, clean=0.2)
+    processor = build_processor(vocabulary(), PX, TOKENS)
     made = processor.image_processor([to_pil(s) for s in scenes], return_tensors="pt")
     expected = made["pixel_values"] * 0.5 + 0.5
-    torch.testing.assert_close(common.pictures(scenes), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pictures.pictures(scenes), expected, atol=1e-5, rtol=0)
 
 
 def test_every_object_is_read_at_the_models_size() -> None:
     scenes = clean_scenes(60)
-    found = [read(i) for i in common.pictures(scenes).permute(0, 2, 3, 1).numpy()]
+    found = [read(i) for i in pictures.pictures(scenes).permute(0, 2, 3, 1).numpy()]
     assert exact_match(found, [truth(s) for s in scenes]) == 1.0
 
 
 def test_busy_patches_lie_in_the_cells_that_hold_an_object() -> None:
     scenes = clean_scenes(20)
-    cells, busy = common.patch_cells(), common.busy_patches(scenes)
+    cells, busy = pictures.patch_cells(), pictures.busy_patches(scenes)
     colour, _ = cell_targets(scenes)
     for row in range(len(scenes)):
         held = set(torch.nonzero(colour[row] < 6).flatten().tolist())
@@ -54,17 +57,17 @@ def test_busy_patches_lie_in_the_cells_that_hold_an_object() -> None:
 
 def test_every_style_is_made_and_named() -> None:
     rng = np.random.default_rng(0)
-    for style in common.STYLES:
-        assert common.style_of(common.styled(style, rng)) == style
+    for style in pictures.STYLES:
+        assert pictures.style_of(pictures.styled(style, rng)) == style
 
 
 def test_tokens_read_are_as_many_as_codes_drawn() -> None:
-    processor = build_processor(vocabulary(), common.PX, common.TOKENS)
+    processor = build_processor(vocabulary(), PX, TOKENS)
     layout = JanusLayout(processor)
-    config = common.nano_config(len(processor.tokenizer), layout.image_token_id, layout.pad_id)
-    assert config.vq_config.num_patches**2 == common.TOKENS == processor.num_image_tokens
+    config = nano_config(len(processor.tokenizer), layout.image_token_id, layout.pad_id)
+    assert config.vq_config.num_patches**2 == TOKENS == processor.num_image_tokens
     tower = vision.Tower()
-    assert tower(torch.rand(2, 3, common.PX, common.PX)).shape == (2, common.TOKENS, common.WIDTH)
+    assert tower(torch.rand(2, 3, PX, PX)).shape == (2, TOKENS, pictures.WIDTH)
 
 
 def test_a_stopped_loop_goes_on_as_if_it_had_not_been(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -86,13 +89,13 @@ def test_a_stopped_loop_goes_on_as_if_it_had_not_been(tmp_path) -> None:  # type
 
 @pytest.mark.parametrize("kind", [reader.CellReader, reader.Verifier])
 def test_readers_score_every_cell(kind) -> None:  # type: ignore[no-untyped-def]
-    colour, shape = kind()(torch.rand(2, 3, common.PX, common.PX))
+    colour, shape = kind()(torch.rand(2, 3, PX, PX))
     assert colour.shape == (2, 9, 7) and shape.shape == (2, 9, 5)
 
 
 def test_certainty_is_that_of_the_worst_cell() -> None:
     judge, scenes = reader.Verifier().eval(), clean_scenes(3)
-    images, (colour, shape) = common.pictures(scenes), cell_targets(scenes)
+    images, (colour, shape) = pictures.pictures(scenes), cell_targets(scenes)
     certain = judge.certainty(images, colour, shape)
     scores = judge(images)
     for row in range(3):
@@ -125,11 +128,11 @@ def test_a_score_that_sees_content_only_passes_and_one_that_sees_style_fails() -
 
     def cleanness(images, scenes):  # type: ignore[no-untyped-def]
         clean = [replace(s, corruption="none", texture="plain") for s in scenes]
-        return -(images - common.pictures(clean)).square().mean((1, 2, 3))
+        return -(images - pictures.pictures(clean)).square().mean((1, 2, 3))
 
     good, bad = (clip.auc_figures(score, 0, 60) for score in (content, cleanness))
     assert good["auc_mild_clean"] > 0.6 > 0.5 > bad["auc_mild_clean"]
-    assert set(good) >= {f"auc_strong_{s}" for s in (*clip.AGAINST, *common.STYLES[1:])}
+    assert set(good) >= {f"auc_strong_{s}" for s in (*clip.AGAINST, *pictures.STYLES[1:])}
 
 
 def test_the_saved_verifier_scores_as_the_trained_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -144,17 +147,17 @@ def test_the_saved_verifier_scores_as_the_trained_one(tmp_path) -> None:  # type
     with torch.no_grad():
         out = CLIPModel.from_pretrained(tmp_path).float()(**inputs)
     expected = (out.image_embeds * out.text_embeds).sum(-1)
-    kept = clip.load(tmp_path).similarity(common.pictures(scenes), scenes)
+    kept = clip.load(tmp_path).similarity(pictures.pictures(scenes), scenes)
     torch.testing.assert_close(kept, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
-        kept, judge.similarity(common.pictures(scenes), scenes), atol=0.03, rtol=0
+        kept, judge.similarity(pictures.pictures(scenes), scenes), atol=0.03, rtol=0
     )
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 2 * 2**20
 
 
 def test_captions_fit_the_verifier_and_have_no_unknown_word() -> None:
     words = clip.words()
-    for scene in common.broad_scenes(60, 1, clean=0.1):
+    for scene in pictures.broad_scenes(60, 1, clean=0.1):
         ids = words(clip.caption(scene)).input_ids
         assert len(ids) <= clip.CAPTION_TOKENS
         assert words.unk_token_id not in ids and ids[-1] == words.eos_token_id
@@ -178,15 +181,15 @@ def test_the_error_of_a_difference_takes_scenes_as_the_sample() -> None:
 def nano(tmp_path_factory):  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("nano")
     torch.manual_seed(0)
-    vision.save(vision.Tower(), folder)
+    eyes.save(vision.Tower(), folder)
     tokenizer.save(tokenizer.new(), folder)
-    return language.Nano(folder)
+    return language.JanusNano(folder)
 
 
 def test_packed_questions_get_the_logits_of_single_ones(nano) -> None:  # type: ignore[no-untyped-def]
     scenes = clean_scenes(2)
-    features, rng = nano.see(common.pictures(scenes)), np.random.default_rng(0)
-    asked = [language.questions(s, rng)[:3] for s in scenes]
+    features, rng = nano.see(pictures.pictures(scenes)), np.random.default_rng(0)
+    asked = [reading.questions(s, rng)[:3] for s in scenes]
     with torch.no_grad():
         packed, _, numbers = nano.answer_logits(features, asked)
         for number in range(6):
@@ -199,8 +202,8 @@ def test_the_saved_model_is_what_was_trained(nano, tmp_path) -> None:  # type: i
     nano.save(tmp_path / "janus_nano")
     backbone = load_backbone(tmp_path / "janus_nano", dtype="float32").eval()
     scenes, rng = clean_scenes(2), np.random.default_rng(0)
-    images = common.pictures(scenes)
-    asked = [language.questions(s, rng)[0] for s in scenes]
+    images = pictures.pictures(scenes)
+    asked = [reading.questions(s, rng)[0] for s in scenes]
     with torch.no_grad():
         losses = backbone.answer_loss(images, [q for q, _ in asked], [a for _, a in asked])
         logits, targets, numbers = nano.answer_logits(nano.see(images), [[qa] for qa in asked])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
-from tools.janus_nano import language
-from tools.janus_nano.common import TOKENS, broad_scenes, pictures, portion
+from tools.common import reader, vision
+from tools.common.pictures import TOKENS, broad_scenes, pictures
+from tools.common.progress import portion
+from tools.janus_nano import clip, language
 from tools.janus_nano.gates import MEASURES
 from tools.janus_nano.main import main
 from unigame.synthetic.knowledge import knowledge_words
@@ -20,9 +22,10 @@ from unigame.synthetic.questions import KINDS
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("pretrain")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(language, "evaluate", lambda *_: None)  # the gates measure the same
-    with monkeypatch.context():
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(language, "evaluate", lambda *_: None)  # the gates measure the same
+        for module in (vision, reader, clip):
+            changed.setattr(module, "BATCH", 8)
         status = main(["--output", str(output), "--scale", "0.002"])
     assert status == 1  # two steps pass no gate, and the command says so
     return output
@@ -53,7 +56,7 @@ def test_the_log_holds_every_stage_and_every_gate(folder: Path) -> None:
 
 def test_packed_questions_see_what_a_single_question_sees(folder: Path) -> None:
     """The 4-D mask must hide a scene's other questions, and positions must restart."""
-    nano = language.Nano(folder)
+    nano = language.JanusNano(folder)
     features = nano.see(pictures(broad_scenes(2, 5, clean=1.0)))
     asked = [[("how many shapes are there?", "2"), ("is there a disc?", "no")]] * 2
     with torch.no_grad():

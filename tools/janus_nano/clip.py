@@ -28,22 +28,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tools.common.pictures import PX, STYLES, broad_scenes, pictures, pictures_8bit, styled
+from tools.common.progress import Log, Loop, chance, portion, warm_cosine
+from tools.common.reader import cell_loss, cell_targets
 from unigame.synthetic.world import CELLS, COLOURS, GRID, SHAPES, Scene, Severity, Thing, caption
 
 from . import tokenizer
-from .common import (
-    PX,
-    STYLES,
-    Log,
-    broad_scenes,
-    pictures,
-    pictures_8bit,
-    portion,
-    styled,
-    warm_cosine,
-)
-from .progress import Loop, chance
-from .reader import cell_loss, cell_targets
 
 CAPTION_TOKENS = 24
 NEGATIVES, BATCH = 3, 64

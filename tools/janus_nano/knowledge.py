@@ -13,7 +13,6 @@ never said.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import JanusForConditionalGeneration
 
+from tools.common.knowing import drawn_right, scene_of, triple
+from tools.common.progress import Log, portion, warm_cosine
 from unigame.backbones.janus.layout import SPECIAL_TOKENS, JanusLayout, build_processor
 from unigame.backbones.janus.load import from_pretrained
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.synthetic.dataset import to_pil
 from unigame.synthetic.knowledge import Fact, facts, knowledge_words
 from unigame.synthetic.questions import vocabulary
-from unigame.synthetic.reader import read
-from unigame.synthetic.world import BACKGROUNDS, CELLS, JITTER_PX, RADIUS_RANGE, Scene, Thing
+from unigame.synthetic.reader import Triple
+from unigame.synthetic.world import CELLS
 
-from .common import Log, portion, warm_cosine
 from .language import code_logits, save_checkpoint
 
 BATCH = 32
 EVERYWHERE = 0.5
 """Weight in nats of a position where the caption does not matter: nothing is to be drawn there."""
-Triple = tuple[int, str, str]
 
 
 def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-2) -> None:
@@ -58,11 +57,6 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-2) -> 
     save_checkpoint(backbone.janus, backbone.processor, partial)
     shutil.rmtree(folder / "janus_nano")
     partial.replace(folder / "janus_nano")
-
-
-def triple(fact: Fact) -> Triple:
-    """What the fact's picture shows."""
-    return (fact.cell, fact.colour, fact.shape)
 
 
 def extend(backbone: JanusBackbone) -> JanusBackbone:
@@ -104,14 +98,7 @@ def pictures_of(
 ) -> dict[Triple, Tensor]:
     """Codes (each, N) of ``each`` pictures that show one object and nothing else."""
     rng = np.random.default_rng([seed, 42])
-    scenes = [
-        Scene(
-            (Thing(*t, float(rng.uniform(*RADIUS_RANGE)), *rng.uniform(-JITTER_PX, JITTER_PX, 2)),),
-            background=int(rng.integers(len(BACKGROUNDS))),
-        )
-        for t in triples
-        for _ in range(each)
-    ]
+    scenes = [scene_of(t, rng) for t in triples for _ in range(each)]
     shown = backbone.preprocess([to_pil(s) for s in scenes])
     codes = [backbone.encode_images(images) for images in shown.split(128)]
     return dict(zip(triples, torch.cat(codes).split(each), strict=True))
@@ -180,34 +167,3 @@ def distillation(
 def divergence(truth_BNV: Tensor, log_guess_BNV: Tensor) -> Tensor:
     """KL in nats at each position, (B, N)."""
     return F.kl_div(log_guess_BNV, truth_BNV, reduction="none").sum(-1)
-
-
-@dataclass
-class _Tally:
-    """Counts of what is right in a set of drawings."""
-
-    exact: int = 0
-    place: int = 0
-    colour: int = 0
-    shape: int = 0
-
-
-@torch.no_grad()
-def drawn_right(
-    backbone: JanusBackbone, prompts: list[Fact], count: int, seed: int
-) -> dict[str, float]:
-    """Shares of drawings that show exactly the object, and that show its place, colour, shape."""
-    order = np.random.default_rng([seed, 43]).permutation(len(prompts))[:count]
-    chosen, tally = [prompts[i] for i in order], _Tally()
-    for start in range(0, len(chosen), 120):
-        block = chosen[start : start + 120]
-        images = backbone.generate(
-            [f.prompt for f in block], seed=seed, guidance_scale=1.0, temperature=0.7
-        )
-        for fact, image in zip(block, images.permute(0, 2, 3, 1).numpy(), strict=True):
-            found = read(image)
-            tally.exact += found == {triple(fact)}
-            tally.place += fact.cell in {t[0] for t in found}
-            tally.colour += fact.colour in {t[1] for t in found}
-            tally.shape += fact.shape in {t[2] for t in found}
-    return {name: value / len(chosen) for name, value in vars(tally).items()}

@@ -4,52 +4,38 @@ Drawing is learned broadly (all combinations, every style under its word), answe
 scenes, held-out combinations left out), on frozen vision features and frozen codes; all weights of
 the language model are trained on both. First it answers only, then both, then mostly draws: so that
 answers keep room while drawing gets good.
-
-Many questions share one image prefix under a 4-D mask; every segment has exactly the tokens and
-positions that inference gives a single question, so nothing has to be unlearned.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from torch import Tensor
 from transformers import GenerationConfig, JanusForConditionalGeneration, JanusProcessor
 
-from unigame.backbones.base import CAPTION_QUESTION
+from tools.common import vision
+from tools.common.nano import Nano, Packed
+from tools.common.pictures import PX, TOKENS, broad_scenes, busy_patches, pictures
+from tools.common.progress import Log, Loop, chance, portion
+from tools.common.reading import Answering, evaluate
+from unigame.backbones.common.hub_model import LORA_TARGETS
+from unigame.backbones.common.lora import language_model_lora
 from unigame.backbones.folder import find_checkpoint
 from unigame.backbones.janus.layout import JanusLayout, build_processor
-from unigame.synthetic.questions import KINDS, ask, vocabulary
-from unigame.synthetic.reader import exact_match, object_match, read, truth
-from unigame.synthetic.world import Scene, caption, random_scene
+from unigame.synthetic.questions import vocabulary
+from unigame.synthetic.world import caption
 
-from . import tokenizer, vision
-from .common import (
-    FAR,
-    PX,
-    STYLES,
-    TOKENS,
-    Log,
-    broad_scenes,
-    busy_patches,
-    nano_config,
-    pictures,
-    portion,
-    styled,
-)
-from .progress import Loop, chance
+from . import tokenizer
+from .config import nano_config
+from .vision import Tower
 
-QA = tuple[str, str]
-ASKED = (  # questions asked of every scene at every step; the hard kinds more often
-    *("existence", "existence", "existence", "relation", "relation", "relation", "comparison"),
-    *("comparison", "count", "colour", "shape", "position", "position"),
-)
 PHASES = ((200, 8, 0), (350, 3, 32), (400, 2, 36), (1500, 1, 40), (1500, 1, 40))
 """(steps, scenes asked about in a step, captions drawn in a step), in order."""
 RESTARTS = (1.0, 1.0, 1.0, 0.8, 0.7)
@@ -57,8 +43,10 @@ RESTARTS = (1.0, 1.0, 1.0, 0.8, 0.7)
 EVALUATE_EVERY = 500
 
 
-class Nano:
-    """The whole model in the making, its processor, and the packed forward passes."""
+class JanusNano(Nano):
+    """The whole model in the making, its processor, and its forward passes."""
+
+    layout: JanusLayout
 
     def __init__(self, folder: Path) -> None:
         self.processor = build_processor(vocabulary(), PX, TOKENS)
@@ -68,7 +56,7 @@ class Nano:
         )
         self.model = JanusForConditionalGeneration(config)
         self.core = self.model.model
-        tower = vision.Tower()
+        tower = Tower()
         vision.load(tower, folder)
         self.core.vision_model.load_state_dict(tower.vision_model.state_dict())
         self.core.aligner.load_state_dict(tower.aligner.state_dict())
@@ -79,14 +67,11 @@ class Nano:
             self.core.generation_embeddings.weight.copy_(
                 0.5 * self.core.vqmodel.quantize.embedding.weight
             )
-        self.segment = lru_cache(maxsize=50_000)(self._segment)
-        first = self.layout.question_ids("?")
-        self.prefix = first[: len(first) - first[::-1].index(self.layout.image_token_id) + 1]
+        super().__init__()
 
-    def _segment(self, question: str, answer: str) -> tuple[tuple[int, ...], int]:
-        ids = self.layout.question_ids(question)[len(self.prefix) :]
-        reply = self.layout.answer_ids(question, answer)
-        return (*ids, *reply), len(reply)
+    def _prefix_length(self, row: Sequence[int]) -> int:
+        picture = list(row)[::-1].index(self.layout.image_token_id)
+        return len(row) - picture + 1  # and the mark behind it
 
     @torch.no_grad()
     def see(self, images: Tensor) -> Tensor:
@@ -104,61 +89,28 @@ class Nano:
             [vq.encode(c * 2 - 1).image_tokens.view(-1, TOKENS) for c in images.split(96)]
         )
 
-    def answer_logits(
-        self, features: Tensor, asked: list[list[QA]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at answer positions, their targets, and the question number of each.
-
-        All questions of scene b share its image prefix: token t may look at the prefix and at its
-        own segment only, and positions restart behind the prefix for every segment.
-        """
-        batch, prefix = len(asked), len(self.prefix)
-        packed = [[self.segment(*qa) for qa in qas] for qas in asked]
-        length = prefix + max(sum(len(ids) for ids, _ in row) for row in packed)
-        ids = np.full((batch, length), self.layout.pad_id)
-        owner = np.full((batch, length), -1)
-        position = np.zeros((batch, length), np.int64)
-        ids[:, :prefix], owner[:, :prefix] = self.prefix, 0
-        position[:, :prefix] = np.arange(prefix)
-        where, targets, rows, number = [], [], [], 0
-        for b, row in enumerate(packed):
-            at = prefix
-            for q, (tokens, replies) in enumerate(row):
-                end = at + len(tokens)
-                ids[b, at:end], owner[b, at:end] = tokens, q + 1
-                position[b, at:end] = np.arange(prefix, prefix + len(tokens))
-                where += range(b * length + end - replies - 1, b * length + end - 1)
-                targets += tokens[len(tokens) - replies :]
-                rows += [number] * replies
-                number, at = number + 1, end
-        ids_BT, owner_BT = torch.from_numpy(ids), torch.from_numpy(owner)
-        allowed = (owner_BT[:, None, :] == 0) | (owner_BT[:, None, :] == owner_BT[:, :, None])
-        allowed &= torch.ones(length, length, dtype=torch.bool).tril() & (owner_BT >= 0)[:, None]
-        allowed |= torch.eye(length, dtype=torch.bool)
-        mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
-        embeds = self.core.language_model.embed_tokens(ids_BT)
-        image = ids_BT == self.layout.image_token_id
+    def logits_at(self, packed: Packed, features: Tensor) -> Tensor:
+        """See the base class."""
+        mask = torch.zeros(packed.seen_BTT.shape)
+        mask = mask.masked_fill(~packed.seen_BTT, torch.finfo(torch.float32).min)
+        embeds = self.core.language_model.embed_tokens(packed.ids_BT)
+        image = packed.ids_BT == self.layout.image_token_id
         embeds = embeds.masked_scatter(image[..., None], features)
         hidden = self.core.language_model(
             inputs_embeds=embeds,
             attention_mask=mask[:, None],
-            position_ids=torch.from_numpy(position),
+            position_ids=packed.positions_BT,
             use_cache=False,
         ).last_hidden_state
-        logits = self.model.lm_head(hidden.flatten(0, 1)[torch.tensor(where)])
-        return logits, torch.tensor(targets), torch.tensor(rows)
+        return self.model.lm_head(hidden.flatten(0, 1)[packed.where])
 
-    @torch.no_grad()
-    def right(self, features: Tensor, asked: list[list[QA]]) -> list[bool]:
-        """Whether each question is answered exactly (teacher-forced argmax), in order."""
-        correct: list[bool] = []
-        for start in range(0, len(asked), 50):
-            block = asked[start : start + 50]
-            logits, targets, rows = self.answer_logits(features[start : start + 50], block)
-            ok = torch.ones(sum(map(len, block)), dtype=torch.bool)
-            ok[rows[logits.argmax(-1) != targets]] = False
-            correct += ok.tolist()
-        return correct
+    def redraw(self, images: Tensor) -> Tensor:
+        """See the base class."""
+        return tokenizer.redraw(self.core.vqmodel, images)
+
+    def lora(self) -> LoraConfig:
+        """See the base class."""
+        return language_model_lora(None, LORA_TARGETS)
 
     def code_logits(self, captions: list[str], codes: Tensor, blank: Tensor) -> Tensor:
         """Teacher-forced image logits; see the function."""
@@ -257,33 +209,10 @@ def save_checkpoint(
     processor.save_pretrained(folder)
 
 
-def questions(scene: Scene, rng: np.random.Generator) -> list[QA]:
-    """The questions of one scene in one step, its caption among them; a fixed number."""
-    asked = [ask(scene, kind, rng) or ask(scene, "existence", rng) for kind in ASKED]
-    return [qa for qa in asked if qa is not None] + [(CAPTION_QUESTION, caption(scene))]
-
-
-class Answering:
-    """The narrow part: clean scenes of seen combinations, their features, and its loss."""
-
-    def __init__(self, nano: Nano, seed: int, scale: float) -> None:
-        rng = np.random.default_rng([seed, 20])
-        self.nano = nano
-        self.scenes = [random_scene(rng) for _ in range(portion(3500, scale))]
-        self.features = nano.see(pictures(self.scenes))
-
-    def loss(self, batch: int, rng: np.random.Generator) -> Tensor:
-        """CE over the answers of 13 questions and a caption for each of a batch of scenes."""
-        chosen = rng.integers(len(self.scenes), size=batch)
-        asked = [questions(self.scenes[i], rng) for i in chosen]
-        logits, targets, _ = self.nano.answer_logits(self.features[torch.from_numpy(chosen)], asked)
-        return F.cross_entropy(logits, targets)
-
-
 class Drawing:
     """The broad part: captions -> codes of pictures of every style, and its loss."""
 
-    def __init__(self, nano: Nano, seed: int, scale: float) -> None:
+    def __init__(self, nano: JanusNano, seed: int, scale: float) -> None:
         self.nano = nano
         scenes = broad_scenes(portion(14_000, scale), seed + 21, clean=0.65)
         self.captions = [caption(s) for s in scenes]
@@ -302,47 +231,6 @@ class Drawing:
         return (ce * weight).sum() / weight.sum()
 
 
-def understanding(nano: Nano, scenes: list[Scene], seed: int) -> dict[str, float]:
-    """Share of questions of each kind answered exactly right, and their mean."""
-    rng = np.random.default_rng(seed)
-    asked, kinds = [], []
-    for scene in scenes:
-        found = [(k, qa) for k in KINDS if (qa := ask(scene, k, rng)) is not None]
-        asked.append([qa for _, qa in found])
-        kinds += [k for k, _ in found]
-    right = np.asarray(nano.right(nano.see(pictures(scenes)), asked))
-    scores = {k: float(right[np.asarray(kinds) == k].mean()) for k in KINDS}
-    return {"mean": float(np.mean(list(scores.values()))), **scores}
-
-
-def drawn(
-    nano: Nano, count: int, seed: int, style: str = "clean", temperature: float = 0.0
-) -> dict[str, float]:
-    """Object match and exact match of free-running pictures of captions in one style."""
-    rng = np.random.default_rng([seed, 5])
-    scenes = [styled(style, rng) for _ in range(count)]
-    images = nano.draw([caption(s) for s in scenes], temperature, seed)
-    found = [read(i) for i in images.permute(0, 2, 3, 1).numpy()]
-    wanted = [truth(s) for s in scenes]
-    return {"drawn": object_match(found, wanted), "drawn_exact": exact_match(found, wanted)}
-
-
-def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool, scale: float = 1.0) -> None:
-    """Log answers on clean scenes and, as a mean, on each style; and greedy drawings."""
-    nano.model.eval()
-    rng = np.random.default_rng([seed, 77])
-    clean = [random_scene(rng) for _ in range(max(12, portion(150, scale)))]
-    styles = {
-        s: understanding(
-            nano, [styled(s, rng, FAR) for _ in range(max(12, portion(40, scale)))], 7
-        )["mean"]
-        for s in STYLES[1:]
-    }
-    shown = drawn(nano, portion(40, scale), seed) if draws else {}
-    log(step=step, **understanding(nano, clean, 6), **styles, **shown)
-    nano.model.train()
-
-
 def train(
     folder: Path, seed: int, scale: float = 1.0, rate: float = 1.5e-3, start: str | None = None
 ) -> None:
@@ -351,7 +239,7 @@ def train(
     ``start`` names a checkpoint whose language model is gone on with; None starts from scratch.
     """
     torch.manual_seed(seed + 1)
-    log, nano = Log(folder, "language"), Nano(folder)
+    log, nano = Log(folder, "language"), JanusNano(folder)
     if start is not None:
         nano.start_from(start)
     answering, drawing = Answering(nano, seed, scale), Drawing(nano, seed, scale)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from . import clip, gates, knowledge, language, reader, tokenizer, vision
+from tools.common import reader
+
+from . import clip, gates, knowledge, language, tokenizer, vision
 
 STAGES = {
     "vision": vision.train,
@@ -47,5 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             extra = {"start": args.start} if name == "language" else {}
             stage(args.output, args.seed, args.scale, **extra)
     if "gates" in args.stages:
-        return 0 if gates.check(args.output, args.seed, args.scale, args.gates) else 1
+        asked = {"seed": args.seed, "scale": args.scale, "names": args.gates}
+        return 0 if gates.check(args.output, **asked) else 1
     return 0

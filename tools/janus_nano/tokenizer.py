@@ -1,16 +1,13 @@
 """Stage 2: the image tokenizer, a ``JanusVQVAE`` that keeps a picture's content *and* its style.
 
 Auto-encoder -> k-means codebook -> quantised training with a unit-norm codebook (the class's
-``decode`` normalises code vectors, its ``encode`` does not; with unit vectors both agree). All
-styles are shown from first to last: a last stage on clean pictures would teach it to clean them.
-Faint pictures weigh up to six times, or their error would count for nothing; backgrounds count
-where something is to be seen on them. Two terms beside pixels: a frozen per-cell reader asks for
-colour and shape; and the frozen vision encoder asks that the drawn picture be seen as the true one
-is, measured by how much there is to see in it, since that is what "faithful" means to the model.
+``decode`` normalises code vectors, its ``encode`` does not; with unit vectors both agree). What is
+asked of a drawn picture is in ``tools.common.faithful``.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,35 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from unigame.synthetic.reader import object_match, read, truth
-from unigame.synthetic.world import Scene
+from tools.common.faithful import Targets, faithful, match
+from tools.common.pictures import PATCH_PX, broad_scenes
+from tools.common.progress import Log, Loop, chance, portion, warm_cosine
 
 from . import vision
-from .common import (
-    CODES,
-    FAR,
-    MIXED,
-    PATCH_PX,
-    STYLES,
-    Log,
-    broad_scenes,
-    foreground,
-    nano_config,
-    pictures,
-    portion,
-    style_of,
-    styled,
-    warm_cosine,
-)
-from .progress import Loop, chance
-from .reader import CellReader, cell_loss, cell_targets, fit
+from .config import CODES, nano_config
 
 BATCH = 12
-FLAT_WEIGHT, BUSY_WEIGHT = 5.0, 2.0
-"""How much a pixel of an object counts beside one of a flat background, and of a busy one."""
-READER_WEIGHT, SEEN_WEIGHT, CODE_WEIGHT = 0.15, 1.0, 0.5
+CODE_WEIGHT = 0.5
 AUTOENCODER, QUANTISED = 300, 1500  # steps
-BUSY = ("noise", "occlusion", "texture")
 
 
 def latents(vq: JanusVQVAE, images: Tensor) -> Tensor:
@@ -66,58 +44,12 @@ def redraw(vq: JanusVQVAE, images: Tensor) -> Tensor:
     return torch.cat(drawn)
 
 
-def match(vq: JanusVQVAE, scenes: list[Scene]) -> float:
-    """Object match of redrawn pictures."""
-    drawn = redraw(vq, pictures(scenes)).permute(0, 2, 3, 1).numpy()
-    return object_match([read(i) for i in drawn], map(truth, scenes))
-
-
 def new(folder: Path | None = None) -> JanusVQVAE:
     """A tokenizer, with the weights in ``folder`` if there is one."""
     vq = JanusVQVAE(nano_config(64, 3, 0).vq_config)
     if folder is not None:
         vq.load_state_dict(load_file(folder / "tokenizer.safetensors"))
     return vq
-
-
-class Targets:
-    """The pictures, and what each loss term needs of them."""
-
-    def __init__(self, folder: Path, seed: int, scale: float, log: Log) -> None:
-        scenes = [
-            *broad_scenes(portion(3500, scale), seed + 1, clean=0.3, counts=MIXED),
-            *broad_scenes(portion(3500, scale), seed + 6, clean=0.2, severity=FAR, counts=MIXED),
-        ]
-        scenes = [scenes[i] for i in torch.randperm(len(scenes)).tolist()]
-        self.images, self.masks = pictures(scenes), foreground(scenes)
-        self.busy = torch.tensor([style_of(s) in BUSY for s in scenes])
-        self.weight = torch.where(self.busy, BUSY_WEIGHT, FLAT_WEIGHT)
-        self.colour, self.shape = cell_targets(scenes)
-        self.faint = (0.16 / self.images.std((1, 2, 3)).clamp(min=0.025)).clamp(1, 6)
-        self.reader = fit(CellReader(), portion(5000, scale), portion(300, scale), seed + 2, log)
-        self.tower = vision.Tower().eval().requires_grad_(False)
-        vision.load(self.tower, folder)
-        with torch.no_grad():
-            seen = torch.cat([self.tower(c) for c in self.images[:1000].split(100)])
-        self.seen_variance = seen.flatten(0, 1).var(0)
-
-    def loss(self, drawn: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pixels, what the reader says, and what the vision encoder sees; ``drawn`` in [-1, 1]."""
-        true = self.images[rows]
-        objects = (self.weight[rows] - 1).view(-1, 1, 1, 1) * self.masks[rows]
-        weight = self.faint[rows].view(-1, 1, 1, 1) * (1 + objects)
-        shown = (drawn * 0.5 + 0.5).clamp(0, 1)
-        with torch.no_grad():
-            wanted = self.tower(true)
-            there = (wanted - wanted.mean(1, keepdim=True)).square() / self.seen_variance
-        error = (self.tower(shown) - wanted).square() / self.seen_variance
-        parts = {
-            "pixel": picture_loss(drawn, true * 2 - 1, weight),
-            "meaning": cell_loss(self.reader(shown), self.colour[rows], self.shape[rows]),
-            "seen": (error.mean((1, 2)) / there.mean((1, 2)).clamp(min=0.15)).mean(),
-        }
-        weights = {"pixel": 1.0, "meaning": READER_WEIGHT, "seen": SEEN_WEIGHT}
-        return torch.stack([weights[k] * v for k, v in parts.items()]).sum(), parts
 
 
 def kmeans(points: Tensor, count: int, rounds: int = 25) -> Tensor:
@@ -133,22 +65,6 @@ def kmeans(points: Tensor, count: int, rounds: int = 25) -> Tensor:
         sums[empty] = points[torch.randint(len(points), (int(empty.sum()),))]
         centres = F.normalize(sums, dim=1)
     return centres
-
-
-def picture_loss(drawn: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted L1 + 2 MSE + 0.5 gradient-L1, in the processor's [-1, 1] range."""
-    difference = drawn - target
-    loss = (weight * difference.abs()).mean() + 2 * (weight * difference**2).mean()
-    for axis in (2, 3):
-        loss = (
-            loss
-            + 0.5
-            * (
-                weight.narrow(axis, 1, target.shape[axis] - 1)
-                * (drawn.diff(dim=axis) - target.diff(dim=axis)).abs()
-            ).mean()
-        )
-    return loss
 
 
 @torch.no_grad()
@@ -168,7 +84,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 2e-3) -> No
     """Train the tokenizer and write ``tokenizer.safetensors`` to ``folder``."""
     torch.manual_seed(seed)
     log = Log(folder, "tokenizer")
-    targets = Targets(folder, seed, scale, log)
+    targets = Targets(folder, vision.Tower(), seed, scale, log)
     first, total = portion(AUTOENCODER, scale), portion(AUTOENCODER + QUANTISED, scale)
     check = broad_scenes(portion(200, scale), seed + 3, clean=1.0)
     vq = new().train()
@@ -180,7 +96,7 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 2e-3) -> No
     for step in loop.steps(total):
         if step == first:
             start_codebook(vq, targets)
-            log(kmeans_match=match(vq, check))
+            log(kmeans_match=match(partial(redraw, vq), check))
             vq.train()
         _, generator = chance(seed, step)
         rows = torch.randint(len(targets.images), (BATCH,), generator=generator)
@@ -210,30 +126,11 @@ def train(folder: Path, seed: int, scale: float = 1.0, rate: float = 2e-3) -> No
         if step % 50 == 49:
             log(step=step + 1, codes=code_loss.item(), **{k: v.item() for k, v in parts.items()})
         if step % 200 == 199 and step >= first:
-            log(step=step + 1, match=match(vq, check))
+            log(step=step + 1, match=match(partial(redraw, vq), check))
             vq.train()
             save(vq, folder)
     save(vq, folder)
-    log(**faithful(vq, targets.tower, seed, scale))
-
-
-@torch.no_grad()
-def faithful(
-    vq: JanusVQVAE, tower: vision.Tower, seed: int, scale: float = 1.0
-) -> dict[str, float]:
-    """Object match on clean pictures, and per style how differently a redrawn one is seen.
-
-    ``seen_STYLE`` is the feature error as a share of the features' variance.
-    """
-    figures = {"match": match(vq, broad_scenes(portion(600, scale), seed + 4, clean=1.0))}
-    for style in STYLES:
-        rng, _ = chance(seed + 5, STYLES.index(style))
-        true = pictures([styled(style, rng, FAR) for _ in range(portion(100, scale))])
-        drawn = redraw(vq, true)
-        a, b = tower(true).flatten(0, 1), tower(drawn).flatten(0, 1)
-        figures[f"seen_{style}"] = ((a - b).square().mean(0) / a.var(0)).mean().item()
-        figures[f"spread_{style}"] = (drawn.std() / true.std()).item()
-    return figures
+    log(**faithful(partial(redraw, vq), targets.tower, seed, scale))
 
 
 def save(vq: JanusVQVAE, folder: Path) -> None:

@@ -29,7 +29,7 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:
-    """A local folder, the bundled model's folder, or a Hub id of the form ``owner/name``.
+    """A local folder, a bundled model's folder, or a Hub id of the form ``owner/name``.
 
     Raises:
         UserError: neither a folder nor something that could be a Hub id.

@@ -22,7 +22,7 @@ from unigame.backbones.folder import (
 )
 from unigame.backbones.model_files import check_json_files, loading_from, refuse_not_finite
 from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
-from unigame.bundled import BUNDLED
+from unigame.bundled import BUNDLED_MODELS
 from unigame.errors import UserError
 
 
@@ -45,7 +45,7 @@ def load_backbone(
     """Load a backbone, ready for use: evaluation mode, all weights frozen.
 
     Args:
-        name_or_path: a checkpoint folder in the Hub format, ``"janus-nano"`` (the bundled model),
+        name_or_path: a checkpoint folder in the Hub format, a bundled model (``"janus-nano"``),
             or a Hub id such as ``"deepseek-community/Janus-Pro-1B"`` (downloaded on first use).
         dtype: "float32", "bfloat16", or "auto": the checkpoint's own (float16 becomes bfloat16,
             because training in float16 would need loss scaling).
@@ -73,7 +73,7 @@ def load_backbone(
         read_adapter(adapter)
     loader: BackboneLoader = resolve(model_type, families[model_type])
     files = ("config.json", "processor_config.json", "preprocessor_config.json")
-    with _quiet_if(name_or_path == BUNDLED), loading_from(checkpoint, files):
+    with _quiet_if(name_or_path in BUNDLED_MODELS), loading_from(checkpoint, files):
         first = place if quantization == NONE else torch.device("cpu")
         backbone = loader(checkpoint, dtype=dtype, device=first)
         if isinstance(backbone, ReadingBackbone):
@@ -81,7 +81,7 @@ def load_backbone(
     refuse_not_finite(backbone, f"the model of {str(name_or_path)!r}")
     if quantization != NONE:
         backbone.quantize(quantization, place)
-    local = isinstance(checkpoint, Path) and str(name_or_path) != BUNDLED
+    local = isinstance(checkpoint, Path) and str(name_or_path) not in BUNDLED_MODELS
     backbone.source = os.path.abspath(checkpoint) if local else str(name_or_path)
     if adapter is not None:
         backbone.load_adapter(adapter)

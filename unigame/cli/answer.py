@@ -41,7 +41,7 @@ def answer(
     images_13SS = backbone.preprocess([picture]).to(backbone.device)
     reply = backbone.answer(images_13SS, [question], max_new_tokens=max_new_tokens)[0]
     make_console().print(reply or "(the model said nothing)")
-    if model == options.BUNDLED:
+    if model in options.BUNDLED_MODELS:
         advice = "post-train on your own questions:  unigame train RECIPE.yaml  (recipes/ has some)"
     else:
         advice = f"see what training it would need:  unigame doctor --model {shlex.quote(model)}"

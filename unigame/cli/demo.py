@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from unigame.cli import options
@@ -22,14 +23,16 @@ def demo(quick: bool, seed: int, output: Path, model: str, overwrite: bool) -> N
     Writes table, gallery, curves and adapter.
     """
     require_writable(output, "--output")
-    from unigame.demo.run import run_demo
+    from unigame.demo.run import kind_of, run_demo
 
     with kept(lambda: _kept(output)):
         run_demo(output=output, quick=quick, seed=seed, model=model, overwrite=overwrite)
     write_beside(output)
+    other = [] if model in options.BUNDLED_MODELS else ["--model", model]
     next_step(
         f"open {output}/report.html in a browser",
-        "change one number and train again:  unigame train janus_nano --beta 0.25",
+        "change one number and train again:  "
+        + shlex.join(["unigame", "train", kind_of(model)[0], "--beta", "0.25", *other]),
     )
 
 

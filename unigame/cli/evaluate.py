@@ -54,7 +54,7 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
     "--data-root",
     group=_DATA,
     help="folder with one folder per benchmark (DIR/pope/), or 'synthetic' for small made-up "
-    "data (the default of janus-nano); otherwise data come from the Hub",
+    "data (the default of bundled models); otherwise data come from the Hub",
 )
 @option("--split", group=_DATA, help="another than the benchmark's own")
 @option("--config", group=_DATA, help="configuration, such as cn of MMBench or Full of POPE")
@@ -123,7 +123,7 @@ def evaluate(model: str, adapter: str | None, output: Path | None, **chosen: Any
         parts = [Path(path).name for path in (model, adapter) if path]
         output = Path("runs") / "evaluate" / "+".join(parts)
     require_writable(output, "--output")
-    if args.data_root is None and model == options.BUNDLED:
+    if args.data_root is None and model in options.BUNDLED_MODELS:
         args.data_root = SYNTHETIC
     args.synthetic = args.data_root == SYNTHETIC
     with kept(lambda: _kept(output)):
@@ -225,10 +225,11 @@ def _run(
     args: SimpleNamespace, output: Path, ranks: Ranks, backbone: Any, jobs: Any, **told: Any
 ) -> dict[str, Any]:
     from unigame.evaluation.ask import Drawing
-    from unigame.evaluation.miniature import DRAWING
+    from unigame.evaluation.miniature import usual_drawing
     from unigame.evaluation.run import run_jobs
 
-    usual = DRAWING if args.synthetic else Drawing()
+    latents = backbone.facts.codebook_size is None
+    usual = usual_drawing(latents) if args.synthetic else Drawing()
     return run_jobs(
         backbone,
         jobs,
@@ -395,7 +396,8 @@ def _attacks(args: SimpleNamespace) -> Any:
     from unigame.evaluation.attacks.robustness import RobustnessConfig
 
     kinds = [kind.strip() for kind in args.robustness.split(",") if kind.strip()]
-    recipe = args.attack_recipe or ("janus_nano" if args.model == options.BUNDLED else None)
+    bundled = args.model in options.BUNDLED_MODELS  # each has a recipe of its name
+    recipe = args.attack_recipe or (args.model.replace("-", "_") if bundled else None)
     config = RobustnessConfig()
     if recipe:
         try:

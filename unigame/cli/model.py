@@ -47,13 +47,13 @@ def load(
     if found is not None:
         reason = re.sub(r"in its (caption|question)", "in it", found[0])  # here there is one text
         raise UserError(f"{next(iter(texts.values()))[:40]!r} cannot be used: {reason}; {found[1]}")
-    if model == options.BUNDLED and speaks:
-        _warn_of_unknown_words(next(iter(texts.values())))
+    if model in options.BUNDLED_MODELS and speaks:
+        _warn_of_unknown_words(model, next(iter(texts.values())))
     return backbone
 
 
-def _warn_of_unknown_words(text: str) -> None:
-    """The bundled model knows a few dozen words; say which of these it does not know."""
+def _warn_of_unknown_words(model: str, text: str) -> None:
+    """A bundled model knows a few dozen words; say which of these it does not know."""
     from unigame.synthetic.questions import vocabulary
     from unigame.system.console import make_console
 
@@ -61,7 +61,7 @@ def _warn_of_unknown_words(text: str) -> None:
     unknown = [word for word in re.findall(r"\w+", text.lower()) if word not in known]
     if unknown:
         make_console(stderr=True).print(
-            f"note: janus-nano does not know {', '.join(map(repr, unknown))}; it knows words such "
+            f"note: {model} does not know {', '.join(map(repr, unknown))}; it knows words such "
             "as 'north', 'red', 'disc', 'how many shapes are there?', 'is there a blue cross?'"
         )
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from unigame.bundled import BUNDLED, BUNDLED_MODELS
 from unigame.cli.app import option
 
-BUNDLED = "janus-nano"
-"""The model that commands take unless another one is named."""
+__all__ = ["BUNDLED", "BUNDLED_MODELS"]
 
 POSITIVE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)

@@ -28,12 +28,15 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
+from unigame.backbones.folder import find_checkpoint, find_family
+from unigame.backbones.registry import available_backbones, find_info
 from unigame.data import build_dataset
 from unigame.demo.folder import ARM_DONE, begin, choose_folder, finish
+from unigame.evaluation.ask import Drawing
 from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START, adversary_for
 from unigame.evaluation.attacks.fresh import attacked_images
 from unigame.evaluation.base import DataSource
-from unigame.evaluation.miniature import DRAWING, world_benchmarks, write_world
+from unigame.evaluation.miniature import usual_drawing, world_benchmarks, write_world
 from unigame.evaluation.record import write_json
 from unigame.evaluation.run import RESULTS, evaluate
 from unigame.evaluation.running import Silent
@@ -55,7 +58,7 @@ from unigame.system.workers import Tell, cores, run_all
 from unigame.training import UniGameTrainer
 from unigame.training.recipe import Recipe, load_recipe
 
-RECIPE = "janus_nano"
+RECIPE, RECIPES = "janus_nano", {"bagel": "bagel_nano"}  # of families that have their own
 DATA, RECORD = "benchmarks", "evaluation"
 QUICK_SHARE = 3  # a quick demo takes a third of the steps
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -97,7 +100,7 @@ def run_demo(
             curves.png, the data, and a folder for each arm with its predictions and record.
         quick: a third of the steps and questions.
         seed: of data, training and evaluation.
-        model: checkpoint to start from.
+        model: checkpoint to start from; of a BAGEL, recipe ``bagel_nano`` is played.
         overwrite: whether a demo of other settings in ``output`` is replaced. One of the same
             settings is; what is there stays until all arms of the new one are done.
         workers: arms at a time, each in a process of its own; None means one a core, and one on an
@@ -108,8 +111,9 @@ def run_demo(
             settings or of an earlier version; nothing has been written then.
     """
     console, final = make_console(), Path(output)
-    recipe = load_recipe(RECIPE, ["--model", model, "--seed", str(seed)])
-    config = _config(recipe, model, quick, seed)
+    name, drawing = kind_of(model)
+    recipe = load_recipe(name, ["--model", model, "--seed", str(seed)])
+    config = {"recipe": name, **_config(recipe, model, quick, seed), "drawing": asdict(drawing)}
     output = choose_folder(final, config, overwrite)
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
     if begin(output, config):
@@ -150,6 +154,18 @@ def run_demo(
     return found
 
 
+def kind_of(model: str) -> tuple[str, Drawing]:
+    """The recipe that a demo of a checkpoint plays, and how it lets it draw.
+
+    Raises:
+        UserError: no checkpoint of a known family.
+    """
+    family, _ = find_family(find_checkpoint(model), available_backbones())
+    info = find_info(family)
+    latents = info is not None and info.drawing == "latents"
+    return RECIPES.get(family, RECIPE), usual_drawing(latents)
+
+
 def _workers() -> int:
     """Arms at a time: one a core; an accelerator takes one."""
     return 1 if torch.accelerator.is_available() else cores()
@@ -158,13 +174,11 @@ def _workers() -> int:
 def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any]:
     """The settings of a demo: two demos of the same settings are the same demo."""
     config = {
-        "recipe": RECIPE,
         "model": model,
         "quick": quick,
         "seed": seed,
         "sizes": asdict(QUICK if quick else Sizes()),
         "attack": {"label_weight": LABEL_WEIGHT, "eps_start": START},
-        "drawing": asdict(DRAWING),
         "arms": {arm: _changes(recipe, arm, quick) for arm in CONTROLS},
         "data": recipe.data,
         "lora": recipe.lora,
@@ -231,7 +245,7 @@ def _measure(backbone: Backbone, cost: dict[str, Any], job: _Job, tell: Tell) ->
         benchmarks,
         sources=job.sources,
         output=folder,
-        drawing=replace(DRAWING, seed=seed),
+        drawing=replace(Drawing(**job.config["drawing"]), seed=seed),
         progress=bars,
     )
     adversary = replace(
@@ -262,7 +276,7 @@ def _trainer(backbone: Backbone, folder: Path, job: _Job, tell: Tell) -> UniGame
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    changed_recipe = load_recipe(RECIPE, words)
+    changed_recipe = load_recipe(job.config["recipe"], words)
     shared = changed_recipe.training
     trainer = UniGameTrainer(
         model=backbone,

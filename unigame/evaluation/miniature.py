@@ -29,9 +29,19 @@ from unigame.synthetic.benchmarks import NAMES, OOD, write_benchmarks
 from unigame.synthetic.dataset import CONDITIONS
 
 DRAWING = Drawing(guidance_scale=1.0, temperature=0.7)
-"""How the bundled model draws best; ``seed`` is the caller's to replace."""
+"""How ``janus-nano`` draws best; ``seed`` is the caller's to replace."""
 ANSWER_TOKENS, CAPTION_TOKENS = 8, 24
 """Answers take one token and captions of four objects 15; longer ones are rambling."""
+
+
+def usual_drawing(latents: bool) -> Drawing:
+    """How a small model of the world draws best.
+
+    Args:
+        latents: whether it draws in latents: a temperature scales the noise that these start from,
+            and the model knows no noise but the whole.
+    """
+    return replace(DRAWING, temperature=1.0) if latents else DRAWING
 
 
 class OutOfDistribution(VQAv2):

@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from unigame import __version__
-from unigame.backbones.folder import BUNDLED
+from unigame.bundled import BUNDLED_MODELS, bundled_place
 from unigame.publish.licences import UNKNOWN, Licence, base_licence, data_licence
 from unigame.publish.trained import Trained
 from unigame.reports.compare import compare
@@ -25,7 +25,6 @@ from unigame.reports.records import Record
 from unigame.reports.tables import to_markdown
 
 CARD_FILE = "README.md"
-BUNDLED_PLACE = "unigame/synthetic/janus_nano"
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{0,2})/(?:[^\s/'\"=,:;()]+/)+")
 
 
@@ -179,8 +178,10 @@ def _code(trained: Trained, hub_id: str, merged_class: str | None) -> tuple[str,
         f"base = {trained.base.name!r}",
     ]
     revision, hint = trained.base.revision, ""
-    if trained.base.name == BUNDLED:
-        lines[-1] = f"base = {BUNDLED_PLACE!r}  # a folder of the package unigame"
+    if trained.base.name in BUNDLED_MODELS:
+        lines[-1] = (
+            f"base = {bundled_place(trained.base.name)!r}  # a folder of the package unigame"
+        )
         revision = ""
     elif trained.is_composed:
         lines[-1] = f"base = {(public(trained.language) or UNKNOWN)!r}  # its language model"
@@ -225,7 +226,7 @@ def _commands(trained: Trained, hub_id: str, merged: bool) -> str:
 
 def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
     yield "base", f"`{public(trained.base.name) or UNKNOWN}`"
-    if trained.base.name == BUNDLED:
+    if trained.base.name in BUNDLED_MODELS:
         version = (trained.about.get("versions") or {}).get("unigame", __version__)
         yield "base's revision", f"bundled with unigame {version}"
     else:

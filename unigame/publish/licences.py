@@ -32,7 +32,7 @@ class Licence(NamedTuple):
 
 _OWN = Licence("Apache 2.0 (unigame)", "apache-2.0")
 _KNOWN: Sequence[tuple[str, Licence]] = (
-    ("janus-nano", _OWN),
+    ("(janus|bagel)-nano", _OWN),
     (
         r"deepseek-(community|ai)/Janus.*",
         Licence(

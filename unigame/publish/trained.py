@@ -22,7 +22,7 @@ from unigame.backbones.common.adapter_files import (
     read_adapter,
     read_base,
 )
-from unigame.backbones.folder import BUNDLED
+from unigame.bundled import BUNDLED_MODELS
 from unigame.errors import UserError
 from unigame.evaluation.record import folder_sha256
 from unigame.reports.records import Record, read_record
@@ -83,7 +83,7 @@ class Trained:
     @property
     def base_is_public(self) -> bool:
         """Whether others can get the base by its name."""
-        return self.base.name == BUNDLED or is_hub_id(self.base.name)
+        return self.base.name in BUNDLED_MODELS or is_hub_id(self.base.name)
 
 
 def read_trained(folder: str | Path, base: str | None = None) -> Trained:
@@ -139,7 +139,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def _checked_base(base: str) -> str:
-    if base != BUNDLED and not is_hub_id(base):
+    if base not in BUNDLED_MODELS and not is_hub_id(base):
         raise UserError(
             f"--base {base!r} is no Hub id; give OWNER/NAME, as in deepseek-community/Janus-Pro-1B"
         )

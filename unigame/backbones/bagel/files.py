@@ -60,6 +60,9 @@ def read_config(
     settings: dict[str, Any] = {name: own[name] for name in SETTINGS if name in own}
     if vae is not None:
         settings["vae_config"] = settings_of(vae, repr(str(folder / VAE_WEIGHTS)))
+        if shapes is not None and "vae2llm.weight" in shapes:
+            values = shapes["vae2llm.weight"][1] // settings["vae_config"]["latent_channels"]
+            settings["latent_patch_size"] = max(1, math.isqrt(values))
     for name, table in zip(
         ("vit_max_num_patch_per_side", "max_latent_size"), COMPUTED, strict=True
     ):

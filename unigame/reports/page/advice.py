@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unigame.bundled import BUNDLED_MODELS
 from unigame.reports.compare import Comparison
 from unigame.reports.page.runs import RunFiles, demo_arms
 
@@ -58,8 +59,8 @@ def _mend(run: RunFiles) -> list[Step]:
 
 def _measure(run: RunFiles) -> list[Step]:
     model, folder = shlex.quote(_model(run)), run.folder
-    # The bundled model's benchmarks need no data of others.
-    what = f"--benchmarks {'all' if model.startswith('janus-nano') else 'pope,mmmu'}"
+    # The bundled models' benchmarks need no data of others.
+    what = f"--benchmarks {'all' if model in BUNDLED_MODELS else 'pope,mmmu'}"
     return [
         Step(
             "Measure what changed: nothing on this page says whether the model answers better.",

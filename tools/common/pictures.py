@@ -1,25 +1,19 @@
-"""What the stages share: configuration, pictures at the model's size, styles.
+"""Pictures at the size of the bundled models, and the styles that a picture can have.
 
-The world draws scenes of 48 px; the model reads and draws 36 px. The scene's picture is made
-smaller exactly as the checkpoint's own ``JanusProcessor`` makes it (8-bit, bicubic), so nothing in
-the world knows about the model's size. At 36 px the analytic reader still finds every object.
+The world draws scenes of 48 px; the models read and draw 36 px. The scene's picture is made smaller
+exactly as the checkpoints' own processors make it (8-bit, bicubic), so nothing in the world knows
+about a model's size. At 36 px the analytic reader still finds every object.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import JanusConfig
 
 from unigame.synthetic.dataset import to_pil
 from unigame.synthetic.world import (
@@ -33,62 +27,14 @@ from unigame.synthetic.world import (
     shape_mask,
 )
 
-PX, PATCH_PX, WIDTH, CODES = 36, 4, 192, 2048
+PX, PATCH_PX, WIDTH = 36, 4, 192
+"""Side of a picture and of a patch that is read, in px; width of the language models."""
 TOKENS = (PX // PATCH_PX) ** 2
 FAR: Severity = "far"
 """How strong the conditions of the out-of-distribution splits are for this model."""
 CROWDED, MIXED = (2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 7, 9)
 STYLES = ("clean", "noise", "contrast", "occlusion", "blur", "texture")
 """Every way a picture can look; held-out combinations are content, not style."""
-
-
-def nano_config(vocab_size: int, image_token_id: int, pad_token_id: int) -> JanusConfig:
-    """The *real* Janus configuration classes, small: 81 tokens read, 81 codes drawn.
-
-    GroupNorm(32) is fixed in the class, so every channel count is a multiple of 32. A decoder of 32
-    channels takes a third of the time of one of 64, and every candidate of the game is drawn by it.
-    """
-    vision = {
-        "hidden_size": 128,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "image_size": PX,
-        "patch_size": PATCH_PX,
-        "projection_dim": WIDTH,
-        "num_image_tokens": TOKENS,
-        "depth": 2,
-    }
-    vq = {
-        "embed_dim": 8,
-        "num_embeddings": CODES,
-        "latent_channels": 64,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1, 2],
-        "num_res_blocks": 0,
-        "num_patches": PX // PATCH_PX,
-        "projection_dim": WIDTH,
-        "image_token_embed_dim": WIDTH,
-    }
-    text = {
-        "model_type": "llama",
-        "hidden_size": WIDTH,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "vocab_size": vocab_size,
-        "max_position_embeddings": 256,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 200.0},
-        "tie_word_embeddings": False,
-        "pad_token_id": pad_token_id,
-    }
-    return JanusConfig(
-        text_config=text,
-        vision_config=vision,
-        vq_config=vq,
-        image_token_id=image_token_id,
-        tie_word_embeddings=False,
-    )
 
 
 def styled(
@@ -167,35 +113,3 @@ def patch_cells() -> Tensor:
     side = PX // PATCH_PX
     index = torch.arange(side) // (side // GRID)
     return (index[:, None] * GRID + index[None]).reshape(-1)
-
-
-def portion(number: int, scale: float) -> int:
-    """``scale`` of a number of steps or pictures, at least two: for trying the recipe quickly."""
-    return max(2, round(number * scale))
-
-
-def warm_cosine(step: int, total: int, warmup: int = 40, floor: float = 0.02) -> float:
-    """Learning-rate factor: linear warm-up, then a cosine down to ``floor``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class Log:
-    """Lines to the screen and to ``log.jsonl``: the recipe's record of what happened."""
-
-    def __init__(self, folder: Path, stage: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.stage, self.start = folder / "log.jsonl", stage, time.perf_counter()
-
-    def __call__(self, **fields: Any) -> None:
-        """Write one line."""
-        row = {
-            "stage": self.stage,
-            "seconds": round(time.perf_counter() - self.start, 1),
-            **{k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()},
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)  # noqa: T201

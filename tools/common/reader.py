@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from unigame.synthetic.world import COLOURS, GRID, SHAPES, Scene
 
-from .common import MIXED, PX, Log, broad_scenes, pictures_8bit, portion, warm_cosine
-from .progress import chance
+from .pictures import MIXED, PX, broad_scenes, pictures_8bit
+from .progress import Log, chance, portion, warm_cosine
 
-CELL = PX // GRID
+CELL, BATCH = PX // GRID, 64
 
 
 class CellReader(nn.Module):
@@ -114,9 +114,9 @@ def fit(
         _, generator = chance(seed + 1, step)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * warm_cosine(step, steps)
-        rows = torch.randint(count, (64,), generator=generator)
-        grey = torch.rand(64, 1, 1, 1, generator=generator) * 0.5 + 0.15
-        left = torch.rand(64, 1, 1, 1, generator=generator) * 1.7 + 0.15
+        rows = torch.randint(count, (BATCH,), generator=generator)
+        grey = torch.rand(BATCH, 1, 1, 1, generator=generator) * 0.5 + 0.15
+        left = torch.rand(BATCH, 1, 1, 1, generator=generator) * 1.7 + 0.15
         pixels = (grey + left.clamp(max=1) * (images[rows].float() / 255 - grey)).clamp(0, 1)
         loss = cell_loss(reader(pixels), colour[rows], shape[rows])
         optimizer.zero_grad()
@@ -126,11 +126,11 @@ def fit(
     return reader.eval().requires_grad_(False)
 
 
-def train_verifier(folder: Path, seed: int, scale: float = 1.0) -> None:
+def train_verifier(folder: Path, seed: int, scale: float = 1.0, steps: int = 600) -> None:
     """Train the judge and write ``verifier.safetensors`` to ``folder``."""
     torch.manual_seed(seed + 700)
     log = Log(folder, "verifier")
-    verifier = fit(Verifier(), portion(7000, scale), portion(600, scale), seed + 701, log)
+    verifier = fit(Verifier(), portion(7000, scale), portion(steps, scale), seed + 701, log)
     save_file(verifier.state_dict(), folder / "verifier.safetensors")
 
 

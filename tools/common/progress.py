@@ -1,4 +1,4 @@
-"""A training loop that may be stopped at any step and goes on as if it had not been.
+"""The record of a run, and a training loop that goes on where it was stopped.
 
 Every step draws its randomness from (seed, step), never from a state that would have to be kept,
 so a checkpoint is weights, optimizer and the number of steps done.
@@ -6,16 +6,42 @@ so a checkpoint is weights, optimizer and the number of steps done.
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .common import Log
-
 EVERY = 100
+
+
+class Log:
+    """Lines to the screen and to ``log.jsonl``: the recipe's record of what happened.
+
+    ``seconds`` are of a clock, ``core_seconds`` what the process took of its cores.
+    """
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.stage = folder / "log.jsonl", stage
+        self.start, self.core_start = time.perf_counter(), time.process_time()
+
+    def __call__(self, **fields: Any) -> None:
+        """Write one line."""
+        row = {
+            "stage": self.stage,
+            "seconds": round(time.perf_counter() - self.start, 1),
+            "core_seconds": round(time.process_time() - self.core_start, 1),
+            **{k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()},
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)  # noqa: T201
 
 
 class Loop:
@@ -84,3 +110,16 @@ def chance(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
     generator = torch.Generator()
     generator.manual_seed(seed * 1_000_003 + step)
     return np.random.default_rng([seed, step]), generator
+
+
+def portion(number: int, scale: float) -> int:
+    """``scale`` of a number of steps or pictures, at least two: for trying the recipe quickly."""
+    return max(2, round(number * scale))
+
+
+def warm_cosine(step: int, total: int, warmup: int = 40, floor: float = 0.02) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine down to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
