@@ -187,11 +187,12 @@ class Bench:
         before = self.game.settings
         listed = [] if name is None else [self.methods[name]]
         self.trainer.methods = [t for t in self.teachers if t.name == kind] or listed
-        self.game.settings = replace(before, **changes)
+        self.game.play_by(replace(before, **changes))
         try:
             yield
         finally:
-            self.trainer.methods, self.game.settings = [self.game], before
+            self.trainer.methods = [self.game]
+            self.game.play_by(before)
 
     def fill_buffer(self, most: int = 20) -> None:
         """Play until a mixed batch gets all of its hard samples.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tools.common import gates as common
 from tools.common.pictures import pictures, styled
 from tools.janus_nano import clip, gates
 from unigame.backbones import load_backbone
@@ -62,7 +63,7 @@ def test_it_answers_every_kind_above_chance_and_worse_out_of_distribution(nano: 
             of_kind = defaultdict(list)
             for is_right, row in zip(right, data.rows, strict=True):
                 of_kind[row[3]].append(is_right)
-            for kind, chance in gates.CHANCE.items():
+            for kind, chance in common.CHANCE.items():
                 assert sum(of_kind[kind]) / len(of_kind[kind]) > chance, kind
     low, high = gates.BANDS["understanding"]
     assert low - 0.05 <= shares["validation"] <= high + 0.05
@@ -75,13 +76,13 @@ def test_at_eps_zero_without_an_anchor_the_drawing_is_its_own(nano: Backbone) ->
     states = nano.visual_states(images_of(scenes, nano), [caption(s) for s in scenes])
     with torch.no_grad():
         free = nano.draw(states.states_BNH, states.codes).compact
-        held = nano.draw(states.states_BNH, states.codes, anchor=gates.ANCHOR).compact
+        held = nano.draw(states.states_BNH, states.codes, anchor=common.ANCHOR).compact
     assert (free != states.codes).float().mean() > 0.1
     assert (held != states.codes).float().mean() < 0.1
 
 
 def test_it_draws_what_is_named_by_what_one_knows_of_it() -> None:
-    assert gates.knowing(MODEL, seed=1, scale=0.5)["knowledge"] > 0.45
+    assert common.knowing(MODEL, 1, 0.5, temperature=0.7)["knowledge"] > 0.45
 
 
 def test_the_verifier_knows_content_from_style() -> None:

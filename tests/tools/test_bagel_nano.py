@@ -22,7 +22,7 @@ from unigame import bundled
 from unigame.backbones import load_backbone
 from unigame.backbones.bagel import flow
 from unigame.data import build_dataset
-from unigame.demo.run import kind_of
+from unigame.demo.kinds import kind_of
 from unigame.errors import UserError
 from unigame.synthetic.dataset import to_pil
 from unigame.synthetic.knowledge import facts

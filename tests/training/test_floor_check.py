@@ -68,7 +68,7 @@ def test_an_image_text_floor_is_shown_beside_what_clean_pictures_score(
             return super().__call__(given, **kwargs)
 
     scorer = ClipSimilarity(model, "image-text", preprocessing=PREPROCESSING, tokenizer=Tokenizer())
-    monkeypatch.setattr("unigame.methods.selfplay.method.build_scorer", lambda *a, **k: scorer)
+    monkeypatch.setattr("unigame.methods.selfplay.challenger.build_scorer", lambda *a, **k: scorer)
     trainer = make_trainer(
         shared_tiny_janus(),
         tmp_path,

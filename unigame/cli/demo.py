@@ -23,7 +23,8 @@ def demo(quick: bool, seed: int, output: Path, model: str, overwrite: bool) -> N
     Writes table, gallery, curves and adapter.
     """
     require_writable(output, "--output")
-    from unigame.demo.run import kind_of, run_demo
+    from unigame.demo.kinds import kind_of
+    from unigame.demo.run import run_demo
 
     with kept(lambda: _kept(output)):
         run_demo(output=output, quick=quick, seed=seed, model=model, overwrite=overwrite)

@@ -28,15 +28,14 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
-from unigame.backbones.folder import find_checkpoint, find_family
-from unigame.backbones.registry import available_backbones, find_info
 from unigame.data import build_dataset
 from unigame.demo.folder import ARM_DONE, begin, choose_folder, finish
+from unigame.demo.kinds import kind_of
 from unigame.evaluation.ask import Drawing
 from unigame.evaluation.attacks.adversary import LABEL_WEIGHT, START, adversary_for
 from unigame.evaluation.attacks.fresh import attacked_images
 from unigame.evaluation.base import DataSource
-from unigame.evaluation.miniature import usual_drawing, world_benchmarks, write_world
+from unigame.evaluation.miniature import world_benchmarks, write_world
 from unigame.evaluation.record import write_json
 from unigame.evaluation.run import RESULTS, evaluate
 from unigame.evaluation.running import Silent
@@ -58,7 +57,6 @@ from unigame.system.workers import Tell, cores, run_all
 from unigame.training import UniGameTrainer
 from unigame.training.recipe import Recipe, load_recipe
 
-RECIPE, RECIPES = "janus_nano", {"bagel": "bagel_nano"}  # of families that have their own
 DATA, RECORD = "benchmarks", "evaluation"
 QUICK_SHARE = 3  # a quick demo takes a third of the steps
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -152,18 +150,6 @@ def run_demo(
         markup=False,
     )
     return found
-
-
-def kind_of(model: str) -> tuple[str, Drawing]:
-    """The recipe that a demo of a checkpoint plays, and how it lets it draw.
-
-    Raises:
-        UserError: no checkpoint of a known family.
-    """
-    family, _ = find_family(find_checkpoint(model), available_backbones())
-    info = find_info(family)
-    latents = info is not None and info.drawing == "latents"
-    return RECIPES.get(family, RECIPE), usual_drawing(latents)
 
 
 def _workers() -> int:

@@ -246,6 +246,10 @@ class SelfPlay(Method):
         self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
         self._told = False  # that no method offers any
 
+    def play_by(self, settings: SelfPlaySettings) -> None:
+        """Play by other settings from now on; what is made already, as the buffer, stays."""
+        self.settings = self.challenger.settings = self.replay.settings = settings
+
     @property
     def perturber(self) -> PerturberBase:
         """C's network."""
