@@ -259,14 +259,15 @@ class SelfPlaySettings:
         "Share of a batch that is drawn in styles, its last rows, K candidates of each; "
         "challenge_share comes on top. Without styles nothing is.",
     )
-    style_learning_rate: float = setting(
-        0.05,
+    style_memory: float = setting(
+        20.0,
         Number(low=0, high=1e30),
-        "Adam learning rate of the styles' logits. 0: all are equally likely, for good.",
+        "Steps over which C remembers what drawings in each style were worth. 0: all styles are "
+        "equally likely, for good.",
     )
     style_entropy: float = setting(
-        0.02,
-        _WEIGHT,
+        0.015,
+        _POSITIVE,
         "What C pays for a nat of lost entropy, beside a worth from 0 to 1 of each drawing.",
     )
     style_temperature: float = setting(1.0, _POSITIVE, "Of drawing in styles.")
