@@ -148,7 +148,7 @@ def _measured(arms: Mapping[str, Sequence[Job]]) -> dict[str, Any]:
 def _rounds(arms: Mapping[str, Sequence[Job]]) -> dict[str, Any]:
     """Of each log entry that had a round: its step, and the mean over seeds of each figure."""
     logs = [
-        [entry for entry in json.loads((job.folder / "trained.json").read_text("utf-8"))["log"]]
+        json.loads((job.folder / "trained.json").read_text("utf-8"))["log"]
         for job in arms["verify"]
     ]
     rounds = [[entry for entry in log if "verify_kept" in entry] for log in logs]

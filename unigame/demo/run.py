@@ -66,7 +66,6 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "unigame": {},
 }
 ARMS = ("base", *CONTROLS)
-_LONGEST_FIRST = tuple(reversed(ARMS))
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ def run_demo(
     with progress_on(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
         # The longest first, so that no core is left with one at the end.
-        left = [arm for arm in _LONGEST_FIRST if not (output / "arms" / arm / ARM_DONE).exists()]
-        left = [arm for arm in left if arm in ARMS]
+        left = [arm for arm in reversed(ARMS) if not (output / "arms" / arm / ARM_DONE).exists()]
         progress.update(overall, completed=len(ARMS) - len(left))
         run_all(
             [(arm, _Job(arm, output, recipe, config, sources)) for arm in left],
