@@ -165,8 +165,8 @@ def test_a_file_that_is_not_a_picture_is_named(tmp_path, capsys):
 def test_demo_passes_its_arguments_on_and_says_what_to_do_next(tmp_path, capsys, monkeypatch):
     calls = stand_in(monkeypatch, "unigame.demo.run", run_demo={})
     out = write_run(tmp_path / "out")
-    assert cli.main(["demo", "--quick", "--seed", "3", "--output", str(out)]) == 0
-    settings = {"output": out, "quick": True, "seed": 3}
+    assert cli.main(["demo", "--quick", "--seed", "3", "--output", str(out), "--workers", "1"]) == 0
+    settings = {"output": out, "quick": True, "seed": 3, "workers": 1}
     settings |= {"model": "janus-nano", "overwrite": False}
     assert calls == [("run_demo", (), settings)]
     said = "".join(capsys.readouterr().out.split())  # a terminal wraps

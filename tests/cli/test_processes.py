@@ -111,3 +111,21 @@ def test_the_pictures_of_a_killed_process_are_drawn_by_the_first(
     assert sorted(first.drawn) == sorted(set(alone.drawn) - {alone.drawn[4]})
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "process 1 was killed by signal 9" in line] == said[-1:]
+
+
+def test_processes_that_would_have_no_picture_are_said_and_not_started(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    started = []
+    popen = processes.subprocess.Popen
+
+    def start(words, **settings):
+        started.append(settings["env"]["RANK"])
+        return popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    monkeypatch.setattr("unigame.cli.picture_files.LEAST_PATIENCE", 0.1)
+    (tmp_path / "out").mkdir()
+    draw(monkeypatch, tmp_path / "out", "--num-images", "2", "--processes", "4")
+    assert started == ["1"] and len(pictures(tmp_path / "out")) == 2
+    assert "--processes 4 for 2 pictures: 2 not started" in capsys.readouterr().err

@@ -17,7 +17,14 @@ from unigame.system.writable import require_writable
 @option("--output", type=options.PATH, default="runs/demo", help="folder to write")
 @options.model
 @option("--overwrite", is_flag=True, help="replace a demo of other settings in --output")
-def demo(quick: bool, seed: int, output: Path, model: str, overwrite: bool) -> None:
+@option(
+    "--workers",
+    type=options.POSITIVE,
+    help="arms at a time, a process each [default: one a core; one on an accelerator]",
+)
+def demo(
+    quick: bool, seed: int, output: Path, model: str, overwrite: bool, workers: int | None
+) -> None:
     """Train SFT, UniGame and the controls at the same budget, and evaluate them all.
 
     Writes table, gallery, curves and adapter.
@@ -27,7 +34,14 @@ def demo(quick: bool, seed: int, output: Path, model: str, overwrite: bool) -> N
     from unigame.demo.run import run_demo
 
     with kept(lambda: _kept(output)):
-        run_demo(output=output, quick=quick, seed=seed, model=model, overwrite=overwrite)
+        run_demo(
+            output=output,
+            quick=quick,
+            seed=seed,
+            model=model,
+            overwrite=overwrite,
+            workers=workers,
+        )
     write_beside(output)
     other = [] if model in options.BUNDLED_MODELS else ["--model", model]
     next_step(

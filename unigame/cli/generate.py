@@ -61,6 +61,9 @@ def generate(
     count = min(ranks.count, num_images)
     if ranks.rank >= count:
         return  # more processes than pictures
+    if to_start > count:
+        idle = to_start - count
+        click.echo(f"--processes {to_start} for {count} pictures: {idle} not started", err=True)
     files = PictureFiles(paths, count)
     words = click.get_current_context().find_root().obj
     with (

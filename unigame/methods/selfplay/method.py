@@ -249,6 +249,8 @@ class SelfPlay(Method):
     def play_by(self, settings: SelfPlaySettings) -> None:
         """Play by other settings from now on; what is made already, as the buffer, stays."""
         self.settings = self.challenger.settings = self.replay.settings = settings
+        if self.styles is not None:
+            self.styles.settings = settings
 
     @property
     def perturber(self) -> PerturberBase:
