@@ -223,6 +223,21 @@ def test_a_submission_without_any_picture_or_reply_is_none(tmp_path):
         benchmark.score([], {}, tmp_path)
 
 
+def test_too_few_annotators_are_said_before_and_after(tmp_path, caplog):
+    """One answer a question is what people's own data have: the vote gives every reply 0 of it."""
+    rows = [row(1, answers=answers("red")[:1]), row(2, answers=answers("red")[:4])]
+    write_parquet(tmp_path / "validation.parquet", rows)
+    benchmark = VQAv2()
+    loaded = benchmark.load(DataSource(root=tmp_path))
+    said = "1 of 2 questions have fewer than 4 answers"
+    assert said in caplog.text and "to these 0 % at most" in caplog.text
+    predictions = {item.id: Prediction(item.id, "red") for item in loaded.items}
+    scored = benchmark.score(loaded.items, predictions, tmp_path)
+    assert [unit.counts for unit in scored.metrics[0].units] == [(0.0,), (1.0,)]
+    assert said in scored.warnings[0]
+    assert benchmark.score(loaded.items[1:], predictions, tmp_path).warnings == []
+
+
 # ---- VQA's own json ------------------------------------------------------------------------------
 
 

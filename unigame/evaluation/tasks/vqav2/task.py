@@ -40,8 +40,11 @@ from unigame.evaluation.items import Row, by_group, collect, loaded, replies, sh
 from unigame.evaluation.source import BadRow, Rows, field, read_json, read_rows
 from unigame.evaluation.tasks.vqav2.rules import INSTRUCTION, Variant, clean_reply, soft_score
 from unigame.reports.metrics import Metric, Unit
+from unigame.system.say import warn
 
 SUBMISSION = "submission"
+FULL_VOTES = 4
+"""Annotators who agree, for a full score: whoever is left out, three others are left."""
 
 
 class VQAv2(Benchmark):
@@ -85,6 +88,8 @@ class VQAv2(Benchmark):
             raise UserError(
                 f"{where} has no usable row: no question has a picture; is their folder there?"
             )
+        for line in self._few_votes(items):
+            warn(f"{where}: {line}")
         return loaded(items, data.info, skips)
 
     def _rows(self, source: DataSource) -> Rows:
@@ -144,7 +149,20 @@ class VQAv2(Benchmark):
                 name = "accuracy_" + kind.replace("/", "_")
                 these = tuple(replace(unit, group="") for unit in some)
                 metrics.append(Metric(name, f"{self.title} accuracy, {kind}", these))
-        return Scored(metrics)
+        return Scored(metrics, warnings=self._few_votes(items))
+
+    def _few_votes(self, items: Sequence[Item]) -> list[str]:
+        """That some questions have too few annotators for a full score, with what mends it."""
+        votes = [len(item.reference.get("answers", ())) for item in items]
+        few = [count for count in votes if count < FULL_VOTES]
+        if self.parser == SUBMISSION or not few:
+            return []
+        most = 100 * min(1.0, (max(few) - 1) / 3)
+        return [
+            f"{len(few)} of {len(votes)} questions have fewer than {FULL_VOTES} answers, and VQA's "
+            f"vote, which leaves one annotator out, gives any reply to these {most:.0f} % at most; "
+            "repeat a sure answer ten times to score by exact match"
+        ]
 
     def score_reply(self, reply: str, answers: Sequence[str]) -> float:
         """The soft score of one reply, in [0, 1], as the parser variant has it."""
