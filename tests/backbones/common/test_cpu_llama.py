@@ -115,3 +115,20 @@ def test_drawings_are_those_of_the_plain_way(guidance: float, adapted: bool, mon
     backbone.lean_drawing = False
     monkeypatch.setattr(CpuLlama, "step", lambda *_: pytest.fail("switched off"))
     assert torch.equal(lean, backbone.generate_codes(prompts, **settings))
+
+
+def test_a_class_of_its_own_reads_the_prompt_of_several_drawings_once_too(monkeypatch):
+    backbone = tiny_backbone()
+    prompts = ["a red circle"] * 3 + ["two small green squares left of a blue cross"]
+    settings = {"guidance_scale": 5.0, "seeds": [1, 2, 3, 4]}
+    monkeypatch.setattr("unigame.backbones.common.fast.cpu_llama.supports", lambda _: False)
+    rows: list[int] = []
+    hook = backbone.language_model.register_forward_pre_hook(
+        lambda _, __, given: rows.append(len(given["inputs_embeds"])), with_kwargs=True
+    )
+    codes = backbone.generate_codes(prompts, **settings)
+    assert rows[0] == 4, "two prompts, and their unconditional twins"
+    assert set(rows[1:]) == {8}
+    hook.remove()
+    backbone.lean_drawing = False
+    assert torch.equal(codes, backbone.generate_codes(prompts, **settings))

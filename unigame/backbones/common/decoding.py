@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from unigame.backbones.common.fast import cpu_llama, static_lm
 from unigame.backbones.common.fast.cpu_llama import CpuLlama
+from unigame.backbones.common.fast.prompt_cache import read_prompts
 from unigame.backbones.common.fast.static_lm import StaticLM
 from unigame.backbones.common.layout import PaddedTokens
 
@@ -94,6 +95,11 @@ class _CachedLM:
 
     def start(self, embeds_BLH: Tensor) -> Tensor:
         return self._run(embeds_BLH, self.tokens.positions + self.behind)
+
+    def start_alike(self, embeds_BLH: Tensor) -> Tensor:
+        """Start with prompts that are their tokens alone, each different one read once."""
+        hidden_BH, self.cache = read_prompts(self.language_model, embeds_BLH, self.tokens)
+        return hidden_BH
 
     def step(self, embeds_BTH: Tensor) -> Tensor:
         count = embeds_BTH.shape[1]
@@ -203,7 +209,8 @@ def decode_codes(
         model = StaticLM(language_model, tokens, room=room)
     else:
         model = _CachedLM(language_model, tokens)
-    hidden_BH = model.start(embeds_BLH)
+    shared = lean and isinstance(model, _CachedLM)
+    hidden_BH = model.start_alike(embeds_BLH) if shared else model.start(embeds_BLH)
     codes: list[Tensor] = []
     while True:
         codes.append(sampling.choose(scores(hidden_BH).float(), len(codes)))
