@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import peft
+import record
 import torch
 from evidence_presets import TEXTS, Arm, Settings
 from torch.utils.data import Dataset
@@ -53,6 +54,12 @@ METRICS = (
     *(f"ood/{condition}" for condition in CONDITIONS),
     *("t2i_exact", "new_task", "old_tasks"),
 )
+SIZE_OF = {
+    **{"ood": "ood", "id": "id", "gacc": "groups", "attack": "attacked"},
+    **dict.fromkeys(("consistency", "t2i", "t2i_exact"), "drawings"),
+    **dict.fromkeys(("new_task", "old_tasks"), "task"),
+}
+"""The size in `measured` that a metric is off with."""
 SPLITS_OF = {"validation": ("ood_validation", "validation"), "test": ("ood", "test")}
 """What is asked out of and in distribution, of each split."""
 
@@ -83,6 +90,21 @@ class Job:
         found: dict[str, float | None] = json.loads(self.result.read_text("utf-8"))["figures"]
         return found
 
+    def code(self) -> set[str]:
+        """What trained and measured it."""
+        files = (self.folder / "trained.json", self.result)
+        records = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+        return {record.get("code", "unknown") for record in records}
+
+    def hard_rows(self) -> float | None:
+        """Rows of the buffer that U learned from, a step; None where nothing was mined."""
+        trained = self.folder / "trained.json"
+        if not trained.exists():
+            return None
+        log = json.loads(trained.read_text("utf-8"))["log"]
+        found = [entry["replayed"] for entry in log if "replayed" in entry]
+        return sum(found) / len(found) if found else None
+
 
 def do(job: Job, tell: Tell = lambda *_: None) -> None:
     """Train and measure what is not there yet."""
@@ -97,7 +119,7 @@ def do(job: Job, tell: Tell = lambda *_: None) -> None:
         backbone = load_backbone(job.model, dtype="float32", adapter=adapter if trained else None)
         clock = _Clock()
         figures = measure(backbone, job.settings, job.seed, job.split, tell)
-        _write(job.result, {"figures": figures, **clock.read()})
+        _write(job.result, {"figures": figures, **clock.read(), "code": record.code()})
 
 
 class _Clock:
@@ -376,11 +398,17 @@ def _train(job: Job, tell: Tell) -> None:
     trainer.backbone.save_pretrained(job.folder / "adapter")
     log = trainer.state.log_history
     said = [text for method in trainer.methods if (text := method.summary())]
-    record = {"steps": steps, **clock.read(), "said": said, "log": log}
-    _write(job.folder / "trained.json", record)
+    spent = {"steps": steps, **clock.read(), "said": said, "log": log}
+    _write(job.folder / "trained.json", {**spent, "code": record.code()})
 
 
 # ---- measuring -----------------------------------------------------------------------------------
+def metrics_of(settings: Settings) -> list[str]:
+    """The metrics that a preset measures."""
+    sizes = {**settings.measured, "task": settings.task_scenes and settings.measured["task"]}
+    return [metric for metric in METRICS if sizes[SIZE_OF[metric.split("/")[0]]]]
+
+
 def measure(
     backbone: Backbone,
     settings: Settings,
