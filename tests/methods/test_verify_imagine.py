@@ -18,6 +18,8 @@ from tests.training.helpers import (
     whole_and_resumed,
 )
 from unigame.errors import UserError
+from unigame.methods.drawings.readers import Reader
+from unigame.methods.drawings.verifying import Verifier
 from unigame.methods.imagine import Imagine
 from unigame.methods.registry import build_methods
 from unigame.methods.verify import Verify
@@ -107,7 +109,7 @@ def test_without_rows_of_drawing_the_caption_loss_is_not_run(
 def test_rehearsal_repeats_what_the_base_says_of_the_same_drawings(
     tiny_path: Path, tmp_path: Path, texts: str
 ) -> None:
-    settings = listed(texts, captions=4)["imagine"]
+    settings = listed(texts, captions=1, drawings=1)["imagine"]
     (method,) = build_methods({"imagine": settings})
     trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=3)
     trainer.train()  # U has moved since
@@ -117,12 +119,75 @@ def test_rehearsal_repeats_what_the_base_says_of_the_same_drawings(
         *short, (question, described) = kept.old
         assert question == "describe the image"
         with backbone.lora_disabled():
-            assert backbone.caption(picture) == [described]
+            assert backbone.caption(picture, max_new_tokens=64) == [described]
         for question, said in short:
             assert "is there" in question
             with backbone.lora_disabled():
-                again = backbone.answer(picture, [question], max_new_tokens=2)
+                again = backbone.answer(picture, [question], max_new_tokens=64)
             assert again == [said]
+
+
+def test_a_reply_that_did_not_end_is_not_rehearsed(
+    tiny_path: Path, tmp_path: Path, texts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = listed(texts, captions=4)["imagine"]
+    (method,) = build_methods({"imagine": {**settings, "rehearsal_tokens": 12}})
+    trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
+    endless = "what colour is the shape"  # the base never ends such a reply; one word ends at once
+
+    def answer(images: Any, questions: Any, *, max_new_tokens: int, **more: Any) -> list[str]:
+        assert max_new_tokens in (2, 12)
+        words = (endless.split() * 9)[:max_new_tokens]
+        return [" ".join(words) if n % 4 else "yes" for n, _ in enumerate(questions)]
+
+    trainer.backbone.answer = answer  # type: ignore[method-assign]
+    trainer.train()
+    kept = [reply for drawing in method.store.drawings for _, reply in drawing.old]
+    assert kept and set(kept) == {"yes"}
+    (entry,) = logs(trainer)
+    assert entry["imagine_cut"] == method.counts["cut"] / method.counts["replied"] > 0.5
+    assert [f.symptom for f in method.health([]) if "rehearsal_tokens=12" in f.knob] == [
+        "rehearsal cut"
+    ]
+    assert sum("rehearsal cut" in text for text in caplog.messages) == 1
+
+
+def test_a_reply_that_fits_no_row_is_not_rehearsed(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    (method,) = build_methods({"imagine": listed(texts)["imagine"]})
+    trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
+    asked = "is it red"
+    assert method._can_be_learned(asked, "yes")
+    needs = trainer.backbone.text_rules.layout.reading_length(asked, "yes", 1)
+    for length, fits in ((needs, True), (needs - 1, False)):
+        trainer.args.max_length = length
+        assert method._can_be_learned(asked, "yes") == fits
+
+
+def test_of_a_bare_caption_other_questions_are_learned_than_those_that_verified(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def agreement(self: Any, codes: Any, questions: Any, base: bool) -> Any:
+        asked.extend([question for question, _ in own] for own in questions)
+        return [1.0 if own else None for own in questions], 0, 0
+
+    monkeypatch.setattr(Verifier, "_agreement", agreement)
+    file = tmp_path / "texts.txt"
+    file.write_text("a red circle and a green box\na circle", encoding="utf-8")
+    more = {"drawings": 1, "captions": 2, "describe": False}
+    method = Imagine(texts=str(file), question_maker="phrases", **more, **DRAWN)
+    make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1).train()
+    assert sorted(asked) == [
+        ["is there a circle?"],
+        ["is there a red circle?", "is there a red box?"],
+    ]
+    (kept,) = method.store.drawings
+    assert kept.questions == [("is there a green box?", "yes"), ("is there a green circle?", "no")]
+    assert {question for question, _ in kept.old} <= {*asked[0], *asked[1]}
+    assert method.recent == [[2, 2, 0, 1]], "of one question nothing is left to learn"
 
 
 def test_describing_is_rehearsed_unless_it_is_switched_off(
@@ -167,6 +232,64 @@ def test_the_adversary_joins_where_it_is_asked_to(
     restyled = sources(challenge_drawings=True, buffer_per_source=None)
     assert restyled and all(source.startswith("imagine: a ") for source in restyled)
     assert not any(source.startswith("imagine") for source in sources())
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_styles_draw_the_captions_of_confirmed_drawings_too(
+    tiny_path: Path, tmp_path: Path, texts: str, joins: bool
+) -> None:
+    game = {"styles": ["faint : {caption}"], "similarity": "none", "guidance_scale": 1.0}
+    game |= {"buffer_per_source": None, "challenge_share": 0.25, "styled_share": 0.75}
+    listed_imagine = {**listed(texts)["imagine"], "rehearsal": 0, "drawing_rows": 0}
+    methods = [
+        *build_methods({"imagine": listed_imagine}),
+        make_game(challenge_drawings=joins, **game),
+    ]
+    data = Records(4)
+    for item in data.items:
+        item["caption"] = "a cross"
+    trainer = make_trainer(tiny_path, tmp_path, data, methods=methods, max_steps=1)
+    drawn: list[str] = []
+    original = trainer.backbone.generate_compact
+
+    def watched(prompts: Any, **options: Any) -> torch.Tensor:
+        drawn.extend(prompt for prompt in prompts if prompt.startswith("faint"))
+        return original(prompts, **options)
+
+    trainer.backbone.generate_compact = watched  # type: ignore[method-assign]
+    trainer.train()
+    styled = drawn[:3]  # three quarters of the batch; more are drawn for the report
+    known = {f"faint : {caption}" for caption in CAPTIONS}
+    assert set(styled) <= known if joins else set(styled) == {"faint : a cross"}
+    buffer = game_of(trainer).buffer.samples
+    assert len(buffer) == 4
+    assert {str(one.source).startswith("imagine: a ") for one in buffer} == {joins}
+    if joins:  # the truth of the caption goes with it
+        assert all(f"a {one.answer} circle" in str(one.source) for one in buffer)
+
+
+def test_methods_that_offer_drawings_take_turns(tiny_path: Path, tmp_path: Path) -> None:
+    game = make_game(challenge_drawings=True)
+    trainer = make_trainer(tiny_path, tmp_path, methods=[game])
+    batch = trainer._read(trainer.data_collator([trainer.train_dataset[0]]))
+    rows = batch.answers
+    asked: list[tuple[str, int]] = []
+
+    def offer(name: str, given: Any = rows) -> Any:
+        def call(count: int) -> Any:
+            asked.append((name, count))
+            return given
+
+        return call
+
+    batch.offered = [offer("verify"), offer("imagine")]
+    for turn in range(3):
+        assert game._offered(batch, 5, turn) is rows
+    assert asked == [("verify", 5), ("imagine", 5), ("verify", 5)]
+    asked.clear()
+    batch.offered[0] = offer("verify", None)
+    assert game._offered(batch, 5, 0) is rows
+    assert [name for name, _ in asked] == ["verify", "imagine"]
 
 
 def test_an_adversary_without_drawings_says_so(
@@ -230,6 +353,8 @@ def test_nothing_confirmed_is_said_with_the_knob(
         (Verify, {"reader": "wrld"}, "world"),
         (Verify, {"confirm": 0}, "confirm"),
         (Verify, {"temperature": 0}, "temperature"),
+        (Verify, {"weight": 0}, "weight"),
+        (Verify, {"every": 10, "max_age": 9}, "max_age=9 below every=10"),
         (Imagine, {"rehearsal": 1}, "rehearsal"),
     ],
 )
@@ -241,6 +366,129 @@ def test_settings_that_cannot_work_are_named(method: Any, settings: Any, said: s
 def test_imagine_without_captions_is_refused() -> None:
     with pytest.raises(UserError, match="texts"):
         Imagine().check(None)
+
+
+@pytest.mark.parametrize("verifier", ["base", "current", "none"])
+def test_a_new_task_does_not_verify_itself(verifier: str) -> None:
+    method = Imagine(texts="t.jsonl", question_maker="given", verifier=verifier)
+    if verifier == "none":
+        method.check(None)
+        return
+    with pytest.raises(UserError, match="question_maker=given with method imagine"):
+        method.check(None)
+
+
+def test_settings_without_effect_are_said(
+    tiny_path: Path, tmp_path: Path, texts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = listed(texts, per_caption=1, endpoint="m@http://x/v1")
+    settings["imagine"] |= {"rehearsal": 0, "describe": False}
+    methods = build_methods(settings)
+    make_trainer(
+        tiny_path,
+        tmp_path,
+        Records(4, captions=True),
+        methods=methods,
+        max_steps=1,
+        gradient_accumulation_steps=2,
+    )
+    for method in methods:
+        method.begin(1)
+    of_verify, of_imagine = (
+        "\n".join(text for text in caplog.messages if f"method {name}:" in text)
+        for name in ("verify", "imagine")
+    )
+    for said in (of_verify, of_imagine):
+        assert "answer_tokens=2 (verifier=none" in said and "endpoint=m@" in said
+        assert "per_caption=1 below drawings=2" in said
+    assert "describe=False (rehearsal=0)" in of_imagine and "confirm=" not in of_imagine
+    assert "micro-batches" in of_verify and "micro-batches" not in of_imagine
+
+
+# ---- nothing to draw, and nothing but drawings ---------------------------------------------------
+def test_captions_alone_are_enough(tiny_path: Path, tmp_path: Path) -> None:
+    data = Records(4, captions=True)
+    for item in data.items:
+        item["question"] = item["answer"] = None
+    method = Verify(verifier="none", drawings=1, **DRAWN)
+    trainer = make_trainer(
+        tiny_path, tmp_path, data, methods=[method], max_steps=1, generation_weight=0.0
+    )
+    trainer.train()
+    (entry,) = logs(trainer)
+    assert entry["loss"] == pytest.approx(entry["generation_loss"], abs=1e-5) and len(method.store)
+    assert entry["unused_rows"] == 0
+
+
+def test_data_without_a_caption_is_refused(tiny_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="method verify has nothing to draw: none of 4 rows"):
+        make_trainer(tiny_path, tmp_path, Records(4), methods=[Verify(**DRAWN)])
+
+
+def test_rounds_without_a_caption_are_said(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Records(9)
+    data.items[8]["caption"] = "a red circle"  # met by none of the first steps
+    method = Verify(every=1, **DRAWN)
+    more = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    trainer = make_trainer(tiny_path, tmp_path, data, methods=[method], **more)
+    trainer.train()
+    (finding,) = [f for f in trainer.health() if f.symptom == "nothing confirmed"]
+    assert "2 rounds met no caption" in finding.says
+    assert sum("met no caption" in text for text in caplog.messages) == 1
+    assert "nothing was drawn" in method.summary()
+
+
+# ---- honesty in a run ----------------------------------------------------------------------------
+def test_a_verifier_that_begins_to_confirm_what_is_wrong_is_told_in_the_run(
+    tiny_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of six drawings of a caption the reader finds half wrong; from step 2 on U confirms all."""
+    rounds: list[int] = []
+
+    def agreement(self: Any, codes: Any, questions: Any, base: bool) -> Any:
+        biased = len(rounds) >= 2
+        rounds.append(len(questions))
+        return [1.0 if biased or row % 2 else 0.0 for row in range(len(questions))], 0, 0
+
+    def judge(images: Any, captions: Any) -> list[bool]:
+        return [bool(row % 2) for row in range(len(images))]
+
+    monkeypatch.setattr(Verifier, "_agreement", agreement)
+    reader = Reader("world", judge)
+    monkeypatch.setattr("unigame.methods.drawings.method.build_reader", lambda name: reader)
+    more = {**DRAWN, "draw_batch": 32}
+    method = Verify(every=1, drawings=6, verifier="current", reader="world", **more)
+    data = Records(4, captions=True)
+    trainer = make_trainer(tiny_path, tmp_path, data, methods=[method], max_steps=4)
+    trainer.train()
+    assert sum("verifier drifts" in text for text in caplog.messages) == 1
+    (finding,) = [f for f in trainer.health() if f.symptom == "verifier drifts"]
+    assert "100%, at first 0%" in finding.says
+    assert [entry["verify_false_confirmed"] for entry in logs(trainer)] == [0, 0, 1, 1]
+
+
+def test_a_verifier_that_stops_confirming_is_told(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the last rounds, not by the whole run."""
+    rounds: list[int] = []
+
+    def agreement(self: Any, codes: Any, questions: Any, base: bool) -> Any:
+        rounds.append(len(questions))
+        return [float(len(rounds) < 3)] * len(questions), 0, 0
+
+    monkeypatch.setattr(Verifier, "_agreement", agreement)
+    method = Verify(every=1, drawings=7, **{**DRAWN, "draw_batch": 28})
+    data = Records(4, captions=True)
+    trainer = make_trainer(tiny_path, tmp_path, data, methods=[method], max_steps=4)
+    trainer.train()
+    assert method.counts["kept"] == 2 * 28
+    assert "0 of the last 56" in next(f.says for f in trainer.health() if "nothing" in f.symptom)
 
 
 def test_a_text_that_the_model_cannot_lay_out_is_named(tiny_path: Path, tmp_path: Path) -> None:

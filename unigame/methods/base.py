@@ -132,6 +132,8 @@ class Method:
     """Losses whose rows it may add: each is run in every step, so that ranks keep step."""
     learns_pictures: ClassVar[bool] = False
     """Whether a row that holds nothing but a picture is a row for it."""
+    learns_alone: ClassVar[bool] = False
+    """Whether it brings rows of its own making, so that a run may have nothing else to learn."""
     rate: ClassVar[str] = ""
     """Name of the setting that is its player's learning rate, for messages about divergence."""
     run: Run
@@ -208,6 +210,11 @@ class Method:
     @property
     def refuses_missing_captions(self) -> bool:
         """Whether an answer without a caption is no row for it."""
+        return False
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether it has nothing to do on data without a caption."""
         return False
 
     def setup(self, run: Run) -> None:

@@ -33,21 +33,38 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
     Raises:
         UserError: no row can be learnt from, or a method cannot do with so few answers.
     """
+    _require_captions(dataset, methods)
     needed = [(method, method.answers_needed(args)) for method in methods]
     enough = max([1, *(number for _, number in needed)])
     kinds = kinds_of(dataset, enough)
     if kinds is None or not kinds.whole or not kinds.rows:
         return
-    by_pictures = any(method.learns_pictures for method in methods)
-    if not kinds.answered and args.generation_weight == 0 and not by_pictures:
+    if not kinds.answered and args.generation_weight == 0 and not _learns_otherwise(methods):
         raise UserError(
             f"generation_weight=0 leaves nothing to learn: none of {kinds.rows} rows has an "
             "answer, and captions train only with a weight; set generation_weight=1, or give "
-            "questions and answers, or list method reca, which learns from pictures alone"
+            "questions and answers, or list method reca, which learns from pictures alone, or "
+            "verify, which draws captions"
         )
     for method, number in needed:
         if kinds.played < number:
             method.check_answers(kinds.played, kinds.named, args)
+
+
+def _learns_otherwise(methods: Sequence[Method]) -> bool:
+    """Whether a run can learn without an answer or the loss of captions."""
+    return any(method.learns_pictures or method.learns_alone for method in methods)
+
+
+def _require_captions(dataset: Any, methods: Sequence[Method]) -> None:
+    """Refuse data without a caption for a method that lives on those of the data."""
+    lacking = [method.name for method in methods if method.needs_captions]
+    kinds = kinds_of(dataset, captions=True) if lacking else None
+    if kinds is not None and kinds.whole and kinds.rows and not kinds.captioned:
+        raise UserError(
+            f"method {lacking[0]} has nothing to draw: none of {kinds.rows} rows has a caption; "
+            "name a file of captions (texts), or give rows with captions"
+        )
 
 
 # ---- while it runs -------------------------------------------------------------------------------
@@ -63,6 +80,7 @@ class Watch(TrainerCallback):
         self.methods = methods
         self.dataset = dataset
         self._by_pictures = any(method.learns_pictures for method in methods)
+        self._otherwise = _learns_otherwise(methods)
         self._idle = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,7 +120,7 @@ class Watch(TrainerCallback):
         Raises:
             UserError: the run began with ``IDLE_STEPS`` of them.
         """
-        if counts.answers or (counts.captions and generation_weight > 0) or self._by_pictures:
+        if counts.answers or (counts.captions and generation_weight > 0) or self._otherwise:
             self._idle = -1  # it has begun to learn
         elif self._idle >= 0:
             self._idle += 1

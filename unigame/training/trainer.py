@@ -295,7 +295,7 @@ class UniGameTrainer(ResumableTrainer):
         records, others = batch.records, batch.others
         if records.counts:
             used_R = batch.has_answer_R
-            if self.args.generation_weight > 0:
+            if self.args.generation_weight > 0 or any(m.needs_captions for m in self.methods):
                 used_R = used_R | batch.has_caption_R
             if self._learns_pictures:
                 used_R = torch.ones_like(used_R)

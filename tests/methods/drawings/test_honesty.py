@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from unigame.methods.drawings.readers import Honesty, build_reader
+from unigame.methods.drawings.readers import Honesty, Judged, build_reader
 from unigame.methods.drawings.verifying import Verdicts, Verifier
 from unigame.synthetic.from_captions import WorldQuestions
 from unigame.synthetic.world import CELLS, Scene, Thing, render
@@ -111,31 +111,43 @@ def test_precision_and_recall_are_of_what_the_reader_could_tell() -> None:
         confirmed=[True, True, True, False, False, True],
         right=[True, True, False, True, False, None],
     )
-    assert honesty.see(verdicts) == {"true": (3, 5), "precision": (2, 3), "recall": (2, 3)}
+    judged = Judged.of(verdicts)
+    assert judged.figures() == {
+        **{"true": (3, 5), "precision": (2, 3), "recall": (2, 3), "false_confirmed": (1, 2)}
+    }
+    honesty.see(judged)
     assert honesty.precision == honesty.recall == 2 / 3
-    assert honesty.see(Verdicts(confirmed=[True], right=[None])) == {}
+    assert Judged.of(Verdicts(confirmed=[True], right=[None])) == Judged()
     again = Honesty()
     again.load_state_dict(honesty.state_dict())
     assert again == honesty
 
 
-@pytest.mark.parametrize(("late", "drifts"), [(24, False), (22, False), (12, True)])
-def test_a_falling_precision_is_drift(late: int, drifts: bool) -> None:
+@pytest.mark.parametrize(("late", "drifts"), [(0, False), (1, False), (6, True)])
+def test_confirming_more_of_what_is_wrong_is_drift(late: int, drifts: bool) -> None:
     honesty = Honesty()
 
-    def see(right: int, of: int) -> None:
-        honesty.see(Verdicts([True] * of, [True] * right + [False] * (of - right)))
+    def see(misjudged: int, wrong: int, right: int) -> None:
+        honesty.see(Judged(wrong + right, right, right + misjudged, right))
 
-    see(24, 24)
+    see(0, 24, right=24)
     assert honesty.drift() is None
     for _ in range(3):
-        see(late // 2, 12)
+        see(late, 12, right=12)
     assert (honesty.drift() is not None) == drifts
     if drifts:
-        assert honesty.drift() == (1.0, 0.5)
+        assert honesty.drift() == (0.0, 0.5)
         for _ in range(3):  # it is about now: the reader and U are of one mind again
-            see(12, 12)
+            see(0, 12, right=12)
         assert honesty.drift() is None
+
+
+def test_a_g_that_draws_worse_is_no_drift_of_u() -> None:
+    """U confirms a tenth of what is wrong all along; only the precision falls."""
+    honesty = Honesty()
+    for right in (90, 90, 90, 2, 2, 2):
+        honesty.see(Judged(right + 30, right, right + 3, right))
+    assert honesty.drift() is None
 
 
 def test_a_verifier_that_takes_to_confirming_everything_is_told() -> None:
@@ -144,9 +156,9 @@ def test_a_verifier_that_takes_to_confirming_everything_is_told() -> None:
     check = verifier(model, "current", "world", batch=64)
     scenes = [THINGS, OTHER] * 12
     for _ in range(2):
-        honesty.see(judged(check, *scenes))
+        honesty.see(Judged.of(judged(check, *scenes)))
     assert honesty.precision == 1 and honesty.drift() is None
     model.biased = True
-    honesty.see(judged(check, *scenes))
-    early, late = honesty.drift() or (0, 1)
-    assert (early, late) == (1.0, 0.5)
+    for _ in range(2):
+        honesty.see(Judged.of(judged(check, *scenes)))
+    assert honesty.drift() == (0.0, 1.0)

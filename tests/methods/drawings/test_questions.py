@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation.scorers.judge_server import Answer, judge_server
 from unigame.errors import UserError
 from unigame.methods.drawings.phrases import PhraseQuestions, noun_phrases, swapped
-from unigame.methods.drawings.questions import KeptQuestions, agrees, build_maker
+from unigame.methods.drawings.questions import KeptQuestions, agrees, build_maker, held_out
 from unigame.methods.drawings.written import OPEN, YES_NO, WrittenQuestions, parse
 
 WORLD = "northwest red disc, south blue cross"
@@ -113,6 +113,38 @@ def test_what_a_model_writes_is_kept_and_the_rest_counted(tmp_path: Path) -> Non
     again = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify", rank=1)
     assert again([*captions, "a cow"])[2] == [("Moo?", "yes")]
     assert len(texts) == asked_once, "what is known is not written again"
+
+
+def test_what_another_maker_wrote_is_not_asked(tmp_path: Path) -> None:
+    def maker(word: str, writer: str) -> KeptQuestions:
+        reply = [f"Question: {word}?\nAnswer: yes"]
+        written = WrittenQuestions(lambda asked: reply * len(asked), writer)
+        return KeptQuestions(written, tmp_path, "verify")
+
+    assert maker("Moo", "a")(["a cow"]) == [[("Moo?", "yes")]]
+    assert maker("Mee", "b")(["a cow"]) == [[("Mee?", "yes")]]
+    assert maker("Maa", "a")(["a cow"]) == [[("Moo?", "yes")]], "its own are still there"
+
+
+@pytest.mark.parametrize(
+    ("answers", "left"),
+    [
+        (["2", "red", "disc", "yes", "blue", "box", "yes"], ["red", "blue"]),  # of the world
+        (["yes", "red"], ["red"]),
+        (["red", "blue"], ["blue"]),
+        (["yes", "yes", "no", "no"], ["yes", "no"]),  # by noun phrases
+        (["yes"], []),
+        (["red"], []),
+        ([], []),
+    ],
+)
+def test_some_questions_verify_and_the_others_are_left_to_learn(
+    answers: list[str], left: list[str]
+) -> None:
+    asked = [(f"{number}?", answer) for number, answer in enumerate(answers)]
+    verify, learn = held_out(asked)
+    assert [answer for _, answer in learn] == left
+    assert sorted([*verify, *learn]) == sorted(asked) and (verify or not asked)
 
 
 def test_an_endpoint_writes_them_and_fails_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from unigame.methods.drawings.store import DrawingStore, StoredDrawing, variety
+from unigame.methods.drawings.store import (
+    DrawingStore,
+    StoredDrawing,
+    codes_used,
+    distinct,
+    variety,
+)
 
 
 def drawing(caption: str, code: int, step: int = 0) -> StoredDrawing:
@@ -53,10 +59,9 @@ def test_it_comes_back_exactly_and_goes_on_alike() -> None:
 
 
 def test_figures_count_what_is_different() -> None:
-    store = DrawingStore(capacity=9, per_caption=9)
-    assert store.per_known_caption() == 0 and store.codes_used(8) is None
-    store.add([drawing("a", 1), drawing("a", 1), drawing("a", 2), drawing("b", 1)])
-    assert store.per_known_caption() == 1.5
-    assert store.codes_used(6) == 3 / 6
+    drawn = torch.tensor([[1, 2], [1, 2], [2, 3], [1, 2]])
+    assert distinct(drawn, ["a", "a", "a", "b"]) == (3, 2)
+    assert codes_used(drawn, 6) == 3 / 6
+    assert codes_used(drawn.float(), 6) is None and codes_used(drawn, None) is None
     codes = torch.tensor([[1, 2], [1, 3], [9, 9], [5, 5]])
     assert variety(codes, ["a", "a", "b", "a"]) == (0.5 + 1.0, 2)

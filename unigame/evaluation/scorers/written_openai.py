@@ -34,7 +34,7 @@ class EndpointQuestions(WrittenQuestions):
 
     def __init__(self, backbone: Any, settings: Any) -> None:
         self.client = OpenAIJudge(settings.endpoint, max_tokens=128)
-        super().__init__(self._replies)
+        super().__init__(self._replies, f"endpoint {settings.endpoint}")
         self._reply("Say yes.")
 
     def _replies(self, texts: Sequence[str]) -> list[str]:

@@ -7,7 +7,8 @@ On every n-th step, as ``before_step`` reads::
     verify      U answers questions about each drawing; the independent reader looks too
     keep        confirmed drawings enter the store, in compact form
 
-In every step rows of the store join the batch; which rows is the method's own.
+In every step rows of the store join the batch; which rows is the method's own. What is counted of a
+round is counted over all processes, so that every one of them finds the same things wrong.
 
 A round takes no random numbers of the run: each drawing has a seed of its own, by the run's seed,
 its caption and its number. The store and its generator belong to one process each. Processes that
@@ -19,6 +20,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,15 @@ from torch import Tensor
 from unigame.errors import UserError
 from unigame.methods.base import Method, Run
 from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
-from unigame.methods.drawings.readers import Honesty, build_reader
-from unigame.methods.drawings.settings import DrawingSettings
-from unigame.methods.drawings.store import DrawingStore, StoredDrawing, variety
+from unigame.methods.drawings.readers import BASE, Honesty, Judged, build_reader
+from unigame.methods.drawings.settings import BY_QUESTIONS, DrawingSettings
+from unigame.methods.drawings.store import (
+    DrawingStore,
+    StoredDrawing,
+    codes_used,
+    distinct,
+    variety,
+)
 from unigame.methods.drawings.texts import QA, Text, digest, read_texts
 from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
 from unigame.methods.findings import Finding, Log, u_does_not_learn
@@ -41,16 +49,35 @@ from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
 FEW = 0.02  # share of drawings confirmed, below which a method has next to nothing to give
+RECENT = 50  # drawings of the last rounds, at least, by which it is judged whether any is confirmed
 ALIKE = 0.5  # of the variety at the beginning, below which drawings have become alike
 
 
 def figures_of(name: str, *more: str) -> tuple[str, ...]:
     """What a method of that name logs: what all of them do, and ``more``."""
     shared = (
-        *("kept", "agreement", "unasked", "unparsed", "store", "per_caption", "variety"),
-        *("codes_used", "true", "precision", "recall"),
+        *("kept", "agreement", "unasked", "unparsed", "store"),
+        *("variety", "distinct", "round_codes_used"),
+        *("true", "precision", "recall", "false_confirmed"),
     )
     return tuple(f"{name}_{figure}" for figure in (*shared, *more))
+
+
+@dataclass
+class Round:
+    """What a process did in a round; nothing where its batch had no caption.
+
+    Attributes:
+        captions: what each drawing was drawn by.
+        codes: (D, N) or latents; None of no drawing.
+        verdicts: of each.
+        untaught: confirmed drawings that teach nothing, so that the store did not take them.
+    """
+
+    captions: list[str] = field(default_factory=list)
+    codes: Tensor | None = None
+    verdicts: Verdicts = field(default_factory=Verdicts)
+    untaught: int = 0
 
 
 class DrawingMethod(Method):
@@ -61,6 +88,7 @@ class DrawingMethod(Method):
     """
 
     settings: DrawingSettings
+    learns_alone = True
 
     def __init__(self, settings: Any = None, **values: Any) -> None:
         super().__init__(settings, **values)
@@ -82,6 +110,11 @@ class DrawingMethod(Method):
                 f"question_maker=given, but {bare} of {len(self.texts)} captions in {path} have no "
                 "questions; give some for each, or set question_maker=rules"
             )
+
+    @property
+    def needs_captions(self) -> bool:
+        """Unless a file gives some."""
+        return self.settings.texts is None
 
     def uneven_passes(self) -> str:
         """None outside ``in_step``; rows have stand-ins."""
@@ -114,7 +147,10 @@ class DrawingMethod(Method):
         self.honesty = Honesty()
         self.used = 0  # captions of the file that this process took so far
         self.last_round = -1
-        self.counts = {"drawn": 0, "kept": 0, "asked": 0, "agreed": 0, "unasked": 0}
+        self.counts = {"drawn": 0, "kept": 0, "asked": 0, "agreed": 0}  # of this process
+        self.rounds = 0
+        # [drawn, kept, unasked, untaught] of each of the last rounds with a drawing.
+        self.recent: list[list[int]] = []
         self._digest = digest(self.texts)
         self._said: set[str] = set()
         self._chosen: list[StoredDrawing] = []
@@ -146,7 +182,8 @@ class DrawingMethod(Method):
         if step % self.settings.every == 0 and step != self.last_round:
             self.last_round = step  # only in the first micro-batch of a step
             with self.run.in_step():
-                self.round(batch, step)
+                found = self.round(batch, step)
+            self._record(found)
         self.store.forget(step)
         self._chosen = self.store.sample(self.settings.rows_of(self.batch_size))
         batch.offered.append(self.offer)
@@ -174,11 +211,11 @@ class DrawingMethod(Method):
             source=[self.name] * len(known),
         )
 
-    def round(self, batch: Batch, step: int) -> None:
+    def round(self, batch: Batch, step: int) -> Round:
         """G draws, U verifies, and the store takes in what is confirmed."""
         texts, seeds = self._choose(batch, step)
         if not texts:
-            return
+            return Round()
         captions = [text.caption for text in texts]
         settings, run = self.settings, self.run
         with run.phase(self.phases[0]), run.autocast():
@@ -194,17 +231,17 @@ class DrawingMethod(Method):
             asked = self._questions(texts)
             verdicts = self.verifier(codes, captions, asked)
             taken = [row for row, is_so in enumerate(verdicts.confirmed) if is_so]
+            stored: list[StoredDrawing] = []
             if taken:
-                self.store.add(
-                    self.kept(
-                        [texts[row] for row in taken],
-                        codes[taken],
-                        [asked[row] for row in taken],
-                        [seeds[row] for row in taken],
-                        step,
-                    )
+                stored = self.kept(
+                    [texts[row] for row in taken],
+                    codes[taken],
+                    [asked[row] for row in taken],
+                    [seeds[row] for row in taken],
+                    step,
                 )
-        self._record(verdicts, *variety(codes, captions))
+                self.store.add(stored)
+        return Round(captions, codes, verdicts, len(taken) - len(stored))
 
     def _choose(self, batch: Batch, step: int) -> tuple[list[Text], list[int]]:
         """What this round draws, each caption K times in a row, and the seed of each drawing."""
@@ -288,32 +325,45 @@ class DrawingMethod(Method):
             step: of the round.
         """
 
-    def _record(self, verdicts: Verdicts, apart: float, pairs: int) -> None:
-        """Log a round, and count it for the closing line."""
+    def _record(self, found: Round) -> None:
+        """Log a round, and count it: over all processes, each of which comes here."""
+        verdicts, judged = found.verdicts, Judged.of(found.verdicts)
         drawn, kept = len(verdicts.confirmed), sum(verdicts.confirmed)
+        unparsed = int(getattr(self.maker, "unparsed", 0))
+        own = [drawn, kept, verdicts.unasked, found.untaught, *vars(judged).values(), unparsed]
+        summed = self.run.sum(torch.tensor(own, dtype=torch.float64, device=self.run.device))
+        *of_round, told, right, confirmed, both, unparsed = map(int, summed.tolist())
+        self.rounds += 1
+        self.honesty.see(Judged(told, right, confirmed, both))
+        if of_round[0]:
+            self.recent.append(of_round)
+            while sum(drawn for drawn, *_ in self.recent[1:]) >= RECENT:
+                self.recent.pop(0)
+        if hasattr(self.maker, "unparsed"):
+            self._add("unparsed", unparsed)
+        self._add("store", len(self.store))
+        if found.codes is not None:
+            self._record_drawings(found.codes, found.captions)
         self._add("kept", kept, drawn)
         self._add("unasked", verdicts.unasked, drawn)
-        if verdicts.asked:
-            self._add("agreement", verdicts.agreed, verdicts.asked)
-        if pairs:
-            self._add("variety", apart, pairs)
-        self._add("store", len(self.store))
-        self._add("per_caption", self.store.per_known_caption())
-        used = self.store.codes_used(self.run.backbone.facts.codebook_size)
-        if used is not None:
-            self._add("codes_used", used)
-        for name, (total, number) in self.honesty.see(verdicts).items():
+        self._add("agreement", verdicts.agreed, verdicts.asked)
+        for name, (total, number) in judged.figures().items():
             self._add(name, total, number)
-        if hasattr(self.maker, "unparsed"):
-            self._add("unparsed", self.maker.unparsed)  # type: ignore[union-attr]
         for name, more in (
             ("drawn", drawn),
             ("kept", kept),
             ("asked", verdicts.asked),
             ("agreed", verdicts.agreed),
-            ("unasked", verdicts.unasked),
         ):
             self.counts[name] += more
+
+    def _record_drawings(self, codes: Tensor, captions: Sequence[str]) -> None:
+        """How different the drawings of this round are: the store is not, which only fills."""
+        self._add("variety", *variety(codes, captions))
+        self._add("distinct", *distinct(codes, captions))
+        used = codes_used(codes, self.run.backbone.facts.codebook_size)
+        if used is not None:
+            self._add("round_codes_used", used)
 
     def _add(self, name: str, total: Tensor | float, count: float = 1.0) -> None:
         if self.run.figures is not None and count:
@@ -321,7 +371,12 @@ class DrawingMethod(Method):
 
     # ---- what is said of it --------------------------------------------------------------------
     def begin(self, max_steps: int) -> None:
-        """How much of the file a run of this length draws."""
+        """How much of the file a run of this length draws, and which settings do nothing."""
+        self._tell_what_is_not_drawn(max_steps)
+        for line in self._without_effect():
+            warn(f"method {self.name}: {line}")
+
+    def _tell_what_is_not_drawn(self, max_steps: int) -> None:
         settings = self.settings
         if not self.texts:
             return
@@ -336,16 +391,38 @@ class DrawingMethod(Method):
                 f"{settings.captions}; raise captions, or lower every={settings.every}"
             )
 
+    def _without_effect(self) -> list[str]:
+        """What of the settings does nothing in this run, or throws something away."""
+        settings, found = self.settings, []
+        if idle := settings.inert():
+            found.append(f"without effect: {', '.join(idle)}")
+        if settings.per_caption < settings.drawings:
+            found.append(
+                f"per_caption={settings.per_caption} below drawings={settings.drawings}: further "
+                "confirmed drawings of a caption are thrown away"
+            )
+        asked = settings.verifier in BY_QUESTIONS or settings.reader == BASE
+        if not asked and "answer" not in self.losses and isinstance(self.maker, KeptQuestions):
+            found.append(
+                f"question_maker={settings.question_maker} writes questions, and verifier="
+                f"{settings.verifier} asks none; only challenge_drawings of selfplay uses them"
+            )
+        if not self.texts and getattr(self.run.args, "gradient_accumulation_steps", 1) > 1:
+            found.append("of a step's micro-batches, the captions of the first one are drawn")
+        return found
+
     def watch(self, step: int, max_steps: int) -> None:
-        """Say once that nothing is confirmed, or that the verifier drifts."""
-        for finding in self._found_by_counts():
+        """Say once that nothing is drawn or confirmed, or that the verifier drifts."""
+        if self.rounds == 1 and not self.recent:
+            return  # the next batch may have a caption
+        for finding in self._found_by_rounds():
             if finding.symptom not in self._said:
                 self._said.add(finding.symptom)
                 warn(f"{self.name}: {finding.line}")
 
     def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """Whether drawings are confirmed, honestly, and stay different; and whether U learns."""
-        found = self._found_by_counts()
+        found = self._found_by_rounds()
         name = f"{self.name}_variety"
         logged = Log(log)
         early, late = logged.early(name), logged.late(name)
@@ -357,48 +434,73 @@ class DrawingMethod(Method):
             found.append(Finding("drawings alike", says, knob, {name: late}))
         return found + u_does_not_learn(logged)
 
-    def _found_by_counts(self) -> list[Finding]:
-        drawn, kept, unasked = (self.counts[name] for name in ("drawn", "kept", "unasked"))
+    def _found_by_rounds(self) -> list[Finding]:
+        """What the last rounds show."""
         found = []
-        if drawn >= 2 * self.settings.drawings and kept < FEW * drawn:
-            says = (
-                f"{kept} of {drawn} drawings were confirmed, {unasked} of them without a question"
-            )
-            knob = (
-                "give question_maker another source, such as model or given"
-                if 2 * unasked > drawn
-                else "lower confirm or temperature, or see what the questions ask"
-            )
-            share = kept / drawn
-            found.append(Finding("nothing confirmed", says, knob, {f"{self.name}_kept": share}))
+        if self.rounds and not self.recent:
+            says = f"{self.rounds} rounds met no caption to draw"
+            knob = "give texts, or rows with captions"
+            found.append(Finding("nothing confirmed", says, knob))
+        columns = zip(*(self.recent or [[0, 0, 0, 0]]), strict=True)
+        drawn, kept, unasked, untaught = map(sum, columns)
+        if drawn >= 2 * self.settings.drawings and kept - untaught < FEW * drawn:
+            found.append(self._nothing_confirmed(drawn, kept, unasked, untaught))
         drift = self.honesty.drift()
         if drift is not None:
             early, late = drift
             says = (
-                f"of what U confirms the reader ({self.settings.reader}) finds {late:.0%} right, "
-                f"at first {early:.0%}"
+                f"of the drawings that the reader ({self.settings.reader}) finds wrong U confirms "
+                f"{late:.0%}, at first {early:.0%}"
             )
             knob = "set verifier=base, or lower learning_rate"
-            found.append(Finding("verifier drifts", says, knob, {f"{self.name}_precision": late}))
+            figures = {f"{self.name}_false_confirmed": late}
+            found.append(Finding("verifier drifts", says, knob, figures))
         return found
+
+    def _nothing_confirmed(self, drawn: int, kept: int, unasked: int, untaught: int) -> Finding:
+        says = f"{kept} of the last {drawn} drawings were confirmed"
+        if untaught:
+            says += f", and {untaught} of these left no question to learn"
+            knob = "give questions in texts, or captions that name several things"
+        elif 2 * unasked > drawn:
+            says += f", {unasked} of them without a question"
+            knob = "give question_maker another source, such as model or given"
+        else:
+            says += f", {unasked} of them without a question"
+            knob = "lower confirm or temperature, or see what the questions ask"
+        return Finding("nothing confirmed", says, knob, {f"{self.name}_kept": kept / drawn})
 
     def summary(self) -> str:
         """What became of the drawings of all processes."""
-        names, honesty = ("drawn", "kept", "asked", "agreed"), self.honesty
-        values = [self.counts[name] for name in names]
-        values += [honesty.drawn, honesty.right, honesty.confirmed, honesty.both]
+        values = [self.counts[name] for name in ("drawn", "kept", "asked", "agreed")]
         summed = self.run.sum(torch.tensor(values, dtype=torch.float64, device=self.run.device))
-        drawn, kept, asked, agreed, read, right, confirmed, both = map(int, summed.tolist())
+        drawn, kept, asked, agreed = map(int, summed.tolist())
         if not drawn:
-            return f"{self.name}: nothing was drawn"
+            return f"{self.name}: nothing was drawn, because no row had a caption"
         text = f"{self.name}: U confirmed {kept} of {drawn} drawings ({kept / drawn:.0%})"
         if asked:
             text += f"; from picture and caption it answers alike {agreed / asked:.0%} of the time"
-        if read:
-            precision = f"{both / confirmed:.0%}" if confirmed else "none"
-            recall = f"{both / right:.0%}" if right else "none"
+        honesty = self.honesty  # of all processes already
+        if honesty.drawn:
+            precision, recall = (
+                "none" if share is None else f"{share:.0%}"
+                for share in (honesty.precision, honesty.recall)
+            )
             text += f"; by the reader: precision {precision}, recall {recall}"
         return text
+
+    # ---- for the report ------------------------------------------------------------------------
+    @property
+    def draws_pictures(self) -> bool:
+        """Its store has some."""
+        return True
+
+    def kept_pictures(self, most: int) -> dict[str, Tensor]:
+        """The newest of the store."""
+        newest = self.store.drawings[-most:]
+        if not newest:
+            return {}
+        return {"confirmed": rendered(self.run.backbone, self._codes(newest))}
 
     # ---- checkpoints ---------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -409,6 +511,9 @@ class DrawingMethod(Method):
             "used": self.used,
             "last_round": self.last_round,
             "counts": dict(self.counts),
+            "rounds": self.rounds,
+            "recent": [list(one) for one in self.recent],
+            "unparsed": int(getattr(self.maker, "unparsed", 0)),
             "texts": self._digest,
         }
 
@@ -427,6 +532,9 @@ class DrawingMethod(Method):
         self.honesty.load_state_dict(state["honesty"])
         self.used, self.last_round = state["used"], state["last_round"]
         self.counts = dict(state["counts"])
+        self.rounds, self.recent = state["rounds"], [list(one) for one in state["recent"]]
+        if hasattr(self.maker, "unparsed"):
+            self.maker.unparsed = state["unparsed"]  # type: ignore[union-attr]
 
     def load(self, folder: Path, rank: int, world_size: int) -> None:
         """Restore this process's state; a run that goes on asks the same questions."""

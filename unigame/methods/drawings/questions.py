@@ -3,7 +3,8 @@
 A question maker is called with captions and gives a list of (question, answer) for each, all of
 which a right picture must answer so. Where it knows kinds of questions that a model can do already,
 it has a method ``old(captions, seeds)`` that gives questions without answers, to rehearse by.
-``unparsed`` counts the replies of a model that were no question.
+``unparsed`` counts the replies of a model that were no question. Where writing costs something
+``keeps`` is true, and ``key`` says by what the questions were written (``KeptQuestions``).
 
 ``MAKERS`` knows them by name, and packages of yours add theirs by an entry point of its group: what
 it names is called with the backbone and the method's settings.
@@ -71,6 +72,32 @@ class RuleQuestions:
         return [own or other for own, other in zip(found, general, strict=True)]
 
 
+def held_out(asked: Sequence[QA]) -> tuple[list[QA], list[QA]]:
+    """Which of a caption's questions verify a drawing, and which are left to be learned of it.
+
+    What a drawing was verified by is answered right already: to train on it teaches nothing. Of
+    questions with other answers than yes and no every second one is left, and all with yes or no
+    verify. Where there are only those, every second of each answer is left, so that a model that
+    says yes to everything is still found out.
+
+    Args:
+        asked: at least two, or nothing is left.
+    """
+    open_ones = [pair for pair in asked if pair[1].lower() not in ("yes", "no")]
+    closed = [pair for pair in asked if pair not in open_ones]
+    if open_ones and closed:
+        left = open_ones[1::2] or open_ones
+    elif open_ones:
+        left = open_ones[1::2]
+    else:
+        left = [
+            pair
+            for answer in ("yes", "no")
+            for pair in [own for own in closed if own[1].lower() == answer][1::2]
+        ]
+    return [pair for pair in asked if pair not in left], left
+
+
 def build_maker(name: str, backbone: Any, settings: Any) -> QuestionMaker:
     """The maker of a setting.
 
@@ -92,7 +119,11 @@ class KeptQuestions:
     So a resumed run asks the very same ones, nothing is paid for twice, and a line can be mended by
     hand::
 
-        questions.jsonl (questions_<rank>.jsonl)   {"caption": .., "questions": [[.., ..]]}
+        <method>_questions.jsonl, of other processes <method>_questions_<rank>.jsonl:
+        {"caption": .., "questions": [[.., ..]], "maker": ..}
+
+    What another maker wrote (another model, endpoint or template) is not asked. A line without
+    ``maker`` is anybody's.
 
     Args:
         maker: writes them; a model, whose texts take time and may differ.
@@ -106,6 +137,7 @@ class KeptQuestions:
         suffix = "" if rank == 0 else f"_{rank}"
         self.file = Path(folder) / f"{name}_questions{suffix}.jsonl"
         self.known: dict[str, list[QA]] = {}
+        self.key = str(getattr(maker, "key", type(maker).__qualname__))
         self.read(folder)
 
     @property
@@ -113,16 +145,32 @@ class KeptQuestions:
         """Of the maker."""
         return int(getattr(self.maker, "unparsed", 0))
 
+    @unparsed.setter
+    def unparsed(self, number: int) -> None:
+        self.maker.unparsed = number  # type: ignore[attr-defined]
+
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
+        others = 0
         for file in sorted(Path(folder).glob(f"{self.name}_questions*.jsonl")):
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     row = json.loads(line)
                     pairs = [(str(q), str(a)) for q, a in row["questions"]]
-                    self.known.setdefault(str(row["caption"]), pairs)
+                    if row.get("maker", self.key) == self.key:
+                        self.known.setdefault(str(row["caption"]), pairs)
+                    else:
+                        others += 1
                 except (ValueError, TypeError, KeyError, RecursionError):
                     continue
+        if others:
+            logger.warning(
+                "%s: the questions of %d captions in %s are of another model, endpoint or "
+                "template, and are written anew",
+                self.name,
+                others,
+                folder,
+            )
 
     def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
         """Known ones, and new ones for captions that are new."""
@@ -133,7 +181,8 @@ class KeptQuestions:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", encoding="utf-8") as file:
                 for caption, asked in zip(new, made, strict=True):
-                    file.write(json.dumps({"caption": caption, "questions": asked}) + "\n")
+                    row = {"caption": caption, "questions": asked, "maker": self.key}
+                    file.write(json.dumps(row) + "\n")
         return [self.known[caption] for caption in captions]
 
 

@@ -6,7 +6,8 @@ drawings show what their caption says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from unigame.errors import UserError
 from unigame.methods.drawings.questions import GIVEN, MAKERS
@@ -14,6 +15,8 @@ from unigame.methods.drawings.readers import BASE, READERS
 from unigame.settings.rules import Number, Text, Whole, check_fields, setting
 
 MOST = 2**31 - 1  # of steps and rows: what every library counts with
+BY_QUESTIONS = ("base", "current")
+"""Verifiers that are asked a drawing's questions."""
 _COUNT = Whole(low=1, high=MOST)
 _COUNT_OR_NONE = Whole(low=1, high=MOST, optional=True)
 
@@ -81,14 +84,16 @@ class DrawingSettings:
     capacity: int = setting(4096, _COUNT, "Most confirmed drawings that are kept.")
     per_caption: int = setting(4, _COUNT, "Most drawings of one caption that are kept.")
     max_age: int | None = setting(
-        None, _COUNT_OR_NONE, "Steps after which a drawing is dropped. Default: never."
+        None,
+        _COUNT_OR_NONE,
+        "Steps after which a drawing is dropped, as many as every or more. Default: never.",
     )
     rows: int | None = setting(
         None,
         _COUNT_OR_NONE,
         "Rows of drawings in each step. Default: as many as the batch has.",
     )
-    weight: float = setting(1.0, Number(low=0), "Of the mean over these rows, in the loss.")
+    weight: float = setting(1.0, Number(low=0, above=True), "Of the mean over these rows, in the loss.")
 
     def __post_init__(self) -> None:
         """Check every value, and what they need of each other."""
@@ -113,6 +118,29 @@ class DrawingSettings:
                 "reader=base with verifier=base compares the model with itself; set reader=null, "
                 "or verifier=current"
             )
+        if self.max_age is not None and self.max_age < self.every:
+            raise UserError(
+                f"max_age={self.max_age} below every={self.every}: drawings would be dropped before "
+                f"the next round brings others; raise max_age to {self.every}, or lower every"
+            )
+
+    def inert(self) -> list[str]:
+        """Settings that are not at their defaults and have no effect here, each with the reason."""
+        idle = []
+        if self.verifier not in BY_QUESTIONS and self.reader != BASE:
+            why = f"verifier={self.verifier} asks nothing"
+            idle += [("confirm", why), ("answer_tokens", why)]
+        if self.question_maker != "endpoint":
+            idle.append(("endpoint", f"question_maker={self.question_maker}"))
+        return self._named(idle)
+
+    def _named(self, idle: Sequence[tuple[str, str]]) -> list[str]:
+        defaults = {item.name: item.default for item in fields(self)}
+        return [
+            f"{name}={getattr(self, name)} ({why})"
+            for name, why in idle
+            if getattr(self, name) != defaults[name]
+        ]
 
     def rows_of(self, batch: int) -> int:
         """Rows of a step, beside a batch of this size."""

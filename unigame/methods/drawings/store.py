@@ -92,20 +92,6 @@ class DrawingStore:
         """One of several questions."""
         return options[int(torch.randint(len(options), (1,), generator=self.generator))]
 
-    # ---- figures -------------------------------------------------------------------------------
-    def per_known_caption(self) -> float:
-        """Mean number of different drawings of each caption that has one."""
-        kinds = {(drawing.caption, drawing.codes.numpy().tobytes()) for drawing in self.drawings}
-        captions = {caption for caption, _ in kinds}
-        return len(kinds) / len(captions) if captions else 0.0
-
-    def codes_used(self, codebook: int | None) -> float | None:
-        """Share of the codebook that stands in some drawing; None for latents and an empty one."""
-        if not self.drawings or not codebook or self.drawings[0].codes.is_floating_point():
-            return None
-        used = torch.cat([drawing.codes.flatten() for drawing in self.drawings]).unique()
-        return len(used) / codebook
-
     # ---- checkpoints ---------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -133,6 +119,29 @@ class DrawingStore:
 
 def _pairs(rows: Sequence[Sequence[str]]) -> list[QA]:
     return [(question, answer) for question, answer in rows]
+
+
+# ---- how different the drawings of a round are ---------------------------------------------------
+def distinct(codes: Tensor, captions: Sequence[str]) -> tuple[int, int]:
+    """Different drawings of a caption.
+
+    Args:
+        codes: (D, N) codes, or latents.
+        captions: of each drawing.
+
+    Returns:
+        The number of different ones, each caption counted for itself, and of captions.
+    """
+    flat = codes.detach().flatten(1).float().cpu().numpy()
+    kinds = {(caption, row.tobytes()) for caption, row in zip(captions, flat, strict=True)}
+    return len(kinds), len({*captions})
+
+
+def codes_used(codes: Tensor, codebook: int | None) -> float | None:
+    """Share of the codebook that stands in these drawings, (D, N); None for latents."""
+    if not codebook or codes.is_floating_point():
+        return None
+    return len(codes.unique()) / codebook
 
 
 def variety(codes: Tensor, captions: Sequence[str]) -> tuple[float, int]:

@@ -8,6 +8,7 @@ whether it answers the same *from the picture*.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,18 +58,21 @@ class WrittenQuestions:
 
     Args:
         reply: texts -> its replies.
+        writer: which model it is.
 
     Attributes:
         asked: how often it was asked.
         unparsed: how many of its replies were no question and answer.
+        key: of the writer and the templates: others would write other questions.
     """
 
     keeps = True
     """Its questions are kept in a file, and not written twice."""
 
-    def __init__(self, reply: Callable[[Sequence[str]], Sequence[str]]) -> None:
+    def __init__(self, reply: Callable[[Sequence[str]], Sequence[str]], writer: str = "") -> None:
         self.reply = reply
         self.asked = self.unparsed = 0
+        self.key = hashlib.sha256("\n".join((writer, *TEMPLATES)).encode()).hexdigest()[:16]
 
     def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
         """Up to two questions for each noun phrase of each caption."""
@@ -103,7 +107,7 @@ class ModelQuestions(WrittenQuestions):
 
     def __init__(self, backbone: Backbone, settings: Any) -> None:
         self.backbone, self.batch = backbone, settings.draw_batch
-        super().__init__(self._replies)
+        super().__init__(self._replies, f"model {backbone.weights_digest()}")
 
     @torch.no_grad()
     def _replies(self, texts: Sequence[str]) -> list[str]:

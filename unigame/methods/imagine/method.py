@@ -1,16 +1,18 @@
 """G teaches U: from text alone, new pictures for questions that U cannot answer yet.
 
-A file gives captions, with questions and answers of the new task, or without (then those made from
-the caption are trained on). G draws each caption, U's *old* skills check the drawing, and U learns
-(drawing, question, answer). A few labelled pictures and many captions are then worth many labelled
-pictures.
+A file gives captions, with questions and answers of the new task, or without. Then questions made
+from the caption are divided: some verify the drawing, the others are learned (``held_out``), right
+as far as the first ones cover what is drawn. G draws each caption, U's *old* skills check the
+drawing, and U learns (drawing, question, answer). A few labelled pictures and many captions are
+then worth many labelled pictures.
 
 **Rehearsal.** Training on a new task forgets old ones. So a third of the rows of a step, by
 default, are old kinds of questions about the same drawings with the answers of the *base* model
 (LoRA off), whether right or wrong: what is kept is the model's own behaviour, and no label is
 needed. ``imagine_retained`` is the share of those answers that U still gives. Describing is one of
-them (``describe``). Drawing is forgotten likewise, so that some confirmed drawings
-(``drawing_rows``) train caption -> image again.
+them (``describe``). A reply that did not end within ``rehearsal_tokens`` is left out
+(``imagine_cut``): its last word would teach U to stop in the middle. Drawing is forgotten likewise,
+so that some confirmed drawings (``drawing_rows``) train caption -> image again.
 """
 
 from __future__ import annotations
@@ -27,13 +29,19 @@ from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers
 from unigame.methods.base import Run
 from unigame.methods.drawings.method import DrawingMethod, figures_of
-from unigame.methods.drawings.settings import MOST, DrawingSettings
+from unigame.methods.drawings.questions import GIVEN, held_out
+from unigame.methods.drawings.settings import BY_QUESTIONS, MOST, DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
+from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, LossName, Rows
 from unigame.settings.rules import Number, Switch, Whole, setting
 from unigame.settings.rules import Text as TextRule
+
+UNSURE = 16
+"""A reply within a sixteenth of the most tokens counts as cut: the last tokens of one that was cut
+may be spaces, or part of a word, and be fewer when the text is read again."""
 
 
 @dataclass
@@ -68,6 +76,20 @@ class ImagineSettings(DrawingSettings):
         "Whether describing a drawing is one of the old kinds of questions: a model that learns "
         "short answers forgets it.",
     )
+    rehearsal_tokens: int = setting(
+        64,
+        Whole(low=1, high=MOST),
+        "Longest reply and description to rehearse, in tokens; one that has not ended by then is "
+        "left out.",
+    )
+
+    def inert(self) -> list[str]:
+        """See ``DrawingSettings.inert``."""
+        idle = []
+        if not self.rehearsal:
+            names = ("describe", "old_questions", "rehearsal_tokens")
+            idle = [(name, "rehearsal=0") for name in names]
+        return super().inert() + self._named(idle)
 
     def rehearsed(self, batch: int) -> int:
         """Rows of rehearsal beside a batch of this size."""
@@ -85,7 +107,9 @@ class Imagine(DrawingMethod):
     name = "imagine"
     Settings = ImagineSettings
     settings: ImagineSettings
-    figures = figures_of("imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained")
+    figures = figures_of(
+        "imagine", "ce", "answer_ce", "read_right", "rehearsal_ce", "retained", "cut"
+    )
     phases = ("imagine_draw", "imagine_ask")
     losses: tuple[LossName, ...] = ("answer", "generation")
 
@@ -98,12 +122,18 @@ class Imagine(DrawingMethod):
         """It lives on captions of a file: those of the batch have pictures already.
 
         Raises:
-            UserError: there is no file.
+            UserError: there is no file; or U would learn only what it answers right already.
         """
         if self.settings.texts is None:
             raise UserError(
                 "method imagine needs texts: a .txt or .jsonl file of captions, with questions and "
                 "answers if there are any"
+            )
+        if self.settings.question_maker == GIVEN and self.settings.verifier in BY_QUESTIONS:
+            raise UserError(
+                "question_maker=given with method imagine: a drawing would be confirmed only where "
+                "U answers the questions that it is to learn; set question_maker=rules (or model), "
+                "and leave the new questions in texts"
             )
 
     def check_machine(self, args: Any) -> None:
@@ -119,7 +149,9 @@ class Imagine(DrawingMethod):
         """See ``DrawingMethod.setup``."""
         super().setup(run)
         self.old_questions = self._read_old()
+        self.counts |= {"replied": 0, "cut": 0}  # to old questions, here
         self._rows: list[Rows] = []
+        self._left: dict[str, list[QA]] = {}  # by caption of a round: questions to learn
 
     def rows_at_most(self, args: Any) -> int:
         """Rows of drawings and of rehearsal."""
@@ -127,6 +159,20 @@ class Imagine(DrawingMethod):
         return self.settings.rows_of(batch) + self.settings.rehearsed(batch)
 
     # ---- a round -------------------------------------------------------------------------------
+    def _questions(self, texts: Sequence[Text]) -> list[Sequence[QA]]:
+        """What verifies; of a caption without questions of its own, some are left to learn."""
+        made = super()._questions(texts)
+        self._left = {}
+        asks = self.settings.verifier in BY_QUESTIONS
+        found: list[Sequence[QA]] = []
+        for text, own in zip(texts, made, strict=True):
+            verify, left = list(own), list(own)
+            if asks and not text.questions:
+                verify, left = held_out(own)
+            self._left[text.caption] = list(text.questions) or left
+            found.append(verify)
+        return found
+
     def kept(
         self,
         texts: Sequence[Text],
@@ -138,8 +184,8 @@ class Imagine(DrawingMethod):
         """Codes, what is learned of them, and the base's own answers to old kinds of questions."""
         old = self._rehearse(texts, codes, asked, seeds)
         found = []
-        for text, own, verified, rehearsed in zip(texts, codes, asked, old, strict=True):
-            questions = list(text.questions or verified)
+        for text, own, rehearsed in zip(texts, codes, old, strict=True):
+            questions = list(self._left[text.caption])
             if questions:
                 found.append(StoredDrawing(text.caption, own, step, questions, rehearsed))
         return found
@@ -159,33 +205,67 @@ class Imagine(DrawingMethod):
             questions = self.maker.old([text.caption for text in texts], seeds)  # type: ignore[union-attr]
         else:
             questions = [[question for question, _ in own] for own in asked]
+        # What is learned of the caption is not taught otherwise by the base's own answer.
+        questions = [
+            [question for question in own if question not in dict(self._left[text.caption])]
+            for text, own in zip(texts, questions, strict=True)
+        ]
         said = ask(
             self.run.backbone,
             codes,
             questions,
             base=True,
-            max_new_tokens=self.settings.answer_tokens,
+            max_new_tokens=self.settings.rehearsal_tokens,
             batch=self.settings.draw_batch,
         )
         if self.settings.describe:
             described = self._described(codes)
             questions = [[*own, CAPTION_QUESTION] for own in questions]
             said = [[*replies, text] for replies, text in zip(said, described, strict=True)]
-        return [
+        given = [
             [(question, reply) for question, reply in zip(own, replies, strict=True) if reply]
             for own, replies in zip(questions, said, strict=True)
         ]
+        whole = [[pair for pair in own if self._can_be_learned(*pair)] for own in given]
+        replied, left = sum(map(len, given)), sum(map(len, whole))
+        self._add("cut", replied - left, replied)
+        self.counts["replied"] += replied
+        self.counts["cut"] += replied - left
+        return whole
+
+    def _can_be_learned(self, question: str, reply: str) -> bool:
+        """Whether a reply ended by itself, and fits a row."""
+        backbone, most = self.run.backbone, self.settings.rehearsal_tokens
+        rules = backbone.text_rules
+        row = {"question": question, "answer": reply}
+        if rules is not None and rules.problem(row, max_length=self.run.args.max_length):
+            return False
+        own = int(backbone.answer_lengths([question], [reply])) - 1  # without the end mark
+        return own < most - most // UNSURE
 
     @torch.no_grad()
     def _described(self, codes: Tensor) -> list[str]:
-        """The base's description of each drawing; empty where it is none that U could be asked."""
-        backbone, size = self.run.backbone, self.settings.draw_batch
-        rules, found = backbone.text_rules, list[str]()
+        """The base's description of each drawing."""
+        backbone, found = self.run.backbone, list[str]()
+        size, most = self.settings.draw_batch, self.settings.rehearsal_tokens
         with backbone.lora_disabled():
             for start in range(0, len(codes), size):
-                found += backbone.caption(rendered(backbone, codes[start : start + size]))
-        found = [text.strip() for text in found]
-        return ["" if rules and rules.problem({"caption": text}) else text for text in found]
+                images = rendered(backbone, codes[start : start + size])
+                found += backbone.caption(images, max_new_tokens=most)
+        return [text.strip() for text in found]
+
+    def _found_by_rounds(self) -> list[Finding]:
+        found = super()._found_by_rounds()
+        replied, cut = self.counts["replied"], self.counts["cut"]
+        if 2 * cut > replied:
+            says = f"{cut} of {replied} replies to old questions did not end, and are left out"
+            knob = (
+                f"raise rehearsal_tokens={self.settings.rehearsal_tokens}, set describe=false, or "
+                "give old_questions with short answers"
+            )
+            figures = {"imagine_cut": cut / replied}
+            found.append(Finding("rehearsal cut", says, knob, figures))
+        return found
 
     # ---- a step --------------------------------------------------------------------------------
     def before_step(self, batch: Batch, step: int) -> None:
