@@ -316,8 +316,9 @@ class SelfPlay(Method):
         with self.run.in_step():
             self.examples.before_step(self, step)
         if step % self.settings.challenge_every == 0:
+            turn = step // self.settings.challenge_every
             with self.run.in_step():
-                rows = self.challenged(batch)
+                rows = self.challenged(batch, turn)
             self.examples.see(rows)
             with self.run.phase("challenge"), self.run.autocast():
                 result, norm = self.play(rows, step=step)
@@ -330,11 +331,11 @@ class SelfPlay(Method):
             if rows.counts:
                 self._record(result)
                 self.floor_check.see(result.similarity_BK, self._similarity_of_clean(rows))
-            mines = (step // self.settings.challenge_every) % self.settings.mine_every == 0
+            mines = turn % self.settings.mine_every == 0
             if mines:
                 self._mine(result, rows, step)
             if self.styles is not None:
-                self._play_styles(self.styles, batch, step if mines else None)
+                self._play_styles(self.styles, batch, turn, step if mines else None)
         if not self.plays_alone(step):
             self.replay.choose(step, self._add)
 
@@ -343,25 +344,43 @@ class SelfPlay(Method):
             report = self.mine(result, rows, step)
         self._add("acceptance_rate", report.accepted, report.candidates)
 
-    def _play_styles(self, styles: Styles, batch: Batch, mined_at: int | None) -> None:
-        """Captions of the batch drawn anew in styles, beside the challenge."""
+    def _play_styles(self, styles: Styles, batch: Batch, turn: int, mined_at: int | None) -> None:
+        """Captions drawn anew in styles, beside the challenge: of the batch, or of drawings."""
         with self.run.phase("styled"), self.run.autocast():
             with self.run.in_step():
-                rows = self._captioned(styles.rows(batch.answers))
+                rows = self._styled(styles, batch, turn)
             result = styles.play(rows, self._add)
         if mined_at is not None:
             self._mine(result, rows, mined_at)
+
+    def _styled(self, styles: Styles, batch: Batch, turn: int) -> Rows:
+        """What is drawn in styles: captions whose drawing U confirmed, with what they answer.
+
+        Of the batch where there are none, or ``challenge_drawings`` is off.
+        """
+        if self.settings.challenge_drawings:
+            # Another method's than the challenge has in this step, where several offer.
+            count = math.ceil(self.settings.styled_share * self.batch_size)
+            drawn = self._offered(batch, count, turn + 1)
+            if drawn is not None:
+                return drawn
+        return self._captioned(styles.rows(batch.answers))
 
     def plays_alone(self, step: int) -> bool:
         """While C warms up against a model that does not move."""
         return step < self.settings.warm_up_steps
 
-    def challenged(self, batch: Batch) -> Rows:
-        """What C plays on: rows with an answer, or a share of them, each with a prompt."""
+    def challenged(self, batch: Batch, turn: int = 0) -> Rows:
+        """What C plays on: rows with an answer, or a share of them, each with a prompt.
+
+        Args:
+            batch: of the step.
+            turn: number of the challenge; methods that offer drawings take turns.
+        """
         share = self.settings.challenge_share
         self._clean_drawings = None
         if self.settings.challenge_drawings:
-            drawn = self._drawings(batch, math.ceil(share * self.batch_size))
+            drawn = self._drawings(batch, math.ceil(share * self.batch_size), turn)
             if drawn is not None:
                 return drawn
         rows = batch.answers
@@ -379,23 +398,28 @@ class SelfPlay(Method):
         return rows
 
     @torch.no_grad()
-    def _drawings(self, batch: Batch, count: int) -> Rows | None:
-        """Drawings that other methods offer, and what U reads of them before C restyles them."""
+    def _drawings(self, batch: Batch, count: int, turn: int) -> Rows | None:
+        """Drawings that another method offers, and what U reads of them before C restyles them."""
+        rows = self._offered(batch, count, turn)
+        if rows is not None:
+            backbone = self.run.backbone
+            with self.run.autocast(), backbone.without_dropout():
+                read = backbone.answer_token_losses(rows.pictures, *rows.question_arguments)
+            self._clean_drawings = ReadAnswers.of(read)
+        return rows
+
+    def _offered(self, batch: Batch, count: int, turn: int) -> Rows | None:
+        """Drawings of the method whose turn it is, or of the next one that has some."""
         if not batch.offered and not self._told and self.run.rank == 0:
             self._told = True
             warn(
                 "challenge_drawings=true, but no method listed before selfplay offers drawings, so "
                 "C challenges the batch; list imagine or verify first"
             )
-        for offer in batch.offered:
-            rows = offer(count)
-            if rows is not None:
-                backbone = self.run.backbone
-                with self.run.autocast(), backbone.without_dropout():
-                    read = backbone.answer_token_losses(rows.pictures, *rows.question_arguments)
-                self._clean_drawings = ReadAnswers.of(read)
-                return rows
-        return None
+        offers = batch.offered
+        first = turn % len(offers) if offers else 0
+        found = (offer(count) for offer in (*offers[first:], *offers[:first]))
+        return next((rows for rows in found if rows is not None), None)
 
     def _captions(self, rows: Rows) -> list[str]:
         """The given captions, and the model's own descriptions where there are none."""

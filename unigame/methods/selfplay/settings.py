@@ -63,8 +63,9 @@ class SelfPlaySettings:
         False,
         Switch(),
         "Challenge confirmed drawings of methods listed before this one (imagine, verify) in the "
-        "place of the batch's pictures: new content from captions, hard style from C, truth from "
-        "the verifier. The batch, until there are any.",
+        "place of the batch's pictures, and draw their captions in styles in the place of the "
+        "batch's: new content from captions, hard style from C, truth from the verifier. Several "
+        "such methods take turns. The batch, until there are any.",
     )
     perturber_steps: int = setting(
         1,
