@@ -5,17 +5,21 @@
 scenes    preset imagine with 10, 20, 60 and 200 labelled scenes of the new task: fine-tuning on
           them alone, and with imagined ones
 captions  the same with 20 scenes, and 75 to 600 captions to imagine
-rounds    preset verify, one long run: of each round's drawings, how many are right, how many U
-          confirms, how unlike two drawings of one caption are, and how many codes are used
+rounds    preset verify, one long run, a log for each round: of its drawings, how many are right,
+          how many U confirms, how unlike two drawings of one caption are, how many of a caption
+          are different, and how many codes are used. (The store would not show drawings becoming
+          alike: it only fills.)
 
-Points are settings of evidence_presets.yaml changed in one number; what a point is measured on is
-the validation split. A finished run is never done again: a stopped command goes on where it was.
+Points are settings of evidence_presets.yaml changed in one number, and in rounds as often as the
+run is logged; what a point is measured on is the validation split. A finished run is never done
+again: a stopped command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -39,7 +43,11 @@ SPLIT = "validation"
 SCENES = (10, 20, 60, 200)
 CAPTIONS = (75, 150, 300, 600)
 MEASURED = ("new_task", "old_tasks", "t2i_exact")
-OF_ROUNDS = ("true", "kept", "precision", "variety", "codes_used", "per_caption")
+OF_ROUNDS = (
+    *("true", "kept", "precision", "recall", "false_confirmed"),
+    *("variety", "distinct", "round_codes_used"),
+)
+LOGS = 10  # of a run, as evidence_arms has it
 CURVES = ("scenes", "captions", "rounds")
 
 
@@ -110,7 +118,9 @@ def _points(
 ) -> list[tuple[int, str, list[str], tuple[str, ...]]]:
     """(number on the axis, preset, what it changes, arms) of a curve."""
     if curve == "rounds":
-        return [(options.steps, "verify", [f"steps={options.steps}", *_UNMEASURED], ("verify",))]
+        every = max(1, options.steps // LOGS)  # a log for each round, and a round for each log
+        changes = [f"steps={options.steps}", f"arms.verify.methods.verify.every={every}"]
+        return [(options.steps, "verify", [*changes, *_UNMEASURED], ("verify",))]
     if curve == "scenes":
         name, numbers, arms = "task_scenes", options.scenes, ("sft", "imagine")
     else:
@@ -146,7 +156,10 @@ def _measured(arms: Mapping[str, Sequence[Job]]) -> dict[str, Any]:
 
 
 def _rounds(arms: Mapping[str, Sequence[Job]]) -> dict[str, Any]:
-    """Of each log entry that had a round: its step, and the mean over seeds of each figure."""
+    """Of each round: the step of its log, and the mean over seeds of each figure.
+
+    None where no seed has it: nothing was confirmed, so there is no precision.
+    """
     logs = [
         json.loads((job.folder / "trained.json").read_text("utf-8"))["log"]
         for job in arms["verify"]
@@ -155,14 +168,16 @@ def _rounds(arms: Mapping[str, Sequence[Job]]) -> dict[str, Any]:
     return {
         "step": [entry["step"] for entry in rounds[0]],
         **{
-            name: [
-                round(statistics.mean(entry[f"verify_{name}"] for entry in entries), 4)
-                for entries in zip(*rounds, strict=True)
-            ]
+            name: [_mean(entries, f"verify_{name}") for entries in zip(*rounds, strict=True)]
             for name in OF_ROUNDS
         },
         "t2i_exact": [job.figures()["t2i_exact"] for job in arms["verify"]],
     }
+
+
+def _mean(entries: Sequence[Mapping[str, float]], name: str) -> float | None:
+    values = [entry[name] for entry in entries if name in entry]
+    return round(statistics.mean(values), 4) if values else None
 
 
 def draw(found: Mapping[str, Any], file: Path) -> None:
@@ -222,16 +237,17 @@ def _draw_points(axis: Any, points: Mapping[str, Any], curve: str) -> None:
 
 
 def _draw_rounds(axis: Any, rounds: Mapping[str, Any]) -> None:
-    from unigame.reports.style import ADVERSARIAL, CLEAN, HARD, RIGHT
+    from unigame.reports.style import ADVERSARIAL, CLEAN, HARD, MUTED, RIGHT
 
     series = {
         "true": ("drawings that are right", RIGHT),
         "kept": ("drawings that U confirms", CLEAN),
+        "precision": ("of these, right", MUTED),
         "variety": ("codes in which two of a caption differ", ADVERSARIAL),
-        "codes_used": ("codes used", HARD),
+        "round_codes_used": ("codes used", HARD),
     }
     for name, (label, colour) in series.items():
-        values = [100 * value for value in rounds[name]]
+        values = [math.nan if value is None else 100 * value for value in rounds[name]]
         axis.plot(rounds["step"], values, color=colour, label=label)
     axis.set_title("verify: U teaches G")
     axis.set_xlabel("step")
