@@ -119,7 +119,8 @@ def _points(
     """(number on the axis, preset, what it changes, arms) of a curve."""
     if curve == "rounds":
         every = max(1, options.steps // LOGS)  # a log for each round, and a round for each log
-        changes = [f"steps={options.steps}", f"arms.verify.methods.verify.every={every}"]
+        own = "arms.verify.methods.verify"  # rounds of one size, or their codes do not compare
+        changes = [f"steps={options.steps}", f"{own}.every={every}", f"{own}.first_captions=null"]
         return [(options.steps, "verify", [*changes, *_UNMEASURED], ("verify",))]
     if curve == "scenes":
         name, numbers, arms = "task_scenes", options.scenes, ("sft", "imagine")

@@ -206,3 +206,16 @@ def test_a_plug_in_that_says_its_size_is_estimated(monkeypatch, tmp_path, size):
     monkeypatch.setattr(families, "entry_points", entries)
     (tmp_path / "config.json").write_text('{"model_type": "emu9"}')
     assert size_of(str(tmp_path)).name == f"{tmp_path.name} of emu9"
+
+
+def test_rows_of_verified_drawings_are_counted_and_rounds_are_named():
+    plain, taught = load_recipe("janus_nano_reca"), load_recipe("janus_nano_verify")
+    verify = taught.settings_of("verify")
+    assert module.setting_of(taught).captions == verify.rows == 24
+    assert module.setting_of(plain).captions == 0 and not module._uncounted(plain)
+    assert f"verify {verify.draw_batch}" in module._uncounted(taught)
+    both = {"verify": {}, "imagine": {"texts": "captions.txt", "rows": 8}, "selfplay": {}}
+    plan = replace(taught, methods=both)
+    setting = module.setting_of(plan)
+    hard = plan.settings_of("selfplay").hard_rows(16)
+    assert setting.captions == 16 + 8 and setting.hard == 8 + 12 + hard

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.training.helpers import (
     Records,
@@ -72,6 +74,15 @@ def test_confirmed_drawings_of_the_batch_are_learned_by_their_captions(
     )
     assert entry["verify_kept"] == 1 and entry["verify_store"] == 8
     assert "8 of 8 drawings" in method.summary()
+    shown = json.loads((tmp_path / "drawings" / "verify.json").read_text())["drawings"]
+    assert {one["caption"] for one in shown} == set(CAPTIONS), "one of each"
+    for one in shown:
+        stored = [d for d in method.store.drawings if d.caption == one["caption"]][-1]
+        picture = backbone.render(stored.codes[None].long())[0].clamp(0, 1).permute(1, 2, 0)
+        seen = np.asarray(Image.open(tmp_path / "drawings" / one["picture"]), dtype=np.float32)
+        assert np.abs(seen / 255 - picture.detach().numpy()).max() < 1 / 255
+    kept = method.kept_pictures(3)["confirmed"]
+    assert method.draws_pictures and len(kept) == 3
 
 
 def test_imagined_rows_a_third_of_rehearsal_and_drawing_again_join_the_loss(
@@ -187,7 +198,7 @@ def test_of_a_bare_caption_other_questions_are_learned_than_those_that_verified(
     (kept,) = method.store.drawings
     assert kept.questions == [("is there a green box?", "yes"), ("is there a green circle?", "no")]
     assert {question for question, _ in kept.old} <= {*asked[0], *asked[1]}
-    assert method.recent == [[2, 2, 0, 1]], "of one question nothing is left to learn"
+    assert method.tally.recent == [[2, 2, 0, 1]], "of one question nothing is left to learn"
 
 
 def test_describing_is_rehearsed_unless_it_is_switched_off(
@@ -311,6 +322,11 @@ def test_a_round_leaves_the_runs_random_numbers_alone(
     before = torch.get_rng_state()
     method.before_step(batch, 0)
     assert len(method.store) == 4 and torch.equal(before, torch.get_rng_state())
+    own = method.store.generator.get_state()
+    offered = [method.offer(3) for _ in range(4)]
+    assert torch.equal(own, method.store.generator.get_state()), "it trains on what it would anyway"
+    assert torch.equal(before, torch.get_rng_state())
+    assert len({tuple(rows.codes.flatten().tolist()) for rows in offered}) > 1
 
 
 def test_processes_draw_different_captions_of_one_file(

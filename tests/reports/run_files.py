@@ -116,3 +116,24 @@ def write_run(
     content = {"format": "unigame-examples/1", "examples": entries}
     (folder / "examples" / "examples.json").write_text(json.dumps(content))
     return folder
+
+
+def write_drawings(folder: Path, method: str = "verify", rights: tuple[Any, ...] = ()) -> None:
+    """Drawings that U confirmed, as a run with a method of verified drawings leaves them."""
+    (folder / "drawings").mkdir(exist_ok=True)
+    entries = []
+    for number, right in enumerate(rights):
+        name = f"{method}-{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "drawings" / name)
+        entries.append(
+            {
+                "caption": f"a <red> circle {number}",
+                "step": 25 * number,
+                "questions": [["is there a red circle?", "yes"]],
+                "right": right,
+                "picture": name,
+            }
+        )
+    content = {"format": "unigame-drawings/1", "method": method, "drawings": entries}
+    (folder / "drawings" / f"{method}.json").write_text(json.dumps(content))

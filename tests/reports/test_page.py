@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.reports.record_files import four, record, write
-from tests.reports.run_files import QUESTION, write_run
+from tests.reports.run_files import QUESTION, write_drawings, write_run
 from unigame import cli
 from unigame.errors import UserError
 from unigame.reports.page import charts
@@ -253,3 +253,35 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for named, words in wrong.items():
         assert cli.main(["report", *words]) == 2
         assert named in capsys.readouterr().err
+
+
+# ---- drawings that U verified --------------------------------------------------------------------
+def test_verified_drawings_and_how_they_were_judged_are_on_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "taught", examples=0)
+    state = json.loads((run / "trainer_state.json").read_text())
+    for number, entry in enumerate(state["log_history"]):
+        entry |= {"verify_kept": 0.4, "verify_precision": 0.9 - 0.01 * number}
+        entry |= {"verify_recall": 0.5, "verify_false_confirmed": 0.1, "imagine_retained": 0.8}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    coverage = json.loads((run / "dynamics" / "coverage.json").read_text())
+    coverage["kinds"]["confirmed"] = {"at": [[0.1, 0.2]] * 3, "nearest": 1.5}
+    (run / "dynamics" / "coverage.json").write_text(json.dumps(coverage))
+    write_drawings(run, rights=(True, False, None))
+    page, text = page_of(run)
+    assert "What G drew and U confirmed" in page.text["h2"]
+    shown = [tag["alt"] for tag in page.all("img") if str(tag["alt"]).startswith("drawing of")]
+    assert shown == [f"drawing of: a <red> circle {number}" for number in range(3)]
+    marks = [words for words in page.text["span"] if words in ("\u2713 right", "\u2717 wrong")]
+    assert marks == ["\u2713 right", "\u2717 wrong"], "nothing where no reader looked"
+    titles = page.text["h4"]
+    assert "verify: is the verifier right?" in titles and "imagine: what U answers" in titles
+    assert "precision: 90 % at the start, 79 % at the end" in text
+    assert "3 confirmed" in text
+
+
+def test_drawings_of_another_format_are_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "taught", examples=0)
+    write_drawings(run, rights=(True,))
+    (run / "drawings" / "verify.json").write_text('{"format": "unigame-drawings/9"}')
+    with pytest.raises(UserError, match="unigame-drawings/9"):
+        write_report([run])

@@ -188,14 +188,22 @@ def _billions(parameters: int) -> str:
 
 
 def setting_of(plan: Recipe) -> Setting:
-    """What of a recipe memory depends on; of several GPUs, on each."""
+    """What of a recipe memory depends on; of several GPUs, on each.
+
+    Rows of verified drawings count as any others; that they are drawn and asked, without gradient,
+    does not (``_uncounted``).
+    """
     settings, game = plan.training, plan.settings_of("selfplay")
     reca = plan.settings_of("reca")
     batch = settings.per_device_train_batch_size
+    verify, imagine = (plan.settings_of(name) for name in ("verify", "imagine"))
+    answers = imagine.rows_of(batch) + imagine.rehearsed(batch) if imagine else 0
+    drawn = (verify.rows_of(batch) if verify else 0) + (imagine.drawn(batch) if imagine else 0)
     setting = Setting(
         game=False,
         batch_size=batch,
-        captions=batch if settings.generation_weight > 0 else 0,
+        hard=answers,
+        captions=drawn + (batch if settings.generation_weight > 0 else 0),
         redrawn=math.ceil(reca.share * batch) if reca else 0,
         checkpointing=bool(settings.gradient_checkpointing),
         read_at_once=settings.understanding_micro_batch,
@@ -205,7 +213,7 @@ def setting_of(plan: Recipe) -> Setting:
     return replace(
         setting,
         game=True,
-        hard=game.hard_rows(batch),
+        hard=answers + game.hard_rows(batch),
         candidates=game.learned_candidates,
         challenged_at_once=game.challenge_micro_batch,
         share=game.challenge_share,
@@ -229,10 +237,24 @@ def _print_recipe(plan: Recipe, size: ModelSize) -> None:
         f"activations{' (recomputed)' if setting.checkpointing else ''},\n"
         f"  {SLACK - 1:.0%} on top; a similarity model is not counted.",
     )
+    if line := _uncounted(plan):
+        make_console().print(f"  {line}")
     if plan.lacks:
         make_console().print(f"  It cannot be trained here as it is: {plan.lacks}.")
     elif needed.total <= capacity:
         _print_trial(plan)
+
+
+def _uncounted(plan: Recipe) -> str:
+    """What rounds of verified drawings take beside a step; empty where there are none."""
+    found = {name: plan.settings_of(name) for name in ("verify", "imagine")}
+    batches = [f"{name} {own.draw_batch}" for name, own in found.items() if own is not None]
+    if not batches:
+        return ""
+    return (
+        f"Not counted: rounds of drawing and asking without gradient ({', '.join(batches)} "
+        "pictures at a time, twice the rows with guidance); lower draw_batch if they do not fit."
+    )
 
 
 def _print_trial(plan: Recipe) -> None:

@@ -90,6 +90,57 @@ ACCEPTED = Panel(
     share=True,
 )
 BUFFER = Panel("Hard samples in the buffer", (Line("buffer_size", "items", style.HARD),))
+
+
+def _of_drawings(method: str) -> tuple[Panel, ...]:
+    """What a method of verified drawings logs of its rounds."""
+
+    def line(figure: str, label: str, colour: str) -> Line:
+        return Line(f"{method}_{figure}", label, colour)
+
+    return (
+        Panel(
+            f"{method}: of all drawings",
+            (
+                line("kept", "confirmed by U", style.CLEAN),
+                line("true", "right, by the reader", style.RIGHT),
+                line("agreement", "questions answered alike", style.DRAWN),
+            ),
+            share=True,
+        ),
+        Panel(
+            f"{method}: is the verifier right?",
+            (
+                line("precision", "precision", style.CLEAN),
+                line("recall", "recall", style.DRAWN),
+                line("false_confirmed", "wrong ones confirmed", style.WRONG),
+            ),
+            share=True,
+        ),
+        Panel(
+            f"{method}: how different drawings are",
+            (
+                line("variety", "codes of two of a caption", style.CLEAN),
+                line("round_codes_used", "codebook used", style.HARD),
+            ),
+            share=True,
+        ),
+    )
+
+
+VERIFIED = _of_drawings("verify")
+IMAGINED = (
+    *_of_drawings("imagine"),
+    Panel(
+        "imagine: what U answers",
+        (
+            Line("imagine_read_right", "of the drawings, right", style.HARD),
+            Line("imagine_retained", "of old answers, kept", style.CLEAN),
+            Line("imagine_cut", "old replies left out", style.WRONG),
+        ),
+        share=True,
+    ),
+)
 SECONDS = Panel(
     "Seconds per phase of a step",
     (
@@ -98,7 +149,10 @@ SECONDS = Panel(
         Line("seconds_mine", "mine", style.HARD),
     ),
 )
-PANELS = (LOSS, DRAWN, CROSS_ENTROPY, LOST, CODES, SIMILARITY, SIZE, ACCEPTED, BUFFER, SECONDS)
+PANELS = (
+    *(LOSS, DRAWN, CROSS_ENTROPY, LOST, CODES, SIMILARITY, SIZE, ACCEPTED, BUFFER),
+    *(*VERIFIED, *IMAGINED, SECONDS),
+)
 
 Series = list[tuple[Line, list[float], list[float]]]
 

@@ -23,7 +23,13 @@ from unigame.training.manifest import damage
 
 UNFINISHED, REPLACED, LAST_FINITE = "_unfinished", "_replaced", "last_finite"
 RESULTS = (*ADAPTER_FILES, "perturber.safetensors", TRAINER_STATE_FILE, "model.safetensors")
-SHOWN = ("about.json", "dynamics", "examples", "report.html")  # what only tells of the run
+SHOWN = (
+    "about.json",
+    "drawings",
+    "dynamics",
+    "examples",
+    "report.html",
+)  # what only tells of the run
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

@@ -30,8 +30,9 @@ from torch import Tensor
 from unigame.errors import UserError
 from unigame.methods.base import Method, Run
 from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
-from unigame.methods.drawings.readers import BASE, Honesty, Judged, build_reader
+from unigame.methods.drawings.readers import BASE, Judged, build_reader
 from unigame.methods.drawings.settings import BY_QUESTIONS, DrawingSettings
+from unigame.methods.drawings.shown import write_drawings
 from unigame.methods.drawings.store import (
     DrawingStore,
     StoredDrawing,
@@ -39,6 +40,7 @@ from unigame.methods.drawings.store import (
     distinct,
     variety,
 )
+from unigame.methods.drawings.tally import Tally
 from unigame.methods.drawings.texts import QA, Text, digest, read_texts
 from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
 from unigame.methods.findings import Finding, Log, u_does_not_learn
@@ -48,8 +50,6 @@ from unigame.settings.rules import shown
 from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
-FEW = 0.02  # share of drawings confirmed, below which a method has next to nothing to give
-RECENT = 50  # drawings of the last rounds, at least, by which it is judged whether any is confirmed
 ALIKE = 0.5  # of the variety at the beginning, below which drawings have become alike
 
 
@@ -144,13 +144,11 @@ class DrawingMethod(Method):
         )
         seed = derive_seed(run.args.seed, self.name, "store", run.rank)
         self.store = DrawingStore(settings.capacity, settings.per_caption, settings.max_age, seed)
-        self.honesty = Honesty()
+        self.tally = Tally(self.name, settings)
         self.used = 0  # captions of the file that this process took so far
         self.last_round = -1
+        self._step, self._offers = -1, 0  # of what was offered in this step
         self.counts = {"drawn": 0, "kept": 0, "asked": 0, "agreed": 0}  # of this process
-        self.rounds = 0
-        # [drawn, kept, unasked, untaught] of each of the last rounds with a drawing.
-        self.recent: list[list[int]] = []
         self._digest = digest(self.texts)
         self._said: set[str] = set()
         self._chosen: list[StoredDrawing] = []
@@ -184,6 +182,8 @@ class DrawingMethod(Method):
             with self.run.in_step():
                 found = self.round(batch, step)
             self._record(found)
+        if step != self._step:
+            self._step, self._offers = step, 0
         self.store.forget(step)
         self._chosen = self.store.sample(self.settings.rows_of(self.batch_size))
         batch.offered.append(self.offer)
@@ -191,15 +191,21 @@ class DrawingMethod(Method):
     def offer(self, count: int) -> Rows | None:
         """So many confirmed drawings with a question each, for a method that is listed after this.
 
-        The pictures are right as far as U's old skills say; ``selfplay`` may restyle them.
+        The pictures are right as far as U's old skills say; ``selfplay`` may restyle them. Chosen
+        by a seed of this call alone: who asks does not change what this method trains on.
         """
-        known = [drawing for drawing in self.store.sample(count) if drawing.questions]
+        seed = derive_seed(
+            self.run.args.seed, self.name, "offer", self.run.rank, self._step, self._offers
+        )
+        self._offers += 1
+        chooser = torch.Generator().manual_seed(seed)
+        known = [one for one in self.store.sample(count, chooser) if one.questions]
         if not known:
             return None
-        codes = self._codes(known)
+        codes = self.codes_of(known)
         with torch.no_grad(), self.run.autocast():
             images = rendered(self.run.backbone, codes)
-        pairs = [self.store.pick(drawing.questions) for drawing in known]
+        pairs = [self.store.pick(drawing.questions, chooser) for drawing in known]
         captions = [drawing.caption for drawing in known]
         return Rows(
             images=images,
@@ -286,7 +292,7 @@ class DrawingMethod(Method):
         made = dict(zip(captions, self.maker(captions), strict=True))
         return [made[text.caption] for text in texts]
 
-    def _codes(self, drawings: Sequence[StoredDrawing]) -> Tensor:
+    def codes_of(self, drawings: Sequence[StoredDrawing]) -> Tensor:
         """Of drawings, on the device: codes, (D, N), as numbers of the codebook, or latents."""
         codes = torch.stack([drawing.codes for drawing in drawings])
         return (codes if codes.is_floating_point() else codes.long()).to(self.run.device)
@@ -299,7 +305,7 @@ class DrawingMethod(Method):
             weight: of the mean over them.
         """
         return Rows(
-            codes=self._codes(drawings),
+            codes=self.codes_of(drawings),
             captions=[drawing.caption for drawing in drawings],
             loss="generation",
             source=[self.name] * len(drawings),
@@ -333,12 +339,7 @@ class DrawingMethod(Method):
         own = [drawn, kept, verdicts.unasked, found.untaught, *vars(judged).values(), unparsed]
         summed = self.run.sum(torch.tensor(own, dtype=torch.float64, device=self.run.device))
         *of_round, told, right, confirmed, both, unparsed = map(int, summed.tolist())
-        self.rounds += 1
-        self.honesty.see(Judged(told, right, confirmed, both))
-        if of_round[0]:
-            self.recent.append(of_round)
-            while sum(drawn for drawn, *_ in self.recent[1:]) >= RECENT:
-                self.recent.pop(0)
+        self.tally.see(of_round, Judged(told, right, confirmed, both))
         if hasattr(self.maker, "unparsed"):
             self._add("unparsed", unparsed)
         self._add("store", len(self.store))
@@ -413,16 +414,14 @@ class DrawingMethod(Method):
 
     def watch(self, step: int, max_steps: int) -> None:
         """Say once that nothing is drawn or confirmed, or that the verifier drifts."""
-        if self.rounds == 1 and not self.recent:
-            return  # the next batch may have a caption
-        for finding in self._found_by_rounds():
+        for finding in () if self.tally.may_yet_draw else self.found():
             if finding.symptom not in self._said:
                 self._said.add(finding.symptom)
                 warn(f"{self.name}: {finding.line}")
 
     def health(self, log: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """Whether drawings are confirmed, honestly, and stay different; and whether U learns."""
-        found = self._found_by_rounds()
+        found = self.found()
         name = f"{self.name}_variety"
         logged = Log(log)
         early, late = logged.early(name), logged.late(name)
@@ -434,41 +433,9 @@ class DrawingMethod(Method):
             found.append(Finding("drawings alike", says, knob, {name: late}))
         return found + u_does_not_learn(logged)
 
-    def _found_by_rounds(self) -> list[Finding]:
-        """What the last rounds show."""
-        found = []
-        if self.rounds and not self.recent:
-            says = f"{self.rounds} rounds met no caption to draw"
-            knob = "give texts, or rows with captions"
-            found.append(Finding("nothing confirmed", says, knob))
-        columns = zip(*(self.recent or [[0, 0, 0, 0]]), strict=True)
-        drawn, kept, unasked, untaught = map(sum, columns)
-        if drawn >= 2 * self.settings.drawings and kept - untaught < FEW * drawn:
-            found.append(self._nothing_confirmed(drawn, kept, unasked, untaught))
-        drift = self.honesty.drift()
-        if drift is not None:
-            early, late = drift
-            says = (
-                f"of the drawings that the reader ({self.settings.reader}) finds wrong U confirms "
-                f"{late:.0%}, at first {early:.0%}"
-            )
-            knob = "set verifier=base, or lower learning_rate"
-            figures = {f"{self.name}_false_confirmed": late}
-            found.append(Finding("verifier drifts", says, knob, figures))
-        return found
-
-    def _nothing_confirmed(self, drawn: int, kept: int, unasked: int, untaught: int) -> Finding:
-        says = f"{kept} of the last {drawn} drawings were confirmed"
-        if untaught:
-            says += f", and {untaught} of these left no question to learn"
-            knob = "give questions in texts, or captions that name several things"
-        elif 2 * unasked > drawn:
-            says += f", {unasked} of them without a question"
-            knob = "give question_maker another source, such as model or given"
-        else:
-            says += f", {unasked} of them without a question"
-            knob = "lower confirm or temperature, or see what the questions ask"
-        return Finding("nothing confirmed", says, knob, {f"{self.name}_kept": kept / drawn})
+    def found(self) -> list[Finding]:
+        """What the rounds so far show."""
+        return self.tally.findings()
 
     def summary(self) -> str:
         """What became of the drawings of all processes."""
@@ -480,7 +447,7 @@ class DrawingMethod(Method):
         text = f"{self.name}: U confirmed {kept} of {drawn} drawings ({kept / drawn:.0%})"
         if asked:
             text += f"; from picture and caption it answers alike {agreed / asked:.0%} of the time"
-        honesty = self.honesty  # of all processes already
+        honesty = self.tally.honesty  # of all processes already
         if honesty.drawn:
             precision, recall = (
                 "none" if share is None else f"{share:.0%}"
@@ -488,6 +455,12 @@ class DrawingMethod(Method):
             )
             text += f"; by the reader: precision {precision}, recall {recall}"
         return text
+
+    def finish(self) -> None:
+        """Some drawings for the report."""
+        with self.run.in_step():
+            if self.run.rank == 0:
+                write_drawings(self)
 
     # ---- for the report ------------------------------------------------------------------------
     @property
@@ -500,19 +473,17 @@ class DrawingMethod(Method):
         newest = self.store.drawings[-most:]
         if not newest:
             return {}
-        return {"confirmed": rendered(self.run.backbone, self._codes(newest))}
+        return {"confirmed": rendered(self.run.backbone, self.codes_of(newest))}
 
     # ---- checkpoints ---------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Store, generator and counts."""
         return {
             "store": self.store.state_dict(),
-            "honesty": self.honesty.state_dict(),
+            "tally": self.tally.state_dict(),
             "used": self.used,
             "last_round": self.last_round,
             "counts": dict(self.counts),
-            "rounds": self.rounds,
-            "recent": [list(one) for one in self.recent],
             "unparsed": int(getattr(self.maker, "unparsed", 0)),
             "texts": self._digest,
         }
@@ -521,18 +492,22 @@ class DrawingMethod(Method):
         """Restore what ``state_dict`` gave.
 
         Raises:
-            UserError: the file of captions has changed since.
+            UserError: the file of captions has changed since, or an older version wrote it.
         """
+        if "tally" not in state:
+            raise UserError(
+                f"this checkpoint's state of method {self.name} is of an older version of unigame, "
+                "which counted rounds otherwise; resume with that version, or begin a new run"
+            )
         if state["texts"] != self._digest:
             raise UserError(
                 f"texts={self.settings.texts!r} holds other captions than when the run was begun, "
                 "so it cannot go on exactly; give the file of that time, or begin a new run"
             )
         self.store.load_state_dict(state["store"])
-        self.honesty.load_state_dict(state["honesty"])
+        self.tally.load_state_dict(state["tally"])
         self.used, self.last_round = state["used"], state["last_round"]
         self.counts = dict(state["counts"])
-        self.rounds, self.recent = state["rounds"], [list(one) for one in state["recent"]]
         if hasattr(self.maker, "unparsed"):
             self.maker.unparsed = state["unparsed"]  # type: ignore[union-attr]
 

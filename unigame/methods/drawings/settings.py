@@ -93,7 +93,9 @@ class DrawingSettings:
         _COUNT_OR_NONE,
         "Rows of drawings in each step. Default: as many as the batch has.",
     )
-    weight: float = setting(1.0, Number(low=0, above=True), "Of the mean over these rows, in the loss.")
+    weight: float = setting(
+        1.0, Number(low=0, above=True), "Of the mean over these rows, in the loss."
+    )
 
     def __post_init__(self) -> None:
         """Check every value, and what they need of each other."""
@@ -120,8 +122,8 @@ class DrawingSettings:
             )
         if self.max_age is not None and self.max_age < self.every:
             raise UserError(
-                f"max_age={self.max_age} below every={self.every}: drawings would be dropped before "
-                f"the next round brings others; raise max_age to {self.every}, or lower every"
+                f"max_age={self.max_age} below every={self.every}: drawings would be dropped "
+                f"before the next round; raise max_age to {self.every}, or lower every"
             )
 
     def inert(self) -> list[str]:

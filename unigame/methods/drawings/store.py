@@ -79,18 +79,24 @@ class DrawingStore:
             oldest = step - self.max_age
             self.drawings = [drawing for drawing in self.drawings if drawing.step >= oldest]
 
-    def sample(self, count: int) -> list[StoredDrawing]:
-        """So many drawings, each once before any comes twice; [] of an empty store."""
+    def sample(self, count: int, generator: torch.Generator | None = None) -> list[StoredDrawing]:
+        """So many drawings, each once before any comes twice; [] of an empty store.
+
+        By the store's own generator, unless another is given.
+        """
         if not self.drawings or count < 1:
             return []
         order: list[int] = []
         while len(order) < count:
-            order += torch.randperm(len(self.drawings), generator=self.generator).tolist()
+            order += torch.randperm(
+                len(self.drawings), generator=generator or self.generator
+            ).tolist()
         return [self.drawings[index] for index in order[:count]]
 
-    def pick(self, options: Sequence[QA]) -> QA:
+    def pick(self, options: Sequence[QA], generator: torch.Generator | None = None) -> QA:
         """One of several questions."""
-        return options[int(torch.randint(len(options), (1,), generator=self.generator))]
+        generator = generator or self.generator
+        return options[int(torch.randint(len(options), (1,), generator=generator))]
 
     # ---- checkpoints ---------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:

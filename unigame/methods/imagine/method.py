@@ -254,8 +254,9 @@ class Imagine(DrawingMethod):
                 found += backbone.caption(images, max_new_tokens=most)
         return [text.strip() for text in found]
 
-    def _found_by_rounds(self) -> list[Finding]:
-        found = super()._found_by_rounds()
+    def found(self) -> list[Finding]:
+        """Also whether replies to rehearse are mostly cut."""
+        found = super().found()
         replied, cut = self.counts["replied"], self.counts["cut"]
         if 2 * cut > replied:
             says = f"{cut} of {replied} replies to old questions did not end, and are left out"

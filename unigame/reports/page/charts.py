@@ -57,11 +57,25 @@ ABOUT: dict[str, str] = {
     panels.SIMILARITY.title: "Below clip_floor a candidate is never kept.",
     panels.BUFFER.title: "Replay waits for buffer_min_size.",
 }
+for _method in ("verify", "imagine"):
+    ABOUT[f"{_method}: is the verifier right?"] = (
+        "By the independent reader. Precision: of the confirmed drawings, those that are right; "
+        "recall: of the right ones, those confirmed. Wrong ones confirmed more and more often: "
+        "the verifier drifts."
+    )
+    ABOUT[f"{_method}: how different drawings are"] = (
+        "Of each round's own drawings. Both fall where drawings become alike."
+    )
 GAME, MODEL, STORE, ATTACK = "The game", "The model", "The buffer", "The attack"
+DRAWING = "The loss of drawing"
+VERIFIED, IMAGINED = "Drawings that U verified, to teach G", "Drawings that U verified, to teach U"
 DYNAMICS = {
     GAME: (LOSSES, panels.LOST),
     STORE: (panels.BUFFER, HARDNESS, AGE, panels.ACCEPTED),
     ATTACK: (panels.SIMILARITY, panels.CODES, panels.SIZE),
+    VERIFIED: panels.VERIFIED,
+    IMAGINED: panels.IMAGINED,
+    DRAWING: (panels.DRAWN,),
 }
 
 

@@ -21,11 +21,13 @@ SHAPES = {
     "circle": "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z",
     "triangle": "M0-4L4 3.2H-4z",
     "square": "M-3-3h6v6h-6z",
+    "diamond": "M0-4.2L4.2 0L0 4.2L-4.2 0z",
     "cross": "M-3.2-3.2L3.2 3.2M-3.2 3.2L3.2-3.2",
 }
 KINDS = {  # kind -> (class, shape); drawn in this order
     "held-out": ("held", "cross"),
     "clean": ("clean", "circle"),
+    "confirmed": ("drawn", "diamond"),
     "buffer": ("hard", "square"),
     "candidates": ("attacked", "triangle"),
 }
@@ -108,7 +110,9 @@ def coverage(found: Mapping[str, Any]) -> Chart | None:
                 f'<path class="mark {name}" transform="translate({x:.1f} {y:.1f})" '
                 f'd="{SHAPES[shape]}"/>'
             )
-    listed = [kind for kind in ("clean", "candidates", "buffer", "held-out") if kind in kinds]
+    listed = [
+        kind for kind in ("clean", "candidates", "buffer", "confirmed", "held-out") if kind in kinds
+    ]
     counts = ", ".join(f"{len(kinds[kind]['at'])} {kind}" for kind in listed)
     far = ", ".join(
         f"{kind} {kinds[kind]['nearest']:.2f}"

@@ -76,6 +76,43 @@ def cards(examples: Sequence[Mapping[str, Any]]) -> list[Card]:
     return sorted(made, key=lambda card: list(OUTCOMES).index(card.outcome))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A confirmed drawing: a data URI, and whether the reader finds it right, where it looked."""
+
+    uri: str
+    caption: str
+    step: int
+    question: str
+    answer: str
+    right: bool | None
+    small: bool
+
+
+def drawings(entries: Sequence[Mapping[str, Any]]) -> list[Drawn]:
+    """Confirmed drawings of a method, each with the first of its questions.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    made = []
+    for entry in entries:
+        picture = _open(entry["picture"])
+        question, answer = next(iter(entry.get("questions") or []), ("", ""))
+        made.append(
+            Drawn(
+                data_uri(picture),
+                str(entry.get("caption", "")),
+                int(entry.get("step", 0)),
+                str(question),
+                str(answer),
+                entry.get("right"),
+                max(picture.size) <= SMALL,
+            )
+        )
+    return made
+
+
 def counts(made: Sequence[Card]) -> list[tuple[str, str, int]]:
     """(kind, words, how many) for the filter, of kinds that occur."""
     number = {kind: sum(card.outcome == kind for card in made) for kind in OUTCOMES}
@@ -148,7 +185,9 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as opened:
             return opened.convert("RGB")
     except OSError as error:
-        raise UserError(f"picture {path} cannot be read ({error}); remove examples/") from error
+        raise UserError(
+            f"picture {path} cannot be read ({error}); remove {path.parent.name}/"
+        ) from error
 
 
 def data_uri(picture: Image.Image) -> str:

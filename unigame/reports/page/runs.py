@@ -2,6 +2,7 @@
 
     trainer_state.json (or log.json)       figures by step
     examples/examples.json                 pictures, with what the model said
+    drawings/verify.json, imagine.json     drawings that U confirmed
     dynamics/path.jsonl, coverage.json     way of the weights, map of the pictures
     about.json                             command, versions, seeds, findings
     run.json, unigame_config.json          model, data, methods; every setting
@@ -21,7 +22,7 @@ from unigame.errors import UserError
 from unigame.system.json_text import parse_json
 
 EXAMPLES_FORMAT, ABOUT_FORMAT = "unigame-examples/1", "unigame-run/1"
-COVERAGE_FORMAT = "unigame-coverage/1"
+COVERAGE_FORMAT, DRAWINGS_FORMAT = "unigame-coverage/1", "unigame-drawings/1"
 DEMO_BASELINE, DEMO_PLAYER = "sft", "unigame"
 DEMO_LABELS = {
     "sft": "SFT",
@@ -43,6 +44,7 @@ class RunFiles:
         record: of ``run.json``.
         settings: of ``unigame_config.json``.
         examples: entries of ``examples.json``; pictures are paths.
+        drawings: entries of each file of ``drawings/``, by method; their picture is a path.
         path: points of ``dynamics/path.jsonl``.
         coverage: of ``dynamics/coverage.json``.
         evaluations: folders of results.json, by label.
@@ -55,6 +57,7 @@ class RunFiles:
     record: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     examples: list[Mapping[str, Any]] = field(default_factory=list)
+    drawings: Mapping[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     path: list[Mapping[str, Any]] = field(default_factory=list)
     coverage: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Mapping[str, Path] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class RunFiles:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show of it."""
-        return not (self.log or self.examples or self.evaluations)
+        return not (self.log or self.examples or self.drawings or self.evaluations)
 
 
 def read_run(folder: Path, label: str) -> RunFiles:
@@ -85,6 +88,7 @@ def read_run(folder: Path, label: str) -> RunFiles:
         record=_first(places, "run.json", {}),
         settings=_first(places, "unigame_config.json", {}),
         examples=list(_examples(training)),
+        drawings=dict(_drawings(training / "drawings")),
         path=_path(training / "dynamics" / "path.jsonl"),
         coverage=_coverage(training / "dynamics" / "coverage.json"),
         evaluations=arms or dict(_evaluations(folder, label)),
@@ -132,6 +136,24 @@ def _examples(folder: Path) -> Iterator[Mapping[str, Any]]:
         pictures = {kind: place / Path(name).name for kind, name in entry["pictures"].items()}
         if all(path.is_file() for path in pictures.values()):
             yield {**entry, "pictures": pictures}
+
+
+def _drawings(folder: Path) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """By method, those whose picture is there."""
+    for file in sorted(folder.glob("*.json")):
+        content = _read(file, {})
+        if content.get("format") != DRAWINGS_FORMAT:
+            raise UserError(
+                f"{file} has the format {content.get('format')!r} and this version reads "
+                f"{DRAWINGS_FORMAT!r}; use the version of unigame that made the run"
+            )
+        placed = [
+            {**entry, "picture": folder / Path(entry["picture"]).name}
+            for entry in content.get("drawings", [])
+        ]
+        there: list[Mapping[str, Any]] = [e for e in placed if e["picture"].is_file()]
+        if there:
+            yield str(content.get("method", file.stem)), there
 
 
 def _path(file: Path) -> list[Mapping[str, Any]]:

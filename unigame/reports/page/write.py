@@ -19,7 +19,7 @@ from unigame.reports.compare import Comparison, compare
 from unigame.reports.page import charts, maps, pictures, verdict
 from unigame.reports.page.advice import Step, next_steps
 from unigame.reports.page.charts import Group, Phase
-from unigame.reports.page.pictures import Card
+from unigame.reports.page.pictures import Card, Drawn
 from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, RunFiles, demo_arms, read_run
 from unigame.reports.records import read_record
 from unigame.reports.tables import UNICODE, headings, notes_of
@@ -45,6 +45,8 @@ class Section:
     cards: list[Card]
     kinds: list[tuple[str, str, int]]
     answer_kinds: list[tuple[str, int]]
+    drawings: list[tuple[str, list[Drawn]]]
+    """By method: drawings that U confirmed."""
     facts: list[tuple[str, str]]
     settings: str
     last: list[tuple[str, str]]
@@ -151,6 +153,7 @@ def section(run: RunFiles, number: int) -> Section:
         cards=cards,
         kinds=pictures.counts(cards),
         answer_kinds=pictures.answer_kinds(cards),
+        drawings=[(name, pictures.drawings(entries)) for name, entries in run.drawings.items()],
         facts=list(_facts(run)),
         settings=_settings(run),
         last=_last(run.log),
