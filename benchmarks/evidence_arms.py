@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.demo.run import StepsTold
 from unigame.evaluation.attacks.adversary import adversary_for
-from unigame.evaluation.miniature import CAPTION_TOKENS, usual_drawing
+from unigame.evaluation.base import DataSource
+from unigame.evaluation.miniature import CAPTION_TOKENS, usual_drawing, world_benchmarks
+from unigame.evaluation.run import evaluate
 from unigame.evaluation.world import attack_entry, images_of, replies
 from unigame.methods.base import Method, Run
 from unigame.methods.registry import build_methods
@@ -41,6 +44,7 @@ from unigame.methods.selfplay import SelfPlaySettings
 from unigame.seeds import derive_seed
 from unigame.settings.rules import Many, Number, Switch, Text, Whole, setting
 from unigame.synthetic import SyntheticDataset, caption
+from unigame.synthetic.benchmarks.write import write_benchmarks
 from unigame.synthetic.dataset import CONDITIONS, SPLITS, to_pil
 from unigame.synthetic.from_captions import where
 from unigame.synthetic.questions import groups
@@ -52,14 +56,17 @@ from unigame.training import UniGameConfig, UniGameTrainer
 METRICS = (
     *("ood", "id", "gacc", "attack", "consistency", "t2i"),
     *(f"ood/{condition}" for condition in CONDITIONS),
-    *("t2i_exact", "new_task", "old_tasks"),
+    *("t2i_exact", "new_task", "old_tasks", "score"),
 )
 SIZE_OF = {
     **{"ood": "ood", "id": "id", "gacc": "groups", "attack": "attacked"},
     **dict.fromkeys(("consistency", "t2i", "t2i_exact"), "drawings"),
     **dict.fromkeys(("new_task", "old_tasks"), "task"),
+    "score": "score",
 }
 """The size in `measured` that a metric is off with."""
+SCORED = ("unifiedbench", "wise")
+"""What the paper's consistency score is made of."""
 SPLITS_OF = {"validation": ("ood_validation", "validation"), "test": ("ood", "test")}
 """What is asked out of and in distribution, of each split."""
 
@@ -406,7 +413,7 @@ def _train(job: Job, tell: Tell) -> None:
 def metrics_of(settings: Settings) -> list[str]:
     """The metrics that a preset measures."""
     sizes = {**settings.measured, "task": settings.task_scenes and settings.measured["task"]}
-    return [metric for metric in METRICS if sizes[SIZE_OF[metric.split("/")[0]]]]
+    return [metric for metric in METRICS if sizes.get(SIZE_OF[metric.split("/")[0]])]
 
 
 def measure(
@@ -427,11 +434,12 @@ def measure(
     consistency          objects of a picture that are in the picture drawn of U's own caption of it
     new_task             questions of the new task, about scenes that it was not trained on
     old_tasks            what ``id`` asks, where a new task is trained: what is left of old skills
+    score                the paper's consistency score, 0.6 UnifiedBench + 0.4 WISE, in miniature
 
     What a size of 0 leaves out is None.
     """
     backbone.eval()
-    sizes, parts = settings.measured, 6
+    sizes, parts = settings.measured, 7
     out_of, within = SPLITS_OF[split]
 
     def own(metric: str) -> int:
@@ -462,6 +470,9 @@ def measure(
         found["old_tasks"] = found["id"]
         found["new_task"] = _percent(_right(backbone, Task(sizes["task"], own("task"))))
     tell("measuring", 6, parts)
+    if sizes.get("score"):
+        found["score"] = _consistency_score(backbone, sizes["score"], own("score"))
+    tell("measuring", 7, parts)
     return found
 
 
@@ -510,6 +521,22 @@ def _under_attack(backbone: Backbone, settings: Settings, seed: int) -> float | 
         return None
     (right,) = entry["metrics"]["accuracy"]["units"]["counts"]
     return _percent([bool(value) for value in right])
+
+
+def _consistency_score(backbone: Backbone, size: int, seed: int) -> float | None:
+    """0.6 UnifiedBench + 0.4 WISE, as ``unigame demo`` has it; so many replies of each."""
+    usual = usual_drawing(latents=backbone.facts.codebook_size is None)
+    with TemporaryDirectory() as folder:
+        root = write_benchmarks(Path(folder) / "data", size=size, seed=seed, names=SCORED)
+        record = evaluate(
+            backbone,
+            [found for found in world_benchmarks(backbone) if found.name in SCORED],
+            sources={name: DataSource(root=root / name) for name in SCORED},
+            output=Path(folder) / "record",
+            drawing=replace(usual, seed=seed),
+        )
+    value: float | None = record["summary"]["consistency"]["value"]
+    return None if value is None else round(value, 4)
 
 
 def _drawing(backbone: Backbone, scenes: list[Scene], seed: int) -> dict[str, float | None]:

@@ -32,6 +32,20 @@ T975 = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
+GOALS = (
+    *(("t2i_exact", "verify", "sft", 10.0), ("t2i_exact", "verify", "real_pairs", 0.0)),
+    *(("t2i_exact", "verify", "unverified", 0.0), ("t2i_exact", "verify", "oracle", -2.0)),
+    *(("new_task", "imagine", "sft", 0.0), ("new_task", "imagine", "unverified", 0.0)),
+    *(("old_tasks", "imagine", "base", -2.0), ("old_tasks", "imagine", "no_rehearsal", 0.0)),
+    *(("score", "verify", "sft", 4.0), ("score", "imagine", "sft", 4.0)),
+    *(("score", "reca", "sft", 4.0), ("score", "all", "sft", 4.0)),
+    *(("new_task", "all", "imagine", 0.0), ("old_tasks", "all", "base", -2.0)),
+    *(("t2i_exact", "all", "verify", 0.0), ("score", "all", "reca", 0.0)),
+)
+"""What the methods beside the game are for: metric, arm, another arm, by how many points more."""
+OF_REAL_SCENES = 90.0
+"""Percent of what real scenes of the new task give that imagined ones are to give."""
+
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and 95 % interval; one value has no interval, and none has no mean."""
@@ -130,6 +144,33 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     return lines
 
 
+def goals(metrics: Metrics) -> list[str]:
+    """In sentences: what the methods of verified drawings reach of what they are for."""
+    lines = []
+    for metric, arm, other, least in GOALS:
+        arms = metrics.get(metric, {})
+        if arm in arms and other in arms:
+            found = difference(arms, arm, other)
+            lines.append(f"{metric}, {arm} - {other}: {_cell(found)}; {_reached(found, least)}.")
+    arms = metrics.get("new_task", {})
+    if "imagine" in arms and "real_scenes" in arms:
+        pairs = zip(arms["imagine"], arms["real_scenes"], strict=True)
+        found = interval([100 * a / b for a, b in pairs if a is not None and b])
+        said = _reached(found, OF_REAL_SCENES)
+        lines.append(f"new_task, imagine in % of real_scenes: {_cell(found)}; {said}.")
+    return lines
+
+
+def _reached(found: Mapping[str, float | None], least: float) -> str:
+    """Whether a mean is at the goal, and the whole interval."""
+    mean, low = found["mean"], found["low"]
+    if mean is None:
+        return "not measured"
+    sure = low is not None and low >= least
+    said = "surely" if sure else "in the mean" if mean >= least else "not"
+    return f"the goal of {least:+g} is {said} reached"
+
+
 def _against(found: Mapping[str, float | None], player: str, control: str) -> str:
     mean, low = found["mean"], found["low"]
     if mean is None or low is None:
@@ -210,7 +251,8 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
 
 def show(result: Mapping[str, Any]) -> str:
     """The table and the verdict, as Markdown."""
-    return "\n".join([*table(result), "", *verdict(result["metrics"])])
+    metrics: Metrics = result["metrics"]
+    return "\n".join([*table(result), "", *verdict(metrics), *goals(metrics)])
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -348,6 +349,20 @@ def test_the_verdict_says_what_was_shown(scripts):
     assert "+3.0 [+2.9, +3.2]" in spans[0] and "(combos): +0.0" in spans[1]
 
 
+def test_the_goals_of_the_methods_are_judged(scripts):
+    metrics = {
+        "t2i_exact": {"sft": [50, 60], "verify": [61, 71.1], "real_pairs": [62, 73]},
+        "new_task": {"real_scenes": [80, 80], "imagine": [76, 76.8], "sft": [None, None]},
+        "old_tasks": {"base": [90, 90], "imagine": [89, 87.5]},
+    }
+    said = "\n".join(scripts.evidence_report.goals(metrics))
+    assert "verify - sft: +11.1 [+10.4, +11.7]; the goal of +10 is surely reached" in said
+    assert "verify - real_pairs: -1.4" in said and "goal of +0 is not reached" in said
+    assert "imagine - base: -1.8" in said and "goal of -2 is in the mean reached" in said
+    assert "imagine in % of real_scenes: +95.5" in said and "new_task, imagine - sft: ; not" in said
+    assert "oracle" not in said
+
+
 def test_one_seed_is_no_evidence(scripts):
     one = {"ood": {"sft": [50.0], "selfplay": [60.0], "augmented": [61.0]}}
     assert scripts.evidence_report.verdict(one) == [
@@ -376,20 +391,25 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
         "rows": verify["rows"]
     }
     assert arms["oracle"].methods["verify"] == {**verify, "verifier": "reader"}
-    unverified = {**verify, "verifier": "none", "drawings": 2}
+    unverified = {**verify, "verifier": "none"}
     assert arms["unverified"].methods["verify"] == unverified
     arms = settled(scripts, "imagine").arms
     imagine = arms["imagine"].methods["imagine"]
     forgetful = {**imagine, "rehearsal": 0, "drawing_rows": 0}
     assert imagine["rehearsal"] > 0 and arms["no_rehearsal"].methods["imagine"] == forgetful
     assert arms["oracle"].methods["imagine"] == {**imagine, "verifier": "reader"}
-    unverified = {**imagine, "verifier": "none", "drawings": 1}
+    unverified = {**imagine, "verifier": "none"}
     assert arms["unverified"].methods["imagine"] == unverified
     assert arms["real_scenes"].real_scenes == {"rows": imagine["rows"]}
     every = settled(scripts, "all").arms
     parts = [every[name].methods for name in ("imagine", "verify", "reca")]
     assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
-    assert "no_rehearsal" not in every
+    assert {"no_rehearsal", "unverified", "oracle", "real_scenes", "real_pairs"} < set(every)
+    # The templates of reconstruction alignment are in words that the model knows.
+    known = set(vocabulary())
+    for template in every["reca"].methods["reca"]["templates"]:
+        assert set(re.findall(r"\w+", template)) <= known, template
+    assert set(settled(scripts, "reca").arms) == {"base", "sft", "reca", "real_pairs"}
 
 
 def test_the_game_is_in_the_hash_only_where_it_is_played(scripts):
@@ -427,6 +447,8 @@ def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
     small = (
         *("steps=1", "texts=4", "task_scenes=3", "training.per_device_train_batch_size=2"),
         *("measured.ood=0", "measured.id=6", "measured.drawings=1", "measured.task=3"),
+        *("measured.groups=0", "measured.score=8", "arms.all.methods.reca.share=0.5"),
+        *("arms.all.methods.imagine.first_captions=2", "arms.all.methods.verify.first_captions=2"),
         *("arms.all.methods.imagine.verifier=none", "arms.all.methods.imagine.captions=2"),
         *("arms.all.methods.verify.verifier=none", "arms.all.methods.verify.captions=2"),
     )
@@ -438,6 +460,7 @@ def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
         assert not {"ood", "gacc", "attack"} & set(values), "what is not measured has no metric"
         assert values["old_tasks"] == values["id"]
         assert all(0 <= values[name] <= 100 for name in ("t2i_exact", "new_task"))
+        assert -100 <= values["score"] <= 100, "cosines may be negative"
     trained = json.loads((tmp_path / "seed-0" / "all" / "trained.json").read_text())
     assert [text.split(":")[0] for text in trained["said"]][:2] == ["imagine", "verify"]
     assert trained["log"][0]["verify_store"] == trained["log"][0]["imagine_store"] > 0
