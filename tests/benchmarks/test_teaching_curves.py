@@ -17,7 +17,7 @@ from unigame.synthetic.questions import vocabulary
 SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 SMALL = (
     *("training.per_device_train_batch_size=4", "questions=8", "texts=4"),
-    *("measured.id=6", "measured.drawings=1"),
+    *("measured.id=6", "measured.drawings=1", "measured.groups=0", "measured.score=0"),
 )
 OF_VERIFY = {"captions": 2, "drawings": 2, "rows": 2, "verifier": "none"}
 

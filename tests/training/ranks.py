@@ -95,7 +95,8 @@ def teach(model: Path, folder: Path, **settings: Any) -> dict[str, Any]:
     trainer.train()
     stores = {name: trainer.method(name).store.drawings for name in ("verify", "imagine")}
     captions = {name: [one.caption for one in drawings] for name, drawings in stores.items()}
-    return {"u": lora_weights(trainer), **captions}
+    rounds = trainer.method("verify").tally.recent
+    return {"u": lora_weights(trainer), "rounds": rounds, **captions}
 
 
 def packed(model: Path, folder: Path, batch: int, **settings: Any) -> UniGameTrainer:

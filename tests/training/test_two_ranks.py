@@ -30,6 +30,7 @@ def test_a_rank_without_drawings_keeps_step_with_one_that_has_some(ranks) -> Non
     first, second = (rank["taught"] for rank in ranks)
     assert all(torch.equal(first["u"][name], second["u"][name]) for name in first["u"])
     assert len(first["verify"]) == 2 and second["verify"] == []
+    assert first["rounds"] == second["rounds"] == [[1, 1, 0, 0]] * 2, "counted over both"
     assert set(first["imagine"]) != set(second["imagine"]), "each draws captions of its own"
 
 

@@ -31,7 +31,7 @@ SHOWN = 12
 
 def newest(drawings: Sequence[StoredDrawing], most: int = SHOWN) -> list[StoredDrawing]:
     """The newest of each caption, of at most so many captions, the newest first."""
-    found = {}
+    found: dict[str, StoredDrawing] = {}
     for drawing in reversed(drawings):
         found.setdefault(drawing.caption, drawing)
     return list(found.values())[:most]
