@@ -43,16 +43,16 @@ def test_the_bundled_game_is_measured(tmp_path, capsys, monkeypatch):
     """Its model draws clean pictures well, and its verifier knows a faint copy as the same."""
     monkeypatch.setattr(game, "diagnose", partial(game.diagnose, steps=2))
     file = tmp_path / "new" / "figures.json"
-    words = ["doctor", "--game", "janus_nano", "--pictures", "24", "--json", str(file)]
+    words = ["doctor", "--game", "janus_nano", "--pictures", "16", "--json", str(file)]
     assert cli.main(words) == 0
     found, said = json.loads(file.read_text()), capsys.readouterr().out
-    assert found["recipe"] == "janus_nano" and found["pictures"] == 24
+    assert found["recipe"] == "janus_nano" and found["pictures"] == 16
     clean = found["drawable"]["clean"]
     assert clean["real"] > 0.7 and abs(clean["difference"]) < 0.15
     assert set(found["drawable"]) == {"clean", *found["verifier"]["by_style"]}
     assert found["verifier"]["by_style"]["contrast"]["auc"] > 0.9
     assert {"learned", "random", "none"} <= set(found["found"])
-    assert found["found"]["pictures"] == 12, "C practised on the other half"
+    assert found["found"]["pictures"] == 8, "C practised on the other half"
     assert found["missed"]["clean"] == clean["real"]
     assert len(found["styles"]) == 7, "those of the recipe"
     assert len(found["says"]) == 5 and all(text in said for text in found["says"])
@@ -141,14 +141,15 @@ def test_the_recipes_4_bits_are_loaded(tmp_path, monkeypatch):
 
 
 def test_rows_of_one_are_compared_and_c_plays_with_little_memory(tmp_path, monkeypatch):
-    """The verifier sees all pictures joined; activations are recomputed where the recipe says."""
-    recomputed, rows_at_once = [], set()
+    """The verifier sees all pictures joined; C challenges and recomputes as the recipe says."""
+    recomputed, practised, rows_at_once = [], [], set()
     play, challenge = SelfPlay.play, game_figures.challenge
 
     def watched(self, rows, **settings):
         modules = self.run.backbone.modules()
         on = (getattr(m, "gradient_checkpointing", False) and m.training for m in modules)
         recomputed.append(any(on))
+        practised.append(len(rows))
         return play(self, rows, **settings)
 
     def counted(backbone, perturber, rows, *rest, **settings):
@@ -163,8 +164,9 @@ def test_rows_of_one_are_compared_and_c_plays_with_little_memory(tmp_path, monke
     assert recomputed == [True, True]
     settings = {"similarity": "cosine", "challenge_share": 0.5, "challenge_micro_batch": 4}
     plan = recipe(str(shared_tiny_janus()), tmp_path, **settings)
-    together = game.diagnose(plan, pictures=8, steps=1)
-    assert rows_at_once == {1, 2} and recomputed[2:] == [False]
+    together = game.diagnose(plan, pictures=8, steps=2)
+    assert rows_at_once == {1, 2} and recomputed[2:] == [False, False]
+    assert practised == [1, 1, 2, 2], "as many as the recipe challenges in a step"
     assert alone["verifier"]["worst"]["auc"] < 1
     worst = (one["verifier"]["by_style"]["blur"]["auc"] for one in (alone, together))
     assert next(worst) == pytest.approx(next(worst), abs=1e-6)

@@ -45,7 +45,7 @@ from unigame.doctor.game_says import lines, says
 from unigame.doctor.gaps import USUAL
 from unigame.doctor.report import duration
 from unigame.errors import UserError
-from unigame.methods.rows import Batch
+from unigame.methods.rows import Batch, Rows
 from unigame.methods.selfplay.method import SelfPlay
 from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.seeds import derive_seed
@@ -113,8 +113,8 @@ def diagnose(
     Args:
         plan: a checked recipe that lists selfplay.
         pictures: of its data, each with one question.
-        steps: updates of the quickly trained C, on half of them; what it finds is measured on the
-            others.
+        steps: updates of the quickly trained C, on as many a step as in a run, from half of them;
+            what it finds is measured on the others.
         say: told what is being measured, and about how long it will take.
 
     Raises:
@@ -130,21 +130,28 @@ def diagnose(
         )
     require_quantization(plan.quantization)
     records = _records(plan, pictures)
-    with _ready(plan, settings, records) as (game, batches):
-        found = _measured(game, batches, steps if settings.perturbation == "learned" else 0, say)
+    challenged = math.ceil(settings.challenge_share * plan.training.per_device_train_batch_size)
+    steps = steps if settings.perturbation == "learned" else 0
+    with _ready(plan, settings, challenged, records) as (game, batches):
+        found = _measured(game, batches, steps, challenged, say)
     found = {"model": plan.model, "asked": pictures, **found}
     return {**found, "says": says(found)}
 
 
-def _measured(game: SelfPlay, given: list[Batch], steps: int, say: Say) -> dict[str, Any]:
-    """All figures; the first batch goes through everything first, to tell the time."""
+def _measured(
+    game: SelfPlay, given: list[Batch], steps: int, challenged: int, say: Say
+) -> dict[str, Any]:
+    """All figures; the first batch goes through everything first, to tell the time.
+
+    C practises on ``challenged`` rows a step.
+    """
     count, half = sum(map(len, given)), len(given) // 2
     prompts = game.styles.prompts if game.styles is not None else ()
     say(f"{count} pictures in {len(given)} batches; the first one tells the time")
     rows, challenging = _timed(lambda: game.challenged(given[0]))
     first, looking = _timed(lambda: look(game, rows))
     _, drawing = _timed(lambda: candidates(game, [rows]))
-    playing = _timed(lambda: practise(game, rows))[1] if steps else 0.0
+    playing = _timed(lambda: practise(game, rows.first(challenged)))[1] if steps else 0.0
     styling = _timed(lambda: game.styles.drawn_in(rows, 0))[1] if game.styles is not None else 0.0
     seconds = (challenging + looking + len(prompts) * styling) * len(given)
     seconds += 3 * drawing * (len(given) - half) + playing * steps
@@ -153,8 +160,9 @@ def _measured(game: SelfPlay, given: list[Batch], steps: int, say: Say) -> dict[
     looked = Looked.joined([first, *(look(game, rows) for rows in batches[1:])])
     of_verifier = verifier(game, batches, looked)
     say(f"3 of 4: a quick C, {steps} steps, against random directions")
+    pieces = _pieces(batches[:half], challenged)
     for step in range(1, steps):
-        practise(game, batches[step % half])
+        practise(game, pieces[step % len(pieces)])
     found = attacks(game, batches[half:], steps)
     if prompts:
         say(f"and {len(prompts)} styles")
@@ -168,6 +176,15 @@ def _measured(game: SelfPlay, given: list[Batch], steps: int, say: Say) -> dict[
     }
 
 
+def _pieces(batches: Sequence[Rows], size: int) -> list[Rows]:
+    """The rows of some batches, so many at a time."""
+    return [
+        rows.pick(range(first, min(first + size, len(rows))))
+        for rows in batches
+        for first in range(0, len(rows), size)
+    ]
+
+
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
     """What it gives, and its seconds; all that is timed here ends on the CPU."""
     begun = time.perf_counter()
@@ -176,7 +193,7 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 
 @contextmanager
 def _ready(
-    plan: Recipe, settings: SelfPlaySettings, records: list[dict[str, Any]]
+    plan: Recipe, settings: SelfPlaySettings, challenged: int, records: list[dict[str, Any]]
 ) -> Iterator[tuple[SelfPlay, list[Batch]]]:
     """The recipe's game on its model, as in a run, and batches of its data: two at least."""
     from transformers.trainer_utils import IntervalStrategy
@@ -187,11 +204,8 @@ def _ready(
     args = copy.deepcopy(plan.training)
     args.eval_strategy = IntervalStrategy.NO
     batch = args.per_device_train_batch_size
-    # All rows of a batch are challenged here, as many at a time as in a run: no more memory.
-    at_once = min(
-        settings.challenge_micro_batch or math.ceil(batch / 4),
-        math.ceil(settings.challenge_share * batch),
-    )
+    # Of the pictures that are measured all are challenged, as many at a time as in a run.
+    at_once = min(settings.challenge_micro_batch or math.ceil(batch / 4), challenged)
     settings = replace(settings, challenge_share=1.0, challenge_micro_batch=at_once)
     size = min(batch, len(records) // 2)
     args.per_device_train_batch_size = size
