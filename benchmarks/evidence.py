@@ -12,7 +12,7 @@ stands in the record. The test split is measured only for settings whose hash is
 it by accident.
 
 A finished arm of a seed is never done again: a stopped command goes on where it was. Each arm is
-one thread; ``--workers 2`` does two at a time.
+one thread; ``--workers 2`` does two at a time. Two commands on one ``--output`` need other seeds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ import evidence_arms
 import evidence_presets
 import evidence_report
 import record
-from evidence_arms import METRICS, SPLITS_OF, Job
+from evidence_arms import SPLITS_OF, Job
 from evidence_presets import Settings
 from rich.console import Console
 
@@ -86,6 +87,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     settings = evidence_presets.settle(found, weights)
     sha256 = settings.sha256()
     split = choose_split(options.split, options.frozen, found.get("frozen"), sha256)
+    if split == "validation" and options.split is None and found.get("frozen"):
+        console.print(
+            f"preset {options.preset} was frozen as {found['frozen'][:8]}...; these settings or "
+            f"weights are {sha256[:8]}..., so the validation split is measured",
+            style="bold",
+        )
     arms = choose_arms(options.arms, settings)
     if options.figure and evidence_report.CONTROL not in arms:
         raise UserError("--figure shows differences to arm sft; add it to --arms")
@@ -105,9 +112,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "differences": evidence_report.differences(metrics),
         "settings_sha256": sha256,
         "command": command(options, split),
-        "machine": record.machine()["machine"],
+        "machine": {**record.machine()["machine"], "code": code_of(jobs, console)},
     }
-    write(result, output, options, console)
+    write(result, output, options, console, rows_line(jobs))
     return result
 
 
@@ -163,14 +170,36 @@ def begin(output: Path, settings: Settings) -> None:
 
 
 def collect(jobs: list[Job]) -> dict[str, dict[str, list[float | None]]]:
-    """``{metric: {arm: [one value a seed]}}``."""
+    """``{metric: {arm: [one value a seed]}}``, of the metrics that are measured."""
     figures = {(job.arm, job.seed): job.figures() for job in jobs}
     arms = list(dict.fromkeys(job.arm for job in jobs))
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     return {
         metric: {arm: [figures[arm, seed][metric] for seed in seeds] for arm in arms}
-        for metric in METRICS
+        for metric in evidence_arms.metrics_of(jobs[0].settings)
     }
+
+
+def code_of(jobs: list[Job], console: Console) -> list[str]:
+    """The code that the arms were trained and measured by; more than one is said.
+
+    A finished arm is not done again, so that a folder may hold arms of different code: their
+    differences are then partly those of the code.
+    """
+    found = sorted({code for job in jobs for code in job.code()})
+    if len(found) > 1:
+        console.print(f"arms of different code: {'; '.join(found)}", style="bold")
+    return found
+
+
+def rows_line(jobs: list[Job]) -> str:
+    """How many hard rows a step U learned from, of each arm that mines any."""
+    of_arm: dict[str, list[float]] = {}
+    for job in jobs:
+        if (rows := job.hard_rows()) is not None:
+            of_arm.setdefault(job.arm, []).append(rows)
+    means = ", ".join(f"{arm} {sum(rows) / len(rows):.1f}" for arm, rows in of_arm.items())
+    return f"Hard rows a step: {means}." if means else ""
 
 
 def command(options: argparse.Namespace, split: str) -> str:
@@ -185,15 +214,20 @@ def command(options: argparse.Namespace, split: str) -> str:
 
 
 def write(
-    result: dict[str, Any], output: Path, options: argparse.Namespace, console: Console
+    result: dict[str, Any], output: Path, options: argparse.Namespace, console: Console, rows: str
 ) -> None:
-    """The table on the terminal and in the folder, the result and the figure where asked for."""
-    shown = evidence_report.show(result)
+    """The table on the terminal and in the folder, the result and the figure where asked for.
+
+    Beside the result stand the settings that its hash is of: a preset may change later.
+    """
+    shown = "\n".join(filter(None, [evidence_report.show(result), rows]))
     console.print("\n" + shown)
     (output / "table.md").write_text(shown + "\n", encoding="utf-8")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        beside = options.json.with_name(f"{options.json.stem}-settings.json")
+        shutil.copyfile(output / "settings.json", beside)
     if options.figure:
         evidence_report.draw(result, options.figure)
 

@@ -17,10 +17,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import peft
+import record
 import torch
 from evidence_presets import TEXTS, Arm, Settings
 from torch.utils.data import Dataset
@@ -31,7 +33,9 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.demo.run import StepsTold
 from unigame.evaluation.attacks.adversary import adversary_for
-from unigame.evaluation.miniature import CAPTION_TOKENS, usual_drawing
+from unigame.evaluation.base import DataSource
+from unigame.evaluation.miniature import CAPTION_TOKENS, usual_drawing, world_benchmarks
+from unigame.evaluation.run import evaluate
 from unigame.evaluation.world import attack_entry, images_of, replies
 from unigame.methods.base import Method, Run
 from unigame.methods.registry import build_methods
@@ -40,6 +44,7 @@ from unigame.methods.selfplay import SelfPlaySettings
 from unigame.seeds import derive_seed
 from unigame.settings.rules import Many, Number, Switch, Text, Whole, setting
 from unigame.synthetic import SyntheticDataset, caption
+from unigame.synthetic.benchmarks.write import write_benchmarks
 from unigame.synthetic.dataset import CONDITIONS, SPLITS, to_pil
 from unigame.synthetic.from_captions import where
 from unigame.synthetic.questions import groups
@@ -51,8 +56,17 @@ from unigame.training import UniGameConfig, UniGameTrainer
 METRICS = (
     *("ood", "id", "gacc", "attack", "consistency", "t2i"),
     *(f"ood/{condition}" for condition in CONDITIONS),
-    *("t2i_exact", "new_task", "old_tasks"),
+    *("t2i_exact", "new_task", "old_tasks", "score"),
 )
+SIZE_OF = {
+    **{"ood": "ood", "id": "id", "gacc": "groups", "attack": "attacked"},
+    **dict.fromkeys(("consistency", "t2i", "t2i_exact"), "drawings"),
+    **dict.fromkeys(("new_task", "old_tasks"), "task"),
+    "score": "score",
+}
+"""The size in `measured` that a metric is off with."""
+SCORED = ("unifiedbench", "wise")
+"""What the paper's consistency score is made of."""
 SPLITS_OF = {"validation": ("ood_validation", "validation"), "test": ("ood", "test")}
 """What is asked out of and in distribution, of each split."""
 
@@ -83,6 +97,21 @@ class Job:
         found: dict[str, float | None] = json.loads(self.result.read_text("utf-8"))["figures"]
         return found
 
+    def code(self) -> set[str]:
+        """What trained and measured it."""
+        files = (self.folder / "trained.json", self.result)
+        records = [json.loads(file.read_text("utf-8")) for file in files if file.exists()]
+        return {record.get("code", "unknown") for record in records}
+
+    def hard_rows(self) -> float | None:
+        """Rows of the buffer that U learned from, a step; None where nothing was mined."""
+        trained = self.folder / "trained.json"
+        if not trained.exists():
+            return None
+        log = json.loads(trained.read_text("utf-8"))["log"]
+        found = [entry["replayed"] for entry in log if "replayed" in entry]
+        return sum(found) / len(found) if found else None
+
 
 def do(job: Job, tell: Tell = lambda *_: None) -> None:
     """Train and measure what is not there yet."""
@@ -97,7 +126,7 @@ def do(job: Job, tell: Tell = lambda *_: None) -> None:
         backbone = load_backbone(job.model, dtype="float32", adapter=adapter if trained else None)
         clock = _Clock()
         figures = measure(backbone, job.settings, job.seed, job.split, tell)
-        _write(job.result, {"figures": figures, **clock.read()})
+        _write(job.result, {"figures": figures, **clock.read(), "code": record.code()})
 
 
 class _Clock:
@@ -376,11 +405,17 @@ def _train(job: Job, tell: Tell) -> None:
     trainer.backbone.save_pretrained(job.folder / "adapter")
     log = trainer.state.log_history
     said = [text for method in trainer.methods if (text := method.summary())]
-    record = {"steps": steps, **clock.read(), "said": said, "log": log}
-    _write(job.folder / "trained.json", record)
+    spent = {"steps": steps, **clock.read(), "said": said, "log": log}
+    _write(job.folder / "trained.json", {**spent, "code": record.code()})
 
 
 # ---- measuring -----------------------------------------------------------------------------------
+def metrics_of(settings: Settings) -> list[str]:
+    """The metrics that a preset measures."""
+    sizes = {**settings.measured, "task": settings.task_scenes and settings.measured["task"]}
+    return [metric for metric in METRICS if sizes.get(SIZE_OF[metric.split("/")[0]])]
+
+
 def measure(
     backbone: Backbone,
     settings: Settings,
@@ -399,11 +434,12 @@ def measure(
     consistency          objects of a picture that are in the picture drawn of U's own caption of it
     new_task             questions of the new task, about scenes that it was not trained on
     old_tasks            what ``id`` asks, where a new task is trained: what is left of old skills
+    score                the paper's consistency score, 0.6 UnifiedBench + 0.4 WISE, in miniature
 
     What a size of 0 leaves out is None.
     """
     backbone.eval()
-    sizes, parts = settings.measured, 6
+    sizes, parts = settings.measured, 7
     out_of, within = SPLITS_OF[split]
 
     def own(metric: str) -> int:
@@ -434,6 +470,9 @@ def measure(
         found["old_tasks"] = found["id"]
         found["new_task"] = _percent(_right(backbone, Task(sizes["task"], own("task"))))
     tell("measuring", 6, parts)
+    if sizes.get("score"):
+        found["score"] = _consistency_score(backbone, sizes["score"], own("score"))
+    tell("measuring", 7, parts)
     return found
 
 
@@ -482,6 +521,22 @@ def _under_attack(backbone: Backbone, settings: Settings, seed: int) -> float | 
         return None
     (right,) = entry["metrics"]["accuracy"]["units"]["counts"]
     return _percent([bool(value) for value in right])
+
+
+def _consistency_score(backbone: Backbone, size: int, seed: int) -> float | None:
+    """0.6 UnifiedBench + 0.4 WISE, as ``unigame demo`` has it; so many replies of each."""
+    usual = usual_drawing(latents=backbone.facts.codebook_size is None)
+    with TemporaryDirectory() as folder:
+        root = write_benchmarks(Path(folder) / "data", size=size, seed=seed, names=SCORED)
+        record = evaluate(
+            backbone,
+            [found for found in world_benchmarks(backbone) if found.name in SCORED],
+            sources={name: DataSource(root=root / name) for name in SCORED},
+            output=Path(folder) / "record",
+            drawing=replace(usual, seed=seed),
+        )
+    value: float | None = record["summary"]["consistency"]["value"]
+    return None if value is None else round(value, 4)
 
 
 def _drawing(backbone: Backbone, scenes: list[Scene], seed: int) -> dict[str, float | None]:

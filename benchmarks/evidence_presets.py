@@ -23,7 +23,7 @@ KEYS = (
     *("recipe", "model", "severity", "steps", "questions", "extra", "training", "game"),
     *("texts", "task_scenes", "measured", "arms", "frozen"),
 )
-MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings", "task")
+MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings", "task", "score")
 ARM_KEYS = ("trained", "extra", "game", "methods", "real_pairs", "real_scenes")
 EXTRA = ("split", "redrawn")
 REAL = ("rows", "weight")

@@ -20,12 +20,31 @@ from typing import Any
 Values = Sequence[float | None]
 Metrics = Mapping[str, Mapping[str, Values]]
 CONTROL = "sft"
+SEEDS, POINTS = 8, 2.0
+"""What the claim "the game wins" asks for: so many seeds, so many points over each control."""
+IN_SPAN = tuple(f"ood/{name}" for name in ("texture", "noise", "contrast", "occlusion", "blur"))
+OUT_OF_SPAN = ("ood/combos",)
+"""Conditions that a style of the bundled recipes names, and those that none names."""
 # Student's t, 97.5 %, by degrees of freedom; beyond the last one it is a little too wide.
 T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+
+GOALS = (
+    *(("t2i_exact", "verify", "sft", 10.0), ("t2i_exact", "verify", "real_pairs", 0.0)),
+    *(("t2i_exact", "verify", "unverified", 0.0), ("t2i_exact", "verify", "oracle", -2.0)),
+    *(("new_task", "imagine", "sft", 0.0), ("new_task", "imagine", "unverified", 0.0)),
+    *(("old_tasks", "imagine", "base", -2.0), ("old_tasks", "imagine", "no_rehearsal", 0.0)),
+    *(("score", "verify", "sft", 4.0), ("score", "imagine", "sft", 4.0)),
+    *(("score", "reca", "sft", 4.0), ("score", "all", "sft", 4.0)),
+    *(("new_task", "all", "imagine", 0.0), ("old_tasks", "all", "base", -2.0)),
+    *(("t2i_exact", "all", "verify", 0.0), ("score", "all", "reca", 0.0)),
+)
+"""What the methods beside the game are for: metric, arm, another arm, by how many points more."""
+OF_REAL_SCENES = 90.0
+"""Percent of what real scenes of the new task give that imagined ones are to give."""
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
@@ -96,19 +115,27 @@ def _cell(found: Mapping[str, float | None]) -> str:
 
 def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     """In sentences: does the game beat its controls, does it harm anything, what share is won?"""
-    if player not in metrics["ood"]:
+    if player not in metrics.get("ood", {}):
         return []
+    seeds = len(metrics["ood"][player])
     lines = []
     for control in (CONTROL, "sft_equal", "round_trip", "random", "uniform"):
         if control in metrics["ood"]:
             lines.append(_against(difference(metrics["ood"], player, control), player, control))
+    if seeds < SEEDS:
+        lines.append(f"{seeds} of the {SEEDS} seeds that the claim asks for.")
     if CONTROL not in metrics["ood"] or difference(metrics["ood"], player, CONTROL)["low"] is None:
         return lines  # of one seed nothing can be said
+    for title, names in (("in", IN_SPAN), ("out of", OUT_OF_SPAN)):
+        if all(name in metrics for name in names):
+            found = difference(_joined(metrics, names), player, CONTROL)
+            short = ", ".join(name.removeprefix("ood/") for name in names)
+            lines.append(f"Conditions {title} the span of styles ({short}): {_cell(found)}.")
     worst = [
         f"{metric} ({_cell(found)})"
         for metric, arms in metrics.items()
         if (metric == "id" or metric.startswith("ood/"))
-        and ((found := difference(arms, player, CONTROL))["low"] or 0) < -1
+        and ((low := (found := difference(arms, player, CONTROL))["low"]) is None or low < -1)
     ]
     harmed = ", ".join(worst) if worst else "none"
     lines.append(f"Where a loss of more than 1 point to {CONTROL} is not ruled out: {harmed}.")
@@ -117,22 +144,68 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     return lines
 
 
+def goals(metrics: Metrics) -> list[str]:
+    """In sentences: what the methods of verified drawings reach of what they are for."""
+    lines = []
+    for metric, arm, other, least in GOALS:
+        arms = metrics.get(metric, {})
+        if arm in arms and other in arms:
+            found = difference(arms, arm, other)
+            lines.append(f"{metric}, {arm} - {other}: {_cell(found)}; {_reached(found, least)}.")
+    arms = metrics.get("new_task", {})
+    if "imagine" in arms and "real_scenes" in arms:
+        pairs = zip(arms["imagine"], arms["real_scenes"], strict=True)
+        found = interval([100 * a / b for a, b in pairs if a is not None and b])
+        said = _reached(found, OF_REAL_SCENES)
+        lines.append(f"new_task, imagine in % of real_scenes: {_cell(found)}; {said}.")
+    return lines
+
+
+def _reached(found: Mapping[str, float | None], least: float) -> str:
+    """Whether a mean is at the goal, and the whole interval."""
+    mean, low = found["mean"], found["low"]
+    if mean is None:
+        return "not measured"
+    sure = low is not None and low >= least
+    said = "surely" if sure else "in the mean" if mean >= least else "not"
+    return f"the goal of {least:+g} is {said} reached"
+
+
 def _against(found: Mapping[str, float | None], player: str, control: str) -> str:
-    low = found["low"]
-    if low is None:
+    mean, low = found["mean"], found["low"]
+    if mean is None or low is None:
         said = "one seed is no evidence"
     else:
         said = "above 0" if low > 0 else "not shown to be above 0"
+        said += f", {'at least' if mean >= POINTS else 'less than'} {POINTS:g} points"
     return f"OOD, {player} - {control}: {_cell(found)}, {said}."
 
 
+def _joined(metrics: Metrics, names: Sequence[str]) -> dict[str, list[float | None]]:
+    """The mean of several conditions, of every arm and seed."""
+    joined: dict[str, list[float | None]] = {}
+    for arm in metrics[names[0]]:
+        of_seeds = zip(*(metrics[name][arm] for name in names), strict=True)
+        joined[arm] = [
+            None if None in values else statistics.mean(_known(values)) for values in of_seeds
+        ]
+    return joined
+
+
 def _share_won(metrics: Metrics, player: str) -> str:
+    """Conditions of a gain that is no chance, of the game and of real pictures."""
     won = []
     for metric, arms in metrics.items():
-        gain, real = (difference(arms, arm, CONTROL)["mean"] for arm in (player, "augmented"))
-        if metric.startswith("ood/") and gain and real and real > 0 and gain >= real / 2:
+        if not metric.startswith("ood/"):
+            continue
+        gain, real = (difference(arms, arm, CONTROL) for arm in (player, "augmented"))
+        sure = (gain["low"] or 0) > 0 and (real["low"] or 0) > 0
+        if sure and (gain["mean"] or 0) >= (real["mean"] or 0) / 2:
             won.append(metric.removeprefix("ood/"))
-    return f"Conditions with half of what real augmentation gains: {', '.join(won) or 'none'}."
+    return (
+        "Conditions with half of what real augmentation gains, both above 0: "
+        f"{', '.join(won) or 'none'}."
+    )
 
 
 def draw(result: Mapping[str, Any], file: Path) -> None:
@@ -178,7 +251,8 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
 
 def show(result: Mapping[str, Any]) -> str:
     """The table and the verdict, as Markdown."""
-    return "\n".join([*table(result), "", *verdict(result["metrics"])])
+    metrics: Metrics = result["metrics"]
+    return "\n".join([*table(result), "", *verdict(metrics), *goals(metrics)])
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,22 @@ def machine() -> dict[str, Any]:
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def code() -> str:
+    """The commit that runs, and the libraries that most figures hang on, in a line."""
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "--short=12", "HEAD") or "no commit"
+    changed = "+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else ""
+    return f"{commit}{changed}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+    except OSError:  # no git here
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:

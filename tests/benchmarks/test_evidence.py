@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -23,7 +24,7 @@ from unigame.synthetic.questions import vocabulary
 SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 REQUIRED = ("base", "sft", "sft_equal", "round_trip", "random", "paper", "selfplay", "augmented")
 METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i")
-METRICS += ("t2i_exact", "new_task", "old_tasks")
+METRICS += ("t2i_exact",)
 SMALL = (
     *("training.per_device_train_batch_size=4", "training.learning_rate=0.01", "steps=2"),
     *("game.hard_batch_size=2", "questions=12", "extra=12", "measured.drawings=1"),
@@ -69,6 +70,9 @@ def test_the_record_has_its_keys_and_one_value_a_seed(done):
     }
     assert result["preset"] == "smoke" and result["seeds"] == [0, 1]
     assert set(result["metrics"]) == {*METRICS, *(f"ood/{name}" for name in CONDITIONS)}
+    assert (done / "new" / "r-settings.json").read_text() == (done / "settings.json").read_text()
+    (code,) = result["machine"]["code"]
+    assert torch.__version__ in code
     for arms in result["metrics"].values():
         assert list(arms) == ["base", "sft", "selfplay", "augmented"]
         for values in arms.values():
@@ -147,6 +151,44 @@ def test_frozen_settings_are_measured_on_the_test_split(scripts):
     assert choose(None, None, "of other settings", "abc") == "validation"
 
 
+@pytest.mark.parametrize("name", ["demo", "verify", "imagine", "all"])
+def test_what_is_frozen_has_not_thawed(scripts, name):
+    """A new setting of the game or a change of the recipe changes the hash: freeze it again."""
+    from unigame.backbones import load_backbone
+
+    preset = scripts.evidence_presets.preset(name, [])
+    weights = load_backbone("janus-nano", dtype="float32").weights_digest()
+    settings = scripts.evidence_presets.settle(preset, weights)
+    assert preset["frozen"] in (None, settings.sha256())
+
+
+def test_thawed_settings_and_code_that_changed_are_said(scripts, model, tmp_path, capsys):
+    more = ("--arms", "base")
+    scripts.evidence.main(words(model, tmp_path, "frozen=abc", *more, seeds=("0",)))
+    assert "was frozen as abc" in capsys.readouterr().out
+    file = tmp_path / "seed-0" / "base" / "validation.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "code": "of yesterday"}))
+    scripts.evidence.main(words(model, tmp_path, *more, seeds=("0", "1")))
+    assert "arms of different code" in capsys.readouterr().out
+
+
+def test_hard_rows_are_told_of_arms_that_have_them(scripts, done):
+    folder = done / "seed-0" / "selfplay"
+    record = json.loads((folder / "trained.json").read_text())
+    log = [{"replayed": 1.0}, {"replayed": 2.0}, {"loss": 1.0}]
+    jobs = [
+        scripts.evidence_arms.Job(done, "", None, arm, seed, "validation")
+        for arm in ("base", "sft", "selfplay")
+        for seed in (0, 1)
+    ]
+    before = (folder / "trained.json").read_text()
+    (folder / "trained.json").write_text(json.dumps({**record, "log": log}))
+    own = jobs[4:5] + jobs[:4]
+    assert scripts.evidence.rows_line(own) == "Hard rows a step: selfplay 1.5."
+    (folder / "trained.json").write_text(before)
+    assert scripts.evidence.rows_line(jobs[:4]) == ""
+
+
 def test_a_folder_of_other_settings_is_refused(scripts, done, model):
     with pytest.raises(UserError, match="other settings"):
         scripts.evidence.main(words(model, done, "questions=24"))
@@ -194,7 +236,9 @@ def test_presets_hold_what_they_say(scripts, name):
     game = arms["selfplay"].methods["selfplay"]
     for other, kind in (("round_trip", "none"), ("random", "random")):
         assert arms[other].methods["selfplay"] == {**game, "perturbation": kind}
-    # What the game adds to a step, arms of real rows add.
+    # What the game adds to a step, arms of real rows add, and other games.
+    games = [arm.methods["selfplay"] for arm in arms.values() if "selfplay" in arm.methods]
+    assert len({played["hard_batch_size"] for played in games}) == 1
     (extra,) = scripts.evidence_arms.methods_of(arms["augmented"], settings)
     batch = settings.training["per_device_train_batch_size"]
     assert extra.settings.rows == (game["hard_batch_size"] or batch // 2)
@@ -290,15 +334,40 @@ def test_the_verdict_says_what_was_shown(scripts):
 
     won = said([53.0, 54.1, 55.0], random=[50, 51, 52.1], augmented=[54, 55, 56])
     assert "selfplay - sft: +3.0 [+2.9, +3.2], above 0" in won and "selfplay - random" in won
-    assert "not ruled out: none" in won and "augmentation gains: blur" in won
+    assert "at least 2 points" in won and "3 of the 8 seeds" in won
+    assert "not ruled out: none" in won and "both above 0: blur" in won
+    chance = said([53.0, 54.1, 55.0], augmented=[50.1, 51, 52])
+    assert "both above 0: none" in chance, "real augmentation gains nothing there"
     lost = said([40.0, 51, 60], augmented=[54, 55, 56])
-    assert "not shown to be above 0" in lost and "id (" in lost and "gains: none" in lost
+    assert "not shown to be above 0" in lost and "id (" in lost and "both above 0: none" in lost
+    assert "less than 2 points" in lost
+    metrics = result_of([53.0, 54.1, 55.0])["metrics"]
+    ood = metrics["ood"]
+    metrics |= {f"ood/{name}": ood for name in CONDITIONS}
+    metrics["ood/combos"] = {**ood, "selfplay": ood["sft"]}
+    spans = [line for line in scripts.evidence_report.verdict(metrics) if "the span" in line]
+    assert "+3.0 [+2.9, +3.2]" in spans[0] and "(combos): +0.0" in spans[1]
+
+
+def test_the_goals_of_the_methods_are_judged(scripts):
+    metrics = {
+        "t2i_exact": {"sft": [50, 60], "verify": [61, 71.1], "real_pairs": [62, 73]},
+        "new_task": {"real_scenes": [80, 80], "imagine": [76, 76.8], "sft": [None, None]},
+        "old_tasks": {"base": [90, 90], "imagine": [89, 87.5]},
+    }
+    said = "\n".join(scripts.evidence_report.goals(metrics))
+    assert "verify - sft: +11.1 [+10.4, +11.7]; the goal of +10 is surely reached" in said
+    assert "verify - real_pairs: -1.4" in said and "goal of +0 is not reached" in said
+    assert "imagine - base: -1.8" in said and "goal of -2 is in the mean reached" in said
+    assert "imagine in % of real_scenes: +95.5" in said and "new_task, imagine - sft: ; not" in said
+    assert "oracle" not in said
 
 
 def test_one_seed_is_no_evidence(scripts):
     one = {"ood": {"sft": [50.0], "selfplay": [60.0], "augmented": [61.0]}}
     assert scripts.evidence_report.verdict(one) == [
-        "OOD, selfplay - sft: +10.0, one seed is no evidence."
+        "OOD, selfplay - sft: +10.0, one seed is no evidence.",
+        "1 of the 8 seeds that the claim asks for.",
     ]
 
 
@@ -322,20 +391,25 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
         "rows": verify["rows"]
     }
     assert arms["oracle"].methods["verify"] == {**verify, "verifier": "reader"}
-    unverified = {**verify, "verifier": "none", "drawings": 2}
+    unverified = {**verify, "verifier": "none"}
     assert arms["unverified"].methods["verify"] == unverified
     arms = settled(scripts, "imagine").arms
     imagine = arms["imagine"].methods["imagine"]
     forgetful = {**imagine, "rehearsal": 0, "drawing_rows": 0}
     assert imagine["rehearsal"] > 0 and arms["no_rehearsal"].methods["imagine"] == forgetful
     assert arms["oracle"].methods["imagine"] == {**imagine, "verifier": "reader"}
-    unverified = {**imagine, "verifier": "none", "drawings": 1}
+    unverified = {**imagine, "verifier": "none"}
     assert arms["unverified"].methods["imagine"] == unverified
     assert arms["real_scenes"].real_scenes == {"rows": imagine["rows"]}
     every = settled(scripts, "all").arms
     parts = [every[name].methods for name in ("imagine", "verify", "reca")]
     assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
-    assert "no_rehearsal" not in every
+    assert {"no_rehearsal", "unverified", "oracle", "real_scenes", "real_pairs"} < set(every)
+    # The templates of reconstruction alignment are in words that the model knows.
+    known = set(vocabulary())
+    for template in every["reca"].methods["reca"]["templates"]:
+        assert set(re.findall(r"\w+", template)) <= known, template
+    assert set(settled(scripts, "reca").arms) == {"base", "sft", "reca", "real_pairs"}
 
 
 def test_the_game_is_in_the_hash_only_where_it_is_played(scripts):
@@ -373,6 +447,8 @@ def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
     small = (
         *("steps=1", "texts=4", "task_scenes=3", "training.per_device_train_batch_size=2"),
         *("measured.ood=0", "measured.id=6", "measured.drawings=1", "measured.task=3"),
+        *("measured.groups=0", "measured.score=8", "arms.all.methods.reca.share=0.5"),
+        *("arms.all.methods.imagine.first_captions=2", "arms.all.methods.verify.first_captions=2"),
         *("arms.all.methods.imagine.verifier=none", "arms.all.methods.imagine.captions=2"),
         *("arms.all.methods.verify.verifier=none", "arms.all.methods.verify.captions=2"),
     )
@@ -381,9 +457,10 @@ def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
     result = scripts.evidence.main(given)
     for arm in ("real_scenes", "all"):
         values = {metric: arms[arm][0] for metric, arms in result["metrics"].items()}
-        assert values["ood"] is values["gacc"] is values["attack"] is None
+        assert not {"ood", "gacc", "attack"} & set(values), "what is not measured has no metric"
         assert values["old_tasks"] == values["id"]
         assert all(0 <= values[name] <= 100 for name in ("t2i_exact", "new_task"))
+        assert -100 <= values["score"] <= 100, "cosines may be negative"
     trained = json.loads((tmp_path / "seed-0" / "all" / "trained.json").read_text())
     assert [text.split(":")[0] for text in trained["said"]][:2] == ["imagine", "verify"]
     assert trained["log"][0]["verify_store"] == trained["log"][0]["imagine_store"] > 0
