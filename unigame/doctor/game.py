@@ -152,7 +152,9 @@ def _measured(
     first, looking = _timed(lambda: look(game, rows))
     _, drawing = _timed(lambda: candidates(game, [rows]))
     playing = _timed(lambda: practise(game, rows.first(challenged)))[1] if steps else 0.0
-    styling = _timed(lambda: game.styles.drawn_in(rows, 0))[1] if game.styles is not None else 0.0
+    styling = 0.0
+    if (players := game.styles) is not None:
+        styling = _timed(lambda: players.drawn_in(rows, 0))[1]
     seconds = (challenging + looking + len(prompts) * styling) * len(given)
     seconds += 3 * drawing * (len(given) - half) + playing * steps
     say(f"about {duration(seconds)} in all, by that batch; 1 and 2 of 4: drawable, verifier")
@@ -241,7 +243,7 @@ def _records(plan: Recipe, pictures: int) -> list[dict[str, Any]]:
     """
     from unigame.data import build_dataset
     from unigame.data.pictures import content_key
-    from unigame.data.records import load_record_or_skip, num_pictures
+    from unigame.data.records import SkippedRow, load_record_or_skip, num_pictures
 
     try:
         data = build_dataset(plan.data, seed=plan.training.seed)
@@ -251,11 +253,17 @@ def _records(plan: Recipe, pictures: int) -> list[dict[str, Any]]:
     chosen: dict[str, dict[str, Any]] = {}
     for place in torch.randperm(len(data), generator=generator).tolist():
         record = load_record_or_skip(data, place)
-        usable = isinstance(record, dict) and num_pictures(record) == 1 and record.get("answer")
-        if usable:
-            chosen.setdefault(content_key(partial(record.__getitem__, "image")), record)
+        if isinstance(record, SkippedRow) or num_pictures(record) != 1:
+            continue
+        image = record["image"]
+        if image is not None and record.get("answer"):
+            chosen.setdefault(content_key(partial(_same, image)), dict(record))
         if len(chosen) >= pictures:
             break
     if len(chosen) < FEWEST:
         raise UserError(f"{len(chosen)} pictures with an answer: give data with {FEWEST} at least")
     return list(chosen.values())
+
+
+def _same(value: T) -> T:
+    return value
