@@ -47,6 +47,8 @@ from unigame.backbones.common.pixels import square_pixels
 from unigame.backbones.common.understanding import ReadingBackbone, full_precision
 from unigame.seeds import seeds_of_rows
 
+GUIDANCE = 4.0
+"""Of free drawing, as the authors give it."""
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that the autoencoder convolves together, one picture at least."""
 ATTENTION, MLP = LORA_TARGETS[:4], LORA_TARGETS[4:]
@@ -89,6 +91,7 @@ class BagelBackbone(ReadingBackbone):
             dtype=self.dtype,
             num_parameters=sum(p.numel() for p in self.parameters()),
             num_state_tokens=config.num_latents,
+            guidance_scale=GUIDANCE,
         )
         self.eval()
 
@@ -194,7 +197,7 @@ class BagelBackbone(ReadingBackbone):
         prompts: Sequence[str],
         *,
         seed: int = 0,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = GUIDANCE,
         temperature: float = 1.0,
         do_sample: bool = True,
         seeds: Sequence[int] | None = None,
@@ -215,7 +218,7 @@ class BagelBackbone(ReadingBackbone):
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        guidance_scale: float = 4.0,
+        guidance_scale: float = GUIDANCE,
         temperature: float = 1.0,
     ) -> Tensor:
         if temperature <= 0:
