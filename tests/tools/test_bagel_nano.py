@@ -239,7 +239,7 @@ def test_a_user_loads_what_was_saved(nano: BagelNano, saved: Path) -> None:
     backbone = load_backbone(saved, dtype="float32")
     config = backbone.bagel.config  # type: ignore[attr-defined]
     assert (backbone.facts.num_image_tokens, backbone.facts.num_state_tokens) == (TOKENS, 9)
-    assert config.latent_patch_size == 6  # which no file says but the shapes of the weights
+    assert config.latent_patch_size == 6  # by the shapes of the weights
     scenes = broad_scenes(2, 3, clean=1.0)
     images = pictures(scenes)
     torch.testing.assert_close(backbone.encode_images(images), nano.encode(images))
