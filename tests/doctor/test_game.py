@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.data.files import png, write_json
 from tests.tiny import shared_tiny_janus
 from tests.training.helpers import blocks
 from unigame import cli
-from unigame.doctor import game
+from unigame.doctor import game, game_figures
+from unigame.doctor.gaps import USUAL
 from unigame.errors import UserError
+from unigame.methods.selfplay import SelfPlay
 from unigame.training.recipe import Recipe, build_recipe
 
 
@@ -39,31 +43,133 @@ def test_the_bundled_game_is_measured(tmp_path, capsys, monkeypatch):
     """Its model draws clean pictures well, and its verifier knows a faint copy as the same."""
     monkeypatch.setattr(game, "diagnose", partial(game.diagnose, steps=2))
     file = tmp_path / "new" / "figures.json"
-    words = ["doctor", "--game", "janus_nano", "--pictures", "24", "--json", str(file)]
+    words = ["doctor", "--game", "janus_nano", "--pictures", "16", "--json", str(file)]
     assert cli.main(words) == 0
     found, said = json.loads(file.read_text()), capsys.readouterr().out
-    assert found["recipe"] == "janus_nano" and found["pictures"] == 24
+    assert found["recipe"] == "janus_nano" and found["pictures"] == 16
     clean = found["drawable"]["clean"]
     assert clean["real"] > 0.7 and abs(clean["difference"]) < 0.15
-    assert set(found["drawable"]) == {"clean", *found["verifier"]["auc_by_style"]}
-    assert found["verifier"]["auc_by_style"]["contrast"] > game.GOOD_AUC
+    assert set(found["drawable"]) == {"clean", *found["verifier"]["by_style"]}
+    assert found["verifier"]["by_style"]["contrast"]["auc"] > 0.9
     assert {"learned", "random", "none"} <= set(found["found"])
+    assert found["found"]["pictures"] == 8, "C practised on the other half"
     assert found["missed"]["clean"] == clean["real"]
     assert len(found["styles"]) == 7, "those of the recipe"
     assert len(found["says"]) == 5 and all(text in said for text in found["says"])
     assert "unigame train janus_nano" in said
+    assert said.index("about ") < said.index("3 of 4"), "the time is told early"
 
 
 def test_a_random_model_is_measured_and_left_as_it_is(tmp_path):
     model = shared_tiny_janus()
     styles = {"styles": ["{caption} in fog"], "guidance_scale": 1.0}
     plan = recipe(str(model), tmp_path, similarity="none", **styles)
-    found = game.diagnose(plan, pictures=9, steps=2)
-    assert found["styles"]["{caption} in fog"]["verified"] == 1
-    assert found["pictures"] == 9 and found["found"]["pictures"] == 1  # the last batch of 4
-    assert found["verifier"]["auc"] == 0.5  # it says the same of all pictures
+    said: list[str] = []
+    found = game.diagnose(plan, pictures=9, steps=2, say=said.append)
+    assert "seconds in all" in said[1]
+    style = found["styles"]["{caption} in fog"]
+    assert style["verified"] == 1 and style["lost"]["error"] >= 1 / 9
+    assert found["pictures"] == 9 and found["found"]["pictures"] == 5  # all but the first batch
+    assert found["found"]["against_random"]["error"] >= 1 / 5
+    assert found["verifier"]["worst"]["auc"] == 0.5  # it says the same of all pictures
     assert found["verifier"]["same_kept"] == found["verifier"]["others_kept"] == 1
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def own_data(folder: Path, pictures: int) -> Path:
+    """A json list of different pictures, and a damaged one."""
+    rows = []
+    for number in range(pictures + 1):
+        file = folder / f"{number}.png"
+        file.write_bytes(png((20 * number, 100, 50)) if number else b"no picture")
+        text = {"question": "how many objects ?", "answer": "two", "caption": f"a circle {number}"}
+        rows.append({"id": f"mine-{number}", "image": file.name, **text})
+    return write_json(folder / "my.json", rows)
+
+
+def test_own_model_and_data_take_the_place_of_the_recipes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(game, "diagnose", partial(game.diagnose, steps=1))
+    file, model = tmp_path / "mine.yaml", str(shared_tiny_janus())
+    file.write_text(
+        "model: no-model-here\ndata: [{type: captions, path: nowhere}]\n"
+        "methods: {selfplay: {similarity: none, clip_floor: 0.5}}\n"
+        "training: {use_cpu: true, per_device_train_batch_size: 4, eval_strategy: 'no'}\n"
+    )
+    data, figures = own_data(tmp_path, 10), tmp_path / "figures.json"
+    words = ["doctor", "--game", str(file), "--model", model, "--data", str(data)]
+    assert cli.main([*words, "--json", str(figures)]) == 0
+    found, shown = json.loads(figures.read_text()), capsys.readouterr()
+    assert found["model"] == model and found["pictures"] == 10
+    assert found["overrides"] == [f"--model={model}", f"--data={data}"]
+    assert f"unigame train {file} --model={model} --data={data}" in shown.out
+    assert "my.json" in shown.err, "what the data was found to be"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--game", "janus_nano", "--recipe", "mine.yaml"], ("--recipe mine.yaml", "--game")),
+        (["--data", "my.json"], ("--data my.json", "--game")),
+        (["--pictures", "20"], ("--pictures 20", "--game")),
+        (["--json", "x.json"], ("--json x.json", "--game")),
+        (["--game", "janus_nano", "--data", "absent.json"], ("absent.json",)),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(words, names, capsys):
+    assert cli.main(["doctor", *words]) != 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(name in said for name in names)
+
+
+def test_the_help_says_how_many_pictures_are_usual(capsys):
+    assert cli.main(["doctor", "--help"]) == 0
+    assert f"default: {USUAL}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_recipes_4_bits_are_loaded(tmp_path, monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(name, **settings):
+        raise Loaded(settings["quantization"])
+
+    monkeypatch.setattr("unigame.backbones.load_backbone", load)
+    monkeypatch.setattr(game, "require_quantization", lambda kind: None)
+    plan = replace(recipe("no model here", tmp_path), quantization="nf4")
+    with pytest.raises(Loaded, match="nf4"):
+        game.diagnose(plan, pictures=8)
+
+
+def test_rows_of_one_are_compared_and_c_plays_with_little_memory(tmp_path, monkeypatch):
+    """The verifier sees all pictures joined; C challenges and recomputes as the recipe says."""
+    recomputed, practised, rows_at_once = [], [], set()
+    play, challenge = SelfPlay.play, game_figures.challenge
+
+    def watched(self, rows, **settings):
+        modules = self.run.backbone.modules()
+        on = (getattr(m, "gradient_checkpointing", False) and m.training for m in modules)
+        recomputed.append(any(on))
+        practised.append(len(rows))
+        return play(self, rows, **settings)
+
+    def counted(backbone, perturber, rows, *rest, **settings):
+        rows_at_once.add(len(rows))
+        return challenge(backbone, perturber, rows, *rest, **settings)
+
+    monkeypatch.setattr(SelfPlay, "play", watched)
+    monkeypatch.setattr(game_figures, "challenge", counted)
+    settings = {"similarity": "cosine", "gradient_checkpointing": True}
+    plan = recipe(str(shared_tiny_janus()), tmp_path, per_device_train_batch_size=1, **settings)
+    alone = game.diagnose(plan, pictures=8, steps=2)
+    assert recomputed == [True, True]
+    settings = {"similarity": "cosine", "challenge_share": 0.5, "challenge_micro_batch": 4}
+    plan = recipe(str(shared_tiny_janus()), tmp_path, **settings)
+    together = game.diagnose(plan, pictures=8, steps=2)
+    assert rows_at_once == {1, 2} and recomputed[2:] == [False, False]
+    assert practised == [1, 1, 2, 2], "as many as the recipe challenges in a step"
+    assert alone["verifier"]["worst"]["auc"] < 1
+    worst = (one["verifier"]["by_style"]["blur"]["auc"] for one in (alone, together))
+    assert next(worst) == pytest.approx(next(worst), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -80,98 +186,6 @@ def test_too_few_pictures_are_refused(tmp_path):
         game.diagnose(recipe(str(shared_tiny_janus()), tmp_path, size=3))
 
 
-def test_figures_need_a_game(capsys, tmp_path):
-    assert cli.main(["doctor", "--json", str(tmp_path / "x.json")]) != 0
-    assert "--game" in capsys.readouterr().err
-
-
 def test_the_best_floor_keeps_the_same_and_rejects_others():
     high = torch.tensor([0.5, 0.6, 0.25])
-    assert game.best_floor(high, torch.tensor([0.1, 0.2])) == pytest.approx(0.25)
-
-
-def drawable(**gaps: float) -> dict[str, dict[str, float]]:
-    gaps = {"clean": 0.0, **gaps}
-    real = {style: 0.9 if style == "clean" else 0.6 for style in gaps}
-    return {
-        style: {"real": real[style], "redrawn": real[style] + gap, "difference": gap, "error": 0.02}
-        for style, gap in gaps.items()
-    }
-
-
-def figures(learned=0.4, verified=0.5, auc=0.95, kept=(0.9, 0.1), **gaps) -> dict:
-    def candidates(right: float | None, share: float) -> dict[str, float | None]:
-        return {
-            "clean": 0.9,
-            "all": 0.8,
-            "verified": share,
-            "on_verified": right,
-            "missed_and_verified": 0.1,
-        }
-
-    styles = drawable(**gaps)
-    attacks = {
-        "steps": 1,
-        "learned": candidates(learned, verified),
-        "random": candidates(0.8, 0.9),
-        "none": candidates(0.85, 0.95),
-    }
-    return {
-        "pictures": 9,
-        "drawable": styles,
-        "verifier": {
-            "similarity": "cosine",
-            "auc": auc,
-            "auc_by_style": {"blur": auc},
-            "clip_floor": 0.98,
-            "same_kept": kept[0],
-            "others_kept": kept[1],
-            "best_floor": 0.75,
-        },
-        "found": attacks,
-        "missed": game._missed(styles, attacks),
-    }
-
-
-def test_each_figure_is_judged():
-    def said(line: int, **given) -> str:
-        return game.says(figures(**given))[line]
-
-    assert "every one" in said(0, blur=0.01)
-    lost = said(0, blur=-0.2, noise=0.03, contrast=0.3)
-    assert "blur, contrast is something else" in lost and "it can for clean, noise" in lost
-    assert "similarity=clip" in said(1, auc=0.6, blur=0.0)
-    assert "clip_floor=0.75" in said(1, kept=(0.2, 0.0), blur=0.0)
-    assert "can be taught" in said(1, blur=0.0)
-    assert "40% right" in said(2, blur=0.0) and "can win" in said(2, blur=0.0)
-    assert "augmentation by noise" in said(2, learned=0.8, blur=0.0)
-    assert "changing what is shown" in said(2, verified=0.02, blur=0.0)
-    assert "room in blur" in said(3, blur=0.0, noise=-0.3)
-    assert "cannot win" in said(3, blur=-0.3)
-
-
-def test_styles_are_judged_by_what_u_misses_of_verified_drawings():
-    def said(verified: float, right: float | None) -> str:
-        found = figures(blur=0.0)
-        found["styles"] = {"a {caption} in fog": {"verified": verified, "on_verified": right}}
-        found["missed"]["clean"] = 0.9
-        found["says"] = game.says(found)
-        assert f"{verified:.0%} that are certified" in "\n".join(game.lines(found))
-        return found["says"][4]
-
-    assert "can teach" in said(0.5, 0.7)
-    assert "nothing to win" in said(0.5, 0.88)
-    assert "Hardly any" in said(0.01, None)
-
-
-def test_without_a_gap_content_is_what_is_missing():
-    found = figures(blur=0.0)
-    found["missed"] = {"clean": 0.9, "re_rendered": 0.9, "corrupted": 0.89}
-    assert "new content" in game.says(found)[3]
-
-
-def test_what_is_printed_has_every_figure():
-    found = figures(blur=-0.2)
-    text = "\n".join(game.lines({**found, "says": game.says(found)}))
-    for part in ("60.0% real", "40.0% redrawn", "-20.0 ± 2.0", "AUC 0.950", "0.98 keeps 90%"):
-        assert part in text
+    assert game_figures.best_floor(high, torch.tensor([0.1, 0.2])) == pytest.approx(0.25)

@@ -12,29 +12,58 @@ from unigame.errors import UserError
 
 
 @command("check the installation, the devices, and what fits in memory")
-@option("--model", help="also check this checkpoint (folder or Hub id)")
-@option("--recipe", help="also check this recipe (file or shipped name)")
+@option(
+    "--model",
+    help="also check this checkpoint (folder or Hub id); with --game: in the place of the recipe's",
+)
+@option("--recipe", help="also check this recipe (file or shipped name); not with --game")
 @option("--game", metavar="RECIPE", help="instead, measure what this recipe's game can win")
-@option("--pictures", type=click.IntRange(min=8), default=96, help="of its data, with --game")
+@option("--data", help="file, folder or Hub id in the place of the recipe's data, with --game")
+@option("--pictures", type=click.IntRange(min=8), help="of the data, with --game (default: 96)")
 @option("--json", metavar="FILE", help="file for the figures of --game")
 def doctor(
-    model: str | None, recipe: str | None, game: str | None, pictures: int, json: str | None
+    model: str | None,
+    recipe: str | None,
+    game: str | None,
+    data: str | None,
+    pictures: int | None,
+    json: str | None,
 ) -> int:
     """Check the installation, the devices, and what fits in memory.
 
-    With --game, measure on the recipe's model and data what a long run could win, in minutes.
+    With --game, measure on the recipe's model and data, or on yours, what a long run could win;
+    it says early about how long that takes.
 
     Exit code 1: something that every command needs is broken.
     """
     if game:
-        from unigame.doctor.game import game_report
-
-        next_step(*game_report(game, pictures, Path(json) if json else None))
-        return 0
-    if json:
-        raise UserError(f"--json {json}: figures are written with --game RECIPE alone")
+        return _play(game, model, recipe, data, pictures, Path(json) if json else None)
+    for name, value in (("--data", data), ("--pictures", pictures), ("--json", json)):
+        if value is not None:
+            raise UserError(f"{name} {value}: belongs to --game RECIPE, which is not given")
     from unigame.doctor.report import report
 
     sound, advice = report(model=model, recipe=recipe)
     next_step(*advice)
     return 0 if sound else 1
+
+
+def _play(
+    game: str,
+    model: str | None,
+    recipe: str | None,
+    data: str | None,
+    pictures: int | None,
+    file: Path | None,
+) -> int:
+    """``--model`` and ``--data`` are the overrides of that name of ``unigame train``."""
+    if recipe is not None:
+        raise UserError(
+            f"--recipe {recipe} beside --game {game}: --game names the recipe; leave one out"
+        )
+    from unigame.doctor.game import game_report
+
+    given = (("model", model), ("data", data))
+    words = [f"--{name}={value}" for name, value in given if value is not None]
+    next_step(*game_report(game, words, pictures, file))
+    return 0

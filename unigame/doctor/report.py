@@ -249,12 +249,13 @@ def _print_trial(plan: Recipe) -> None:
     data = "" if found.own_data else " and made-up pictures, since the recipe's are not here"
     console.print(
         f"  Tried here on {how}{data}: {found.seconds:.2g} s a step, "
-        f"{_duration(found.total_seconds)} for {found.steps}\n"
+        f"{duration(found.total_seconds)} for {found.steps}\n"
         f"  steps (evaluations and checkpoints apart), {found.memory / GIB:.2g} GiB at the peak.",
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """In the largest unit that fits."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

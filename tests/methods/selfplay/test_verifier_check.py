@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.methods.selfplay.helpers import make_batch
-from unigame.methods.selfplay.verifier_check import ENOUGH, VerifierCheck, auc
+from unigame.methods.selfplay.verifier_check import ENOUGH, OTHERS, VerifierCheck, auc, half_another
 from unigame.methods.semantics import SimilarityScorer
 
 
@@ -39,18 +39,39 @@ def test_a_verifier_of_style_is_told_once_with_its_figure(
         check.see(make_batch(8, seed=seed))
     assert torch.equal(everywhere, torch.get_rng_state())
     assert check.auc is not None and (check.auc < 0.9) == told
-    assert (f"AUC of {check.auc:.3f}" in caplog.text and "mine" in caplog.text) == told
+    assert (f"is {check.auc:.3f}" in caplog.text and "mine" in caplog.text) == told
     check.see(make_batch(8))
     assert caplog.text.count("AUC") == told
 
 
-def test_a_picture_of_the_same_text_is_no_other_one() -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_was_never_measured_is_said_once_at_the_end(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch of one has no other picture, and a picture of the same text is no other one."""
     check = VerifierCheck(Pattern(), "mine", 0.9)
-    rows = make_batch(2)
-    rows.captions = ["the same", "the same"]
-    check.see(rows)
+    check.judge()
+    assert not caplog.text, "a run that saw no picture has nothing to say"
+    rows = make_batch(size)
+    rows.captions = ["the same"] * size
+    for _ in range(ENOUGH):
+        check.see(rows)
+    assert not caplog.text, "a later batch may still have two"
+    check.judge()
     check.judge()
     assert check.auc is None
+    assert caplog.text.count("(mine)") == 1 and "not measured (verifier_check=0.9)" in caplog.text
+
+
+def test_half_another_is_the_same_in_one_pass_and_in_several() -> None:
+    rows = make_batch(7)
+    rows.captions[3] = rows.captions[4]
+    whole_E, made_of_E = half_another(Pattern(), rows.pictures, rows.texts)
+    parts_E, made_of_parts_E = half_another(Pattern(), rows.pictures, rows.texts, at_once=2)
+    assert len(whole_E) == 7 * OTHERS * 2 - 2
+    assert torch.allclose(whole_E.sort().values, parts_E.sort().values)
+    assert torch.equal(made_of_E.bincount(), made_of_parts_E.bincount())
+    assert made_of_E.bincount().tolist() == [6, 6, 6, 4, 6, 6, 6]
 
 
 def test_auc_counts_ties_half() -> None:

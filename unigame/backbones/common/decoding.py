@@ -209,8 +209,10 @@ def decode_codes(
         model = StaticLM(language_model, tokens, room=room)
     else:
         model = _CachedLM(language_model, tokens)
-    shared = lean and isinstance(model, _CachedLM)
-    hidden_BH = model.start_alike(embeds_BLH) if shared else model.start(embeds_BLH)
+    if lean and isinstance(model, _CachedLM):
+        hidden_BH = model.start_alike(embeds_BLH)
+    else:
+        hidden_BH = model.start(embeds_BLH)
     codes: list[Tensor] = []
     while True:
         codes.append(sampling.choose(scores(hidden_BH).float(), len(codes)))

@@ -312,8 +312,8 @@ class SelfPlaySettings:
     verifier_check: float = setting(
         0.9,
         Number(low=0, high=1),
-        "Warn if the similarity tells mildly corrupted training pictures from ones with half of "
-        "another's content with an AUC below this, measured on the first batches. 0: not measured.",
+        "Warn if the verifier's AUC is below this: that of mildly corrupted training pictures "
+        "against ones with half of another's content, on the first batches. 0: not measured.",
         free=True,
     )
     accept: str = setting(

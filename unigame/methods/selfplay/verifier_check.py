@@ -7,7 +7,8 @@ content, and throws away what only changed the style: the game cannot win.
 
 Both sides are hard ones: the worst of three mild corruptions of a picture, against pictures in the
 same style with another one's content in their left or right half. Against whole other pictures
-every scorer looks good.
+every scorer looks good. The chance that a picture of the first kind scores above one of the second
+is called the verifier's AUC, here and in ``unigame doctor --game``.
 
     B  samples in the batch    S  side of the square image, px
 """
@@ -15,6 +16,7 @@ every scorer looks good.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,10 +41,62 @@ def mild_corruptions(images: Tensor, generator: torch.Generator) -> list[Tensor]
     return [grey + 0.4 * (images - grey), mixed, (images + 0.1 * noise).clamp(0, 1)]
 
 
+def placements(values: Tensor, others: Tensor) -> Tensor:
+    """Of each value the share of ``others`` that lie below it, float64; ties count half."""
+    ordered = others.double().sort().values
+    below = torch.searchsorted(ordered, values.double())
+    up_to = torch.searchsorted(ordered, values.double(), right=True)
+    return (below + up_to).double() / (2 * len(others))
+
+
 def auc(above: Tensor, below: Tensor) -> float:
     """Chance that a value of ``above`` is larger than one of ``below``; ties count half."""
-    difference = above.double()[:, None] - below.double()[None]
-    return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+    return placements(above, below).mean().item()
+
+
+def worst_copies(scorer: SimilarityScorer, rows: Rows, generator: torch.Generator) -> Tensor:
+    """The smallest similarity of each picture's mild corruptions, (B,), float32 on the CPU."""
+    pictures, texts = rows.pictures, rows.texts
+    copies = mild_corruptions(pictures, generator)
+    return torch.stack([_score(scorer, copy, pictures, texts) for copy in copies]).amin(0)
+
+
+def half_another(
+    scorer: SimilarityScorer, pictures: Tensor, texts: Sequence[str], at_once: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Similarities of pictures with half the content of one whose text differs.
+
+    Args:
+        scorer: the verifier.
+        pictures: (B, 3, S, S), float in [0, 1].
+        texts: of each.
+        at_once: pictures that are judged in one pass. Default: all.
+
+    Returns:
+        Similarities (E,), float32, and the picture that each was made of, (E,), both on the CPU;
+        empty where no two texts differ.
+    """
+    count, middle = len(texts), pictures.shape[-1] // 2
+    found, made_of = [torch.zeros(0)], [torch.zeros(0, dtype=torch.long)]
+    for first in range(0, count, at_once or max(count, 1)):
+        own = list(range(first, min(first + (at_once or count), count)))
+        for step in range(1, min(count, OTHERS + 1)):
+            another = [(place + step) % count for place in own]
+            differs = [texts[one] != texts[two] for one, two in zip(own, another, strict=True)]
+            if not any(differs):
+                continue
+            mine, theirs, said = pictures[own], pictures[another], [texts[place] for place in own]
+            for left, right in ((mine, theirs), (theirs, mine)):
+                mixed = torch.cat([left[..., :middle], right[..., middle:]], dim=-1)
+                found.append(_score(scorer, mixed, mine, said)[differs])
+                made_of.append(torch.tensor(own)[differs])
+    return torch.cat(found), torch.cat(made_of)
+
+
+def _score(
+    scorer: SimilarityScorer, images: Tensor, pictures: Tensor, texts: Sequence[str]
+) -> Tensor:
+    return scorer(images, pictures, texts).flatten().float().cpu()
 
 
 class VerifierCheck:
@@ -61,6 +115,7 @@ class VerifierCheck:
         self.scorer, self.named, self.needed = scorer, named, needed
         self._same: list[Tensor] = []
         self._other: list[Tensor] = []
+        self._seen = 0  # pictures
         self._done = not speaks or needed == 0
         self.auc: float | None = None
 
@@ -69,48 +124,41 @@ class VerifierCheck:
         """Measure on some pictures, and judge once there are enough."""
         if self._done:
             return
-        generator = torch.Generator().manual_seed(len(self._same))
-        other = self._half_another(rows)
-        if not other:
+        self._seen += len(rows)
+        other_E, _ = half_another(self.scorer, rows.pictures, rows.texts)
+        if not len(other_E):
             return
-        same = torch.stack(
-            [self._score(c, rows) for c in mild_corruptions(rows.pictures, generator)]
-        )
-        self._same.append(same.amin(0))
-        self._other += other
+        generator = torch.Generator().manual_seed(len(self._same))
+        self._same.append(worst_copies(self.scorer, rows, generator))
+        self._other.append(other_E)
         if sum(len(part) for part in self._same) >= ENOUGH:
             self.judge()
 
-    def _score(self, images: Tensor, rows: Rows) -> Tensor:
-        return self.scorer(images, rows.pictures, rows.texts).flatten().float().cpu()
-
-    def _half_another(self, rows: Rows) -> list[Tensor]:
-        """Of pictures with half the content of one whose text differs; [] where there is none."""
-        found, texts, pictures = [], rows.texts, rows.pictures
-        middle = pictures.shape[-1] // 2
-        for step in range(1, min(len(rows), OTHERS + 1)):
-            other = pictures.roll(-step, 0)
-            pairs = zip(texts, texts[step:] + texts[:step], strict=True)
-            differs_B = torch.tensor([text != another for text, another in pairs])
-            if differs_B.any():
-                for left, right in ((pictures, other), (other, pictures)):
-                    mixed = torch.cat([left[..., :middle], right[..., middle:]], dim=-1)
-                    found.append(self._score(mixed, rows)[differs_B])
-        return found
-
     def judge(self) -> None:
-        """Warn if the verifier punishes style more than content, on what was seen so far."""
-        if self._done or not self._other:
+        """Warn if the verifier punishes style more than content, on what was seen so far.
+
+        Where pictures were seen, and none beside another with a different text, it says that
+        nothing was measured.
+        """
+        if self._done or not self._seen:
             return
         self._done = True
+        if not self._other:
+            logger.warning(
+                "whether this similarity (%s) knows content from style was not measured "
+                "(verifier_check=%g): no batch had two pictures with different texts; "
+                "`unigame doctor --game RECIPE` measures it over all batches",
+                self.named,
+                self.needed,
+            )
+            return
         self.auc = auc(torch.cat(self._same), torch.cat(self._other))
         if self.auc < self.needed:
             logger.warning(
-                "this similarity (%s) punishes style more than content: it tells mildly corrupted "
-                "pictures from ones with half of another's content with an AUC of %.3f, below "
-                "verifier_check=%g; "
-                "give a CLIP or SigLIP checkpoint (similarity=clip, similarity_model), or a reader "
-                "of your own",
+                "this similarity (%s) punishes style more than content: the verifier's AUC (mildly "
+                "corrupted pictures against ones with half of another's content) is %.3f, below "
+                "verifier_check=%g; give a CLIP or SigLIP checkpoint (similarity=clip, "
+                "similarity_model), or a reader of your own",
                 self.named,
                 self.auc,
                 self.needed,
