@@ -13,6 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import unigame
 from tests.reports.record_files import benchmark, mean_metric, record, write
+from unigame.backbones.bagel.configuration import BagelConfig
+from unigame.backbones.bagel.language import GEN
+from unigame.backbones.bagel.modeling import BagelModel
+from unigame.backbones.bagel.size import published_config
+from unigame.backbones.common.counting import on_meta
 
 SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
@@ -92,6 +97,36 @@ def test_operations_follow_the_passes(step_cost):
     assert full["challenge"] == pytest.approx(2 * game["challenge"], rel=0.05)
     for found in counted.values():
         assert sum(found["gflops"].values()) == pytest.approx(found["gflops_in_all"], abs=0.01)
+
+
+def test_step_cost_of_a_model_of_latents(scripts, tmp_path):
+    words = ["--model", "bagel_tiny", "--batch-size", "2", "--repetitions", "1", "--cpu"]
+    words += ["--kinds", "sft", "unigame", "full_share", "--json", str(tmp_path / "bagel.json")]
+    found = scripts.step_cost.main(words)
+    assert all(found[name] > 0 for name in ("ratio", "ratio_full_share", "memory_ratio"))
+    # Half of a batch of two is challenged, or the whole of it: read once, drawn once, read again.
+    one, both = (
+        found["counted"][kind]["tokens"]["challenge"] for kind in ("unigame", "full_share")
+    )
+    assert both == {way: 2 * number for way, number in one.items()} and one["backward"] > 0
+
+
+def test_the_small_bagel_has_the_proportions_of_the_published_one(scripts):
+    """Arithmetic of a picture's token: in one expert, in the eyes, in the autoencoder."""
+
+    def shares(config: BagelConfig) -> list[float]:
+        model = on_meta(lambda: BagelModel(config))
+        layers = model.decoder.layers
+        expert = sum(p.numel() for n, p in layers.named_parameters() if GEN not in n)
+        eyes = sum(p.numel() for p in model.eyes.encoder.parameters())
+        pixels = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+        with FlopCounterMode(display=False) as counter:
+            model.vae(pixels)
+        return [eyes / expert, counter.get_total_flops() / (config.num_latents * 2 * expert)]
+
+    small, whole = BagelConfig(**scripts.models.BAGELS["bagel_small"]), published_config()
+    assert small.num_latents == small.num_image_tokens == whole.num_latents // 4 == 256
+    assert shares(small) == pytest.approx(shares(whole), rel=0.25)
 
 
 # ---- decoder -----------------------------------------------------------------------------------

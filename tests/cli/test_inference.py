@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.backbones.conftest import loaded
 from tests.data.files import BLUE, RED, jpeg, png
+from tests.tiny_bagel import shared_tiny_bagel
+from unigame.backbones.bagel.model import BagelBackbone
 from unigame.cli import main
 from unigame.cli.answer import read_picture
 from unigame.data.images import decode_image
 from unigame.errors import UserError
+
+evaluate = importlib.import_module("unigame.cli.evaluate")
 
 
 def rotated() -> bytes:
@@ -92,3 +99,35 @@ def test_a_text_that_the_model_cannot_take_is_one_line(tmp_path, capsys, text, n
         assert named in said.err
         assert said.err.count("\n") == 1
     assert not (tmp_path / "g.png").exists()
+
+
+# ---- guidance ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("words", "used"), [([], 4.0), (["--guidance-scale", "1.5"], 1.5)])
+def test_generate_is_guided_as_the_family_is_where_nothing_is_asked(
+    tmp_path, monkeypatch, words, used
+):
+    found, generate = [], BagelBackbone.generate
+
+    def told(self, prompts, **how):
+        found.append(how["guidance_scale"])
+        return generate(self, prompts, **how)
+
+    monkeypatch.setattr(BagelBackbone, "generate", told)
+    command = ["generate", "a red circle", "--model", str(shared_tiny_bagel())]
+    assert main([*command, "--output", str(tmp_path / "a.png"), *words]) == 0
+    assert found == [used]
+
+
+@pytest.mark.parametrize(
+    ("synthetic", "asked", "used"), [(False, None, 4.0), (False, 2.0, 2.0), (True, None, 1.0)]
+)
+def test_so_is_evaluate_but_on_the_synthetic_world(monkeypatch, synthetic, asked, used):
+    found = []
+    monkeypatch.setattr(
+        "unigame.evaluation.run.run_jobs", lambda *_, drawing, **rest: found.append(drawing)
+    )
+    own = {"seed": 3, "batch_size": None, "max_images": None, "temperature": None}
+    args = SimpleNamespace(**own, synthetic=synthetic, guidance_scale=asked)
+    backbone = SimpleNamespace(facts=loaded(shared_tiny_bagel()).facts)
+    evaluate._run(args, None, None, backbone, [])
+    assert (found[0].guidance_scale, found[0].temperature, found[0].seed) == (used, 1.0, 3)

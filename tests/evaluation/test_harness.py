@@ -23,6 +23,7 @@ from tests.evaluation.fakes import (
     questions,
 )
 from tests.evaluation.tables import write_parquet
+from unigame.backbones.common.seeded import draw_seeded
 from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 from unigame.evaluation.ask import Drawing, cut, picture_name
@@ -255,6 +256,22 @@ def test_two_samples_and_two_prompts_differ_and_a_seed_is_repeated(tmp_path):
     assert list(one)[:2] == ["00000/samples/0000.png", "00000/samples/0001.png"]
     assert len(set(one.values())) == 6
     assert one == same and not set(one.values()) & set(other.values())
+
+
+@pytest.mark.parametrize(("asked", "drawn"), [(None, 3.0), (Drawing(guidance_scale=2.0), 2.0)])
+def test_where_nothing_is_asked_the_family_says_how_it_is_guided(tmp_path, asked, drawn):
+    backbone, found = FakeBackbone(), []
+    backbone.facts = replace(backbone.facts, guidance_scale=3.0)
+    generate = backbone.generate
+
+    def told(prompts, *, seeds, guidance_scale, **rest):
+        found.append(guidance_scale)
+        return generate(prompts, seeds=seeds, guidance_scale=guidance_scale, **rest)
+
+    backbone.generate = told
+    run(backbone, tmp_path, Easel(prompts(1)), drawing=asked)
+    draw_seeded(backbone, ["a"], [0], guidance_scale=asked and asked.guidance_scale)
+    assert found == [drawn, drawn]
 
 
 def test_pictures_are_decoded_once_where_questions_share_them(tmp_path):

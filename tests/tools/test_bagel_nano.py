@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tools.bagel_nano import config, gates, language, main, vae, vision
+from tools.bagel_nano import config, decisions, gates, language, main, vae, vision
 from tools.bagel_nano.nano import BagelNano
 from tools.common import reader
 from tools.common import vision as eyes
@@ -38,7 +39,7 @@ def small() -> Iterator[None]:
         changed.setattr(config, "SAMPLE_STEPS", 3)
         for module in (vae, eyes, reader):
             changed.setattr(module, "BATCH", 2)
-        for name in ("SCENES", "CAPTIONS", "ALONE"):
+        for name in ("FIRST_CAPTIONS", "SCENES", "CAPTIONS", "ALONE"):
             changed.setattr(language, name, 2)
         yield
 
@@ -97,27 +98,129 @@ def test_packed_questions_cost_what_single_ones_cost_a_user(nano: BagelNano) -> 
 def test_the_flow_is_the_backbones(nano: BagelNano) -> None:
     drawing = language.Drawing(nano, 0, scale=0.0004)
     clean, prompts = drawing.latents[:3], drawing.prompts[:3]
+    rows, kept = torch.arange(3), torch.ones(3, dtype=torch.bool)
     noise = flow.fixed_noise(clean.shape[1:], clean).expand_as(clean)
     with torch.no_grad():
         expected = nano.backbone.generation_loss(clean, prompts, codes=clean)
         squares = [
-            drawing.squares(prompts, clean, noise, torch.full((3,), level)).flatten(1).mean(1)
+            drawing.squares(rows, kept, clean, noise, torch.full((3,), level)).flatten(1).mean(1)
             for level in flow.EVALUATION_LEVELS
         ]
     torch.testing.assert_close(torch.stack(squares).mean(0), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_kept_captions_are_what_the_backbone_makes_of_them(nano: BagelNano) -> None:
+    drawing = language.Drawing(nano, 0, scale=0.0004)
+    generator = torch.Generator().manual_seed(0)
+    rows, kept = torch.tensor([3, 0, 1, 3]), torch.tensor([True, True, False, True])
+    clean = drawing.latents[rows]
+    noise, level_B = torch.randn(clean.shape, generator=generator), torch.linspace(0.1, 0.9, 4)
+    assert len({len(prompt.ids) for prompt in drawing.prompts}) > 1
+    with torch.no_grad():
+        expected = drawing.squares(rows, kept, clean, noise, level_B)
+        drawing.keep_captions()
+        found = drawing.squares(rows, kept, clean, noise, level_B)
+        without = drawing.squares(rows[:2], torch.zeros(2), clean[:2], noise[:2], level_B[:2])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(without, expected[:2], atol=1e-3)
+
+
 def test_drawing_moves_the_generation_expert_alone(nano: BagelNano) -> None:
     understanding, generation = nano.trained()
     drawing = language.Drawing(nano, 0, scale=0.0004)
+    drawing.keep_captions()
+    seen: list[int] = []
+    last = nano.model.decoder.layers[-2].mlp.down_proj
+    hook = last.register_full_backward_hook(lambda _, inner, outer: seen.append(outer[0].shape[1]))
     for weight in generation:
         weight.requires_grad_(True)
     drawing.loss(2, np.random.default_rng(0), torch.Generator()).backward()
+    hook.remove()
+    assert seen == [2]  # of a row, the two marks alone go backward there: no word of the caption
     assert all(w.grad is None for w in understanding)
     assert sum(w.grad is not None and bool(w.grad.any()) for w in generation) > 40
     for weight in generation:
         weight.requires_grad_(False)
         weight.grad = None
+
+
+def test_latents_are_kept_until_pictures_or_the_autoencoder_change(
+    nano: BagelNano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = language.Drawing(nano, 0, 0.0004, tmp_path)
+    encoded: list[int] = []
+    encode = BagelNano.encode
+
+    def counted(self: BagelNano, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(BagelNano, "encode", counted)
+    again = language.Drawing(nano, 0, 0.0004, tmp_path)
+    assert encoded == [] and torch.equal(again.latents, made.latents)
+    assert torch.equal(again.objects, made.objects) and 0 < made.objects.mean() < 1
+    other = language.Drawing(nano, 1, 0.0004, tmp_path)
+    assert encoded == [6] and not torch.equal(other.latents, made.latents)
+    weight = nano.model.vae.encoder.conv_out.bias
+    with torch.no_grad():
+        weight += 0.1
+        changed = language.Drawing(nano, 1, 0.0004, tmp_path)
+        weight -= 0.1
+    assert encoded == [6, 6] and not torch.allclose(changed.latents, other.latents, atol=1e-3)
+
+
+def test_levels_are_told_apart_from_the_start_and_often_near_noise(parts: Path) -> None:
+    times = BagelNano.new(parts).model.time_embedder(torch.linspace(0, 1, 65)).detach()
+    assert float((times - times.mean(0)).std()) == pytest.approx(0.4, rel=1e-3)
+    assert times.mean(0).abs().max() < 1e-5
+    level = language.levels(4000, 2.0, torch.Generator().manual_seed(0))
+    assert level.min() > 0 and level.max() <= 1
+    assert float((level > 0.95).float().mean()) == pytest.approx(0.15 / 3 + 0.0125, abs=0.012)
+    assert float((level < 0.5).float().mean()) > 0.15
+
+
+def test_answers_must_be_good_twice_in_a_row_before_the_rate_runs_out(nano: BagelNano) -> None:
+    course = language.Course(nano, language.TOGETHER, 1.0)
+    assert (course.first, course.total) == (1200, 2700)
+    found = []
+    for done, mean in ((1250, 0.77), (1300, 0.75), (1350, 0.76), (1400, 0.8)):
+        course.look(done, mean)
+        found.append(int(course.cooling))
+    assert found == [-1, -1, -1, 1400] and not course.looks(1450)
+    assert course.rate(1475) == pytest.approx(language.RATE / 2)
+    assert not course.over(1549) and course.over(1550)
+    late = language.Course(nano, language.TOGETHER, 1.0)
+    assert late.rate(0) < late.rate(1199) == language.RATE  # warm
+    assert late.rate(1200) < late.rate(1300) == language.RATE  # and again where answers begin
+    late.ends(2549)
+    assert int(late.cooling) == -1
+    late.ends(2550)
+    assert int(late.cooling) == 2550
+
+
+def test_what_is_said_about_going_on() -> None:
+    good = {"match": 1.0, "seen_noise": 0.1, "seen_texture": 0.1, "seen_contrast": 0.02}
+    assert decisions.of_autoencoder(good) == "go on"
+    said = decisions.of_autoencoder({**good, "seen_texture": 0.2})
+    assert said.startswith("STOP") and "seen_texture=0.200" in said and "CHANNELS" in said
+    assert "seen_noise" not in said
+    assert "drawn_places=0.200" in decisions.of_flow_first({"drawn": 0.3, "drawn_places": 0.2})
+    assert decisions.of_drawing(500, {"drawn": 0.0}) == {}
+    assert decisions.of_drawing(1000, {"drawn": 0.3}) == {"decision": "go on"}
+    assert decisions.of_drawing(3000, {"drawn": 0.3})["decision"].startswith("STOP")
+
+
+def test_a_renamed_weight_of_the_stage_before_is_no_silence(
+    nano: BagelNano, tmp_path: Path
+) -> None:
+    file = tmp_path / "language.safetensors"
+    language._write(nano, tmp_path)
+    language.read_language(nano, tmp_path)
+    weights = load_file(file)
+    weights["llm2vae.wieght"] = weights.pop("llm2vae.weight")
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"llm2vae\.weight.*llm2vae\.wieght"):
+        language.read_language(nano, tmp_path)
 
 
 def test_latents_start_at_the_scale_that_noise_has() -> None:
@@ -136,7 +239,7 @@ def test_a_user_loads_what_was_saved(nano: BagelNano, saved: Path) -> None:
     backbone = load_backbone(saved, dtype="float32")
     config = backbone.bagel.config  # type: ignore[attr-defined]
     assert (backbone.facts.num_image_tokens, backbone.facts.num_state_tokens) == (TOKENS, 9)
-    assert config.latent_patch_size == 6  # which no file says but the shapes of the weights
+    assert config.latent_patch_size == 6  # by the shapes of the weights
     scenes = broad_scenes(2, 3, clean=1.0)
     images = pictures(scenes)
     torch.testing.assert_close(backbone.encode_images(images), nano.encode(images))
@@ -213,12 +316,12 @@ def test_minutes_scale_the_steps_of_a_stage(monkeypatch, tmp_path) -> None:  # t
 
 def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(language, "evaluate", lambda *_: None)  # the gates measure the same
-    for name, value in {"AIM": 0.0, "LOOK_EVERY": 1, "COOLING": 1}.items():
+    for name, value in {"AIM": 0.0, "LOOK_EVERY": 1, "COOLING": 1}.items():  # LOOKS stays 2
         monkeypatch.setattr(language, name, value)
     stages = [*main.STAGES, "gates"]
     quick = [name for name in gates.MEASURES if name != "room"]
     words = ["--output", str(tmp_path), "--scale", "0.002", "--stages", *stages, "--gates", *quick]
-    words += ["--minutes", "vae=4", "drawing=7"]
+    words += ["--minutes", "vae=4", "together=60", "drawing=7"]
     assert main.main(words) == 1  # two steps pass no gate, and the command says so
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == set(stages)
@@ -227,7 +330,13 @@ def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  #
     figures = {k: v for each in measured.values() for k, v in each["figures"].items()}
     assert {"tokenizer", "anchor", "drawing", "understanding", "drawable"} <= set(figures)
     assert {"knowledge", "free_texture", "model_megabytes"} <= set(figures)
-    looks = [row["step"] for row in rows if row["stage"] == "together" and "mean" in row]
-    assert looks == [1]  # the aim was reached at once: one step of cooling, and the stage ended
+    of = {name: [row for row in rows if row["stage"] == name] for name in stages}
+    # 8 steps at most, 4 of them of captions alone; the aim was reached in the first two looks, then
+    # one step of cooling, and the stage ended.
+    looks = [row["step"] for row in of["together"] if "mean" in row]
+    assert looks == [5, 6]
     kept = torch.load(tmp_path / "together.progress", weights_only=True)
-    assert int(kept["model"]["cooling"]) == 1 and kept["done"] == 2
+    assert int(kept["model"]["cooling"]) == 6 and kept["done"] == 7
+    said = [row for name in ("vae", "together") for row in of[name] if "decision" in row]
+    assert [row["stage"] for row in said] == ["vae", "together"] and said[1]["step"] == 4
+    assert (tmp_path / "latents.safetensors").exists()

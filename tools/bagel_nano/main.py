@@ -32,10 +32,10 @@ class Stage:
 
 STAGES = {
     "vision": Stage(vision.train, VISION, 5),
-    "vae": Stage(vae.train, vae.STEPS, 15),
+    "vae": Stage(vae.train, vae.STEPS, 22),
     "verifier": Stage(reader.train_verifier, 600, 2),
-    "together": Stage(language.together, language.TOGETHER, 30),
-    "drawing": Stage(language.draws, language.DRAWING, 45),
+    "together": Stage(language.together, language.TOGETHER, 39),
+    "drawing": Stage(language.draws, language.DRAWING, 40),
 }
 
 

@@ -17,7 +17,7 @@ from unigame.backbones.bagel.language import GEN
 from unigame.backbones.bagel.layout import IMAGE
 from unigame.backbones.bagel.load import load_tokenizer
 from unigame.backbones.bagel.model import UNDERSTANDING, BagelBackbone
-from unigame.backbones.bagel.modeling import BagelModel
+from unigame.backbones.bagel.modeling import BagelModel, TimeEmbedder
 from unigame.backbones.common.lora import language_model_lora
 
 from . import vae
@@ -56,6 +56,7 @@ class BagelNano(Nano):
             nn.init.normal_(model.vae2llm.weight, std=model.vae2llm.in_features**-0.5)
             nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
             nn.init.zeros_(model.llm2vae.weight)
+            _spread_times(model.time_embedder)
         return cls(model, tokenizer)
 
     @classmethod
@@ -126,3 +127,18 @@ class BagelNano(Nano):
         model.vae = autoencoder
         model.save_pretrained(folder)
         self.layout.tokenizer.save_pretrained(folder)
+
+
+def _spread_times(embedder: TimeEmbedder, variation: float = 0.4) -> None:
+    """Start with levels told apart, as far as places are: deviation ``variation`` over t, mean 0.
+
+    At transformers' initial values what a level adds varies by .003, beside .5 of the places.
+    """
+    first, last = embedder.mlp[0], embedder.mlp[2]
+    nn.init.normal_(first.weight, std=0.1)
+    nn.init.normal_(last.weight, std=0.1)
+    nn.init.zeros_(last.bias)
+    level_T = torch.linspace(0, 1, 65)
+    times_TH = embedder(level_T)
+    last.weight.mul_(variation / (times_TH - times_TH.mean(0)).std())
+    last.bias.copy_(-embedder(level_T).mean(0))

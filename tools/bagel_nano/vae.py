@@ -25,10 +25,10 @@ from tools.common.pictures import broad_scenes
 from tools.common.progress import Log, Loop, chance, portion, warm_cosine
 from unigame.backbones.bagel.vae import build_vae
 
-from . import vision
+from . import decisions, vision
 from .config import CHANNELS, nano_config
 
-BATCH, STEPS, RATE = 12, 800, 1.5e-3
+BATCH, STEPS, RATE = 12, 1170, 1.5e-3
 NOISE, SPREAD, MOMENTS_WEIGHT = 0.3, 0.05, 0.1
 
 
@@ -102,7 +102,8 @@ def train(folder: Path, seed: int, scale: float = 1.0, steps: int = STEPS) -> No
             log(step=step + 1, match=match(partial(redraw, vae), check))
             vae.train()
     save(vae, folder)
-    log(**faithful(partial(redraw, vae), targets.tower, seed, scale))
+    figures = faithful(partial(redraw, vae), targets.tower, seed, scale)
+    log(**figures, decision=decisions.of_autoencoder(figures))
 
 
 def save(vae: Any, folder: Path) -> None:

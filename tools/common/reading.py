@@ -61,13 +61,28 @@ def understanding(nano: Nano, scenes: list[Scene], seed: int) -> dict[str, float
 def drawn(
     nano: Nano, count: int, seed: int, style: str = "clean", temperature: float = 0.0
 ) -> dict[str, float]:
-    """Object match and exact match of free-running pictures of captions in one style."""
+    """Objects, whole pictures and places of free-running pictures of captions in one style.
+
+    ``drawn_places``: cells with the right or a wrong object, as a share of those that have one in
+    the drawing or in the caption.
+    """
     rng = np.random.default_rng([seed, 5])
     scenes = [styled(style, rng) for _ in range(count)]
     images = nano.draw([caption(s) for s in scenes], temperature, seed)
     found = [read(i) for i in images.permute(0, 2, 3, 1).numpy()]
     wanted = [truth(s) for s in scenes]
-    return {"drawn": object_match(found, wanted), "drawn_exact": exact_match(found, wanted)}
+    return {
+        "drawn": object_match(found, wanted),
+        "drawn_exact": exact_match(found, wanted),
+        "drawn_places": _agreement(
+            [({t[0] for t in f}, {t[0] for t in w}) for f, w in zip(found, wanted, strict=True)]
+        ),
+    }
+
+
+def _agreement(pairs: list[tuple[set[str], set[str]]]) -> float:
+    """Mean share of what two sets have in common of what either has."""
+    return float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in pairs]))
 
 
 def evaluate(nano: Nano, seed: int, log: Log, step: int, draws: bool, scale: float = 1.0) -> None:

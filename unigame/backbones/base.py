@@ -148,7 +148,8 @@ class BackboneFacts:
     """What the game, the reports and ``unigame doctor`` need to know of a model before it runs.
 
     ``num_image_tokens`` is N of what the model reads. A family that draws from another number of
-    states says so in ``num_state_tokens``.
+    states says so in ``num_state_tokens``. ``guidance_scale`` is of free drawing, where nobody
+    says another.
     """
 
     family: str
@@ -161,6 +162,7 @@ class BackboneFacts:
     dtype: torch.dtype
     num_parameters: int
     num_state_tokens: int | None = None
+    guidance_scale: float = 5.0
 
     @property
     def state_tokens(self) -> int:

@@ -73,7 +73,7 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
     "--guidance-scale",
     type=options.guidance,
     group=_DRAWING,
-    help="default 5; on synthetic data 1 (none)",
+    help="default: the family's, 5 (BAGEL: 4); on synthetic data 1 (none)",
 )
 @option(
     "--temperature",
@@ -228,8 +228,10 @@ def _run(
     from unigame.evaluation.miniature import usual_drawing
     from unigame.evaluation.run import run_jobs
 
-    latents = backbone.facts.codebook_size is None
-    usual = usual_drawing(latents) if args.synthetic else Drawing()
+    facts = backbone.facts
+    usual = Drawing(guidance_scale=facts.guidance_scale)
+    if args.synthetic:
+        usual = usual_drawing(latents=facts.codebook_size is None)
     return run_jobs(
         backbone,
         jobs,

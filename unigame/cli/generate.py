@@ -26,8 +26,7 @@ from unigame.system.writable import require_writable
 @option(
     "--guidance-scale",
     type=options.guidance,
-    default=5.0,
-    help="how strictly to follow the prompt",
+    help="how strictly to follow the prompt; default: the family's usual, 5 (BAGEL: 4)",
 )
 @option(
     "--temperature",
@@ -49,7 +48,7 @@ def generate(
     quantization: str,
     num_images: int,
     seed: int,
-    guidance_scale: float,
+    guidance_scale: float | None,
     temperature: float,
     output: Path,
     processes: int | None,

@@ -52,7 +52,8 @@ def evaluate(
         model: identity for the record (``record.model_entry``); None: from the weights in memory.
         limit: about so many items of each benchmark, from the start (whole groups only).
         batch_size: rows asked at once; None: what should fit. Halved when memory runs out.
-        drawing: seed, guidance and temperature of the pictures.
+        drawing: seed, guidance and temperature of the pictures; None: the usual ones of
+            the model's family.
         max_images: pictures that a question may show; None: as many as the model takes.
         progress: told what happens.
         ranks: which of how many processes this is, all called alike on one file system (see
@@ -130,10 +131,8 @@ def run_jobs(
     output, progress, ranks = Path(output), progress or Silent(), ranks or Ranks()
     model = dict(model or records.model_entry(backbone))
     most = min(max_images or backbone.max_images, backbone.max_images)
-    runs = [
-        Run(job, output / job.benchmark.name, model, drawing or Drawing(), most, ranks)
-        for job in jobs
-    ]
+    drawing = drawing or Drawing(guidance_scale=backbone.facts.guidance_scale)
+    runs = [Run(job, output / job.benchmark.name, model, drawing, most, ranks) for job in jobs]
     if not ranks.first:
         return _ask_only(backbone, runs, batch_size, progress)
     results = output / RESULTS

@@ -203,13 +203,16 @@ def test_lora_is_on_the_understanding_expert_and_on_both_where_asked(
 ) -> None:
     other = copy.deepcopy(backbone)
     assert experts(backbone.add_lora()) == {False}
+    assert "generation expert" in backbone.facts.frozen_parts
     assert len(backbone.trainable_parameters()) == 2 * 2 * 7
     settings = peft.LoraConfig(r=2, lora_dropout=0.0, target_modules="all-linear")
     assert experts(other.add_lora(settings)) == {False, True}
+    assert set(backbone.facts.frozen_parts) - set(other.facts.frozen_parts) == {"generation expert"}
     assert len(other.trainable_parameters()) == 2 * 2 * 14
     stir_lora(other)
     other.save_pretrained(tmp_path)
     again = load_backbone(shared_tiny_bagel(), device="cpu", adapter=tmp_path)
+    assert again.facts.frozen_parts == other.facts.frozen_parts
     images = random_images(2)
     torch.testing.assert_close(
         again.generation_loss(images, PROMPTS), other.eval().generation_loss(images, PROMPTS)

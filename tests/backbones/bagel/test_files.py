@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -17,10 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.backbones.conftest import loaded
 from tests.tiny import random_images
-from tests.tiny_bagel import as_published, set_settings, shared_tiny_bagel
+from tests.tiny_bagel import as_published, make_tiny_bagel, set_settings, shared_tiny_bagel
 from unigame.backbones import load_backbone
-from unigame.backbones.bagel.configuration import BagelConfig
+from unigame.backbones.bagel.configuration import FLUX_VAE, BagelConfig
+from unigame.backbones.bagel.eyes import PlaceTable
 from unigame.backbones.bagel.files import read_config
+from unigame.backbones.bagel.layout import LATENT
+from unigame.backbones.bagel.load import load_reading
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.size import published_config
 from unigame.backbones.common.counting import count, on_meta
@@ -141,6 +145,21 @@ def test_fixed_tables_may_be_left_out(folder: Path) -> None:
     assert torch.equal(first, other)
 
 
+def test_fixed_tables_are_sines_and_cosines_of_the_column_then_of_the_row() -> None:
+    """As in the authors' ``get_2d_sincos_pos_embed``: the first half says the column."""
+    table = PlaceTable(5, 16).values()
+    speeds = [10000 ** (-i / 4) for i in range(4)]
+    for row in range(5):
+        for column in range(5):
+            wanted = [
+                wave(at * s)
+                for at in (column, row)
+                for wave in (math.sin, math.cos)
+                for s in speeds
+            ]
+            torch.testing.assert_close(table[row * 5 + column], torch.tensor(wanted))
+
+
 def test_the_autoencoder_stays_float32_and_auto_is_the_files_own(folder: Path) -> None:
     weights = load_file(folder / "ema.safetensors")
     save_file({n: w.to(torch.bfloat16) for n, w in weights.items()}, folder / "ema.safetensors")
@@ -165,6 +184,9 @@ def test_the_autoencoder_stays_float32_and_auto_is_the_files_own(folder: Path) -
         ({"caption_dropout": 1}, "caption_dropout=1"),
         ({"sample_steps": 1}, "sample_steps=1"),
         ({"guidance_interval": 0.4}, "guidance_interval=0.4"),
+        ({"guidance_interval": [1.0, 0.4]}, "guidance_interval=[1.0, 0.4]"),
+        ({"guidance_interval": [0.4, 4]}, "guidance_interval=[0.4, 4]"),
+        ({"guidance_interval": [math.nan, 1]}, "guidance_interval.0=nan"),
     ],
 )
 def test_a_setting_outside_its_range_is_named(
@@ -173,6 +195,25 @@ def test_a_setting_outside_its_range_is_named(
     set_settings(folder, **settings)
     line = refusal(folder)
     assert word in line and str(folder) in line
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_rows_are_as_long_for_a_reader_without_the_weights(tmp_path: Path, patch: int) -> None:
+    """A worker of a data loader has the small files of a Hub repository, and no weights."""
+    folder = make_tiny_bagel(tmp_path / "model", latent_patch_size=patch)
+    own = load_backbone(folder, device="cpu").preprocessor.prompt("a red circle")
+    assert own.ids.count(LATENT) == (8 // patch) ** 2
+    for name in ("ema.safetensors", "ae.safetensors"):
+        (folder / name).unlink()
+    assert load_reading(folder).preprocessor.prompt("a red circle") == own
+    set_settings(folder, latent_patch_size="2")
+    with pytest.raises(UserError, match="latent_patch_size='2'"):
+        load_reading(folder)
+
+
+def test_the_authors_own_words_for_the_autoencoder_are_passed_over(folder: Path) -> None:
+    set_settings(folder, vae_config={"z_channels": 16, "downsample": 8})
+    assert read_config(folder).vae_config == FLUX_VAE
 
 
 def test_a_tokenizer_without_the_marks_is_refused(folder: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +14,13 @@ from torch.nn import functional as F
 from tests.methods.selfplay.fake_backbone import TOKENS, WIDTH, FakeBackbone
 from tests.methods.selfplay.helpers import make_batch
 from unigame.errors import UserError
+from unigame.methods.base import Run
 from unigame.methods.selfplay import (
     FeatureSimilarity,
     HardSampleBuffer,
     Perturber,
     RandomPerturber,
+    SelfPlay,
     SelfPlaySettings,
     build_perturber,
     challenge,
@@ -254,3 +259,16 @@ def test_a_head_starts_anew_where_too_few_of_a_window_were_verified() -> None:
 def test_switches_that_cannot_act_are_refused(settings: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         SelfPlaySettings(**settings)
+
+
+# ---- anchors on latents --------------------------------------------------------------------------
+@pytest.mark.parametrize(("codes", "mode"), [(None, "near"), (8, "near"), (None, "own")])
+def test_an_anchor_that_reaches_no_further_on_latents_is_said(
+    codes: int | None, mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = FakeBackbone()
+    backbone.facts = replace(backbone.facts, codebook_size=codes)
+    args = SimpleNamespace(seed=0, per_device_train_batch_size=4, output_dir=str(tmp_path))
+    SelfPlay(anchor=1.0, anchor_mode=mode).setup(Run(args, backbone, torch.device("cpu")))
+    told = [text for text in caplog.messages if "anchor_mode=near" in text and "'fake'" in text]
+    assert len(told) == (codes is None and mode == "near")

@@ -36,6 +36,8 @@ SETTINGS = (
     "timestep_shift",
     "caption_dropout",
 )
+SIZES = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "vae_config")
+"""What the shapes of weights say; ``config.json`` repeats it for readers without the weights."""
 
 
 class BagelConfig(PreTrainedConfig):
@@ -46,7 +48,8 @@ class BagelConfig(PreTrainedConfig):
         vit_config: of the eyes (SigLIP), as in ``vit_config.json``: it counts one layer more than
             the model has, because the last one is not used.
         vae_config: of the image autoencoder, as ``diffusers.AutoencoderKL`` takes it.
-        latent_patch_size: side of the square of latents that one token stands for.
+        latent_patch_size: side of the square of latents that one token stands for; where weights
+            are at hand, their shapes say it.
         max_latent_size: most such squares along a side of a picture that is drawn.
         vit_max_num_patch_per_side: most patches along a side of a picture that is read.
         connector_act: activation between eyes and language model.
@@ -90,6 +93,10 @@ class BagelConfig(PreTrainedConfig):
         self.llm_config = _part(Qwen2Config, llm_config)
         self.vit_config = _part(SiglipVisionConfig, vit_config)
         self.vae_config = dict(FLUX_VAE if vae_config is None else vae_config)
+        if type(latent_patch_size) is not int or not 1 <= latent_patch_size <= 64:
+            raise UserError(
+                f"latent_patch_size={latent_patch_size!r} must be a whole number from 1 to 64"
+            )
         self.latent_patch_size, self.max_latent_size = latent_patch_size, max_latent_size
         self.vit_max_num_patch_per_side = vit_max_num_patch_per_side
         self.connector_act = connector_act
@@ -131,7 +138,7 @@ class BagelConfig(PreTrainedConfig):
 
     def settings(self) -> dict[str, Any]:
         """What ``config.json`` holds beside the family's name."""
-        return {name: getattr(self, name) for name in SETTINGS}
+        return {name: getattr(self, name) for name in (*SETTINGS, *SIZES)}
 
     # ---- checks --------------------------------------------------------------------------------
     def _fitting(self, side: int | None, name: str, usual: int) -> int:
@@ -168,6 +175,11 @@ class BagelConfig(PreTrainedConfig):
         ends = self.guidance_interval
         if not isinstance(ends, tuple | list) or len(ends) != 2 or not all(map(_number, ends)):
             raise UserError(f"guidance_interval={ends!r} must be two numbers, such as [0.4, 1.0]")
+        if not 0 <= ends[0] < ends[1] <= 1:  # nan, too
+            raise UserError(
+                f"guidance_interval={ends!r} must rise, from 0 or above to 1 or below; to draw "
+                "without guidance, give --guidance-scale 1"
+            )
 
 
 def _part(kind: Any, content: Any) -> Any:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from unigame.backbones.bagel.configuration import MODEL_TYPE, SETTINGS, BagelConfig
+from unigame.backbones.bagel.configuration import MODEL_TYPE, SETTINGS, SIZES, BagelConfig
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.vae import file_names, from_file, settings_of, to_file
 from unigame.backbones.folder import open_safetensors
@@ -44,8 +44,9 @@ def read_config(
 
     Args:
         folder: with ``llm_config.json`` and ``vit_config.json``.
-        shapes: of the tensors in ``ema.safetensors``; None: of the published size.
-        vae: of those in ``ae.safetensors``; None: FLUX's.
+        shapes: of the tensors in ``ema.safetensors``, which count more than ``config.json``; None:
+            not at hand, so of the published size where ``config.json`` does not say another.
+        vae: of those in ``ae.safetensors``; None: the same, and FLUX's.
 
     Raises:
         UserError: a file is missing or odd, or a setting outside its range.
@@ -57,7 +58,9 @@ def read_config(
                 f"model folder {str(folder)!r} has no {name}; copy the whole published folder"
             )
     own = read_json(folder / CONFIG, MODEL_FAULT) if (folder / CONFIG).is_file() else {}
-    settings: dict[str, Any] = {name: own[name] for name in SETTINGS if name in own}
+    settings: dict[str, Any] = {n: own[n] for n in (*SETTINGS, *SIZES) if n in own}
+    if "block_out_channels" not in (settings.get("vae_config") or {}):
+        settings.pop("vae_config", None)  # the authors' words for FLUX's
     if vae is not None:
         settings["vae_config"] = settings_of(vae, repr(str(folder / VAE_WEIGHTS)))
         if shapes is not None and "vae2llm.weight" in shapes:
@@ -68,8 +71,6 @@ def read_config(
     ):
         if shapes is not None and table in shapes:
             settings[name] = math.isqrt(shapes[table][0])
-        elif name in own:
-            settings[name] = own[name]
     with loading_from(folder, (CONFIG, LLM_CONFIG, VIT_CONFIG)):
         return BagelConfig(
             llm_config=_part(folder / LLM_CONFIG),

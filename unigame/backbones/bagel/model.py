@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self, cast
 
 import peft
@@ -47,6 +48,9 @@ from unigame.backbones.common.pixels import square_pixels
 from unigame.backbones.common.understanding import ReadingBackbone, full_precision
 from unigame.seeds import seeds_of_rows
 
+GENERATION_EXPERT = "generation expert"
+GUIDANCE = 4.0
+"""Of free drawing, as the authors give it."""
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that the autoencoder convolves together, one picture at least."""
 ATTENTION, MLP = LORA_TARGETS[:4], LORA_TARGETS[4:]
@@ -85,10 +89,11 @@ class BagelBackbone(ReadingBackbone):
             hidden_size=config.llm_config.hidden_size,
             codebook_size=None,
             lora_targets=(*UNDERSTANDING, *GENERATION),
-            frozen_parts=("eyes", "connector", "vae", "generation expert", "flow head", "lm_head"),
+            frozen_parts=("eyes", "connector", "vae", GENERATION_EXPERT, "flow head", "lm_head"),
             dtype=self.dtype,
             num_parameters=sum(p.numel() for p in self.parameters()),
             num_state_tokens=config.num_latents,
+            guidance_scale=GUIDANCE,
         )
         self.eval()
 
@@ -194,7 +199,7 @@ class BagelBackbone(ReadingBackbone):
         prompts: Sequence[str],
         *,
         seed: int = 0,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = GUIDANCE,
         temperature: float = 1.0,
         do_sample: bool = True,
         seeds: Sequence[int] | None = None,
@@ -215,7 +220,7 @@ class BagelBackbone(ReadingBackbone):
         prompts: Sequence[str],
         *,
         seeds: Sequence[int],
-        guidance_scale: float = 4.0,
+        guidance_scale: float = GUIDANCE,
         temperature: float = 1.0,
     ) -> Tensor:
         if temperature <= 0:
@@ -330,4 +335,8 @@ class BagelBackbone(ReadingBackbone):
             config.target_modules = set(UNDERSTANDING if wanted is None else both)
         elif not isinstance(wanted, str):
             config.target_modules = {f"mlp.{name}" if name in MLP else name for name in wanted}
-        return super().add_lora(config)
+        super().add_lora(config)
+        if any(GEN in name and "lora_" in name for name, _ in self.named_parameters()):
+            frozen = tuple(part for part in self.facts.frozen_parts if part != GENERATION_EXPERT)
+            self.facts = replace(self.facts, frozen_parts=frozen)
+        return self

@@ -16,7 +16,7 @@ def draw_seeded(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """A picture of each prompt, (B, 3, S, S) in [0, 1], that depends on its own seed alone.
@@ -25,12 +25,14 @@ def draw_seeded(
         backbone: the model.
         prompts: what to draw.
         seeds: one for each prompt.
-        guidance_scale: of classifier-free guidance; 1 is none.
+        guidance_scale: of classifier-free guidance; 1 is none; None is the usual one of the
+            model's family (``facts``).
         temperature: of sampling; 0 draws the likeliest picture.
     """
     prompts = list(prompts)
+    usual = backbone.facts.guidance_scale
     guided_by = {
-        "guidance_scale": guidance_scale,
+        "guidance_scale": usual if guidance_scale is None else guidance_scale,
         "temperature": temperature or 1.0,
         "do_sample": temperature > 0,
     }

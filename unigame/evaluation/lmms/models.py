@@ -98,7 +98,7 @@ class _UniGame(lmms):
         draw_tasks: words, joined by ``+``; tasks with one of them in their name are drawn.
         output_dir: where drawings go.
         seed: of the drawings.
-        guidance_scale: of the drawings.
+        guidance_scale: of the drawings; None: the usual one of the model's family.
         temperature: of the drawings; answers are greedy.
         max_batch_size: lmms-eval passes it; it is not used.
         **unknown: anything else is an error.
@@ -119,7 +119,7 @@ class _UniGame(lmms):
         draw_tasks: str = "wise",
         output_dir: str = "lmms_eval_drawings",
         seed: int = 0,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         temperature: float = 1.0,
         max_batch_size: int | str | None = None,
         **unknown: Any,
@@ -136,7 +136,9 @@ class _UniGame(lmms):
         self.max_images = min(max_images or self.backbone.max_images, self.backbone.max_images)
         self.draw_words = {word.strip().lower() for word in draw_tasks.split("+")} - {""}
         self.output_dir = Path(output_dir).absolute()
-        self.drawing = Drawing(seed, float(guidance_scale), float(temperature))
+        usual = self.backbone.facts.guidance_scale
+        guided = usual if guidance_scale is None else float(guidance_scale)
+        self.drawing = Drawing(seed, guided, float(temperature))
 
     @property
     def device(self) -> torch.device:

@@ -223,6 +223,15 @@ class SelfPlay(Method):
                 f"backbone family {backbone.facts.family!r} gives no answer_token_losses: hardness "
                 "and what counts as right include the end mark"
             )
+        if (
+            settings.anchor_mode == "near"
+            and backbone.facts.codebook_size is None
+            and run.rank == 0
+        ):
+            warn(
+                f"anchor_mode=near pulls as own does: backbone family {backbone.facts.family!r} "
+                "draws latents, and only codes have others near them; set anchor_mode=own"
+            )
         self.batch_size = run.args.per_device_train_batch_size
         seed = run.args.seed if run.rank == 0 else derive_seed(run.args.seed, "rank", run.rank)
         self.challenger = Challenger(settings, run, seed, *self._given)
