@@ -126,7 +126,7 @@ def do(job: Job, tell: Tell = lambda *_: None) -> None:
         backbone = load_backbone(job.model, dtype="float32", adapter=adapter if trained else None)
         clock = _Clock()
         figures = measure(backbone, job.settings, job.seed, job.split, tell)
-        _write(job.result, {"figures": figures, **clock.read(), "code": record.code()})
+        _write(job.result, {"figures": figures, **clock.read(), "code": record.CODE})
 
 
 class _Clock:
@@ -406,7 +406,7 @@ def _train(job: Job, tell: Tell) -> None:
     log = trainer.state.log_history
     said = [text for method in trainer.methods if (text := method.summary())]
     spent = {"steps": steps, **clock.read(), "said": said, "log": log}
-    _write(job.folder / "trained.json", {**spent, "code": record.code()})
+    _write(job.folder / "trained.json", {**spent, "code": record.CODE})
 
 
 # ---- measuring -----------------------------------------------------------------------------------

@@ -62,6 +62,10 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+CODE = code()
+"""Asked as the modules are loaded: a commit during a long run is not what ran."""
+
+
 def rounded(values: dict[str, float], digits: int = 4) -> dict[str, float]:
     """Figures with so many digits behind the point."""
     return {name: round(value, digits) for name, value in values.items()}

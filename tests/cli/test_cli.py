@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,7 @@ class FakeBackbone:
 
     device = torch.device("cpu")
     text_rules = None  # of no text is anything known
+    facts = SimpleNamespace(guidance_scale=3.5)
 
     def generate(self, prompts, **settings):
         self.settings = settings
@@ -269,6 +271,7 @@ def test_generate_writes_every_picture_and_suggests_a_question(tmp_path, capsys,
     # The fifth comes from a second batch, which must not repeat the first batch's seed.
     first, fifth = (Image.open(out.parent / f"cat-{i}.png").getpixel((0, 0)) for i in (1, 5))
     assert first == (76, 76, 76) and fifth != first
+    assert backbone.settings["guidance_scale"] == 3.5, "the usual one of the family"
     assert backbone.settings["do_sample"] is False and backbone.settings["temperature"] > 0
     shown = capsys.readouterr().out
     assert "cat-5.png" in shown and "Next:" in shown and "unigame answer" in shown

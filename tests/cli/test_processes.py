@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,7 @@ class Painter:
 
     device = torch.device("cpu")
     text_rules = None
+    facts = SimpleNamespace(guidance_scale=5.0)
 
     def generate(self, prompts, *, seeds, **settings):
         self.drawn = [*getattr(self, "drawn", []), *seeds]

@@ -101,6 +101,8 @@ def test_what_the_decoder_draws():
     lost = said(0, drawable={"blur": -0.2, "noise": 0.015, "contrast": 0.3})
     assert "blur, contrast is something else" in lost and "it can for clean, noise" in lost
     assert "--pictures" in said(0, drawable_error=0.08)
+    # With as many pictures as it advises the interval leaves BLUNT out.
+    assert "--pictures 200" in said(0, drawable={"noise": 0.04}, drawable_error=0.04)
 
 
 def test_the_verifier():

@@ -353,7 +353,7 @@ def test_nothing_confirmed_is_said_with_the_knob(
     )
     trainer.train()
     (finding,) = [f for f in trainer.health() if f.symptom == "nothing confirmed"]
-    assert "8 of them without a question" in finding.says and "question_maker" in finding.knob
+    assert "the captions of 8 gave no question" in finding.says and "question_maker" in finding.knob
     assert sum("nothing confirmed" in text for text in caplog.messages) == 1
     assert method.step_rows() == []
 

@@ -41,8 +41,8 @@ class Watched(UniGameTrainer):
                 method.challenged = self._noted(method.challenged)  # type: ignore[method-assign]
 
     def _noted(self, challenged: Any) -> Any:
-        def noted(batch: Any) -> Any:
-            rows = challenged(batch)
+        def noted(batch: Any, *turn: int) -> Any:
+            rows = challenged(batch, *turn)
             self.prompts += rows.prompts
             return rows
 

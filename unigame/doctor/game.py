@@ -230,7 +230,13 @@ def _ready(
         game: SelfPlay = trainer.method("selfplay")
         parts = [records[i : i + size] for i in range(0, len(records), size)]
         batches = [trainer.data_collator(part).to(args.device) for part in parts]
-        yield game, [batch for batch in batches if batch.answers.counts]
+        fit = [batch for batch in batches if batch.answers.counts]
+        if len(fit) < 2:
+            raise UserError(
+                f"{len(fit)} of {len(batches)} batches have an answer that fits a row, and two are "
+                "needed; raise max_length, or give shorter questions"
+            )
+        yield game, fit
 
 
 def _records(plan: Recipe, pictures: int) -> list[dict[str, Any]]:

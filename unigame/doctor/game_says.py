@@ -65,7 +65,7 @@ def _of_drawable(found: Figures) -> str:
     worst = max(hidden, key=lambda style: hidden[style])
     if not hidden[worst] <= BLUNT:
         one = drawn[worst]
-        untold = _untold(found, 0.0, one["error"], BLUNT)
+        untold = _untold(found, abs(one["difference"]), one["error"], BLUNT)
         return f"Whether the decoder draws these styles as U sees them {untold}."
     return (
         "The decoder draws every one of these styles as U sees it, to within "

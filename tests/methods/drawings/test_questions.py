@@ -134,6 +134,7 @@ def test_what_another_maker_wrote_is_not_asked(tmp_path: Path) -> None:
         (["red", "blue"], ["blue"]),
         (["yes", "yes", "no", "no"], ["yes", "no"]),  # by noun phrases
         (["yes"], []),
+        (["yes", "no"], []),
         (["red"], []),
         ([], []),
     ],

@@ -1,4 +1,4 @@
-"""C with the right freedom: shared directions, strengths, bounded content, missed acceptance."""
+"""C with the another freedom: shared directions, strengths, bounded content, missed acceptance."""
 
 from __future__ import annotations
 

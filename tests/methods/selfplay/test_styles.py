@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,20 @@ def test_it_resumes_bit_exactly(tiny_path: Path, tmp_path: Path) -> None:
     assert one.policy.state_dict() == other.policy.state_dict()
     assert one.policy.chances()[0] != one.policy.chances()[1], "C has learned"
     assert one.counts == other.counts and one.drawn == other.drawn == 6
+
+
+def test_what_it_is_given_is_what_it_plays_by(tiny_path: Path, tmp_path: Path) -> None:
+    game, data = make_game(**STYLED), Records(8, captions=True)
+    make_trainer(tiny_path, tmp_path, data, methods=[game], max_steps=1).train()
+    styles = game.styles
+    assert styles is not None
+    state = {**styles.state_dict(), "policy": {"logits_M": torch.zeros(2)}}
+    with pytest.raises(UserError, match="earlier version"):
+        styles.load_state_dict(state)
+    game.play_by(replace(game.settings, style_memory=3, style_entropy=0.5))
+    assert (styles.policy.memory, styles.policy.entropy_weight) == (3, 0.5)
+    game.play_by(replace(game.settings, perturbation="none"))
+    assert styles.policy.memory == 0
 
 
 def test_counts_of_several_processes_are_kept_once(tiny_path: Path, tmp_path: Path) -> None:

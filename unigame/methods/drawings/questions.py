@@ -81,7 +81,7 @@ def held_out(asked: Sequence[QA]) -> tuple[list[QA], list[QA]]:
     says yes to everything is still found out.
 
     Args:
-        asked: at least two, or nothing is left.
+        asked: of one question, or one "yes" and one "no", nothing is left.
     """
     open_ones = [pair for pair in asked if pair[1].lower() not in ("yes", "no")]
     closed = [pair for pair in asked if pair not in open_ones]

@@ -75,7 +75,7 @@ class Tally:
             says += f", and {untaught} of these left no question to learn"
             knob = "give questions in texts, or captions that name several things"
         else:
-            says += f", {unasked} of them without a question"
+            says += f"; the captions of {unasked} gave no question"
             knob = (
                 "take another question_maker, such as model"
                 f"{' or given' if self.name == 'verify' else ''}"

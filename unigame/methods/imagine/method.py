@@ -255,7 +255,7 @@ class Imagine(DrawingMethod):
         return [text.strip() for text in found]
 
     def found(self) -> list[Finding]:
-        """Also whether replies to rehearse are mostly cut."""
+        """Also whether replies to rehearse are mostly cut, those of this process alone."""
         found = super().found()
         replied, cut = self.counts["replied"], self.counts["cut"]
         if 2 * cut > replied:

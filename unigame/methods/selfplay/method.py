@@ -259,7 +259,7 @@ class SelfPlay(Method):
         """Play by other settings from now on; what is made already, as the buffer, stays."""
         self.settings = self.challenger.settings = self.replay.settings = settings
         if self.styles is not None:
-            self.styles.settings = settings
+            self.styles.play_by(settings)
 
     @property
     def perturber(self) -> PerturberBase:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import Drawing
+from unigame.errors import UserError
 from unigame.methods.base import Run
 from unigame.methods.rows import Rows
 from unigame.methods.selfplay.candidates import ChallengeResult, judged
@@ -166,6 +167,13 @@ class Styles:
         self.drawn = 0  # drawings so far: each has a seed of its own
         self.counts = StyleCounts.of(len(self.prompts))
         self._seen_2M: Tensor | None = None  # of this step so far
+
+    def play_by(self, settings: SelfPlaySettings) -> None:
+        """Other settings from now on; the styles, and what C remembers of them, stay."""
+        self.settings = settings
+        self.policy.entropy_weight = settings.style_entropy
+        learns = settings.perturbation == "learned"
+        self.policy.memory = settings.style_memory if learns else 0
 
     @staticmethod
     def figures(settings: SelfPlaySettings) -> tuple[str, ...]:
@@ -335,7 +343,16 @@ class Styles:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            UserError: a state of the earlier policy, which had logits.
+        """
+        if "drawn" not in state["policy"]:
+            raise UserError(
+                "the checkpoint's styles are of an earlier version, whose C had learned logits; "
+                "train anew, or resume with the version that wrote it"
+            )
         self.policy.load_state_dict(state["policy"])
         self.generator.set_state(state["generator"])
         self.drawn = state["drawn"]
