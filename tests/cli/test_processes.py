@@ -116,7 +116,7 @@ def test_the_pictures_of_a_killed_process_are_drawn_by_the_first(
 
 
 def test_processes_that_would_have_no_picture_are_said_and_not_started(
-    monkeypatch, tmp_path, capsys
+    monkeypatch, tmp_path, caplog
 ) -> None:
     started = []
     popen = processes.subprocess.Popen
@@ -130,4 +130,4 @@ def test_processes_that_would_have_no_picture_are_said_and_not_started(
     (tmp_path / "out").mkdir()
     draw(monkeypatch, tmp_path / "out", "--num-images", "2", "--processes", "4")
     assert started == ["1"] and len(pictures(tmp_path / "out")) == 2
-    assert "--processes 4 for 2 pictures: 2 not started" in capsys.readouterr().err
+    assert "--processes 4 for 2 pictures: 2 not started" in caplog.text

@@ -12,6 +12,7 @@ from unigame.cli import processes as launching
 from unigame.cli.app import argument, command, option
 from unigame.cli.endings import kept, next_step
 from unigame.cli.picture_files import PictureFiles, picture_paths
+from unigame.system.say import warn
 from unigame.system.writable import require_writable
 
 
@@ -62,7 +63,7 @@ def generate(
         return  # more processes than pictures
     if to_start > count:
         idle = to_start - count
-        click.echo(f"--processes {to_start} for {count} pictures: {idle} not started", err=True)
+        warn(f"--processes {to_start} for {count} pictures: {idle} not started")
     files = PictureFiles(paths, count)
     words = click.get_current_context().find_root().obj
     with (
