@@ -4,7 +4,7 @@
 
 Every arm takes the same steps of U on the same rows, from the same weights and LoRA initialisation;
 what a method adds, it adds in as many rows. Every seed has its own training data, LoRA, C, and
-questions. Presets: ``evidence_presets.yaml``. What it measures: ``evidence_arms.py``.
+questions. Presets: ``evidence_presets.yaml``. What it measures: ``evidence_measure.py``.
 
 Settings are tuned on the validation split. The hash of all of them, and of the model's weights,
 stands in the record. The test split is measured only for settings whose hash is given by
@@ -30,10 +30,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and in the worker
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import evidence_arms
+import evidence_measure
 import evidence_presets
 import evidence_report
 import record
-from evidence_arms import SPLITS_OF, Job
+from evidence_arms import Job
+from evidence_measure import SPLITS_OF
 from evidence_presets import Settings
 from rich.console import Console
 
@@ -176,7 +178,7 @@ def collect(jobs: list[Job]) -> dict[str, dict[str, list[float | None]]]:
     seeds = list(dict.fromkeys(job.seed for job in jobs))
     return {
         metric: {arm: [figures[arm, seed][metric] for seed in seeds] for arm in arms}
-        for metric in evidence_arms.metrics_of(jobs[0].settings)
+        for metric in evidence_measure.metrics_of(jobs[0].settings)
     }
 
 

@@ -1,6 +1,9 @@
 """What the seeds of ``evidence.py`` say: differences with intervals, a table, a figure, a verdict.
 
-    python benchmarks/evidence_report.py RESULT.json [--figure FILE.png]
+    python benchmarks/evidence_report.py RESULT.json [RESULT.json ...] [--figure FILE.png]
+
+Results of the same settings, kept by runs of other seeds or arms, are pooled: ``--json`` keeps them
+as one.
 
 The seed is the unit: a difference is taken within each seed, and its 95 % interval is Student's t
 over seeds. An interval over the questions of one run is no evidence of a method: it leaves out what
@@ -12,10 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from unigame.errors import UserError
 
 Values = Sequence[float | None]
 Metrics = Mapping[str, Mapping[str, Values]]
@@ -117,7 +124,7 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     """In sentences: does the game beat its controls, does it harm anything, what share is won?"""
     if player not in metrics.get("ood", {}):
         return []
-    seeds = len(metrics["ood"][player])
+    seeds = len(_known(metrics["ood"][player]))
     lines = []
     for control in (CONTROL, "sft_equal", "round_trip", "random", "uniform"):
         if control in metrics["ood"]:
@@ -249,6 +256,49 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
         pyplot.close(figure)
 
 
+def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several results of the same settings as one, by seed; what none of them measured is None.
+
+    Raises:
+        UserError: they are of other settings or splits, or two of them have the same arm and seed.
+    """
+    first = results[0]
+    seeds = sorted({seed for result in results for seed in result["seeds"]})
+    metrics: dict[str, dict[str, list[float | None]]] = {}
+    for result in results:
+        if result["settings_sha256"] != first["settings_sha256"]:
+            raise UserError(
+                f"results of other settings ({first['settings_sha256'][:8]}..., "
+                f"{result['settings_sha256'][:8]}...) are no one experiment; show each alone"
+            )
+        if split_of(result) != split_of(first):
+            raise UserError(f"a result of split {split_of(result)} beside {split_of(first)}")
+        for metric, arms in result["metrics"].items():
+            for arm, values in arms.items():
+                places = metrics.setdefault(metric, {}).setdefault(arm, [None] * len(seeds))
+                for seed, value in zip(result["seeds"], values, strict=True):
+                    if value is None:
+                        continue
+                    if places[seeds.index(seed)] is not None:
+                        raise UserError(f"seed {seed}, {arm}: more than one result has it")
+                    places[seeds.index(seed)] = value
+    code = sorted({text for result in results for text in result["machine"].get("code", [])})
+    return {
+        **first,
+        "seeds": seeds,
+        "metrics": metrics,
+        "differences": differences(metrics),
+        "command": " && ".join(result["command"] for result in results),
+        "machine": {**first["machine"], "code": code},
+    }
+
+
+def split_of(result: Mapping[str, Any]) -> str:
+    """The split that a result is of, as its command says."""
+    words = shlex.split(result["command"])
+    return words[words.index("--split") + 1]
+
+
 def show(result: Mapping[str, Any]) -> str:
     """The table and the verdict, as Markdown."""
     metrics: Metrics = result["metrics"]
@@ -256,16 +306,24 @@ def show(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Table and figure of a result that is there already."""
+    """Table and figure of results that are there already."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("result", type=Path, help="what `evidence.py --json` wrote")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="what `evidence.py --json` wrote; several are pooled"
+    )
+    parser.add_argument("--json", type=Path, help="file to write: all of them as one result")
     parser.add_argument("--figure", type=Path, help="picture to write")
     options = parser.parse_args()
-    result = json.loads(options.result.read_text(encoding="utf-8"))
+    result = pool([json.loads(file.read_text(encoding="utf-8")) for file in options.results])
     print(show(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.figure:
         draw(result, options.figure)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"evidence_report.py: {error}")

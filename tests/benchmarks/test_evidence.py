@@ -25,6 +25,7 @@ SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 REQUIRED = ("base", "sft", "sft_equal", "round_trip", "random", "paper", "selfplay", "augmented")
 METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i")
 METRICS += ("t2i_exact",)
+PARTS = ("arms", "measure", "presets", "report", "rows")
 SMALL = (
     *("training.per_device_train_batch_size=4", "training.learning_rate=0.01", "steps=2"),
     *("game.hard_batch_size=2", "questions=12", "extra=12", "measured.drawings=1"),
@@ -34,7 +35,7 @@ SMALL = (
 
 @pytest.fixture(scope="module", autouse=True)
 def scripts():
-    names = ("evidence", "evidence_arms", "evidence_presets", "evidence_report")
+    names = ("evidence", *(f"evidence_{part}" for part in PARTS))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -260,7 +261,7 @@ def test_extra_rows_follow_the_seed_and_may_be_redrawn(scripts, model):
     backbone = load_backbone(model, dtype="float32")
 
     def rows(seed: int, **settings):
-        method = scripts.evidence_arms.ExtraRows(split="augmented", rows=3, size=6, **settings)
+        method = scripts.evidence_rows.ExtraRows(split="augmented", rows=3, size=6, **settings)
         args = SimpleNamespace(seed=seed, per_device_train_batch_size=4)
         method.setup(Run(args, backbone, torch.device("cpu")))
         taken = []
@@ -282,7 +283,7 @@ def test_questions_of_splits_and_seeds_differ(scripts, model, monkeypatch):
 
     asked = []
     monkeypatch.setattr(
-        scripts.evidence_arms,
+        scripts.evidence_measure,
         "SyntheticDataset",
         lambda *given, **more: asked.append(given) or dataset(*given, **more),
     )
@@ -290,7 +291,7 @@ def test_questions_of_splits_and_seeds_differ(scripts, model, monkeypatch):
     presets, backbone = scripts.evidence_presets, load_backbone(model, dtype="float32")
     settings = presets.settle(presets.preset("smoke", SMALL))
     for seed, split in ((0, "validation"), (1, "validation"), (0, "test")):
-        scripts.evidence_arms.measure(backbone, settings, seed, split)
+        scripts.evidence_measure.measure(backbone, settings, seed, split)
     ood = [given for given in asked if given[0].startswith("ood")]
     assert [given[0] for given in ood] == ["ood_validation", "ood_validation", "ood"]
     assert len({given[2] for given in asked}) == len(asked) == 9
@@ -381,6 +382,49 @@ def test_the_table_has_a_row_for_each_metric(scripts):
     assert alone[0] == "| %, seed 4 | base |" and alone[2] == "| ood | 61.0 |"
 
 
+# ---- several results in one ----------------------------------------------------------------------
+def kept(seeds, code="a1", sha256="f73b", split="test", **ood):
+    return {
+        "preset": "demo",
+        "seeds": seeds,
+        "metrics": {"ood": ood},
+        "differences": {},
+        "settings_sha256": sha256,
+        "command": f"python benchmarks/evidence.py --seeds {seeds[0]} --split {split}",
+        "machine": {"device": "cpu", "code": [code]},
+    }
+
+
+def test_results_of_the_same_settings_are_pooled_by_seed(scripts):
+    first = kept([10, 11], sft=[50.0, 60.0], selfplay=[52.0, 62.5])
+    later = kept([11, 9], code="b2", sft=[None, 40.0], uniform=[61.0, 40.5])
+    pooled = scripts.evidence_report.pool([first, later])
+    assert pooled["seeds"] == [9, 10, 11]
+    assert pooled["metrics"]["ood"] == {
+        "sft": [40.0, 50.0, 60.0],
+        "selfplay": [None, 52.0, 62.5],
+        "uniform": [40.5, None, 61.0],
+    }
+    assert pooled["differences"]["ood"]["selfplay-sft"]["mean"] == 2.25
+    assert pooled["machine"]["code"] == ["a1", "b2"]
+    assert pooled["command"].count("evidence.py") == 2
+    assert "2 of the 8 seeds" in "\n".join(scripts.evidence_report.verdict(pooled["metrics"]))
+    assert scripts.evidence_report.pool([first])["metrics"] == first["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (kept([12], sha256="0bad", sft=[1.0]), "other settings"),
+        (kept([12], split="validation", sft=[1.0]), "split validation"),
+        (kept([10], sft=[1.0]), "seed 10, sft"),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused(scripts, other, said):
+    with pytest.raises(UserError, match=said):
+        scripts.evidence_report.pool([kept([10], sft=[50.0]), other])
+
+
 # ---- verified drawings ---------------------------------------------------------------------------
 def settled(scripts, name: str, *changes: str):
     return scripts.evidence_presets.settle(scripts.evidence_presets.preset(name, changes))
@@ -431,17 +475,17 @@ def test_arms_of_captions_need_captions(scripts, change):
 
 
 def test_a_new_task_and_its_captions_are_of_each_seed(scripts, tmp_path):
-    arms, settings = scripts.evidence_arms, settled(scripts, "imagine", "texts=12")
-    task = arms.Task(20, 5)
+    rows, settings = scripts.evidence_rows, settled(scripts, "imagine", "texts=12")
+    task = rows.Task(20, 5)
     assert len({row["question"] for row in task}) > 12, "20 pairs of colour and shape at most"
     assert all(row["question"].startswith("where is the ") for row in task)
     for seed in (1, 1, 2):
-        arms.write_texts(tmp_path / f"{seed}.jsonl", settings, seed)
+        rows.write_texts(tmp_path / f"{seed}.jsonl", settings, seed)
     first, second = ((tmp_path / f"{seed}.jsonl").read_text() for seed in (1, 2))
     assert first != second and first.count("where is the") > 12
-    scenes = arms.scenes_of_texts(12, 1, arms.TASK_COUNTS)
+    scenes = rows.scenes_of_texts(12, 1, rows.TASK_COUNTS)
     assert [json.loads(line)["caption"] for line in first.splitlines()] == [
-        arms.caption(scene) for scene in scenes
+        rows.caption(scene) for scene in scenes
     ]
 
 
