@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from evidence_presets import Settings
 from torch.utils.data import Dataset
@@ -20,8 +18,8 @@ from unigame.seeds import derive_seed
 from unigame.settings.rules import Many, Number, Switch, Text, Whole, setting
 from unigame.synthetic import SyntheticDataset, caption
 from unigame.synthetic.dataset import SPLITS, to_pil
-from unigame.synthetic.from_captions import where
-from unigame.synthetic.world import Scene, random_scene
+from unigame.synthetic.from_captions import TASK_COUNTS, new_scenes, where, write_captions
+from unigame.synthetic.world import Scene
 
 
 @dataclass
@@ -157,14 +155,9 @@ class RealScenes(RealPairs):
         return int(self.settings.rows)
 
 
-TASK_COUNTS = (2, 3, 4)
-"""Objects of a scene of the new task: of one alone there is little to ask."""
-
-
 def scenes_of_texts(number: int, seed: int, counts: tuple[int, ...]) -> list[Scene]:
     """The scenes of the captions of a seed."""
-    rng = np.random.default_rng(derive_seed(seed, "texts"))
-    return [random_scene(rng, counts=counts) for _ in range(number)]
+    return new_scenes(number, derive_seed(seed, "texts"), counts)
 
 
 class Task(Dataset[dict[str, Any]]):
@@ -176,8 +169,7 @@ class Task(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, scenes: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.scenes = [random_scene(rng, counts=TASK_COUNTS) for _ in range(scenes)]
+        self.scenes = new_scenes(scenes, seed)
         self.rows = [
             (row, question, answer)
             for row, scene in enumerate(self.scenes)
@@ -206,9 +198,5 @@ def counts_of(settings: Settings) -> tuple[int, ...]:
 
 def write_texts(file: Path, settings: Settings, seed: int) -> None:
     """The captions of a seed, with the new task's questions where there is one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8") as opened:
-        for scene in scenes_of_texts(settings.texts, seed, counts_of(settings)):
-            asked = where(scene) if settings.task_scenes else []
-            questions = [{"question": question, "answer": answer} for question, answer in asked]
-            opened.write(json.dumps({"caption": caption(scene), "questions": questions}) + "\n")
+    scenes = scenes_of_texts(settings.texts, seed, counts_of(settings))
+    write_captions(file, scenes, new_task=settings.task_scenes > 0)

@@ -22,10 +22,9 @@ from typing import Any
 
 import record
 
+from unigame.demo.arms import ARMS
 from unigame.reports.compare import compare
 from unigame.reports.records import read_record
-
-ARMS = ("base", "sft", "sft_equal_samples", "round_trip", "unigame")
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

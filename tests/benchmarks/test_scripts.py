@@ -18,6 +18,7 @@ from unigame.backbones.bagel.language import GEN
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.size import published_config
 from unigame.backbones.common.counting import on_meta
+from unigame.errors import UserError
 
 SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 def scripts():
     """The scripts by name; they import each other as when one of them is run."""
     names = ("gpu", "kernel_times", "meters", "models", "scaling", "scaling_picture", "step_cost")
-    more = ("busy_machine", "decoder", "digests", "generation", "seeds")
+    more = ("busy_machine", "decoder", "demo_arm", "digests", "generation", "seeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in (*names, *more)})
@@ -446,3 +447,26 @@ def test_digests_are_those_of_the_same_run_and_of_no_other(scripts, tmp_path, ca
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert digests.main([*words[:-2], "--against", str(tmp_path / "a.json")]) == 1
     assert f"{name}: another before" in capsys.readouterr().out
+
+
+def test_an_arm_of_the_demo_is_tuned_on_another_seed(scripts, tmp_path, monkeypatch):
+    from tests.tiny import make_tiny_janus
+    from unigame.synthetic.knowledge import knowledge_words
+    from unigame.synthetic.questions import vocabulary
+
+    words = [*vocabulary(), *knowledge_words()]
+    model = str(make_tiny_janus(tmp_path / "model", image_size=48, vocab_words=words))
+    for name in ("ANSWERS", "DRAWINGS", "OOD"):
+        monkeypatch.setattr(scripts.demo_arm, name, 12)
+    small = ["--set", "max_steps=1", "warmup_steps=0", "per_device_train_batch_size=4"]
+    given = ["reca", "--model", model, *small, "--method", "share=0.5", "weight=2.0"]
+    found = scripts.demo_arm.main([*given, "--json", str(tmp_path / "found.json")])
+    kept = read(tmp_path / "found.json")
+    assert found["headlines"] == kept["headlines"] and 0 <= found["headlines"]["ood"] <= 100
+    played = kept["settings"]["methods"]["reca"]
+    assert (played["share"], played["weight"], len(played["templates"])) == (0.5, 2.0, 8)
+    assert kept["settings"]["seed"] == 100 and kept["settings"]["max_steps"] == 1
+    with pytest.raises(UserError, match="sft has no method of its own"):
+        scripts.demo_arm.main(["sft", "--method", "share=1"])
+    with pytest.raises(UserError, match="max_steps 1: write KEY=VALUE"):
+        scripts.demo_arm.pairs(["max_steps 1"])

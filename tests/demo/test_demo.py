@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import make_tiny_janus
+from unigame.demo import arms
 from unigame.demo import run as demo
 from unigame.demo.folder import finished_arms
 from unigame.errors import UserError
@@ -24,7 +25,7 @@ from unigame.reports.records import read_record
 from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import vocabulary
 
-TINY = demo.Sizes(answers=12, drawings=8, ood=12, attack=8, attack_steps=2)
+TINY = arms.Sizes(answers=12, drawings=8, ood=12, attack=8, attack_steps=2, captions=6)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,16 @@ def make_small(monkeypatch: pytest.MonkeyPatch) -> None:
     game = ["--hard_batch_size", "2", "--buffer_min_size", "2"]
 
     def load(name: str, extra: list[str]) -> Any:
-        return whole(name, [*words, *([] if "sft" in extra else game), *extra])
+        return whole(name, [*words, *([] if "--methods" in extra else game), *extra])
 
     monkeypatch.setattr(demo, "load_recipe", load)
     monkeypatch.setattr(demo, "QUICK", TINY)
-    monkeypatch.setattr(demo, "QUICK_SHARE", 1)
+    monkeypatch.setattr(arms, "QUICK_SHARE", 1)
+    # A random model reads nothing of what it draws: let every drawing be confirmed.
+    for method in ("verify", "imagine"):
+        recipe, own = arms.METHODS[method]
+        few = {**own, "captions": 2, "first_captions": 2, "rows": 2, "verifier": "none"}
+        monkeypatch.setitem(arms.METHODS, method, (recipe, few))
     # A random model draws nothing that the reader knows: let every attacked picture count.
     monkeypatch.setattr(world, "read", lambda image: SAME)
     monkeypatch.setattr(world, "truth", lambda scene: SAME)
@@ -102,7 +108,7 @@ def done(model: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) -> D
 
 def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     found, output = done.found, done.output
-    assert found.labels == ("base", "SFT", "SFT, equal samples", "round trip", "UniGame")
+    assert found.labels == LABELS
     assert found.labels[found.baseline] == "SFT"
     assert [column for grid in found.tables for column in grid.columns] == COLUMNS
     for grid in found.tables:
@@ -117,6 +123,12 @@ def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     config = json.loads((output / "config.json").read_text())
     assert config["seed"] == 3
     assert config["arms"]["sft_equal_samples"]["per_device_train_batch_size"] == 6
+    assert list(config["arms"]["verify"]["methods"]) == ["verify"]
+    assert config["arms"]["imagine"]["methods"]["imagine"]["texts"] == "captions.jsonl"
+    assert len(config["arms"]["reca"]["methods"]["reca"]["templates"]) == 8
+    for arm, figure in (("verify", "store"), ("imagine", "store"), ("reca", "redrawn_rows")):
+        log = json.loads((output / "arms" / arm / "log.json").read_text())
+        assert any(name.endswith(figure) for entry in log for name in entry), arm
     assert config["arms"]["round_trip"] == {"perturbation": "none", "max_steps": 2}
     for name in ("gallery.png", "curves.png", "compare.md", "compare.csv", "compare.tex"):
         assert (output / name).stat().st_size > 0
@@ -133,11 +145,15 @@ def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     assert "8 clean, 8 candidates" in page and "unigame demo --seed 1" in page
 
 
+LABELS = (
+    *("base", "SFT", "SFT, equal samples", "round trip", "UniGame"),
+    *("verify", "imagine", "RecA"),
+)
 COLUMNS = [
     *("VQAv2", "MMMU", "MMBench", "POPE", "overall"),
     *("GenEval", "DPG", "UnifiedBench", "WISE", "consistency", "NaturalBench", "AdVQA"),
     *("out of distribution", "OOD without counting"),
-    *("redrawn without attack", "under a fresh attack"),
+    *("redrawn without attack", "under a fresh attack", "new task"),
 ]
 
 
@@ -154,13 +170,20 @@ def judged(gaps: dict[str, float]) -> Comparison:
 
 
 def test_a_gain_that_a_control_shares_is_not_credited_to_the_attack() -> None:
-    found = judged({"unigame": 0.5, "round_trip": 0.5})
-    assert found.verdict == "UniGame beat SFT on: POPE."
+    found = judged({"unigame": 0.5, "round_trip": 0.5, "verify": 0.5})
+    assert found.verdict.splitlines() == [
+        "UniGame beat SFT on: POPE.",
+        "verify beat SFT on: POPE.",
+        *(
+            f"{name} did not beat SFT on any figure; no measurable difference on: POPE."
+            for name in ("imagine", "RecA")
+        ),
+    ]
     assert any("without any attack beat SFT as well on: POPE" in note for note in found.notes)
     assert "seed 7" in found.notes[0] and found.notes[-1] == "last"
-    for gaps in ({"unigame": 0.5, "base": 0.5}, {"round_trip": 0.5}):
+    for gaps in ({"unigame": 0.5, "base": 0.5, "verify": 0.5}, {"round_trip": 0.5}):
         assert not any("without any attack" in note for note in judged(gaps).notes)
-    assert judged({"unigame": -0.5}).verdict.endswith("worse than SFT on: POPE.")
+    assert judged({"unigame": -0.5}).verdict.splitlines()[0].endswith("worse than SFT on: POPE.")
 
 
 def test_an_interrupted_demo_keeps_finished_arms_and_goes_on(

@@ -1,4 +1,4 @@
-"""The eleven sets of the synthetic world go through the harness; its conditions are told apart."""
+"""The twelve sets of the synthetic world go through the harness; its conditions are told apart."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import pytest
 from unigame.evaluation.base import DataSource, Item, Prediction
 from unigame.evaluation.miniature import (
     ANSWER_TOKENS,
+    NewTask,
     OutOfDistribution,
     world_benchmarks,
     write_world,
 )
 from unigame.evaluation.registry import BENCHMARKS
 from unigame.reports.metrics import value_of
-from unigame.synthetic.benchmarks import OOD
+from unigame.synthetic.benchmarks import NEW_TASK, OOD
 from unigame.synthetic.dataset import CONDITIONS
 from unigame.synthetic.reader import read
-from unigame.synthetic.world import HELD_OUT
+from unigame.synthetic.world import CELLS, HELD_OUT
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_every_benchmark_is_there_with_data_of_its_size(sources: dict[str, DataS
     from tests.tiny import tiny_backbone
 
     benchmarks = {each.name: each for each in world_benchmarks(tiny_backbone())}
-    assert list(benchmarks) == [*BENCHMARKS, OOD] == list(sources)
+    assert list(benchmarks) == [*BENCHMARKS, OOD, NEW_TASK] == list(sources)
     for name, benchmark in benchmarks.items():
         items = benchmark.load(sources[name]).items
         replies = sum(item.samples for item in items) * (2 if benchmark.task == "redraw" else 1)
@@ -66,6 +67,18 @@ def test_conditions_are_those_of_the_pictures(ood: list[Item]) -> None:
         for name, some in by_condition.items()
     }
     assert max(rough, key=lambda name: rough[name]) == "noise"
+
+
+def test_the_new_task_asks_where_things_are(sources: dict[str, DataSource]) -> None:
+    items = NewTask(prompt="bare").load(sources[NEW_TASK]).items
+    assert len({item.prompt for item in items}) > 8
+    for item in items:
+        *_, colour, shape = item.prompt.rstrip("?").split()
+        seen = read(pixels(item))
+        (cell,) = [CELLS[cell] for cell, *thing in seen if thing == [colour, shape]]
+        answers = item.reference["answers"]
+        assert item.prompt.startswith("where is the ") and len(seen) >= 2
+        assert cell == max(set(answers), key=answers.count) and set(answers) <= set(CELLS)
 
 
 def test_the_headline_is_all_questions_and_the_parts_add_up(

@@ -210,6 +210,15 @@ def test_describing_is_rehearsed_unless_it_is_switched_off(
     assert asked and "describe the image" not in asked
 
 
+def test_a_third_of_the_rehearsal_describes(tiny_path: Path, tmp_path: Path, texts: str) -> None:
+    (method,) = build_methods({"imagine": listed(texts)["imagine"]})
+    make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1).train()
+    for step in range(3):
+        method._step = step
+        _, old, _ = method._make_rows()
+        assert len(old) == 3 and old.questions.count("describe the image") == 1
+
+
 def test_both_beside_each_other_resume_bit_exactly(
     tiny_path: Path, tmp_path: Path, texts: str
 ) -> None:

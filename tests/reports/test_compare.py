@@ -271,6 +271,25 @@ def test_the_verdict_says_whatever_came_out(compared, rights, sentence):
     assert verdict(compared(old=old, new=new)[0], 1) == sentence
 
 
+@pytest.mark.parametrize(
+    ("first", "sentence"),
+    [
+        (0.5, "new did not beat old on any figure; no measurable difference on 3 figures."),
+        (0.9, "new beat old on: VQAv2; no measurable difference on 2 others."),
+    ],
+)
+def test_a_verdict_counts_what_is_too_much_to_name(compared, monkeypatch, first, sentence):
+    monkeypatch.setattr("unigame.reports.compare.FEW", 1)
+    old, new = (
+        {
+            name: benchmark(name, mean_metric(answers(right)))
+            for name, right in zip(("vqav2", "mmmu", "pope"), rights, strict=True)
+        }
+        for rights in ((0.5, 0.5, 0.5), (first, 0.5, 0.5))
+    )
+    assert verdict(compared(old=old, new=new)[0], 1) == sentence
+
+
 def test_without_differences_nothing_is_claimed(compared):
     unlike = pope(0.9, variant={"prompt": "bare", "parser": "official"})
     assert verdict(compared(base=pope(), other=unlike)[0], 1).startswith("No verdict")

@@ -277,7 +277,7 @@ def test_where_the_model_is_not_there_it_says_how_to_make_it(monkeypatch, tmp_pa
 
 def test_the_bundled_name_plays_its_recipe(monkeypatch, saved: Path, tmp_path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setitem(bundled._FOLDERS, "bagel-nano", str(saved))
-    name, drawing = kind_of("bagel-nano")
+    name, drawing, _ = kind_of("bagel-nano")
     assert name == "bagel_nano" and drawing.temperature == 1.0
     assert kind_of("janus-nano")[0] == "janus_nano"
     few = ["--max_steps", "1", "--per_device_train_batch_size", "4", "--data.0.size", "12"]

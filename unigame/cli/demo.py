@@ -25,7 +25,7 @@ from unigame.system.writable import require_writable
 def demo(
     quick: bool, seed: int, output: Path, model: str, overwrite: bool, workers: int | None
 ) -> None:
-    """Train SFT, UniGame and the controls at the same budget, and evaluate them all.
+    """Train SFT, UniGame, its controls and the methods beside it, and evaluate them all.
 
     Writes table, gallery, curves and adapter.
     """
@@ -47,7 +47,7 @@ def demo(
     next_step(
         f"open {output}/report.html in a browser",
         "change one number and train again:  "
-        + shlex.join(["unigame", "train", kind_of(model)[0], "--beta", "0.25", *other]),
+        + shlex.join(["unigame", "train", kind_of(model).recipe, "--beta", "0.25", *other]),
     )
 
 

@@ -1,16 +1,11 @@
-"""``unigame demo``: the game and its controls on the embedded default, measured alike.
+"""``unigame demo``: the game, its controls and the methods beside it, measured alike.
 
-    base               the bundled model, untouched
-    sft                fine-tuning on the training questions
-    sft_equal_samples  the same number of steps, as many samples a step as the game has
-    round_trip         the game at eps = 0: pictures redrawn and mined, but not attacked
-    unigame            the game
-
-All arms start from the same weights and LoRA initialisation and see the same data in the same
-order. What is reported is the ten benchmarks' own code on data of the synthetic world, its
-out-of-distribution split, and a fresh attack. Every arm leaves a record, and the demo's tables are
-what ``unigame compare`` makes of the five. Arms run side by side, one a core. Each finished arm is
-written at once, so an interrupted demo goes on where it stopped.
+The arms are in ``arms.py``. All of them start from the same weights and LoRA initialisation and see
+the same data in the same order. What is reported is the ten benchmarks' own code on data of the
+synthetic world, its out-of-distribution split, a task that no data of training has, and a fresh
+attack. Every arm leaves a record, and the demo's tables are what ``unigame compare`` makes of them.
+Arms run side by side, one a core. Each finished arm is written at once, so an interrupted demo goes
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -29,6 +24,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
+from unigame.demo.arms import ARMS, CONTROLS, METHODS, QUICK, Sizes, changes, placed, write_texts
 from unigame.demo.folder import ARM_DONE, begin, choose_folder, finish
 from unigame.demo.kinds import kind_of
 from unigame.evaluation.ask import Drawing
@@ -45,7 +41,7 @@ from unigame.methods.selfplay.settings import CAPTION
 from unigame.reports.compare import Comparison, compare
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
-from unigame.reports.page.runs import DEMO_LABELS
+from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, DEMO_PLAYER
 from unigame.reports.page.verdict import judged_demo
 from unigame.reports.records import read_record
 from unigame.reports.tables import print_comparison, write_comparison
@@ -58,28 +54,11 @@ from unigame.training import UniGameTrainer
 from unigame.training.recipe import Recipe, load_recipe
 
 DATA, RECORD = "benchmarks", "evaluation"
-QUICK_SHARE = 3  # a quick demo takes a third of the steps
-CONTROLS: dict[str, dict[str, Any]] = {
-    "sft": {"methods": "sft"},
-    "sft_equal_samples": {"methods": "sft"},  # and a larger batch, see _changes
-    "round_trip": {"perturbation": "none"},
-    "unigame": {},
-}
-ARMS = ("base", *CONTROLS)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured: replies asked of the model by each benchmark, or questions."""
-
-    answers: int = 360
-    drawings: int = 72
-    ood: int = 720
-    attack: int = 120
-    attack_steps: int = 16
-
-
-QUICK = Sizes(answers=96, drawings=48, ood=240, attack=60, attack_steps=8)
+# So that no core is left with a long one at the end.
+_LONGEST_FIRST = (
+    *("unigame", "round_trip", "imagine", "sft_equal_samples"),
+    *("verify", "reca", "sft", "base"),
+)
 
 
 def run_demo(
@@ -95,7 +74,7 @@ def run_demo(
     Args:
         output: gets compare.md, compare.csv, compare.tex, config.json, adapter/, gallery.png,
             curves.png, the data, and a folder for each arm with its predictions and record.
-        quick: a third of the steps and questions.
+        quick: a third of the steps, and of the questions or so.
         seed: of data, training and evaluation.
         model: checkpoint to start from; of a BAGEL, recipe ``bagel_nano`` is played.
         overwrite: whether a demo of other settings in ``output`` is replaced. One of the same
@@ -108,22 +87,24 @@ def run_demo(
             settings or of an earlier version; nothing has been written then.
     """
     console, final = make_console(), Path(output)
-    name, drawing = kind_of(model)
-    recipe = load_recipe(name, ["--model", model, "--seed", str(seed)])
-    config = {"recipe": name, **_config(recipe, model, quick, seed), "drawing": asdict(drawing)}
+    kind = kind_of(model)
+    recipe = load_recipe(kind.recipe, ["--model", model, "--seed", str(seed)])
+    config = {"recipe": kind.recipe, **_config(recipe, model, quick, seed, kind.latents)}
+    config["drawing"] = asdict(kind.drawing)
     output = choose_folder(final, config, overwrite)
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
     if begin(output, config):
         console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
     sizes = {name: config["sizes"][name] for name in ("answers", "drawings", "ood")}
     sources = write_world(output / DATA, **sizes, seed=seed)
+    write_texts(output, config["sizes"]["captions"], seed)
     with progress_on(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
-        # The longest first, so that no core is left with one at the end.
-        left = [arm for arm in reversed(ARMS) if not (output / "arms" / arm / ARM_DONE).exists()]
+        due = [arm for arm in _LONGEST_FIRST if arm in ARMS]
+        left = [arm for arm in due if not (output / "arms" / arm / ARM_DONE).exists()]
         progress.update(overall, completed=len(ARMS) - len(left))
         run_all(
-            [(arm, _Job(arm, output, recipe, config, sources)) for arm in left],
+            [(arm, Job(arm, output, recipe, config, sources)) for arm in left],
             _run_arm,
             workers or _workers(),
             progress,
@@ -131,7 +112,7 @@ def run_demo(
         )
     records = [read_record(output / "arms" / arm / RECORD) for arm in ARMS]
     labels = [DEMO_LABELS.get(arm, arm) for arm in ARMS]
-    found = judged_demo(compare(records, labels, ARMS.index("sft")), seed)
+    found = judged_demo(compare(records, labels, ARMS.index(DEMO_BASELINE)), seed)
     write_comparison(found, records, output)
     finish(output, final)
     console.print()
@@ -141,9 +122,10 @@ def run_demo(
         "real benchmarks.",
         style="dim",
     )
+    baseline = sorted(ARMS).index(DEMO_BASELINE) + 1  # as a shell sorts them
     console.print(
         f"Wrote {final}/: compare.md, gallery.png, curves.png, adapter/, and a record of "
-        f"each arm: unigame compare {final}/arms/*/{RECORD} --baseline 3",
+        f"each arm: unigame compare {final}/arms/*/{RECORD} --baseline {baseline}",
         style="dim",
         markup=False,
     )
@@ -155,7 +137,7 @@ def _workers() -> int:
     return 1 if torch.accelerator.is_available() else cores()
 
 
-def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any]:
+def _config(recipe: Recipe, model: str, quick: bool, seed: int, latents: bool) -> dict[str, Any]:
     """The settings of a demo: two demos of the same settings are the same demo."""
     config = {
         "model": model,
@@ -163,7 +145,7 @@ def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any
         "seed": seed,
         "sizes": asdict(QUICK if quick else Sizes()),
         "attack": {"label_weight": LABEL_WEIGHT, "eps_start": START},
-        "arms": {arm: _changes(recipe, arm, quick) for arm in CONTROLS},
+        "arms": {arm: changes(recipe, arm, quick, latents) for arm in (*CONTROLS, *METHODS)},
         "data": recipe.data,
         "lora": recipe.lora,
         "methods": recipe.methods,
@@ -172,23 +154,9 @@ def _config(recipe: Recipe, model: str, quick: bool, seed: int) -> dict[str, Any
     return written
 
 
-def _changes(recipe: Recipe, arm: str, quick: bool) -> dict[str, Any]:
-    """What this arm changes of the recipe."""
-    changed, training = dict(CONTROLS[arm]), recipe.training
-    if arm == "sft_equal_samples":
-        batch = training.per_device_train_batch_size
-        hard = recipe.settings_of("selfplay").hard_rows(batch)
-        changed["per_device_train_batch_size"] = batch + hard
-    if quick:
-        changed["max_steps"] = max(1, training.max_steps // QUICK_SHARE)
-        if training.warmup_steps:  # else a quick run would never reach its learning rate
-            changed["warmup_steps"] = int(training.warmup_steps) // QUICK_SHARE
-    return changed
-
-
 # ---- one arm -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """An arm, and what all of them share."""
 
     arm: str
@@ -198,7 +166,7 @@ class _Job:
     sources: dict[str, DataSource]
 
 
-def _run_arm(job: _Job, tell: Tell) -> None:
+def _run_arm(job: Job, tell: Tell) -> None:
     """Train (unless it is the base), evaluate, and write the arm's folder."""
     datasets.disable_progress_bars()  # each arm reads the same small files
     arm, start, steps = job.arm, time.perf_counter(), 0
@@ -208,18 +176,18 @@ def _run_arm(job: _Job, tell: Tell) -> None:
     set_seed(job.config["seed"])  # equal LoRA initialisation in every arm
     backbone = load_backbone(job.config["model"], dtype="float32")
     if arm != "base":
-        trainer = _trainer(backbone, folder, job, tell)
+        trainer = trainer_of(backbone, folder, job, tell)
         steps = trainer.train().global_step
         trainer.save_model(str(folder / "adapter"))
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     cost = {"steps": steps, "seconds": round(time.perf_counter() - start, 1)}
     _measure(backbone, cost, job, tell)
-    if arm == "unigame":
+    if arm == DEMO_PLAYER:
         _pictures(backbone, trainer, job.output)
     (folder / ARM_DONE).touch()
 
 
-def _measure(backbone: Backbone, cost: dict[str, Any], job: _Job, tell: Tell) -> None:
+def _measure(backbone: Backbone, cost: dict[str, Any], job: Job, tell: Tell) -> None:
     """All benchmarks, the fresh attack and what training cost, into the arm's record."""
     benchmarks, seed, sizes = world_benchmarks(backbone), job.config["seed"], job.config["sizes"]
     folder = job.output / "arms" / job.arm / RECORD
@@ -245,9 +213,12 @@ def _measure(backbone: Backbone, cost: dict[str, Any], job: _Job, tell: Tell) ->
     bars.end("attack", entry)
 
 
-def _trainer(backbone: Backbone, folder: Path, job: _Job, tell: Tell) -> UniGameTrainer:
-    changed, recipe, seed = job.config["arms"][job.arm], job.recipe, job.config["seed"]
-    steps = changed.get("max_steps", recipe.training.max_steps)
+def trainer_of(backbone: Backbone, folder: Path, job: Job, tell: Tell) -> UniGameTrainer:
+    """What trains an arm, ready to train."""
+    recipe = job.recipe
+    changed: dict[str, Any] = placed(job.config["arms"][job.arm], job.output)
+    seed = job.config["seed"]
+    steps = changed.get("max_steps") or recipe.training.max_steps
     settings = {
         **changed,
         "seed": seed,
@@ -259,7 +230,7 @@ def _trainer(backbone: Backbone, folder: Path, job: _Job, tell: Tell) -> UniGame
         "logging_steps": max(1, min(5, steps // 10)),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in settings.items() for word in (f"--{name}", _word(value))]
     changed_recipe = load_recipe(job.config["recipe"], words)
     shared = changed_recipe.training
     trainer = UniGameTrainer(
@@ -272,6 +243,11 @@ def _trainer(backbone: Backbone, folder: Path, job: _Job, tell: Tell) -> UniGame
     )
     trainer.remove_callback(PrinterCallback)  # the bar says it
     return trainer
+
+
+def _word(value: Any) -> str:
+    """As it is written on a command line."""
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 class StepsTold(TrainerCallback):
@@ -305,7 +281,7 @@ def _pictures(backbone: Backbone, trainer: UniGameTrainer, output: Path) -> None
     save_gallery(rows, output / "gallery.png")
     if (output / "adapter").exists():
         shutil.rmtree(output / "adapter")
-    shutil.copytree(output / "arms" / "unigame" / "adapter", output / "adapter")
+    shutil.copytree(output / "arms" / DEMO_PLAYER / "adapter", output / "adapter")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The ten benchmarks on the synthetic world, and its out-of-distribution split, ready to be run.
+"""The ten benchmarks on the synthetic world, and two sets of its own, ready to be run.
 
 The data are in the real schemas and the benchmarks are the real code; what is chosen here is only
 what a model of some hundred words needs (no instructions, no letters of options), and what stands
@@ -25,7 +25,7 @@ from unigame.evaluation.scorers.stand_ins import (
 )
 from unigame.evaluation.tasks.vqav2.task import VQAv2
 from unigame.reports.metrics import Metric
-from unigame.synthetic.benchmarks import NAMES, OOD, write_benchmarks
+from unigame.synthetic.benchmarks import NAMES, NEW_TASK, OOD, write_benchmarks
 from unigame.synthetic.dataset import CONDITIONS
 
 DRAWING = Drawing(guidance_scale=1.0, temperature=0.7)
@@ -78,6 +78,15 @@ class OutOfDistribution(VQAv2):
         return scored
 
 
+class NewTask(VQAv2):
+    """Where is an object? No training of the bundled model asks; asked and scored as VQAv2."""
+
+    name = NEW_TASK
+    title = "new task"
+    group = "ood"
+    hub_id = None
+
+
 def _counts(reference: Mapping[str, Any]) -> bool:
     return reference.get("answer_type") == "number"
 
@@ -89,7 +98,7 @@ def write_world(
 
     Args:
         root: folder to write or to reuse; see ``write_benchmarks``.
-        answers: replies that each benchmark of text answers asks for.
+        answers: replies that each benchmark of text answers asks for, and the new task.
         drawings: replies, mostly pictures, that each benchmark of drawing asks for.
         ood: questions of the out-of-distribution split.
         seed: of the data.
@@ -98,7 +107,8 @@ def write_world(
         UserError: a size out of range, or a folder in the way.
     """
     drawn = [name for name in NAMES if benchmark_class(name).task != "answer"]
-    sizes = {name: drawings if name in drawn else answers for name in NAMES} | {OOD: ood}
+    sizes = {name: drawings if name in drawn else answers for name in NAMES}
+    sizes |= {OOD: ood, NEW_TASK: answers}
     for size in dict.fromkeys(sizes.values()):
         write_benchmarks(
             root, size=size, seed=seed, names=[n for n, s in sizes.items() if s == size]
@@ -107,7 +117,7 @@ def write_world(
 
 
 def world_benchmarks(encoder: Backbone) -> list[Benchmark]:
-    """All ten and that split, with the variants and stand-ins of the synthetic world.
+    """All ten and those two, with the variants and stand-ins of the synthetic world.
 
     Args:
         encoder: the model whose frozen vision tower UnifiedBench's stand-ins use.
@@ -120,7 +130,7 @@ def world_benchmarks(encoder: Backbone) -> list[Benchmark]:
         "caption_tokens": CAPTION_TOKENS,
     }
     found = [build_benchmark(name, {**options, **world_variants(name)}) for name in NAMES]
-    found.append(OutOfDistribution(prompt="bare"))
+    found += [OutOfDistribution(prompt="bare"), NewTask(prompt="bare")]
     for benchmark in found:
         if benchmark.task == "answer":
             # Fixed by the references elsewhere, and so a class variable there.

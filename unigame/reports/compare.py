@@ -18,6 +18,8 @@ from unigame.reports.combined import Part, combined_difference
 from unigame.reports.metrics import Difference, Estimate, difference, value_of
 from unigame.reports.records import BenchmarkRecord, Record, unparsed_warning
 
+FEW = 6
+"""Figures without a difference that a sentence names; more are counted."""
 MIN_CLUSTERS = 10
 """With fewer pictures or groups an interval means nothing, so no difference is shown."""
 
@@ -66,6 +68,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("OOD without counting", "ood", "accuracy_no_count"),
         Column("redrawn without attack", "attack", "redrawn"),
         Column("under a fresh attack", "attack"),
+        Column("new task", "new_task"),
     ),
 }
 
@@ -161,13 +164,17 @@ class Comparison:
 def verdict(comparison: Comparison, row: int) -> str:
     """One sentence on a model against the baseline, from the marks alone: whatever came out."""
     name, base = comparison.labels[row], comparison.labels[comparison.baseline]
-    won, even, lost = (listed(comparison.marked(row, mark)) for mark in (1, 0, -1))
-    if not (won or even or lost):
+    won, lost = (listed(comparison.marked(row, mark)) for mark in (1, -1))
+    same = comparison.marked(row, 0)
+    if not (won or same or lost):
         return f"No verdict: there is no difference between {name} and {base} with an interval."
     parts = [
         f"{name} beat {base} on: {won}" if won else f"{name} did not beat {base} on any figure"
     ]
-    parts += [f"no measurable difference on: {even}"] if even else []
+    if same:
+        number = f"{len(same)} {'others' if won or lost else 'figures'}"
+        told = f": {listed(same)}" if len(same) <= FEW else f" {number}"
+        parts.append(f"no measurable difference on{told}")
     parts += [f"worse than {base} on: {lost}"] if lost else []
     return "; ".join(parts) + "."
 

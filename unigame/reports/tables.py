@@ -104,7 +104,7 @@ def to_markdown(comparison: Comparison) -> str:
     for grid in comparison.tables:
         lines += _markdown_grid(grid, "##", headings(grid), grid.rows)
     if comparison.verdict:
-        lines += [f"**{comparison.verdict}**", ""]
+        lines += [text for line in comparison.verdict.splitlines() for text in (f"**{line}**", "")]
     lines += ["## Notes", "", *(f"- {note}" for note in notes_of(comparison)), ""]
     lines += ["## Details", ""]
     if comparison.detail_notes:

@@ -6,17 +6,22 @@ A caption counts only if all of it is read: half of a scene gives wrong counts.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from . import world
 from .questions import KINDS, QA, ask
 from .reader import read
-from .world import CELLS, Scene, Thing, parse_caption
+from .world import CELLS, Scene, Thing, parse_caption, random_scene
 
+TASK_COUNTS = (2, 3, 4)
+"""Objects of a scene of the new task (``where``): of one alone there is little to ask."""
 _STYLE = re.compile(r"^[a-z]+: ")
 
 
@@ -94,3 +99,32 @@ def where(scene: Scene) -> list[QA]:
         for thing in scene.things
         if named.count((thing.colour, thing.shape)) == 1
     ]
+
+
+def new_scenes(number: int, seed: int, counts: tuple[int, ...] = TASK_COUNTS) -> list[Scene]:
+    """Scenes to be described, from a stream of their own: none is drawn by any data set.
+
+    Args:
+        number: how many.
+        seed: of them.
+        counts: of objects in a scene.
+    """
+    rng = np.random.default_rng(seed)
+    return [random_scene(rng, counts=counts) for _ in range(number)]
+
+
+def write_captions(file: Path, scenes: Sequence[Scene], new_task: bool) -> None:
+    """The captions of scenes as methods read them (``texts``), without pictures.
+
+    Args:
+        file: JSON lines, ``{"caption": ..., "questions": [...]}``; its folder is made.
+        scenes: what is described.
+        new_task: whether the questions of ``where`` stand beside each caption, with their answers.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as opened:
+        for scene in scenes:
+            pairs = where(scene) if new_task else []
+            questions = [{"question": question, "answer": answer} for question, answer in pairs]
+            row = {"caption": world.caption(scene), "questions": questions}
+            opened.write(json.dumps(row) + "\n")

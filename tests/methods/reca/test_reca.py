@@ -202,6 +202,9 @@ def test_on_one_stream_of_tokens_it_cannot_copy(tmp_path: Path) -> None:
 
 
 # ---- health --------------------------------------------------------------------------------------
+CHANCE = 4.1  # nats a code; a guess among the 64 of the tiny model has 4.16
+
+
 @pytest.fixture(scope="module")
 def idle() -> RecA:
     return set_up(tiny_backbone())
@@ -224,6 +227,7 @@ def entries(count: int = 6, **figures: Any) -> list[dict[str, Any]]:
     [
         ({"redrawn_rows": 2, "reconstruction_loss": [3.0, 2.5]}, None),
         ({"redrawn_rows": 2, "reconstruction_loss": [3.0, 2.5], "same_codes": 0.4}, None),
+        ({"redrawn_rows": 2, "reconstruction_loss": [CHANCE, 2.5]}, "redrawing from chance"),
         ({"redrawn_rows": 0}, "nothing redrawn"),
         ({"redrawn_rows": 2, "reconstruction_loss": 2.0, "same_codes": 0.7}, "pictures copied"),
         ({"redrawn_rows": 2, "reconstruction_loss": 0.01}, "pictures copied"),

@@ -39,6 +39,9 @@ from unigame.methods.rows import Batch, LossName, Rows
 from unigame.settings.rules import Number, Switch, Whole, setting
 from unigame.settings.rules import Text as TextRule
 
+DESCRIBE_EVERY = 3
+"""Of rehearsal rows, each n-th describes: by lot among all old questions it was one in seven, and
+describing was lost while short answers were kept (UnifiedBench 96 to 71, docs/notebook.md)."""
 UNSURE = 16
 """A reply within a sixteenth of the most tokens counts as cut: the last tokens of one that was cut
 may be spaces, or part of a word, and be fewer when the text is read again."""
@@ -73,8 +76,8 @@ class ImagineSettings(DrawingSettings):
     describe: bool = setting(
         True,
         Switch(),
-        "Whether describing a drawing is one of the old kinds of questions: a model that learns "
-        "short answers forgets it.",
+        "Whether a third of the rehearsal describes drawings: a model that learns short answers "
+        "forgets it.",
     )
     rehearsal_tokens: int = setting(
         64,
@@ -286,7 +289,9 @@ class Imagine(DrawingMethod):
         with_old = [row for row, drawing in enumerate(drawings) if drawing.old]
         while with_old and len(old) < number:
             for row in with_old[: number - len(old)]:
-                old.append(self.store.pick(drawings[row].old))
+                describes = (self._step + len(old)) % DESCRIBE_EVERY == 0
+                known = [pair for pair in drawings[row].old if _describes(pair) == describes]
+                old.append(self.store.pick(known or drawings[row].old))
                 rows_of_old.append(row)
         pictures = self._pictures(drawings)
         rows = [replace(pictures, **_texts(new), weight=self.settings.weight)]
@@ -324,6 +329,10 @@ class Imagine(DrawingMethod):
         if len(rehearsed):
             self._add("rehearsal_ce", rehearsed.loss_B.sum(), len(rehearsed))
             self._add("retained", rehearsed.right_B.sum(), len(rehearsed))
+
+
+def _describes(pair: QA) -> bool:
+    return pair[0] == CAPTION_QUESTION
 
 
 def _texts(pairs: Sequence[QA]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ COPIED = 0.5
 """From this share of unchanged codes on, more than half of what is learned can be copied."""
 CERTAIN = 0.05
 """Nats a code: below it 95 % of the codes are sure, which no reading of a picture gives."""
+FROM_CHANCE = 0.9
+"""Of the loss of a guess, ln(codes): a model that starts there cannot draw from what it reads."""
 WORSE = 1.05
 """The loss may rise by a twentieth over a run: batches of a few pictures differ by less."""
 
@@ -197,6 +199,7 @@ class RecA(Method):
         return [
             *self._idle(found),
             *self._copies(found),
+            *self._from_chance(found),
             *self._worse(found),
             *u_does_not_learn(found),
         ]
@@ -219,6 +222,18 @@ class RecA(Method):
             says = f"reconstruction_loss is {loss:.3f}: codes are copied, or pictures memorised"
             return [Finding("pictures copied", says, knob, {"reconstruction_loss": loss})]
         return []
+
+    def _from_chance(self, log: Log) -> list[Finding]:
+        codes, losses = self.run.backbone.facts.codebook_size, log.values("reconstruction_loss")
+        if codes is None or not losses or losses[0] < FROM_CHANCE * math.log(codes):
+            return []
+        says = (
+            f"reconstruction_loss began at {losses[0]:.2f}, and a guess among {codes} codes has "
+            f"{math.log(codes):.2f}: the model could not draw from what it reads, so this taught a "
+            "new task, and drawing by captions may be lost"
+        )
+        knob = "measure drawing by captions (GenEval, DPG); lower learning_rate, or leave RecA out"
+        return [Finding("redrawing from chance", says, knob, {"reconstruction_loss": losses[0]})]
 
     def _worse(self, log: Log) -> list[Finding]:
         early, late = log.early("reconstruction_loss"), log.late("reconstruction_loss")

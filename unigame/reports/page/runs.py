@@ -8,7 +8,8 @@
     run.json, unigame_config.json          model, data, methods; every setting
     results.json, */results.json           evaluations
 
-Each may be missing. A demo's folder stands for its arms: their evaluations, and the game's run.
+Each may be missing. A demo's folder stands for its arms: their evaluations and drawings, and the
+game's run.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ DEMO_LABELS = {
     "sft_equal_samples": "SFT, equal samples",
     "round_trip": "round trip",
     "unigame": "UniGame",
+    "reca": "RecA",
 }
 
 
@@ -88,7 +90,11 @@ def read_run(folder: Path, label: str) -> RunFiles:
         record=_first(places, "run.json", {}),
         settings=_first(places, "unigame_config.json", {}),
         examples=list(_examples(training)),
-        drawings=dict(_drawings(training / "drawings")),
+        drawings={
+            method: entries
+            for place in ([arm.parent for arm in arms.values()] if arms else [folder])
+            for method, entries in _drawings(place / "drawings")
+        },
         path=_path(training / "dynamics" / "path.jsonl"),
         coverage=_coverage(training / "dynamics" / "coverage.json"),
         evaluations=arms or dict(_evaluations(folder, label)),

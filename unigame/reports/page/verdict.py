@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from unigame.reports.compare import Cell, Comparison, listed, verdict
+from unigame.reports.page.runs import DEMO_LABELS, DEMO_PLAYER
 
 SAID = 3  # figures in a sentence that can be repeated
 
@@ -52,11 +53,11 @@ def _gap(cell: Cell) -> str:
 
 
 def judged_demo(found: Comparison, seed: int) -> Comparison:
-    """The verdict on UniGame, a demo's last arm, and what a reader must know of it.
+    """The verdict on UniGame and on each method after it, and what a reader must know of them.
 
     What a control without any attack gains as well cannot be the attack's doing.
     """
-    player = len(found.labels) - 1
+    player = player_of(found)
     controls = range(found.baseline + 1, player)
     unattacked = {name for row in controls for name in found.marked(row, 1)}
     shared = [name for name in found.marked(player, 1) if name in unattacked]
@@ -66,7 +67,14 @@ def judged_demo(found: Comparison, seed: int) -> Comparison:
             f"A control without any attack beat SFT as well on: {listed(shared)}. These gains are "
             "not shown to come from the attack."
         )
-    return replace(found, verdict=verdict(found, player), notes=(*notes, *found.notes))
+    lines = [verdict(found, row) for row in range(player, len(found.labels))]
+    return replace(found, verdict="\n".join(lines), notes=(*notes, *found.notes))
+
+
+def player_of(found: Comparison) -> int:
+    """The row of a demo's game, which methods beside it follow; the last of a demo without it."""
+    label = DEMO_LABELS[DEMO_PLAYER]
+    return found.labels.index(label) if label in found.labels else len(found.labels) - 1
 
 
 def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:

@@ -126,7 +126,7 @@ def compared(runs: Sequence[RunFiles]) -> Comparison | None:
 
 def _verdict(sections: Sequence[Section], comparison: Comparison | None) -> str:
     if comparison is not None and len(comparison.labels) > 1:
-        return verdict.sentence(comparison, len(comparison.labels) - 1)
+        return verdict.sentence(comparison, verdict.player_of(comparison))
     if comparison is not None:
         alone = "One evaluation, and nothing to compare it with: name a second run."
         return " ".join([*(one.summary for one in sections if one.steps), alone])

@@ -4,6 +4,6 @@
 prompts, parsers and metrics that read it are those of the real data; only the pictures are small.
 """
 
-from .write import NAMES, OOD, write_benchmarks
+from .write import NAMES, NEW_TASK, OOD, write_benchmarks
 
-__all__ = ["NAMES", "OOD", "write_benchmarks"]
+__all__ = ["NAMES", "NEW_TASK", "OOD", "write_benchmarks"]

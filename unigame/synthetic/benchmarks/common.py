@@ -10,7 +10,7 @@ from typing import Any
 
 from ..dataset import scene_of, to_pil
 from ..questions import Rng, T, ask
-from ..world import COLOURS, SHAPES, Scene
+from ..world import CELLS, COLOURS, SHAPES, Scene
 
 DIGITS = ("0", "1", "2", "3", "4")
 YES_NO = ("yes", "no")
@@ -69,7 +69,7 @@ def asked(
 
 def alternatives(answer: str) -> list[str]:
     """The other answers that such a question may have, in a fixed order."""
-    for family in (tuple(COLOURS), SHAPES, DIGITS, YES_NO):
+    for family in (tuple(COLOURS), SHAPES, DIGITS, YES_NO, CELLS):
         if answer in family:
             return [other for other in family if other != answer]
     raise ValueError(f"{answer!r} is no answer to a question of the world")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..from_captions import TASK_COUNTS, where
 from ..questions import KINDS, choose
+from ..world import Scene, random_scene
 from .common import (
     DIGITS,
     YES_NO,
@@ -19,12 +22,12 @@ from .common import (
     write_parquet,
 )
 
-ANSWERS = 10
+ANSWERS, PER_SCENE = 10, 3
 MOST_DISSENTERS = 3  # of ten, so that the majority, and full marks for it, stay safe
 NUMBER_WORDS = ("none", "one", "two", "three", "four")
 QUESTION_TYPES = (  # longest first: VQAv2 names a question's type by how it begins
     *("what colour is the", "what shape is the", "what shape is at", "how many"),
-    *("is there a", "are there more", "is the"),
+    *("is there a", "are there more", "is the", "where is the"),
 )
 COLUMNS = {
     "question_type": "string",
@@ -40,11 +43,30 @@ COLUMNS = {
 
 def write(folder: Path, size: int, rng: Rng, conditions: tuple[str, ...] = ("clean",)) -> None:
     """``size`` questions of the six kinds, three a picture."""
+    known = asked(rng, size, KINDS, per_scene=PER_SCENE, conditions=conditions)
+    _write(folder, ((number, scene, q, a) for number, scene, _, _, q, a in known), rng)
+
+
+def write_new_task(folder: Path, size: int, rng: Rng) -> None:
+    """``size`` questions that no training of the bundled model has: see ``where``."""
+    _write(folder, _where(size, rng), rng)
+
+
+def _where(size: int, rng: Rng) -> Iterator[tuple[int, Scene, str, str]]:
+    done = number = 0
+    while done < size:
+        scene = random_scene(rng, counts=TASK_COUNTS)
+        for question, answer in where(scene)[: min(PER_SCENE, size - done)]:
+            done += 1
+            yield number, scene, question, answer
+        number += 1
+
+
+def _write(folder: Path, questions: Iterable[tuple[int, Scene, str, str]], rng: Rng) -> None:
+    """Rows of (number of the scene, scene, question, answer), each answered as it comes."""
     rows: list[dict[str, Any]] = []
     of_image: Counter[int] = Counter()
-    for number, scene, _, _, question, answer in asked(
-        rng, size, KINDS, per_scene=3, conditions=conditions
-    ):
+    for number, scene, question, answer in questions:
         image_id = number + 1
         of_image[image_id] += 1
         rows.append(

@@ -41,6 +41,9 @@ NAMES = tuple(WRITERS)
 OOD = "ood"
 """Not one of them: questions of VQAv2's form under the world's six conditions, in turn."""
 WRITERS[OOD] = partial(vqav2.write, conditions=CONDITIONS)
+NEW_TASK = "new_task"
+"""Nor this: questions of VQAv2's form of a task that the bundled model was not trained on."""
+WRITERS[NEW_TASK] = vqav2.write_new_task
 
 README = """\
 # Synthetic benchmarks
@@ -68,7 +71,7 @@ def write_benchmarks(
         size: about how many replies each benchmark asks of a model: questions, or pictures to
             draw (WISE: 250 at most). Groups and rotations are whole.
         seed: another seed is another sample; none shares a scene with any training set.
-        names: which benchmarks, or ``"ood"``; None: all of ``NAMES``.
+        names: which benchmarks, or ``"ood"`` or ``"new_task"``; None: all of ``NAMES``.
 
     Returns:
         ``root``, for ``--data-root``.
