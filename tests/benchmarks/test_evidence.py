@@ -25,7 +25,7 @@ SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 REQUIRED = ("base", "sft", "sft_equal", "round_trip", "random", "paper", "selfplay", "augmented")
 METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i")
 METRICS += ("t2i_exact",)
-PARTS = ("arms", "measure", "presets", "report", "rows")
+PARTS = ("arms", "dynamics", "measure", "presets", "report", "rows")
 SMALL = (
     *("training.per_device_train_batch_size=4", "training.learning_rate=0.01", "steps=2"),
     *("game.hard_batch_size=2", "questions=12", "extra=12", "measured.drawings=1"),
@@ -380,6 +380,37 @@ def test_the_table_has_a_row_for_each_metric(scripts):
     assert lines[2] == "| ood | 51.0 | +3.0 [+2.9, +3.2] |" and len(lines) == 5
     alone = scripts.evidence_report.table({"seeds": [4], "metrics": {"ood": {"base": [61.0]}}})
     assert alone[0] == "| %, seed 4 | base |" and alone[2] == "| ood | 61.0 |"
+
+
+# ---- how it went ---------------------------------------------------------------------------------
+def test_dynamics_are_means_over_seeds(scripts, tmp_path):
+    def keep(seed, arm, *log):
+        folder = tmp_path / f"seed-{seed}" / arm
+        folder.mkdir(parents=True)
+        (folder / "trained.json").write_text(json.dumps({"log": list(log)}))
+
+    one = {"step": 20, "adversarial_ce": 1.0, "attack_success_rate": 0.5, "style_0_used": 0.25}
+    two = {**one, "adversarial_ce": 2.0, "redrawn_success_rate": 0.125, "style_1_used": 0.75}
+    keep(3, "selfplay", one, {**one, "step": 40, "adversarial_ce": math.nan}, {"step": 40})
+    keep(4, "selfplay", two)
+    keep(3, "sft", {"step": 20, "loss": 1.0})
+    settings = {"arms": {"selfplay": {"methods": {"selfplay": {"styles": ["faint : {caption}"]}}}}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    files = ["--json", str(tmp_path / "d.json"), "--figure", str(tmp_path / "d.png")]
+    found = scripts.evidence_dynamics.main([str(tmp_path), *files])
+    assert list(found["arms"]) == ["selfplay"], "sft attacks nothing"
+    assert found["arms"]["selfplay"]["seeds"] == [3, 4]
+    own = found["arms"]["selfplay"]["curves"]
+    assert own["adversarial_ce"] == [{"step": 20, "mean": 1.5, "sd": 0.70711}]
+    assert own["ahead"] == [{"step": 20, "mean": 0.375, "sd": 0.0}]
+    assert [point["step"] for point in own["style_0_used"]] == [20, 40]
+    assert (tmp_path / "d.png").stat().st_size > 0
+    again = ["--from", str(tmp_path / "d.json"), "--figure", str(tmp_path / "e.png")]
+    assert scripts.evidence_dynamics.main(again) == found
+    assert (tmp_path / "e.png").read_bytes() == (tmp_path / "d.png").read_bytes()
+    for arms, said in ((["nothing"], "no finished run of arm nothing"), (None, "that attacked")):
+        with pytest.raises(UserError, match=said):
+            scripts.evidence_dynamics.collect(tmp_path if arms else tmp_path / "seed-3", arms)
 
 
 # ---- several results in one ----------------------------------------------------------------------
