@@ -29,7 +29,7 @@ from transformers import set_seed
 
 from unigame.backbones import load_backbone
 from unigame.demo import run as demo
-from unigame.demo.arms import ARMS, METHODS, changes, write_texts
+from unigame.demo.arms import ARMS, METHODS, Sizes, changes, write_texts
 from unigame.demo.kinds import kind_of
 from unigame.errors import UserError
 from unigame.evaluation.miniature import world_benchmarks, write_world
@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--model", default="janus-nano")
     parser.add_argument("--seed", type=int, default=100)
-    parser.add_argument("--captions", type=int, default=240, help="that methods may draw by")
+    parser.add_argument("--captions", type=int, default=Sizes().captions, help="for methods")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--method", nargs="+", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="file to write")
@@ -69,6 +69,8 @@ def pairs(words: list[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train and measure the arm; returns the record that is printed."""
     options = parse_arguments(argv)
+    if options.arm == "base" and (options.set or options.method):
+        raise UserError("--set and --method: arm base is not trained; name another arm")
     datasets.disable_progress_bars()
     kind = kind_of(options.model)
     recipe = load_recipe(kind.recipe, ["--model", options.model, "--seed", str(options.seed)])
@@ -85,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         sources = write_world(
             output / "data", answers=ANSWERS, drawings=DRAWINGS, ood=OOD, seed=options.seed
         )
-        write_texts(output, options.captions, options.seed)
+        write_texts(output / demo.DATA, options.captions, options.seed)
         set_seed(options.seed)
         backbone, start = load_backbone(options.model, dtype="float32"), time.process_time()
         if options.arm != "base":

@@ -97,7 +97,8 @@ def table(result: Mapping[str, Any]) -> list[str]:
             means = [_number(interval(_known(values[arm]))["mean"], "") for arm in arms]
             lines.append(f"| {metric} | " + " | ".join(means) + " |")
         return lines
-    titles = [f"{arm} - {CONTROL}" for arm in others]
+    # Results that were pooled may lack arms of some seeds.
+    titles = [f"{arm} - {CONTROL}{_fewer(result, arm)}" for arm in others]
     lines = [f"| %, {named} | {CONTROL} | " + " | ".join(titles) + " |"]
     lines.append("|---|" + "---:|" * (len(titles) + 1))
     for metric, values in metrics.items():
@@ -105,6 +106,13 @@ def table(result: Mapping[str, Any]) -> list[str]:
         cells = [_cell(difference(values, arm, CONTROL)) for arm in others]
         lines.append(f"| {metric} | {mean} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _fewer(result: Mapping[str, Any], arm: str) -> str:
+    """How many seeds have an arm, where it is not all of them."""
+    metrics: Metrics = result["metrics"]
+    found = max(len(_known(arms[arm])) for arms in metrics.values())
+    return "" if found == len(result["seeds"]) else f", {found} seeds"
 
 
 def _known(values: Values) -> list[float]:
@@ -128,7 +136,9 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     lines = []
     for control in (CONTROL, "sft_equal", "round_trip", "random", "uniform"):
         if control in metrics["ood"]:
-            lines.append(_against(difference(metrics["ood"], player, control), player, control))
+            own = sum(a is not None for a in metrics["ood"][control])
+            told = _against(difference(metrics["ood"], player, control), player, control)
+            lines.append(told if own >= seeds else f"{told[:-1]} ({own} seeds).")
     if seeds < SEEDS:
         lines.append(f"{seeds} of the {SEEDS} seeds that the claim asks for.")
     if CONTROL not in metrics["ood"] or difference(metrics["ood"], player, CONTROL)["low"] is None:
@@ -247,7 +257,7 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
                     axis.plot(found["mean"], place, "|", color=colour, markersize=9)
                 if found["low"] is not None:
                     axis.plot([found["low"], found["high"]], [place, place], color=colour)
-            axis.set_yticks(range(len(arms)), arms)
+            axis.set_yticks(range(len(arms)), [arm + _fewer(result, arm) for arm in arms])
             axis.set_ylim(len(arms) - 0.5, -0.5)
         figure.supxlabel(f"points above {CONTROL}; bars: 95 % over {len(result['seeds'])} seeds")
         figure.tight_layout()
@@ -289,7 +299,7 @@ def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "metrics": metrics,
         "differences": differences(metrics),
         "command": " && ".join(result["command"] for result in results),
-        "machine": {**first["machine"], "code": code},
+        "machine": {**first["machine"], "code": code},  # of the first result; its code, of all
     }
 
 
@@ -316,6 +326,8 @@ def main() -> None:
     options = parser.parse_args()
     result = pool([json.loads(file.read_text(encoding="utf-8")) for file in options.results])
     print(show(result))
+    if len(code := result["machine"].get("code", [])) > 1:
+        print(f"Arms of different code: {'; '.join(code)}.")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.figure:

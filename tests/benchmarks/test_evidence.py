@@ -439,7 +439,12 @@ def test_results_of_the_same_settings_are_pooled_by_seed(scripts):
     assert pooled["differences"]["ood"]["selfplay-sft"]["mean"] == 2.25
     assert pooled["machine"]["code"] == ["a1", "b2"]
     assert pooled["command"].count("evidence.py") == 2
-    assert "2 of the 8 seeds" in "\n".join(scripts.evidence_report.verdict(pooled["metrics"]))
+    said = "\n".join(scripts.evidence_report.verdict(pooled["metrics"]))
+    assert "2 of the 8 seeds" in said and "selfplay - uniform: +1.5, one seed" in said
+    title = scripts.evidence_report.table(pooled)[0]
+    assert (
+        "| selfplay - sft, 2 seeds | uniform - sft, 2 seeds |" in title and "3 seeds | sft" in title
+    )
     assert scripts.evidence_report.pool([first])["metrics"] == first["metrics"]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import unigame
 from tests.tiny import make_tiny_janus
 from unigame.demo import arms
 from unigame.demo import run as demo
@@ -129,7 +132,10 @@ def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     for arm, figure in (("verify", "store"), ("imagine", "store"), ("reca", "redrawn_rows")):
         log = json.loads((output / "arms" / arm / "log.json").read_text())
         assert any(name.endswith(figure) for entry in log for name in entry), arm
-    assert config["arms"]["round_trip"] == {"perturbation": "none", "max_steps": 2}
+    short = {"max_steps": 2, "warmup_steps": 0}
+    assert config["arms"]["round_trip"] == {"perturbation": "none", **short}
+    assert config["arms"]["imagine"]["max_steps"] == 4, "as many rows, in batches of half the size"
+    assert config["arms"]["imagine"]["per_device_train_batch_size"] == 2
     for name in ("gallery.png", "curves.png", "compare.md", "compare.csv", "compare.tex"):
         assert (output / name).stat().st_size > 0
     assert (output / "adapter" / "adapter_model.safetensors").exists()
@@ -140,8 +146,12 @@ def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     assert records[0].weights != records[1].weights
     again = compare(records, found.labels, baseline=1)
     assert again.tables == found.tables
+    assert f"arms/*/evaluation --baseline {sorted(demo.ARMS).index('sft') + 1}" in done.said
+    told = [note for note in found.notes if note.startswith("Health of imagine: rehearsal cut")]
+    assert len(told) == 1 and "Health of imagine" in (output / "compare.md").read_text()
     page = write_report([output]).read_text(encoding="utf-8")
     assert "Path of the LoRA weights in two dimensions. From step 0 to 2" in page
+    assert "Health of imagine" in page and "What G drew and U confirmed" in page
     assert "8 clean, 8 candidates" in page and "unigame demo --seed 1" in page
 
 
@@ -258,3 +268,40 @@ def test_a_wrong_model_leaves_the_output_folder_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         run_demo(tmp_path / "demo", model=str(tmp_path / "nowhere"))
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_model_that_draws_in_latents_draws_at_full_noise() -> None:
+    recipe = arms.load_recipe("janus_nano", [], here=False)
+    for latents, wanted in ((False, 0.3), (True, 1.0)):
+        for arm in ("verify", "imagine"):
+            own = arms.changes(recipe, arm, False, latents)["methods"][arm]
+            assert own["temperature"] == wanted
+        assert "temperature" not in arms.changes(recipe, "reca", False, latents)["methods"]["reca"]
+
+
+def test_an_unfinished_demo_is_not_judged(done: Done, tmp_path: Path) -> None:
+    for arm in ("round_trip", "verify", "imagine"):
+        shutil.copytree(done.output / "arms" / arm, tmp_path / "arms" / arm)
+    shutil.copy(done.output / "config.json", tmp_path)
+    page = write_report([tmp_path]).read_text(encoding="utf-8")
+    assert "This demo is not finished: SFT and UniGame missing" in page
+    assert "beat SFT" not in page
+
+
+def test_two_runs_beside_each_other_are_judged_by_the_last(done: Done, tmp_path: Path) -> None:
+    other = tmp_path / "mine"
+    shutil.copytree(done.output / "arms" / "verify" / "evaluation", other)
+    page = write_report([done.output, other], tmp_path / "page.html").read_text(encoding="utf-8")
+    said = page.partition('id="verdict">')[2].partition("</h1>")[0]
+    assert "mine" in said and "UniGame" not in said
+
+
+def test_the_example_writes_what_imagine_reads(tmp_path: Path) -> None:
+    from unigame.methods.drawings.texts import read_texts
+
+    script = Path(unigame.__file__).parents[1] / "examples" / "captions_of_a_new_task.py"
+    words = [sys.executable, str(script), "mine.jsonl", "--captions", "6"]
+    said = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    texts = read_texts(tmp_path / "mine.jsonl")
+    assert len(texts) == 6 and all(text.questions for text in texts)
+    assert "--imagine.texts mine.jsonl" in said

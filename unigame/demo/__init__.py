@@ -1,4 +1,4 @@
-"""``unigame demo``: the game and its controls on the embedded default."""
+"""``unigame demo``: the game, its controls and the methods beside it, on the embedded default."""
 
 from unigame.demo.run import run_demo
 

@@ -9,9 +9,10 @@
     imagine            fine-tuning, and G teaches U: a task without pictures, from captions
     reca               fine-tuning, and the eyes teach the hand: reconstruction alignment
 
-The three methods take their settings from the recipes that ship for them, but for the length of a
-demo. ``verify`` and ``imagine`` draw by the same captions of new scenes. ``imagine`` reads the same
-training rows in batches of half the size, so in twice the steps: a new task needs steps.
+The three methods take their own settings from the recipes that ship for them, with rounds and rows
+for the length of a demo; steps, batch and learning rate are those of all arms. ``verify`` and
+``imagine`` draw by the same captions of new scenes. ``imagine`` reads the same training rows in
+batches of half the size, so in twice the steps: a new task needs steps.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "unigame": {},
 }
 TEXTS = "captions.jsonl"
-"""In the folder of a demo: captions of new scenes, each with questions of the new task."""
+"""Among the data of a demo: captions of new scenes, each with questions of the new task."""
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "verify": (
         "janus_nano_verify",
@@ -93,9 +94,7 @@ def changes(recipe: Recipe, arm: str, quick: bool, latents: bool) -> dict[str, A
         found["per_device_train_batch_size"] = max(
             1, training.per_device_train_batch_size // SMALL_BATCHES[arm]
         )
-    if steps != training.max_steps:
-        found |= {"max_steps": steps, "warmup_steps": warm_up}
-    return found
+    return {**found, "max_steps": steps, "warmup_steps": warm_up}
 
 
 def write_texts(folder: Path, captions: int, seed: int) -> None:

@@ -11,6 +11,7 @@ on where it stopped.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +42,7 @@ from unigame.methods.selfplay.settings import CAPTION
 from unigame.reports.compare import Comparison, compare
 from unigame.reports.curves import save_curves
 from unigame.reports.gallery import GalleryRow, save_gallery
-from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, DEMO_PLAYER
+from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, DEMO_PLAYER, demo_findings
 from unigame.reports.page.verdict import judged_demo
 from unigame.reports.records import read_record
 from unigame.reports.tables import print_comparison, write_comparison
@@ -97,10 +98,10 @@ def run_demo(
         console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
     sizes = {name: config["sizes"][name] for name in ("answers", "drawings", "ood")}
     sources = write_world(output / DATA, **sizes, seed=seed)
-    write_texts(output, config["sizes"]["captions"], seed)
+    write_texts(output / DATA, config["sizes"]["captions"], seed)
     with progress_on(console) as progress:
         overall = progress.add_task("the demo", total=len(ARMS))
-        due = [arm for arm in _LONGEST_FIRST if arm in ARMS]
+        due = sorted(ARMS, key=_LONGEST_FIRST.index)
         left = [arm for arm in due if not (output / "arms" / arm / ARM_DONE).exists()]
         progress.update(overall, completed=len(ARMS) - len(left))
         run_all(
@@ -112,7 +113,9 @@ def run_demo(
         )
     records = [read_record(output / "arms" / arm / RECORD) for arm in ARMS]
     labels = [DEMO_LABELS.get(arm, arm) for arm in ARMS]
-    found = judged_demo(compare(records, labels, ARMS.index(DEMO_BASELINE)), seed)
+    found = judged_demo(
+        compare(records, labels, ARMS.index(DEMO_BASELINE)), seed, demo_findings(output)
+    )
     write_comparison(found, records, output)
     finish(output, final)
     console.print()
@@ -123,9 +126,10 @@ def run_demo(
         style="dim",
     )
     baseline = sorted(ARMS).index(DEMO_BASELINE) + 1  # as a shell sorts them
+    records_of = f"{shlex.quote(str(final))}/arms/*/{RECORD}"
     console.print(
         f"Wrote {final}/: compare.md, gallery.png, curves.png, adapter/, and a record of "
-        f"each arm: unigame compare {final}/arms/*/{RECORD} --baseline {baseline}",
+        f"each arm: unigame compare {records_of} --baseline {baseline}",
         style="dim",
         markup=False,
     )
@@ -149,6 +153,7 @@ def _config(recipe: Recipe, model: str, quick: bool, seed: int, latents: bool) -
         "data": recipe.data,
         "lora": recipe.lora,
         "methods": recipe.methods,
+        "learning_rate": recipe.training.learning_rate,
     }
     written: dict[str, Any] = json.loads(json.dumps(config))  # lists for tuples, as it is read back
     return written
@@ -216,7 +221,7 @@ def _measure(backbone: Backbone, cost: dict[str, Any], job: Job, tell: Tell) -> 
 def trainer_of(backbone: Backbone, folder: Path, job: Job, tell: Tell) -> UniGameTrainer:
     """What trains an arm, ready to train."""
     recipe = job.recipe
-    changed: dict[str, Any] = placed(job.config["arms"][job.arm], job.output)
+    changed: dict[str, Any] = placed(job.config["arms"][job.arm], job.output / DATA)
     seed = job.config["seed"]
     steps = changed.get("max_steps") or recipe.training.max_steps
     settings = {
@@ -247,7 +252,7 @@ def trainer_of(backbone: Backbone, folder: Path, job: Job, tell: Tell) -> UniGam
 
 def _word(value: Any) -> str:
     """As it is written on a command line."""
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
 class StepsTold(TrainerCallback):

@@ -117,6 +117,20 @@ def demo_arms(folder: Path) -> dict[str, Path]:
     return {DEMO_LABELS.get(arm, arm): place for arm, place in there.items()}
 
 
+def demo_findings(folder: Path) -> list[str]:
+    """What the runs of a demo's arms found wrong, a line each with the arm's name."""
+    lines = []
+    for label, place in demo_arms(folder).items():
+        about = _read(place.parent / "about.json", {})
+        if about.get("format") != ABOUT_FORMAT:
+            continue
+        lines += [
+            f"Health of {label}: {finding['symptom']}: {finding['says']}; {finding['knob']}."
+            for finding in about.get("findings", [])
+        ]
+    return lines
+
+
 def _evaluations(folder: Path, label: str) -> Iterator[tuple[str, Path]]:
     files = sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
     for file in files:

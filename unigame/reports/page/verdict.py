@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from unigame.reports.compare import Cell, Comparison, listed, verdict
-from unigame.reports.page.runs import DEMO_LABELS, DEMO_PLAYER
+from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, DEMO_PLAYER
 
 SAID = 3  # figures in a sentence that can be repeated
 
@@ -52,12 +52,22 @@ def _gap(cell: Cell) -> str:
     return f"{value}, {low} to {high}"
 
 
-def judged_demo(found: Comparison, seed: int) -> Comparison:
+def judged_demo(found: Comparison, seed: int, findings: Sequence[str] = ()) -> Comparison:
     """The verdict on UniGame and on each method after it, and what a reader must know of them.
 
-    What a control without any attack gains as well cannot be the attack's doing.
+    What a control without any attack gains as well cannot be the attack's doing. A demo that lacks
+    fine-tuning or the game, because it is not finished, is not judged.
+
+    Args:
+        found: the arms side by side; the baseline is fine-tuning.
+        seed: of the demo.
+        findings: what the runs of the arms found wrong.
     """
-    player = player_of(found)
+    needed = [DEMO_LABELS[DEMO_BASELINE], DEMO_LABELS[DEMO_PLAYER]]
+    if missing := [label for label in needed if label not in found.labels]:
+        note = f"This demo is not finished: {listed(missing)} missing; nothing is judged."
+        return replace(found, verdict="", notes=(note, *findings, *found.notes))
+    player = found.labels.index(DEMO_LABELS[DEMO_PLAYER])
     controls = range(found.baseline + 1, player)
     unattacked = {name for row in controls for name in found.marked(row, 1)}
     shared = [name for name in found.marked(player, 1) if name in unattacked]
@@ -68,13 +78,7 @@ def judged_demo(found: Comparison, seed: int) -> Comparison:
             "not shown to come from the attack."
         )
     lines = [verdict(found, row) for row in range(player, len(found.labels))]
-    return replace(found, verdict="\n".join(lines), notes=(*notes, *found.notes))
-
-
-def player_of(found: Comparison) -> int:
-    """The row of a demo's game, which methods beside it follow; the last of a demo without it."""
-    label = DEMO_LABELS[DEMO_PLAYER]
-    return found.labels.index(label) if label in found.labels else len(found.labels) - 1
+    return replace(found, verdict="\n".join(lines), notes=(*notes, *findings, *found.notes))
 
 
 def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:

@@ -20,7 +20,15 @@ from unigame.reports.page import charts, maps, pictures, verdict
 from unigame.reports.page.advice import Step, next_steps
 from unigame.reports.page.charts import Group, Phase
 from unigame.reports.page.pictures import Card, Drawn
-from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, RunFiles, demo_arms, read_run
+from unigame.reports.page.runs import (
+    DEMO_BASELINE,
+    DEMO_LABELS,
+    DEMO_PLAYER,
+    RunFiles,
+    demo_arms,
+    demo_findings,
+    read_run,
+)
 from unigame.reports.records import read_record
 from unigame.reports.tables import UNICODE, headings, notes_of
 
@@ -72,7 +80,9 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     comparison = compared(found)
     path = Path(output) if output is not None else folders[0] / REPORT_FILE
     steps = next_steps(found, comparison)
-    text = render(sections, comparison, _verdict(sections, comparison), steps)
+    is_demo = len(found) == 1 and bool(demo_arms(folders[0]))
+    said = _verdict(sections, comparison, is_demo)
+    text = render(sections, comparison, said, steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
@@ -120,13 +130,18 @@ def compared(runs: Sequence[RunFiles]) -> Comparison | None:
     comparison = compare(records, labels, baseline)
     if is_demo and len(labels) > 1:
         config = json.loads((runs[0].folder / "config.json").read_text(encoding="utf-8"))
-        return verdict.judged_demo(comparison, int(config.get("seed", 0)))
+        found = demo_findings(runs[0].folder)
+        return verdict.judged_demo(comparison, int(config.get("seed", 0)), found)
     return comparison
 
 
-def _verdict(sections: Sequence[Section], comparison: Comparison | None) -> str:
+def _verdict(sections: Sequence[Section], comparison: Comparison | None, is_demo: bool) -> str:
+    """The sentence on the last model; of a demo, on its game, or that it is not finished."""
     if comparison is not None and len(comparison.labels) > 1:
-        return verdict.sentence(comparison, verdict.player_of(comparison))
+        if is_demo and not comparison.verdict:
+            return comparison.notes[0]
+        player = comparison.labels.index(DEMO_LABELS[DEMO_PLAYER]) if is_demo else -1
+        return verdict.sentence(comparison, player % len(comparison.labels))
     if comparison is not None:
         alone = "One evaluation, and nothing to compare it with: name a second run."
         return " ".join([*(one.summary for one in sections if one.steps), alone])

@@ -49,7 +49,8 @@ README = """\
 # Synthetic benchmarks
 
 Small datasets of unigame's synthetic world (coloured shapes on a 3 x 3 board, 48 x 48 px) in the
-file formats and columns of ten real benchmarks, one folder each. Written by
+file formats and columns of ten real benchmarks, one folder each; `ood` and `new_task`, where they
+are, have the form of VQAv2 and are the world's own. Written by
 `unigame.synthetic.benchmarks.write_benchmarks`; `manifest.json` holds seed, size and checksums.
 `size` is about the number of replies that each folder asks of a model.
 
