@@ -48,7 +48,7 @@ COPIED = 0.5
 """From this share of unchanged codes on, more than half of what is learned can be copied."""
 CERTAIN = 0.05
 """Nats a code: below it 95 % of the codes are sure, which no reading of a picture gives."""
-FROM_CHANCE = 0.9
+FROM_CHANCE = 0.85
 """Of the loss of a guess, ln(codes): a model that starts there cannot draw from what it reads."""
 WORSE = 1.05
 """The loss may rise by a twentieth over a run: batches of a few pictures differ by less."""
