@@ -40,6 +40,19 @@ def installed(request: pytest.FixtureRequest) -> None:
 
 
 @functools.cache
+def reads_narrow_layers() -> bool:
+    """Whether bitsandbytes reads 4-bit layers narrower than a block (64) as it wrote them.
+
+    Version 0.50.2 does not on CPUs with AVX-512: it takes the scale of another block.
+    """
+    from bitsandbytes import functional
+
+    weight = torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    read = functional.dequantize_4bit(*functional.quantize_4bit(weight, quant_type="nf4"))
+    return bool((read - weight).norm() < 0.15 * weight.norm())
+
+
+@functools.cache
 def packed(checkpoint: Path, kind: str) -> Backbone:
     return load_backbone(checkpoint, device="cpu", quantization=kind)
 
@@ -92,6 +105,8 @@ def cosines(gradients: list[Tensor], true: list[Tensor]) -> list[float]:
 def test_the_challenge_s_gradient_is_that_of_the_rounded_weights(
     checkpoint: Path, kind: str
 ) -> None:
+    if kind == "nf4" and not reads_narrow_layers():
+        pytest.skip("bitsandbytes reads 4-bit layers narrower than 64 wrongly on this CPU")
     backbone, whole = packed(checkpoint, kind), loaded(checkpoint)
     names = {name for name, _ in language_linears(whole.model, whole.language_name)}  # type: ignore[arg-type]
     found = {name for name, m in backbone.model.named_modules() if is_packed(m)}  # type: ignore[union-attr]
