@@ -12,7 +12,7 @@ from unigame.system.writable import require_writable
 
 
 @command("play the game on the bundled model and print an honest before/after table")
-@option("--quick", is_flag=True, help="about a third of the time")
+@option("--quick", is_flag=True, help="about half of the time")
 @option("--seed", type=options.SEED, default=0, help="of data, training and evaluation")
 @option("--output", type=options.PATH, default="runs/demo", help="folder to write")
 @options.model
