@@ -118,8 +118,11 @@ def collect(output: Path, arms: Sequence[str] | None) -> dict[str, Any]:
         found[arm] = {"seeds": sorted(logs), "curves": curves(logs)}
     file = output / "settings.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"arms": {}}
-    played = settings["arms"].get(chosen[0], {}).get("methods", {}).get("selfplay", {})
-    return {"arms": found, "styles": list(played.get("styles", []))}
+    played = [
+        settings["arms"].get(arm, {}).get("methods", {}).get("selfplay", {}) for arm in chosen
+    ]
+    styles = next((own["styles"] for own in played if own.get("styles")), [])
+    return {"arms": found, "styles": list(styles)}
 
 
 def draw(found: Mapping[str, Any], file: Path) -> None:
@@ -192,6 +195,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parse_arguments(argv)
     if options.kept:
         found: dict[str, Any] = json.loads(options.kept.read_text(encoding="utf-8"))
+        if missing := set(options.arms or ()) - set(found["arms"]):
+            raise UserError(
+                f"{options.kept} has no arm {min(missing)}; it has {', '.join(found['arms'])}"
+            )
         if options.arms:
             found["arms"] = {arm: found["arms"][arm] for arm in options.arms}
     else:

@@ -136,7 +136,7 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     lines = []
     for control in (CONTROL, "sft_equal", "round_trip", "random", "uniform"):
         if control in metrics["ood"]:
-            own = sum(a is not None for a in metrics["ood"][control])
+            own = len(_known(metrics["ood"][control]))
             told = _against(difference(metrics["ood"], player, control), player, control)
             lines.append(told if own >= seeds else f"{told[:-1]} ({own} seeds).")
     if seeds < SEEDS:
@@ -282,7 +282,10 @@ def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"{result['settings_sha256'][:8]}...) are no one experiment; show each alone"
             )
         if split_of(result) != split_of(first):
-            raise UserError(f"a result of split {split_of(result)} beside {split_of(first)}")
+            raise UserError(
+                f"a result of split {split_of(result)} beside one of {split_of(first)}; show each "
+                "alone"
+            )
         for metric, arms in result["metrics"].items():
             for arm, values in arms.items():
                 places = metrics.setdefault(metric, {}).setdefault(arm, [None] * len(seeds))
@@ -290,7 +293,9 @@ def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                     if value is None:
                         continue
                     if places[seeds.index(seed)] is not None:
-                        raise UserError(f"seed {seed}, {arm}: more than one result has it")
+                        raise UserError(
+                            f"seed {seed}, {arm}: more than one result has it; leave one out"
+                        )
                     places[seeds.index(seed)] = value
     code = sorted({text for result in results for text in result["machine"].get("code", [])})
     return {
@@ -304,9 +309,9 @@ def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def split_of(result: Mapping[str, Any]) -> str:
-    """The split that a result is of, as its command says."""
+    """The split that a result is of, as its command says; "unsaid" where it does not."""
     words = shlex.split(result["command"])
-    return words[words.index("--split") + 1]
+    return words[words.index("--split") + 1] if "--split" in words else "unsaid"
 
 
 def show(result: Mapping[str, Any]) -> str:

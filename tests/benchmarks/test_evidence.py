@@ -408,6 +408,10 @@ def test_dynamics_are_means_over_seeds(scripts, tmp_path):
     again = ["--from", str(tmp_path / "d.json"), "--figure", str(tmp_path / "e.png")]
     assert scripts.evidence_dynamics.main(again) == found
     assert (tmp_path / "e.png").read_bytes() == (tmp_path / "d.png").read_bytes()
+    with pytest.raises(UserError, match="has no arm sft; it has selfplay"):
+        scripts.evidence_dynamics.main([*again, "--arms", "sft"])
+    keep(3, "paper", two)  # an arm without styles, named first, hides no style of another
+    assert scripts.evidence_dynamics.collect(tmp_path, ["paper", "selfplay"])["styles"]
     for arms, said in ((["nothing"], "no finished run of arm nothing"), (None, "that attacked")):
         with pytest.raises(UserError, match=said):
             scripts.evidence_dynamics.collect(tmp_path if arms else tmp_path / "seed-3", arms)
@@ -445,7 +449,8 @@ def test_results_of_the_same_settings_are_pooled_by_seed(scripts):
     assert (
         "| selfplay - sft, 2 seeds | uniform - sft, 2 seeds |" in title and "3 seeds | sft" in title
     )
-    assert scripts.evidence_report.pool([first])["metrics"] == first["metrics"]
+    earlier = {**first, "command": "python benchmarks/evidence.py --seeds 10 11"}  # said no split
+    assert scripts.evidence_report.pool([earlier])["metrics"] == first["metrics"]
 
 
 @pytest.mark.parametrize(

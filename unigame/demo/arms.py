@@ -37,9 +37,12 @@ TEXTS = "captions.jsonl"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "verify": (
         "janus_nano_verify",
-        {"texts": TEXTS, "first_captions": 120, "every": 20, "captions": 60, "drawings": 2}
-        | {"rows": 16},
+        {
+            **{"texts": TEXTS, "first_captions": 120, "captions": 60, "drawings": 2},
+            **{"every": 20, "rows": 16},
+        },
     ),
+    # All captions before the first step: no second round.
     "imagine": ("janus_nano_imagine", {"texts": TEXTS, "first_captions": 180, "every": 1000}),
     "reca": ("janus_nano_reca", {}),
 }

@@ -41,7 +41,7 @@ from unigame.settings.rules import Text as TextRule
 
 DESCRIBE_EVERY = 3
 """Of rehearsal rows, each n-th describes: by lot among all old questions it was one in seven, and
-describing was lost while short answers were kept (UnifiedBench 96 to 71, docs/notebook.md)."""
+describing was forgotten while short answers were kept (docs/notebook.md)."""
 UNSURE = 16
 """A reply within a sixteenth of the most tokens counts as cut: the last tokens of one that was cut
 may be spaces, or part of a word, and be fewer when the text is read again."""

@@ -140,8 +140,8 @@ def _verdict(sections: Sequence[Section], comparison: Comparison | None, is_demo
     if comparison is not None and len(comparison.labels) > 1:
         if is_demo and not comparison.verdict:
             return comparison.notes[0]
-        player = comparison.labels.index(DEMO_LABELS[DEMO_PLAYER]) if is_demo else -1
-        return verdict.sentence(comparison, player % len(comparison.labels))
+        shown = DEMO_LABELS[DEMO_PLAYER] if is_demo else comparison.labels[-1]
+        return verdict.sentence(comparison, comparison.labels.index(shown))
     if comparison is not None:
         alone = "One evaluation, and nothing to compare it with: name a second run."
         return " ".join([*(one.summary for one in sections if one.steps), alone])
