@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def scripts():
     """The scripts by name; they import each other as when one of them is run."""
     names = ("gpu", "kernel_times", "meters", "models", "scaling", "scaling_picture", "step_cost")
-    more = ("busy_machine", "decoder", "demo_arm", "digests", "generation", "seeds")
+    more = ("busy_machine", "decoder", "demo_arm", "digests", "generation", "seeds", "verifiers")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in (*names, *more)})
@@ -470,3 +470,13 @@ def test_an_arm_of_the_demo_is_tuned_on_another_seed(scripts, tmp_path, monkeypa
         scripts.demo_arm.main(["sft", "--method", "share=1"])
     with pytest.raises(UserError, match="max_steps 1: write KEY=VALUE"):
         scripts.demo_arm.pairs(["max_steps 1"])
+
+
+def test_verifiers_judge_the_same_drawings(scripts, tmp_path):
+    words = ["--drawings", "6", "--floors", "-1", "1", "--json", str(tmp_path / "verifiers.json")]
+    scripts.verifiers.main(words)
+    found = read(tmp_path / "verifiers.json")
+    everything, nothing = found["verifiers"]["clip, -1"], found["verifiers"]["clip, 1"]
+    assert everything["confirmed"] == 1 and everything["precision"] == found["right"]
+    assert nothing == {"confirmed": 0, "precision": None, "recall": 0}
+    assert found["verifiers"].keys() == {"base", "clip, -1", "clip, 1"}

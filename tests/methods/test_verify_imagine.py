@@ -176,6 +176,37 @@ def test_a_reply_that_fits_no_row_is_not_rehearsed(
         assert method._can_be_learned(asked, "yes") == fits
 
 
+def test_clip_verifies_by_its_floor(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"verifier": "clip", "similarity_model": "janus-nano-clip", "drawings": 2}
+    settings |= {"guidance_scale": 1.0, "draw_batch": 5}
+    method = Verify(clip_floor=-1.0, **settings)
+    data = Records(4, captions=True)
+    trainer = make_trainer(tiny_path, tmp_path, data, methods=[method], max_steps=1)
+    trainer.train()
+    (entry,) = logs(trainer)
+    assert entry["verify_kept"] == 1 and -1 < entry["verify_similarity"] < 1
+    assert "verify_agreement" not in entry
+    assert "verifier=clip confirmed 8 of 8 drawings" in method.summary()
+    strict = Verify(clip_floor=1.0, **settings)
+    make_trainer(tiny_path, tmp_path / "strict", data, methods=[strict], max_steps=1).train()
+    (finding,) = strict.found()
+    assert finding.symptom == "nothing confirmed" and "lower clip_floor=1" in finding.knob
+    assert not [text for text in caplog.messages if "without effect" in text]
+
+
+def test_a_verifier_that_cannot_be_read_is_known_before_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="verifier=clip without similarity_model"):
+        Verify(verifier="clip")
+    method = Verify(verifier="clip", similarity_model=str(tmp_path))
+    with pytest.raises(UserError, match="cannot be read"):
+        method.check_machine(None)
+    assert Verify(clip_floor=0.5).settings.inert() == [
+        "clip_floor=0.5 (verifier=base compares nothing)"
+    ]
+
+
 def test_of_a_bare_caption_other_questions_are_learned_than_those_that_verified(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

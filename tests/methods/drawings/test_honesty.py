@@ -100,6 +100,26 @@ def test_who_confirms_is_a_setting() -> None:
     assert against_base.confirmed == [True, True] and against_base.right == [True, False]
 
 
+class Scorer:
+    """Cosine of a picture with a caption: one for each row, in the order of the batches."""
+
+    def __init__(self, *cosines: float) -> None:
+        self.cosines = list(cosines)
+
+    def __call__(self, images: torch.Tensor, _: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        assert len(images) == len(texts) <= 2, "a batch at a time"
+        return torch.tensor([self.cosines.pop(0) for _ in texts])
+
+
+def test_an_image_text_model_confirms_what_reaches_the_floor_and_asks_nothing() -> None:
+    model = Model()
+    check = verifier(model, "clip", scorer=Scorer(0.5, 0.25, 0.125), floor=0.25)
+    found = judged(check, THINGS, OTHER, OTHER)
+    assert found.confirmed == [True, True, False] and found.right == [True, False, False]
+    assert found.similarity == [0.5, 0.25, 0.125]
+    assert not model.asked and found.asked == 0
+
+
 def test_without_a_question_nothing_is_confirmed() -> None:
     found = verifier(Model())(pictures(THINGS), ["a cat"], [[]])
     assert (found.confirmed, found.right, found.unasked) == ([False], [None], 1)

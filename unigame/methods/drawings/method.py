@@ -31,7 +31,7 @@ from unigame.errors import UserError
 from unigame.methods.base import Method, Run
 from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
 from unigame.methods.drawings.readers import BASE, Judged, build_reader
-from unigame.methods.drawings.settings import BY_QUESTIONS, DrawingSettings
+from unigame.methods.drawings.settings import BY_QUESTIONS, BY_SIMILARITY, DrawingSettings
 from unigame.methods.drawings.shown import write_drawings
 from unigame.methods.drawings.store import (
     DrawingStore,
@@ -45,6 +45,7 @@ from unigame.methods.drawings.texts import QA, Text, digest, read_texts
 from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
 from unigame.methods.findings import Finding, Log, u_does_not_learn
 from unigame.methods.rows import Batch, Rows
+from unigame.methods.semantics import ClipSimilarity, SimilarityScorer, build_scorer
 from unigame.seeds import derive_seed
 from unigame.settings.rules import shown
 from unigame.system.say import warn
@@ -56,7 +57,7 @@ ALIKE = 0.5  # of the variety at the beginning, below which drawings have become
 def figures_of(name: str, *more: str) -> tuple[str, ...]:
     """What a method of that name logs: what all of them do, and ``more``."""
     shared = (
-        *("kept", "agreement", "unasked", "unparsed", "store"),
+        *("kept", "agreement", "similarity", "unasked", "unparsed", "store"),
         *("variety", "distinct", "round_codes_used"),
         *("true", "precision", "recall", "false_confirmed"),
     )
@@ -96,8 +97,10 @@ class DrawingMethod(Method):
 
     # ---- before the run ------------------------------------------------------------------------
     def check_machine(self, args: Any) -> None:
-        """Read the captions, so that a fault in their file is known before the weights."""
+        """Read captions and verifier, so that a fault in them is known before the weights."""
         self._read_texts()
+        if self.settings.verifier == BY_SIMILARITY:
+            ClipSimilarity(str(self.settings.similarity_model), "image-text")
 
     def _read_texts(self) -> None:
         path = self.settings.texts
@@ -141,6 +144,8 @@ class DrawingMethod(Method):
             reader,
             settings.answer_tokens,
             settings.draw_batch,
+            self._scorer(),
+            settings.clip_floor,
         )
         seed = derive_seed(run.args.seed, self.name, "store", run.rank)
         self.store = DrawingStore(settings.capacity, settings.per_caption, settings.max_age, seed)
@@ -165,6 +170,17 @@ class DrawingMethod(Method):
                         f"texts={self.settings.texts!r}: caption {shown(text.caption)} has "
                         f"{problem[0]}: {problem[1]}"
                     )
+
+    def _scorer(self) -> SimilarityScorer | None:
+        """What compares drawings with captions, where that verifies."""
+        if self.settings.verifier != BY_SIMILARITY:
+            return None
+        return build_scorer(
+            "clip",
+            self.run.backbone,
+            clip_model=self.settings.similarity_model,
+            clip_mode="image-text",
+        )
 
     def _make_maker(self) -> QuestionMaker | None:
         if self.settings.question_maker == GIVEN:
@@ -348,6 +364,7 @@ class DrawingMethod(Method):
         self._add("kept", kept, drawn)
         self._add("unasked", verdicts.unasked, drawn)
         self._add("agreement", verdicts.agreed, verdicts.asked)
+        self._add("similarity", sum(verdicts.similarity), len(verdicts.similarity))
         for name, (total, number) in judged.figures().items():
             self._add(name, total, number)
         for name, more in (
@@ -444,7 +461,9 @@ class DrawingMethod(Method):
         drawn, kept, asked, agreed = map(int, summed.tolist())
         if not drawn:
             return f"{self.name}: nothing was drawn, because no row had a caption"
-        text = f"{self.name}: U confirmed {kept} of {drawn} drawings ({kept / drawn:.0%})"
+        who = self.settings.verifier
+        by = "U" if who in BY_QUESTIONS else f"verifier={who}"
+        text = f"{self.name}: {by} confirmed {kept} of {drawn} drawings ({kept / drawn:.0%})"
         if asked:
             text += f"; from picture and caption it answers alike {agreed / asked:.0%} of the time"
         honesty = self.tally.honesty  # of all processes already

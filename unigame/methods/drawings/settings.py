@@ -17,6 +17,8 @@ from unigame.settings.rules import Number, Text, Whole, check_fields, setting
 MOST = 2**31 - 1  # of steps and rows: what every library counts with
 BY_QUESTIONS = ("base", "current")
 """Verifiers that are asked a drawing's questions."""
+BY_SIMILARITY = "clip"
+"""The verifier that compares a drawing with its caption."""
 _COUNT = Whole(low=1, high=MOST)
 _COUNT_OR_NONE = Whole(low=1, high=MOST, optional=True)
 
@@ -51,9 +53,22 @@ class DrawingSettings:
     # ---- verifying -----------------------------------------------------------------------------
     verifier: str = setting(
         "base",
-        Text(choices=("base", "current", "reader", "none")),
+        Text(choices=(*BY_QUESTIONS, BY_SIMILARITY, "reader", "none")),
         "Who confirms drawings: base, the model as it was before training; current, the model as "
-        "it is; reader, the independent one; none, everything is confirmed.",
+        "it is; clip, an image-text model (similarity_model); reader, the independent one; none, "
+        "everything is confirmed.",
+    )
+    similarity_model: str | None = setting(
+        None,
+        Text(optional=True),
+        "CLIP or SigLIP checkpoint of verifier=clip: a folder, a Hub id, or janus-nano-clip, the "
+        "bundled model's.",
+    )
+    clip_floor: float = setting(
+        0.3,
+        Number(low=-1, high=1),
+        "Least cosine of a drawing and its caption for verifier=clip. Each checkpoint has its own: "
+        "unigame doctor --game names a best one.",
     )
     confirm: float = setting(
         1.0,
@@ -115,6 +130,11 @@ class DrawingSettings:
                 f"verifier=reader with reader={self.reader}: name an independent reader, or set "
                 "verifier=base"
             )
+        if self.verifier == BY_SIMILARITY and self.similarity_model is None:
+            raise UserError(
+                "verifier=clip without similarity_model: name a CLIP or SigLIP checkpoint (folder "
+                "or Hub id), or set verifier=base"
+            )
         if self.verifier == self.reader == BASE:
             raise UserError(
                 "reader=base with verifier=base compares the model with itself; set reader=null, "
@@ -132,6 +152,9 @@ class DrawingSettings:
         if self.verifier not in BY_QUESTIONS and self.reader != BASE:
             why = f"verifier={self.verifier} asks nothing"
             idle += [("confirm", why), ("answer_tokens", why)]
+        if self.verifier != BY_SIMILARITY:
+            why = f"verifier={self.verifier} compares nothing"
+            idle += [("similarity_model", why), ("clip_floor", why)]
         if self.question_maker != "endpoint":
             idle.append(("endpoint", f"question_maker={self.question_maker}"))
         return self._named(idle)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unigame.methods.drawings.readers import Honesty, Judged
-from unigame.methods.drawings.settings import DrawingSettings
+from unigame.methods.drawings.settings import BY_SIMILARITY, DrawingSettings
 from unigame.methods.findings import Finding
 
 FEW = 0.02  # share of drawings confirmed, below which a method has next to nothing to give
@@ -71,7 +71,10 @@ class Tally:
 
     def _nothing_confirmed(self, drawn: int, kept: int, unasked: int, untaught: int) -> Finding:
         says = f"{kept} of the last {drawn} drawings were confirmed"
-        if untaught:
+        compares = self.settings.verifier == BY_SIMILARITY
+        if compares and not untaught:
+            knob = f"lower clip_floor={self.settings.clip_floor:g} below {self.name}_similarity"
+        elif untaught:
             says += f", and {untaught} of these left no question to learn"
             knob = "give questions in texts, or captions that name several things"
         else:

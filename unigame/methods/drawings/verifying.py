@@ -1,10 +1,11 @@
-"""Drawing many pictures, and asking U whether they show what they were drawn by.
+"""Drawing many pictures, and finding out whether they show what they were drawn by.
 
     D  drawings    N  image tokens    S  side of the square image, px    Q  questions about all
 
 A drawing is confirmed when U's answers from the picture agree with the answers from its caption.
 The share of agreeing answers is a figure of its own: it says how far the two halves of a model
-speak of the same thing.
+speak of the same thing. Or an image-text model compares the drawing with its caption: it knows
+nothing of what U believes, and sees less of what a picture shows.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 
 from unigame.methods.drawings.questions import agrees
+from unigame.methods.drawings.settings import BY_SIMILARITY
 from unigame.methods.drawings.texts import QA
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
     from unigame.methods.drawings.readers import Reader
+    from unigame.methods.semantics import SimilarityScorer
 
 
 @torch.no_grad()
@@ -121,6 +124,7 @@ class Verdicts:
         asked: questions that were asked.
         agreed: of them, those answered as the caption answers.
         unasked: drawings whose caption gave no question.
+        similarity: of each, the cosine with its caption; empty where nothing compares them.
     """
 
     confirmed: list[bool] = field(default_factory=list)
@@ -128,6 +132,7 @@ class Verdicts:
     asked: int = 0
     agreed: int = 0
     unasked: int = 0
+    similarity: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -136,12 +141,14 @@ class Verifier:
 
     Args:
         backbone: the model.
-        who: "base" (LoRA off), "current", "reader" (the independent one decides), or "none":
-            everything is confirmed.
+        who: "base" (LoRA off), "current", "clip" (the scorer decides), "reader" (the independent
+            one does), or "none": everything is confirmed.
         confirm: share of a drawing's questions that must agree.
         reader: judges independently; see ``readers``.
         max_new_tokens: of a reply.
         batch: pictures, and questions, at a time.
+        scorer: compares drawings with their captions, for "clip".
+        floor: least similarity to a caption, for "clip".
     """
 
     backbone: Backbone
@@ -150,6 +157,8 @@ class Verifier:
     reader: Reader | None
     max_new_tokens: int
     batch: int
+    scorer: SimilarityScorer | None = None
+    floor: float = -1.0
 
     def __call__(
         self, codes: Tensor, captions: Sequence[str], asked: Sequence[Sequence[QA]]
@@ -165,6 +174,9 @@ class Verifier:
         found.right = self._read(codes, captions, asked)
         if self.who == "none":
             found.confirmed = [True] * len(captions)
+        elif self.who == BY_SIMILARITY:
+            found.similarity = self._similarity(codes, captions)
+            found.confirmed = [cosine >= self.floor for cosine in found.similarity]
         elif self.who == "reader":
             found.confirmed = [right is True for right in found.right]
         else:
@@ -192,6 +204,17 @@ class Verifier:
         ]
         shares = [sum(own) / len(own) if own else None for own in right]
         return shares, sum(map(len, right)), sum(map(sum, right))
+
+    @torch.no_grad()
+    def _similarity(self, codes: Tensor, captions: Sequence[str]) -> list[float]:
+        """Cosine of each drawing with its caption."""
+        assert self.scorer is not None
+        found: list[float] = []
+        for start in range(0, len(captions), self.batch):
+            rows = slice(start, start + self.batch)
+            images = rendered(self.backbone, codes[rows])
+            found += self.scorer(images, images, captions[rows]).tolist()
+        return found
 
     def _read(
         self, codes: Tensor, captions: Sequence[str], asked: Sequence[Sequence[QA]]
