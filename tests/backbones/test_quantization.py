@@ -17,7 +17,7 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.backbones.common import quantization
 from unigame.backbones.common.adapter_files import read_base
-from unigame.backbones.common.packing import language_linears
+from unigame.backbones.common.packing import language_linears, pack
 from unigame.backbones.memory import Setting, estimate, size_of
 from unigame.backbones.merging import merge
 from unigame.errors import UserError
@@ -209,3 +209,21 @@ def test_absent_bitsandbytes_and_unknown_words_are_refused_before_weights(
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'nf4.*pip install "unigame\[quantization\]"'):
         load_backbone(shared_tiny_janus(), quantization="nf4")
+
+
+def test_a_cpu_that_reads_narrow_layers_wrongly_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bitsandbytes import functional
+
+    def say_of(width: int) -> list[str]:
+        caplog.clear()
+        model = nn.ModuleDict({"language": nn.ModuleDict({"up": nn.Linear(width, 32)})})
+        pack(model, "language", "nf4", torch.device("cpu"))
+        return [text for text in caplog.messages if "wrongly on this CPU" in text]
+
+    assert bool(say_of(96)) != reads_narrow_layers()
+    monkeypatch.setattr(functional, "dequantize_4bit", lambda *given, **named: torch.zeros(64, 96))
+    (said,) = say_of(96)
+    assert "96 wide" in said and "language.up" in said and "error 1.00" in said
+    assert not say_of(128), "wide enough"

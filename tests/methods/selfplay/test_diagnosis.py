@@ -106,6 +106,12 @@ def test_each_threshold(figures: dict[str, float], symptom: str | None) -> None:
     assert found(figures) == ([symptom] if symptom else [])
 
 
+def test_an_anchor_holds_the_picture_at_any_size() -> None:
+    assert found({"delta_relative": 1.3}, anchor=0) == ["C too strong"]
+    assert found({"delta_relative": 1.3}, anchor=8.0) == []
+    assert found({"delta_relative": 1.3, "below_floor": 0.8}, anchor=8.0) == ["content drifts"]
+
+
 def test_controls_without_c_have_no_symptoms_of_c() -> None:
     assert found({"attack_codes_changed": 0.0}, perturbation="none") == []
     assert found({"below_floor": 0.0}, similarity="none") == []
