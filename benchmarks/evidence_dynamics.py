@@ -139,6 +139,8 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
     # An arm of one style draws plainly: there is nothing to choose.
     has_styles = any("style_1_used" in arm["curves"] for arm in arms.values())
     rows = 3 if has_styles else 2
+    most = sorted(range(len(names)), key=lambda number: -_most_used(arms, number))[:2]
+    shown = dict(zip(most, (style.HARD, style.DRAWN), strict=False))
     with pyplot.rc_context(style.RC):
         figure, axes = pyplot.subplots(
             rows,
@@ -157,15 +159,19 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
             _line(column[1], own.get(AHEAD), "", style.ADVERSARIAL, PERCENT)
             column[1].axhline(0, color=style.MUTED, linewidth=0.8)
             for number in range(len(names) if "style_1_used" in own else 0):
-                colour = pyplot.get_cmap("viridis")(number / max(1, len(names) - 1))
-                _line(column[2], own.get(f"style_{number}_used"), names[number], colour, PERCENT)
-            column[-1].set_xlabel("step")
-        for axis, text in zip(
-            axes[:, 0],
-            ("nats a token", "taken by C, points", "drawings by style, %"),
-            strict=False,
-        ):
-            axis.set_ylabel(text)
+                colour = shown.get(number, style.MUTED)
+                label = names[number] if number in shown else "the others"
+                _line(column[2], own.get(f"style_{number}_used"), label, colour, PERCENT)
+            last = rows - 1 if rows < 3 or column[2].has_data() else 1
+            for axis in column[last + 1 :]:  # an arm without a choice of styles
+                axis.axis("off")
+            column[last].tick_params(labelbottom=True)
+            column[last].set_xlabel("step")
+        texts = ("nats a token", "taken by C, points", "drawings by style, %")
+        for row, text in zip(axes, texts, strict=False):
+            first = next(axis for axis in row if axis.axison)
+            first.set_ylabel(text)
+            first.tick_params(labelleft=True)
         for row in (0, 2)[: 2 if has_styles else 1]:
             handles = {
                 label: handle
@@ -179,12 +185,20 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
         pyplot.close(figure)
 
 
+def _most_used(arms: Mapping[str, Any], number: int) -> float:
+    """Largest mean share of a style in any arm."""
+    curves = [arm["curves"].get(f"style_{number}_used") or [] for arm in arms.values()]
+    return max((statistics.fmean(p["mean"] for p in curve) for curve in curves if curve), default=0)
+
+
 def _line(axis: Any, curve: Curve | None, label: str, colour: Any, times: float = 1) -> None:
     if not curve:
         return
     steps = [point["step"] for point in curve]
     means = [times * point["mean"] for point in curve]
-    lows = [times * (point["mean"] - point["sd"]) for point in curve]
+    # What is never below 0 has no spread below it.
+    least = 0.0 if all(point["mean"] >= 0 for point in curve) else -math.inf
+    lows = [max(least, times * (point["mean"] - point["sd"])) for point in curve]
     highs = [times * (point["mean"] + point["sd"]) for point in curve]
     axis.plot(steps, means, color=colour, label=label or None)
     axis.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)

@@ -200,13 +200,14 @@ def _training(recipe: Recipe) -> dict[str, Any]:
 
 def _arm(name: str, arm: dict[str, Any], game: dict[str, Any]) -> Arm:
     reject_unknown(arm, ARM_KEYS, f"setting of arm {name!r}:")
-    if len(arm) > 1:
-        raise UserError(f"arm {name!r} is {' and '.join(arm)}; it can be one of them")
-    methods = {"sft": {}}
-    if "game" in arm:
-        methods = {"selfplay": {**game, **(arm["game"] or {})}}
-    elif "methods" in arm:
-        methods = arm["methods"]
+    if len(arm) > 1 and set(arm) != {"methods", "game"}:
+        raise UserError(
+            f"arm {name!r} is {' and '.join(arm)}; it can be one of them, or methods and game"
+        )
+    methods = arm.get("methods") or {"sft": {}}
+    if "game" in arm:  # after the others, whose drawings it may take
+        beside = arm.get("methods") or {}
+        methods = {**beside, "selfplay": {**game, **(arm["game"] or {})}}
     extra = arm.get("extra")
     reject_unknown(extra or {}, EXTRA, f"setting of arm {name!r}: extra")
     for kind in ("real_pairs", "real_scenes"):

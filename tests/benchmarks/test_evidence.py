@@ -492,6 +492,12 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
     parts = [every[name].methods for name in ("imagine", "verify", "reca")]
     assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
     assert {"no_rehearsal", "unverified", "oracle", "real_scenes", "real_pairs"} < set(every)
+    joined = settled(scripts, "restyle").arms
+    assert list(joined["restyled"].methods) == ["imagine", "selfplay"], "it takes imagine's drawings"
+    assert joined["restyled"].methods["imagine"] == joined["imagine"].methods["imagine"]
+    game = joined["selfplay"].methods["selfplay"]
+    assert joined["beside"].methods["selfplay"] == game and not game["challenge_drawings"]
+    assert joined["restyled"].methods["selfplay"] == {**game, "challenge_drawings": True}
     # The templates of reconstruction alignment are in words that the model knows.
     known = set(vocabulary())
     for template in every["reca"].methods["reca"]["templates"]:

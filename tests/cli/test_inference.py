@@ -12,10 +12,12 @@ from PIL import Image
 
 from tests.backbones.conftest import loaded
 from tests.data.files import BLUE, RED, jpeg, png
+from tests.tiny import shared_tiny_janus
 from tests.tiny_bagel import shared_tiny_bagel
 from unigame.backbones.bagel.model import BagelBackbone
 from unigame.cli import main
 from unigame.cli.answer import read_picture
+from unigame.cli.model import chosen
 from unigame.data.images import decode_image
 from unigame.errors import UserError
 
@@ -131,3 +133,30 @@ def test_so_is_evaluate_but_on_the_synthetic_world(monkeypatch, synthetic, asked
     backbone = SimpleNamespace(facts=loaded(shared_tiny_bagel()).facts)
     evaluate._run(args, None, None, backbone, [])
     assert (found[0].guidance_scale, found[0].temperature, found[0].seed) == (used, 1.0, 3)
+
+
+def test_an_adapter_is_used_with_the_model_that_it_was_made_for(tmp_path, capsys):
+    backbone = loaded(shared_tiny_janus()).add_lora()
+    backbone.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "a.png").write_bytes(png())
+    words = ["answer", str(tmp_path / "a.png"), "what colour is it"]
+    words += ["--adapter", str(tmp_path / "adapter")]
+    assert main(words) == 0
+    of_its_own = capsys.readouterr()
+    assert main([*words, "--model", str(shared_tiny_janus())]) == 0
+    assert capsys.readouterr().out == of_its_own.out
+    assert "was made for" not in of_its_own.err, "no warning of another base"
+    assert chosen(None, None) == "janus-nano"
+    assert chosen("janus-nano", str(tmp_path / "adapter")) == "janus-nano"
+
+
+@pytest.mark.parametrize("kind", ["missing", "broken"])
+def test_an_adapter_that_cannot_be_read_is_named(tmp_path, capsys, kind):
+    folder = tmp_path / "adapter"
+    if kind == "broken":
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").write_bytes(b"nothing")
+    (tmp_path / "a.png").write_bytes(png())
+    words = ["answer", str(tmp_path / "a.png"), "what colour is it", "--adapter", str(folder)]
+    assert main(words) == 2
+    assert str(folder) in capsys.readouterr().err.splitlines()[-1]

@@ -16,7 +16,7 @@ from tools.bagel_nano import config, decisions, gates, language, main, vae, visi
 from tools.bagel_nano.nano import BagelNano
 from tools.common import reader
 from tools.common import vision as eyes
-from tools.common.gates import Lora
+from tools.common.gates import CHANCE, Lora
 from tools.common.pictures import TOKENS, broad_scenes, pictures
 from tools.common.reading import questions
 from unigame import bundled
@@ -183,12 +183,20 @@ def test_answers_must_be_good_twice_in_a_row_before_the_rate_runs_out(nano: Bage
     course = language.Course(nano, language.TOGETHER, 1.0)
     assert (course.first, course.total) == (1200, 2700)
     found = []
-    for done, mean in ((1250, 0.77), (1300, 0.75), (1350, 0.76), (1400, 0.8)):
-        course.look(done, mean)
+    kinds = dict.fromkeys(CHANCE, 0.7)
+    for done, mean, comparison in (
+        (1250, 0.77, 0.7),
+        (1300, 0.75, 0.7),
+        (1350, 0.79, 0.7),
+        (1400, 0.79, 0.51),  # a good mean, and one kind is guessed
+        (1450, 0.76, 0.7),
+        (1500, 0.8, 0.7),
+    ):
+        course.look(done, {"mean": mean, **kinds, "comparison": comparison})
         found.append(int(course.cooling))
-    assert found == [-1, -1, -1, 1400] and not course.looks(1450)
-    assert course.rate(1475) == pytest.approx(language.RATE / 2)
-    assert not course.over(1549) and course.over(1550)
+    assert found == [-1, -1, -1, -1, -1, 1500] and not course.looks(1550)
+    assert course.rate(1575) == pytest.approx(language.RATE / 2)
+    assert not course.over(1649) and course.over(1650)
     late = language.Course(nano, language.TOGETHER, 1.0)
     assert late.rate(0) < late.rate(1199) == language.RATE  # warm
     assert late.rate(1200) < late.rate(1300) == language.RATE  # and again where answers begin
@@ -205,6 +213,10 @@ def test_what_is_said_about_going_on() -> None:
     assert said.startswith("STOP") and "seen_texture=0.200" in said and "CHANNELS" in said
     assert "seen_noise" not in said
     assert "drawn_places=0.200" in decisions.of_flow_first({"drawn": 0.3, "drawn_places": 0.2})
+    answers = {"mean": 0.8, **dict.fromkeys(CHANCE, 0.7)}
+    assert decisions.of_answers(answers) == "go on"
+    assert "mean=0.600" in decisions.of_answers({**answers, "mean": 0.6})
+    assert "comparison near chance" in decisions.of_answers({**answers, "comparison": 0.52})
     assert decisions.of_drawing(500, {"drawn": 0.0}) == {}
     assert decisions.of_drawing(1000, {"drawn": 0.3}) == {"decision": "go on"}
     assert decisions.of_drawing(3000, {"drawn": 0.3})["decision"].startswith("STOP")
@@ -221,6 +233,19 @@ def test_a_renamed_weight_of_the_stage_before_is_no_silence(
     save_file(weights, file)
     with pytest.raises(ValueError, match=r"llm2vae\.weight.*llm2vae\.wieght"):
         language.read_language(nano, tmp_path)
+
+
+def test_drawing_of_another_language_model_is_set_aside(tmp_path: Path) -> None:
+    language_file, progress = tmp_path / "language.safetensors", tmp_path / "drawing.progress"
+    language_file.write_bytes(b"one")
+    language._forget_other_drawing(tmp_path)
+    progress.write_bytes(b"of one")
+    language._forget_other_drawing(tmp_path)
+    assert progress.exists()
+    language_file.write_bytes(b"two")
+    language._forget_other_drawing(tmp_path)
+    assert not progress.exists()
+    assert (tmp_path / "drawing.of_another_language").read_bytes() == b"of one"
 
 
 def test_latents_start_at_the_scale_that_noise_has() -> None:
@@ -318,6 +343,7 @@ def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  #
     monkeypatch.setattr(language, "evaluate", lambda *_: None)  # the gates measure the same
     for name, value in {"AIM": 0.0, "LOOK_EVERY": 1, "COOLING": 1}.items():  # LOOKS stays 2
         monkeypatch.setattr(language, name, value)
+    monkeypatch.setattr(decisions, "at_chance", lambda found: [])
     stages = [*main.STAGES, "gates"]
     quick = [name for name in gates.MEASURES if name != "room"]
     words = ["--output", str(tmp_path), "--scale", "0.002", "--stages", *stages, "--gates", *quick]
@@ -338,5 +364,6 @@ def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  #
     kept = torch.load(tmp_path / "together.progress", weights_only=True)
     assert int(kept["model"]["cooling"]) == 6 and kept["done"] == 7
     said = [row for name in ("vae", "together") for row in of[name] if "decision" in row]
-    assert [row["stage"] for row in said] == ["vae", "together"] and said[1]["step"] == 4
+    assert [row["stage"] for row in said] == ["vae", "together", "together"]
+    assert [row["step"] for row in said[1:]] == [4, 7]
     assert (tmp_path / "latents.safetensors").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tools.common.gates import Bands
+from tools.common.gates import BANDS, CHANCE, Bands
 
 AUTOENCODER: Bands = {
     "match": (0.99, 1.0),
@@ -19,6 +19,8 @@ AUTOENCODER: Bands = {
 """What gate "drawable" needs of the autoencoder: latents, flow and all later stages hang on it."""
 FLOW_FIRST: Bands = {"drawn": (0.2, 1.0), "drawn_places": (0.5, 1.0)}
 """At the end of the steps of captions alone. Places at random would agree in about .16."""
+ABOVE_CHANCE = 0.05
+"""How far each kind of question is to be above the gate's limit: a look is of 120 scenes."""
 DRAWING = {1000: 0.25, 3000: 0.5}
 """Step of stage drawing -> share of objects that are drawn by then."""
 
@@ -40,6 +42,23 @@ def of_flow_first(figures: Mapping[str, float]) -> str:
         "no later stage mends what captions mean; delete together.progress and give the stage more "
         "(--minutes together=60)",
     )
+
+
+def at_chance(found: Mapping[str, float]) -> list[str]:
+    """Kinds of questions that are not learned yet."""
+    return [kind for kind, low in CHANCE.items() if found[kind] < low + ABOVE_CHANCE]
+
+
+def of_answers(found: Mapping[str, float]) -> str:
+    """At the end of stage together: answers stay as they are from here on."""
+    otherwise = (
+        "gate understanding will miss; delete together.progress and give the stage more "
+        "(--minutes together=60)"
+    )
+    said = _judged(found, {"mean": BANDS["understanding"]}, otherwise)
+    if kinds := at_chance(found):
+        said = f"STOP: {', '.join(kinds)} near chance: {otherwise}"
+    return said
 
 
 def of_drawing(step: int, figures: Mapping[str, float]) -> dict[str, str]:

@@ -17,7 +17,7 @@ levels are drawn near pure noise: the first steps of free drawing decide what is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,9 @@ def _encoded(
     objects = F.max_pool2d(objects, objects.shape[-1] // latents.shape[-1])
     if file is not None:
         tensors = {"latents": latents.contiguous(), "objects": objects.contiguous()}
-        save_file(tensors, file, metadata={"of": of})
+        partial = file.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"of": of})
+        partial.replace(file)
     return latents, objects
 
 
@@ -186,9 +188,13 @@ class Course(nn.Module):
         """Whether answers are looked at now, to see if they are good enough."""
         return done % LOOK_EVERY == 0 and int(self.cooling) < 0
 
-    def look(self, done: int, mean: float) -> None:
-        """Take in the share of right answers."""
-        self.reached.fill_(int(self.reached) + 1 if mean >= AIM else 0)
+    def look(self, done: int, found: Mapping[str, float]) -> None:
+        """Take in the shares of right answers, their mean and those of each kind.
+
+        A good mean may hide a kind that is still at chance, and no later stage learns it.
+        """
+        good = found["mean"] >= AIM and not decisions.at_chance(found)
+        self.reached.fill_(int(self.reached) + 1 if good else 0)
         if int(self.reached) >= LOOKS:
             self.cooling.fill_(done)
 
@@ -231,6 +237,7 @@ def together(folder: Path, seed: int, scale: float = 1.0, steps: int = TOGETHER)
                 evaluate(nano, seed, log, step + 1, True, scale)
     loop.save()
     evaluate(nano, seed, log, loop.done, True, scale)
+    log(step=loop.done, decision=decisions.of_answers(understanding(nano, scenes, 6)))
     _write(nano, folder)
 
 
@@ -240,7 +247,7 @@ def _watch_captions(
     """Log drawings after steps of captions alone, and behind the last one whether to go on."""
     if done % EVALUATE_EVERY and done != first:
         return
-    found = drawn(nano, max(12, portion(60, scale)), seed)
+    found = drawn(nano, max(12, portion(60, scale)), seed, temperature=nano.temperature)
     said = {"decision": decisions.of_flow_first(found)} if done == first else {}
     log(step=done, **found, **said)
 
@@ -252,7 +259,7 @@ def _watch_answers(
     if course.looks(done):
         found = understanding(nano, scenes, 6)
         log(step=done, **found)
-        course.look(done, found["mean"])
+        course.look(done, found)
     course.ends(done)
 
 
@@ -269,6 +276,7 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
     total = portion(steps, scale)
     optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
     rate = lambda step: RATE * warm_cosine(step, total, 100)  # noqa: E731
+    _forget_other_drawing(folder)
     loop = Loop(folder, "drawing", nn.ParameterList(weights), optimizer, rate, log)
     for step in loop.steps(total):
         rng, generator = chance(seed + 31, step)
@@ -276,11 +284,20 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
         if step % 25 == 24:
             log(step=step + 1, drawing=loop.loss)
         if step % EVALUATE_EVERY == EVALUATE_EVERY - 1:
-            found = drawn(nano, portion(60, scale), seed)
+            found = drawn(nano, portion(60, scale), seed, temperature=nano.temperature)
             log(step=step + 1, **found, **decisions.of_drawing(step + 1, found))
             nano.save(folder / "bagel_nano")
-    log(step=total, **drawn(nano, portion(60, scale), seed))
+    log(step=total, **drawn(nano, portion(60, scale), seed, temperature=nano.temperature))
     nano.save(folder / "bagel_nano")
+
+
+def _forget_other_drawing(folder: Path) -> None:
+    """Set progress of stage drawing aside that was made on another language model."""
+    of = hashlib.sha256((folder / "language.safetensors").read_bytes()).hexdigest()
+    file, progress = folder / "drawing.of", folder / "drawing.progress"
+    if progress.exists() and not (file.exists() and file.read_text() == of):
+        progress.replace(folder / "drawing.of_another_language")
+    file.write_text(of)
 
 
 def read_language(nano: BagelNano, folder: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command("answer a question about a picture")
 @argument("image", "picture file", type=options.PATH)
 @argument("question", "what to ask about it", type=options.words)
-@options.model
+@options.model_or_own
 @options.adapter
 @options.dtype
 @options.quantization
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def answer(
     image: Path,
     question: str,
-    model: str,
+    model: str | None,
     adapter: str | None,
     dtype: str,
     quantization: str,
@@ -35,6 +35,7 @@ def answer(
 ) -> None:
     """Answer a question about a picture."""
     picture = read_picture(image)
+    model = models.chosen(model, adapter)
     backbone = models.load(model, adapter, dtype, quantization, question=question, answer="a")
     from unigame.system.console import make_console
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unigame.cli import model as models
 from unigame.cli import options, processes
 from unigame.cli.app import command, option
 from unigame.cli.endings import kept, next_step
@@ -36,7 +37,7 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
 
 
 @command("run benchmarks: unigame evaluate --model PATH --benchmarks pope,naturalbench")
-@options.model
+@options.model_or_own
 @options.adapter
 @options.dtype
 @options.quantization
@@ -113,11 +114,12 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
     group=_ROBUSTNESS,
     help="recipe whose bounds the adversary takes, such as janus_nano",
 )
-def evaluate(model: str, adapter: str | None, output: Path | None, **chosen: Any) -> None:
+def evaluate(model: str | None, adapter: str | None, output: Path | None, **chosen: Any) -> None:
     """Ask a model the items of benchmarks, score its replies, write predictions and results.json.
 
     A run that was stopped goes on where it was.
     """
+    model = models.chosen(model, adapter)
     args = SimpleNamespace(model=model, adapter=adapter, **chosen)
     if output is None:  # named after the model and its adapter
         parts = [Path(path).name for path in (model, adapter) if path]

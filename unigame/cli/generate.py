@@ -18,7 +18,7 @@ from unigame.system.writable import require_writable
 
 @command("draw pictures from a text prompt")
 @argument("prompt", "what to draw", type=options.words)
-@options.model
+@options.model_or_own
 @options.adapter
 @options.dtype
 @options.quantization
@@ -43,7 +43,7 @@ from unigame.system.writable import require_writable
 )
 def generate(
     prompt: str,
-    model: str,
+    model: str | None,
     adapter: str | None,
     dtype: str,
     quantization: str,
@@ -55,6 +55,7 @@ def generate(
     processes: int | None,
 ) -> None:
     """Draw pictures from a text prompt."""
+    model = models.chosen(model, adapter)
     require_writable(output.parent, "--output")
     paths = picture_paths(output, num_images)
     ranks, to_start = launching.ranks_of(processes)

@@ -52,6 +52,22 @@ def load(
     return backbone
 
 
+def chosen(model: str | None, adapter: str | None) -> str:
+    """The model that is meant: the one named, else the adapter's own base, else the bundled one."""
+    if model is not None:
+        return model
+    if adapter is None:
+        return options.BUNDLED
+    from safetensors import SafetensorError
+
+    from unigame.backbones.common.adapter_files import read_base
+
+    try:
+        return read_base(adapter).name or options.BUNDLED
+    except (OSError, ValueError, SafetensorError):  # loading it says what is wrong with it
+        return options.BUNDLED
+
+
 def _warn_of_unknown_words(model: str, text: str) -> None:
     """A bundled model knows a few dozen words; say which of these it does not know."""
     from unigame.synthetic.questions import vocabulary

@@ -16,6 +16,10 @@ SEED = click.IntRange(0, 2**32 - 1)
 PATH = click.Path(path_type=Path)
 
 model = option("--model", default=BUNDLED, help="bundled name, folder or Hub id")
+model_or_own = option(
+    "--model",
+    help=f"bundled name, folder or Hub id [default: what --adapter was made for, or {BUNDLED}]",
+)
 adapter = option("--adapter", help="LoRA adapter folder, such as one that train wrote")
 dtype = option(
     "--dtype",
