@@ -34,11 +34,8 @@ from unigame.methods.selfplay.settings import CAPTION, SelfPlaySettings
 from unigame.methods.semantics import build_scorer
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
-from unigame.synthetic.reader import look, truth
+from unigame.synthetic.reader import shows
 from unigame.training.recipe import load_recipe
-
-FAINTEST = 0.15  # amplitude of an object that counts as drawn
-GHOST = 0.4  # below it, what the caption does not name is taken for a trace of the style
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -99,7 +96,10 @@ def measure(
     )
     similarity_D = scorer(images, images, captions).cpu()
     right_D = torch.tensor(
-        [shows(image, data.scenes[row["scene"]]) for image, row in zip(images, rows, strict=True)]
+        [
+            shows(image.permute(1, 2, 0).numpy(), data.scenes[row["scene"]])
+            for image, row in zip(images, rows, strict=True)
+        ]
     )
     said = replies(backbone, images, [row["question"] for row in rows])
     misread_D = torch.tensor([a != row["answer"] for a, row in zip(said, rows, strict=True)])
@@ -113,14 +113,6 @@ def measure(
         }
         found["floors"][str(floor)] = shares
     return found
-
-
-def shows(image: Tensor, scene: Any) -> bool:
-    """Whether a drawing (3, S, S) shows the scene's objects, faint ones too, and no others."""
-    seen = look(image.permute(1, 2, 0).numpy(), min_amplitude=FAINTEST)
-    wanted = truth(scene)
-    others = [one for one in seen if one.triple not in wanted]
-    return wanted <= {one.triple for one in seen} and all(one.amplitude < GHOST for one in others)
 
 
 def shares_of(kept_D: Tensor, right_D: Tensor, misread_D: Tensor) -> dict[str, Any]:

@@ -493,7 +493,7 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
     assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
     assert {"no_rehearsal", "unverified", "oracle", "real_scenes", "real_pairs"} < set(every)
     joined = settled(scripts, "restyle").arms
-    assert list(joined["restyled"].methods) == ["imagine", "selfplay"], "it takes imagine's drawings"
+    assert list(joined["restyled"].methods) == ["imagine", "selfplay"], "in this order"
     assert joined["restyled"].methods["imagine"] == joined["imagine"].methods["imagine"]
     game = joined["selfplay"].methods["selfplay"]
     assert joined["beside"].methods["selfplay"] == game and not game["challenge_drawings"]

@@ -70,6 +70,12 @@ def test_a_free_drawing_stands_beside_the_others_where_there_is_one(tmp_path):
     assert Image.open(path).size[0] > 1.2 * Image.open(plain).size[0]
 
 
+def test_a_picture_that_shows_something_else_is_marked(tmp_path):
+    same = save_gallery([row(changed=frozenset())], tmp_path / "same.png")
+    other = save_gallery([row(changed=frozenset({"adversarial"}))], tmp_path / "other.png")
+    assert pixels_of(same, style.HARD) == 0 < pixels_of(other, style.HARD)
+
+
 def test_enlarge_repeats_whole_pixels():
     picture = np.arange(12, dtype=float).reshape(2, 2, 3) / 12
     large = enlarge(picture, min_side=5)

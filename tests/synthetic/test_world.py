@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unigame.synthetic.reader import exact_match, object_match, read, truth
+from unigame.synthetic.reader import exact_match, object_match, read, shows, truth
 from unigame.synthetic.world import (
     CELLS,
     COLOURS,
@@ -64,6 +64,16 @@ def test_the_reader_sees_a_deleted_a_recoloured_and_an_invented_object() -> None
     image[:16, :16] = render(Scene((Thing(0, "green", "disc"),)))[:16, :16]
     image[32:, 32:] = render(Scene((Thing(8, "pink", "square"),)))[32:, 32:]
     assert read(image) == {(0, "green", "disc"), (4, "blue", "cross"), (8, "pink", "square")}
+
+
+def test_a_faint_picture_shows_its_objects_and_a_trace_of_another_is_none() -> None:
+    scene = Scene((Thing(0, "red", "disc"),))
+    empty, whole = render(Scene(())), render(scene)
+    both = render(Scene((*scene.things, Thing(8, "blue", "cross"))))
+    faint = empty + np.float32(0.25) * (whole - empty)
+    assert not read(faint) and shows(faint, scene) and shows(whole, scene)
+    assert not shows(empty, scene) and not shows(both, scene)
+    assert shows(whole + np.float32(0.2) * (both - whole), scene)
 
 
 def test_half_drawn_ghosts_do_not_count() -> None:

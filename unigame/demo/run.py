@@ -48,6 +48,7 @@ from unigame.reports.records import read_record
 from unigame.reports.tables import print_comparison, write_comparison
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
+from unigame.synthetic.reader import shows
 from unigame.system.console import make_console
 from unigame.system.progress import progress_on
 from unigame.system.workers import Tell, cores, run_all
@@ -324,4 +325,9 @@ def _gallery_rows(backbone: Backbone, game: SelfPlay, count: int = 8) -> list[Ga
         for row, i in zip(found, order, strict=False):
             row["styled"], row["said_styled"] = pictures[3][i], said[3][i]
             row["style"] = styles[i].replace(CAPTION, "").strip(" :,")
+    keys = ("clean", "drawn", "adversarial", "styled")[: len(pictures)]
+    for row, i in zip(found, order, strict=False):
+        scene = data.scenes[data[i]["scene"]]
+        own = zip(keys, pictures, strict=True)
+        row["changed"] = frozenset(key for key, of in own if not shows(of[i], scene))
     return found

@@ -4,7 +4,8 @@ Each card is one question: the clean picture, the model's own redrawing of it wi
 perturbation (eps = 0), the adversarial redrawing, and the model's answer to each, green where it
 is the true one. The middle picture matters: an answer that already flips there was broken by
 redrawing, not by the attack. Where C also has styles, a fourth picture is a free drawing of the
-caption, in a style that C chose: another picture of the same content.
+caption, in a style that C chose: another picture of the same content. A heading with ≠ says that
+the picture shows something else, so that the "true" answer may be wrong of it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class GalleryRow(TypedDict):
     said_styled: NotRequired[str]
     style: NotRequired[str]
     """What the styled picture's heading says of it."""
+    changed: NotRequired[frozenset[str]]
+    """Keys of the pictures that show something else than the clean one, where that is known."""
 
 
 _PANELS = (
@@ -112,7 +115,10 @@ def _card(
         ax.imshow(enlarge(picture), interpolation="nearest", vmin=0, vmax=1)
         if picture_key == "styled" and row.get("style"):
             heading = f"{heading}: {_short(row['style'], 20)}"
-        ax.set_title(heading, fontsize=8, weight="normal", color=style.MUTED, loc="center", pad=3)
+        changed = picture_key in row.get("changed", ())
+        heading, weight = (f"≠ {heading}", "bold") if changed else (heading, "normal")
+        shade = style.HARD if changed else style.MUTED
+        ax.set_title(heading, fontsize=8, weight=weight, color=shade, loc="center", pad=3)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.grid(False)

@@ -20,6 +20,11 @@ Triple = tuple[int, str, str]  # cell, colour, shape
 SMALLEST_SIDE = 36  # px; every object is still found, and its template fits as well as at 48
 MIN_AMPLITUDE = 0.45  # weaker than this is no object: half-drawn ghosts do not count
 
+FAINTEST = 0.15
+"""Amplitude of a faint object that counts as drawn, where faintness is a style (``shows``)."""
+GHOST = 0.4
+"""Amplitude below which what should not be there is taken for a trace of a style (``shows``)."""
+
 
 @cache
 def _templates() -> tuple[NDArray[np.float32], list[str]]:
@@ -132,6 +137,14 @@ def read(image: FloatImage, *, min_amplitude: float = MIN_AMPLITUDE) -> set[Trip
 def truth(scene: Scene) -> set[Triple]:
     """What the reader should find in a clean picture of the scene."""
     return {(t.cell, t.colour, t.shape) for t in scene.things}
+
+
+def shows(image: FloatImage, scene: Scene) -> bool:
+    """Whether a picture (H, W, 3) shows the scene's objects, faint ones too, and no others."""
+    seen = look(image, min_amplitude=FAINTEST)
+    wanted = truth(scene)
+    others = [one for one in seen if one.triple not in wanted]
+    return wanted <= {one.triple for one in seen} and all(one.amplitude < GHOST for one in others)
 
 
 def object_match(found: Iterable[set[Triple]], expected: Iterable[set[Triple]]) -> float:
