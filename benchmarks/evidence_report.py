@@ -32,6 +32,7 @@ SEEDS, POINTS = 8, 2.0
 IN_SPAN = tuple(f"ood/{name}" for name in ("texture", "noise", "contrast", "occlusion", "blur"))
 OUT_OF_SPAN = ("ood/combos",)
 """Conditions that a style of the bundled recipes names, and those that none names."""
+MANY = 12  # arms, above which the table has a row for each
 # Student's t, 97.5 %, by degrees of freedom; beyond the last one it is a little too wide.
 T975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -85,7 +86,10 @@ def differences(metrics: Metrics) -> dict[str, dict[str, dict[str, float | None]
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """Markdown: the mean of fine-tuning, and every other arm less it, with its interval."""
+    """Markdown: the mean of fine-tuning, and every other arm less it, with its interval.
+
+    A row for each metric; of many arms, a row for each arm.
+    """
     metrics: Metrics = result["metrics"]
     arms = list(next(iter(metrics.values())))
     others = [arm for arm in arms if arm != CONTROL]
@@ -105,7 +109,14 @@ def table(result: Mapping[str, Any]) -> list[str]:
         mean = _number(interval(_known(values[CONTROL]))["mean"], "")
         cells = [_cell(difference(values, arm, CONTROL)) for arm in others]
         lines.append(f"| {metric} | {mean} | " + " | ".join(cells) + " |")
-    return lines
+    return _turned(lines) if len(arms) > MANY else lines
+
+
+def _turned(lines: Sequence[str]) -> list[str]:
+    """A Markdown table with its rows as columns."""
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    turned = ["| " + " | ".join(cells) + " |" for cells in zip(head, *rows, strict=True)]
+    return [turned[0], "|---|" + "---:|" * len(rows), *turned[1:]]
 
 
 def _fewer(result: Mapping[str, Any], arm: str) -> str:
@@ -372,13 +383,21 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file to write: all of them as one result")
     parser.add_argument("--figure", type=Path, help="picture to write")
+    parser.add_argument("--metrics", nargs="+", help="show only these")
     options = parser.parse_args()
     result = pool([json.loads(file.read_text(encoding="utf-8")) for file in options.results])
+    whole = result
+    if options.metrics:
+        if missing := set(options.metrics) - set(result["metrics"]):
+            raise UserError(
+                f"--metrics {min(missing)}: not measured; there are {', '.join(result['metrics'])}"
+            )
+        result = {**result, "metrics": {name: result["metrics"][name] for name in options.metrics}}
     print(show(result))
     if len(code := result["machine"].get("code", [])) > 1:
         print(f"Arms of different code: {'; '.join(code)}.")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     if options.figure:
         draw(result, options.figure)
 

@@ -382,6 +382,23 @@ def test_the_table_has_a_row_for_each_metric(scripts):
     assert alone[0] == "| %, seed 4 | base |" and alone[2] == "| ood | 61.0 |"
 
 
+def test_the_table_of_many_arms_has_a_row_for_each_arm(scripts, monkeypatch, tmp_path, capsys):
+    arms = {"sft": [50.0, 50.0], **{f"arm_{n}": [50.0 + n, 51.0 + n] for n in range(12)}}
+    wide = {**kept([10, 11], **arms), "machine": {}}
+    wide["metrics"]["id"] = wide["metrics"]["ood"]
+    lines = scripts.evidence_report.table(wide)
+    assert lines[0] == "| %, 2 seeds | ood | id |" and len(lines) == 2 + 13
+    assert lines[2] == "| sft | 50.0 | 50.0 |" and lines[4].startswith("| arm_1 - sft | +1.5 [")
+    file = tmp_path / "wide.json"
+    file.write_text(json.dumps(wide))
+    monkeypatch.setattr("sys.argv", ["evidence_report.py", str(file), "--metrics", "id"])
+    scripts.evidence_report.main()
+    assert capsys.readouterr().out.splitlines()[0] == "| %, 2 seeds | id |"
+    monkeypatch.setattr("sys.argv", ["evidence_report.py", str(file), "--metrics", "oood"])
+    with pytest.raises(UserError, match="oood.*ood, id"):
+        scripts.evidence_report.main()
+
+
 # ---- how it went ---------------------------------------------------------------------------------
 def test_dynamics_are_means_over_seeds(scripts, tmp_path):
     def keep(seed, arm, *log):
