@@ -137,7 +137,7 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
     arms: Mapping[str, Any] = found["arms"]
     names = [text.partition(" ")[0] for text in found["styles"]]
     # An arm of one style draws plainly: there is nothing to choose.
-    has_styles = any("style_1_used" in arm["curves"] for arm in arms.values())
+    has_styles = bool(names) and any("style_1_used" in arm["curves"] for arm in arms.values())
     rows = 3 if has_styles else 2
     most = sorted(range(len(names)), key=lambda number: -_most_used(arms, number))[:2]
     shown = dict(zip(most, (style.HARD, style.DRAWN), strict=False))

@@ -207,6 +207,8 @@ def _arm(name: str, arm: dict[str, Any], game: dict[str, Any]) -> Arm:
     methods = arm.get("methods") or {"sft": {}}
     if "game" in arm:  # after the others, whose drawings it may take
         beside = arm.get("methods") or {}
+        if "selfplay" in beside:
+            raise UserError(f"arm {name!r} has selfplay in methods and a game; name it once")
         methods = {**beside, "selfplay": {**game, **(arm["game"] or {})}}
     extra = arm.get("extra")
     reject_unknown(extra or {}, EXTRA, f"setting of arm {name!r}: extra")

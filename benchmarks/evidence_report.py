@@ -369,10 +369,23 @@ def split_of(result: Mapping[str, Any]) -> str:
     return words[words.index("--split") + 1] if "--split" in words else "unsaid"
 
 
-def show(result: Mapping[str, Any]) -> str:
-    """The table and the verdict, as Markdown."""
-    metrics: Metrics = result["metrics"]
-    return "\n".join([*table(result), "", *verdict(metrics), *goals(metrics)])
+def show(result: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
+    """The table, of these metrics or all, and the verdict on all of them, as Markdown."""
+    whole: Metrics = result["metrics"]
+    lines = table(only(result, metrics) if metrics else result)
+    return "\n".join([*lines, "", *verdict(whole), *goals(whole)])
+
+
+def only(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A result with these metrics.
+
+    Raises:
+        UserError: one was not measured.
+    """
+    if missing := set(names) - set(result["metrics"]):
+        known = ", ".join(result["metrics"])
+        raise UserError(f"--metrics {min(missing)}: not measured; there are {known}")
+    return {**result, "metrics": {name: result["metrics"][name] for name in names}}
 
 
 def main() -> None:
@@ -383,23 +396,16 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file to write: all of them as one result")
     parser.add_argument("--figure", type=Path, help="picture to write")
-    parser.add_argument("--metrics", nargs="+", help="show only these")
+    parser.add_argument("--metrics", nargs="+", help="only these in table and figure")
     options = parser.parse_args()
     result = pool([json.loads(file.read_text(encoding="utf-8")) for file in options.results])
-    whole = result
-    if options.metrics:
-        if missing := set(options.metrics) - set(result["metrics"]):
-            raise UserError(
-                f"--metrics {min(missing)}: not measured; there are {', '.join(result['metrics'])}"
-            )
-        result = {**result, "metrics": {name: result["metrics"][name] for name in options.metrics}}
-    print(show(result))
+    print(show(result, options.metrics or ()))
     if len(code := result["machine"].get("code", [])) > 1:
         print(f"Arms of different code: {'; '.join(code)}.")
     if options.json:
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.figure:
-        draw(result, options.figure)
+        draw(only(result, options.metrics) if options.metrics else result, options.figure)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,23 @@ def test_relative_links_lead_to_files(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def anchors_of(page):
+    """What the headings of a page can be linked by, by GitHub's rule."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.M)
+    bare = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in bare}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_pages_lead_to_headings(page):
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for target, anchor in links:
+        file = page.parent / target if target else page
+        if file.suffix == ".md" and not target.startswith(("http:", "https:")):
+            assert anchor in anchors_of(file), f"{page.name} links to {target}#{anchor}"
+
+
 def test_pages_of_the_sites_navigation_exist():
     nav = re.findall(r"- ([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.M)
     assert len(nav) > 15

@@ -186,7 +186,8 @@ def test_an_adapter_says_what_it_learned_on_and_merges_into_the_whole_base(
         dtype="bfloat16",
         adapter=tmp_path / "adapter",
     )
-    assert torch.equal(again.answer_loss(*asked), before) and not caplog.text
+    assert torch.equal(again.answer_loss(*asked), before)
+    assert all("wrongly on this CPU" in text for text in caplog.messages), "no other base"
     done = merge(tmp_path / "adapter", tmp_path / "out", dtype="float32", device="cpu")
     assert done.loss_gap < 1e-3
     assert f"quantization={kind}" in caplog.text and "quantization=none" in caplog.text
@@ -216,14 +217,19 @@ def test_a_cpu_that_reads_narrow_layers_wrongly_is_said(
 ) -> None:
     from bitsandbytes import functional
 
-    def say_of(width: int) -> list[str]:
+    def say_of(*widths: int) -> list[str]:
         caplog.clear()
-        model = nn.ModuleDict({"language": nn.ModuleDict({"up": nn.Linear(width, 32)})})
+        layers = {f"up_{width}": nn.Linear(width, 32) for width in widths}
+        model = nn.ModuleDict({"language": nn.ModuleDict(layers)})
         pack(model, "language", "nf4", torch.device("cpu"))
         return [text for text in caplog.messages if "wrongly on this CPU" in text]
 
+    def misread_at_96(packed: Tensor, state: Any) -> Tensor:
+        return read(packed, state) * (state.shape[1] != 96)
+
     assert bool(say_of(96)) != reads_narrow_layers()
-    monkeypatch.setattr(functional, "dequantize_4bit", lambda *given, **named: torch.zeros(64, 96))
-    (said,) = say_of(96)
-    assert "96 wide" in said and "language.up" in said and "error 1.00" in said
-    assert not say_of(128), "wide enough"
+    read = functional.dequantize_4bit
+    monkeypatch.setattr(functional, "dequantize_4bit", misread_at_96)
+    (said,) = say_of(200, 96)
+    assert "1 4-bit layers" in said and "language.up_96, 96 wide" in said and "error 1.00" in said
+    assert not say_of(200, 128)

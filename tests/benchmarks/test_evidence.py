@@ -384,16 +384,19 @@ def test_the_table_has_a_row_for_each_metric(scripts):
 
 def test_the_table_of_many_arms_has_a_row_for_each_arm(scripts, monkeypatch, tmp_path, capsys):
     arms = {"sft": [50.0, 50.0], **{f"arm_{n}": [50.0 + n, 51.0 + n] for n in range(12)}}
+    arms |= {"selfplay": [52.0, 52.5], "augmented": [54.0, 54.5]}
     wide = {**kept([10, 11], **arms), "machine": {}}
     wide["metrics"]["id"] = wide["metrics"]["ood"]
     lines = scripts.evidence_report.table(wide)
-    assert lines[0] == "| %, 2 seeds | ood | id |" and len(lines) == 2 + 13
+    assert lines[0] == "| %, 2 seeds | ood | id |" and len(lines) == 2 + 15
     assert lines[2] == "| sft | 50.0 | 50.0 |" and lines[4].startswith("| arm_1 - sft | +1.5 [")
     file = tmp_path / "wide.json"
     file.write_text(json.dumps(wide))
     monkeypatch.setattr("sys.argv", ["evidence_report.py", str(file), "--metrics", "id"])
     scripts.evidence_report.main()
-    assert capsys.readouterr().out.splitlines()[0] == "| %, 2 seeds | id |"
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == "| %, 2 seeds | id |" and "| ood" not in said
+    assert "OOD, selfplay - sft: +2.2" in said, "the verdict is of all that was measured"
     monkeypatch.setattr("sys.argv", ["evidence_report.py", str(file), "--metrics", "oood"])
     with pytest.raises(UserError, match="oood.*ood, id"):
         scripts.evidence_report.main()

@@ -18,6 +18,7 @@ from tools.common import reader
 from tools.common import vision as eyes
 from tools.common.gates import CHANCE, Lora
 from tools.common.pictures import TOKENS, broad_scenes, pictures
+from tools.common.progress import Log
 from tools.common.reading import questions
 from unigame import bundled
 from unigame.backbones import load_backbone
@@ -216,7 +217,10 @@ def test_what_is_said_about_going_on() -> None:
     answers = {"mean": 0.8, **dict.fromkeys(CHANCE, 0.7)}
     assert decisions.of_answers(answers) == "go on"
     assert "mean=0.600" in decisions.of_answers({**answers, "mean": 0.6})
-    assert "comparison near chance" in decisions.of_answers({**answers, "comparison": 0.52})
+    both = decisions.of_answers({**answers, "mean": 0.7, "comparison": 0.52})
+    assert "comparison near chance; mean=0.700" in both and "give the stage more" in both
+    above = decisions.of_answers({**answers, "mean": 0.93})
+    assert "above 0.88" in above and "more (" not in above
     assert decisions.of_drawing(500, {"drawn": 0.0}) == {}
     assert decisions.of_drawing(1000, {"drawn": 0.3}) == {"decision": "go on"}
     assert decisions.of_drawing(3000, {"drawn": 0.3})["decision"].startswith("STOP")
@@ -237,15 +241,18 @@ def test_a_renamed_weight_of_the_stage_before_is_no_silence(
 
 def test_drawing_of_another_language_model_is_set_aside(tmp_path: Path) -> None:
     language_file, progress = tmp_path / "language.safetensors", tmp_path / "drawing.progress"
+    log = Log(tmp_path, "drawing")
     language_file.write_bytes(b"one")
-    language._forget_other_drawing(tmp_path)
+    language._forget_other_drawing(tmp_path, log)
     progress.write_bytes(b"of one")
-    language._forget_other_drawing(tmp_path)
-    assert progress.exists()
+    (tmp_path / "bagel_nano").mkdir()
+    language._forget_other_drawing(tmp_path, log)
+    assert progress.exists() and not log.path.exists()
     language_file.write_bytes(b"two")
-    language._forget_other_drawing(tmp_path)
-    assert not progress.exists()
-    assert (tmp_path / "drawing.of_another_language").read_bytes() == b"of one"
+    language._forget_other_drawing(tmp_path, log)
+    assert not progress.exists() and not (tmp_path / "bagel_nano").exists()
+    assert (tmp_path / "drawing.progress.of_another_language").read_bytes() == b"of one"
+    assert log.path.read_text().count("set_aside") == 2
 
 
 def test_latents_start_at_the_scale_that_noise_has() -> None:

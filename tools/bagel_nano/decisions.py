@@ -51,14 +51,21 @@ def at_chance(found: Mapping[str, float]) -> list[str]:
 
 def of_answers(found: Mapping[str, float]) -> str:
     """At the end of stage together: answers stay as they are from here on."""
-    otherwise = (
-        "gate understanding will miss; delete together.progress and give the stage more "
-        "(--minutes together=60)"
-    )
-    said = _judged(found, {"mean": BANDS["understanding"]}, otherwise)
-    if kinds := at_chance(found):
-        said = f"STOP: {', '.join(kinds)} near chance: {otherwise}"
-    return said
+    low, high = BANDS["understanding"]
+    missed = [f"{', '.join(kinds)} near chance"] if (kinds := at_chance(found)) else []
+    if found["mean"] < low:
+        missed.append(f"mean={found['mean']:.3f} is below {low:g}")
+    if missed:
+        return (
+            f"STOP: {'; '.join(missed)}: delete together.progress and give the stage more "
+            "(--minutes together=60)"
+        )
+    if found["mean"] > high:
+        return (
+            f"STOP: mean={found['mean']:.3f} is above {high:g}, which leaves little to learn: "
+            "lower AIM in language.py, delete together.progress, and train it again"
+        )
+    return "go on"
 
 
 def of_drawing(step: int, figures: Mapping[str, float]) -> dict[str, str]:

@@ -17,6 +17,7 @@ levels are drawn near pure noise: the first steps of free drawing decide what is
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -276,7 +277,7 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
     total = portion(steps, scale)
     optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
     rate = lambda step: RATE * warm_cosine(step, total, 100)  # noqa: E731
-    _forget_other_drawing(folder)
+    _forget_other_drawing(folder, log)
     loop = Loop(folder, "drawing", nn.ParameterList(weights), optimizer, rate, log)
     for step in loop.steps(total):
         rng, generator = chance(seed + 31, step)
@@ -291,12 +292,17 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
     nano.save(folder / "bagel_nano")
 
 
-def _forget_other_drawing(folder: Path) -> None:
-    """Set progress of stage drawing aside that was made on another language model."""
+def _forget_other_drawing(folder: Path, log: Log) -> None:
+    """Set aside what stage drawing made on another language model: its progress, and its model."""
     of = hashlib.sha256((folder / "language.safetensors").read_bytes()).hexdigest()
-    file, progress = folder / "drawing.of", folder / "drawing.progress"
-    if progress.exists() and not (file.exists() and file.read_text() == of):
-        progress.replace(folder / "drawing.of_another_language")
+    file = folder / "drawing.of"
+    if not (file.exists() and file.read_text() == of):
+        for name in ("drawing.progress", "bagel_nano"):
+            if (folder / name).exists():
+                aside = folder / f"{name}.of_another_language"
+                shutil.rmtree(aside, ignore_errors=True)
+                (folder / name).replace(aside)
+                log(set_aside=str(aside))
     file.write_text(of)
 
 

@@ -119,8 +119,9 @@ def evaluate(model: str | None, adapter: str | None, output: Path | None, **chos
 
     A run that was stopped goes on where it was.
     """
+    ranks, started = processes.ranks_of(chosen["processes"])  # before torch is imported
     model = models.chosen(model, adapter)
-    args = SimpleNamespace(model=model, adapter=adapter, **chosen)
+    args = SimpleNamespace(model=model, adapter=adapter, **{**chosen, "processes": started})
     if output is None:  # named after the model and its adapter
         parts = [Path(path).name for path in (model, adapter) if path]
         output = Path("runs") / "evaluate" / "+".join(parts)
@@ -129,7 +130,6 @@ def evaluate(model: str | None, adapter: str | None, output: Path | None, **chos
         args.data_root = SYNTHETIC
     args.synthetic = args.data_root == SYNTHETIC
     with kept(lambda: _kept(output)):
-        ranks, args.processes = processes.ranks_of(args.processes)
         if not ranks.first:
             return _ask_share(args, output, ranks)
         _evaluate(args, output, ranks)

@@ -55,10 +55,10 @@ def generate(
     processes: int | None,
 ) -> None:
     """Draw pictures from a text prompt."""
-    model = models.chosen(model, adapter)
     require_writable(output.parent, "--output")
     paths = picture_paths(output, num_images)
-    ranks, to_start = launching.ranks_of(processes)
+    ranks, to_start = launching.ranks_of(processes)  # before torch is imported
+    model = models.chosen(model, adapter)
     count = min(ranks.count, num_images)
     if ranks.rank >= count:
         return  # more processes than pictures

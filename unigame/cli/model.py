@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unigame.cli import options
@@ -53,7 +54,11 @@ def load(
 
 
 def chosen(model: str | None, adapter: str | None) -> str:
-    """The model that is meant: the one named, else the adapter's own base, else the bundled one."""
+    """The model that is meant: the one named, else the adapter's own base, else the bundled one.
+
+    Raises:
+        UserError: the adapter names no base, or a folder that is no longer there.
+    """
     if model is not None:
         return model
     if adapter is None:
@@ -63,9 +68,17 @@ def chosen(model: str | None, adapter: str | None) -> str:
     from unigame.backbones.common.adapter_files import read_base
 
     try:
-        return read_base(adapter).name or options.BUNDLED
-    except (OSError, ValueError, SafetensorError):  # loading it says what is wrong with it
-        return options.BUNDLED
+        name = read_base(adapter).name
+    except (OSError, ValueError, AttributeError, SafetensorError):
+        return options.BUNDLED  # loading it says what is wrong with it
+    if not name:
+        raise UserError(f"the adapter in {adapter!r} names no base model; give it by --model")
+    if Path(name).is_absolute() and not Path(name).exists():
+        raise UserError(
+            f"the adapter in {adapter!r} was made for the model in {name!r}, which is not there; "
+            "give its folder by --model"
+        )
+    return name
 
 
 def _warn_of_unknown_words(model: str, text: str) -> None:

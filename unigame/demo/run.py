@@ -325,9 +325,9 @@ def _gallery_rows(backbone: Backbone, game: SelfPlay, count: int = 8) -> list[Ga
         for row, i in zip(found, order, strict=False):
             row["styled"], row["said_styled"] = pictures[3][i], said[3][i]
             row["style"] = styles[i].replace(CAPTION, "").strip(" :,")
-    keys = ("clean", "drawn", "adversarial", "styled")[: len(pictures)]
+    # Not of free drawings: of hard styles the exact reader is no judge, true pictures included.
+    redrawn = {"drawn": pictures[1], "adversarial": pictures[2]}
     for row, i in zip(found, order, strict=False):
         scene = data.scenes[data[i]["scene"]]
-        own = zip(keys, pictures, strict=True)
-        row["changed"] = frozenset(key for key, of in own if not shows(of[i], scene))
+        row["changed"] = frozenset(key for key, of in redrawn.items() if not shows(of[i], scene))
     return found

@@ -5,7 +5,7 @@ perturbation (eps = 0), the adversarial redrawing, and the model's answer to eac
 is the true one. The middle picture matters: an answer that already flips there was broken by
 redrawing, not by the attack. Where C also has styles, a fourth picture is a free drawing of the
 caption, in a style that C chose: another picture of the same content. A heading with ≠ says that
-the picture shows something else, so that the "true" answer may be wrong of it.
+a reader does not find the clean picture's objects there, so the "true" answer may be wrong of it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GalleryRow(TypedDict):
     style: NotRequired[str]
     """What the styled picture's heading says of it."""
     changed: NotRequired[frozenset[str]]
-    """Keys of the pictures that show something else than the clean one, where that is known."""
+    """Keys of the pictures in which a reader does not find what the clean one shows."""
 
 
 _PANELS = (

@@ -109,6 +109,7 @@ def test_each_threshold(figures: dict[str, float], symptom: str | None) -> None:
 def test_an_anchor_holds_the_picture_at_any_size() -> None:
     assert found({"delta_relative": 1.3}, anchor=0) == ["C too strong"]
     assert found({"delta_relative": 1.3}, anchor=8.0) == []
+    assert found({"delta_relative": 1.3}, anchor=8.0, perturb_space="tokens") == ["C too strong"]
     assert found({"delta_relative": 1.3, "below_floor": 0.8}, anchor=8.0) == ["content drifts"]
 
 

@@ -13,7 +13,7 @@ The model is loaded into CPU memory first and packed layer by layer on its way t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,32 +48,38 @@ def pack(model: Any, prefix: str, kind: str, device: torch.device) -> None:
             f"quantization={kind!r}: the language model has no plain linear layer to pack; "
             "load it with quantization=none"
         )
-    narrow = [name for name in names if model.get_submodule(name).in_features % BLOCK]
-    if kind == "nf4" and device.type == "cpu" and narrow:
-        _tell_if_misread(narrow, model.get_submodule(narrow[0]).in_features)
+    if kind == "nf4" and device.type == "cpu":
+        _tell_of_misread({name: model.get_submodule(name).in_features for name in names})
     for name in names:
         model.set_submodule(name, _packed(model.get_submodule(name), kind, device))
     # PEFT asks the model, not its layers, before it puts LoRA beside packed weights.
     setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
 
 
-def _tell_if_misread(narrow: list[str], width: int) -> None:
+def _tell_of_misread(widths: Mapping[str, int]) -> None:
     """Warn where bitsandbytes does not read back what it wrote.
 
     Version 0.50.2 does so on CPUs with AVX-512: where a row is no multiple of a block it may take
     the scale of another one.
     """
+    errors = {width: _misread(width) for width in set(widths.values()) if width % BLOCK}
+    wrong = [name for name, width in widths.items() if errors.get(width, 0.0) > MISREAD]
+    if wrong:
+        width = widths[wrong[0]]
+        warn(
+            f"quantization=nf4: bitsandbytes reads {len(wrong)} 4-bit layers wrongly on this CPU, "
+            f"such as {wrong[0]}, {width} wide (relative error {errors[width]:.2f}), so this model "
+            "is not what it was; take int8, a GPU, or no quantization"
+        )
+
+
+def _misread(width: int) -> float:
+    """Relative error of normal weights of this width, packed and read back."""
     from bitsandbytes import functional
 
     plain = torch.randn(BLOCK, width, generator=torch.Generator().manual_seed(0))
     read = functional.dequantize_4bit(*functional.quantize_4bit(plain, quant_type="nf4"))
-    error = ((read - plain).norm() / plain.norm()).item()
-    if error > MISREAD:
-        warn(
-            f"quantization=nf4: bitsandbytes reads 4-bit layers {width} wide wrongly on this CPU "
-            f"(relative error {error:.2f}; {len(narrow)} layers such as {narrow[0]}), so this "
-            "model is not what it was; take int8, a GPU, or no quantization"
-        )
+    return float((read - plain).norm() / plain.norm())
 
 
 def language_linears(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Linear]]:

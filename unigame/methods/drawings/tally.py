@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unigame.methods.drawings.readers import Honesty, Judged
-from unigame.methods.drawings.settings import BY_SIMILARITY, DrawingSettings
+from unigame.methods.drawings.settings import BY_QUESTIONS, BY_SIMILARITY, DrawingSettings
 from unigame.methods.findings import Finding
 
 FEW = 0.02  # share of drawings confirmed, below which a method has next to nothing to give
@@ -92,11 +92,14 @@ class Tally:
         if drift is None:
             return []
         early, late = drift
+        by = "U" if self.settings.verifier in BY_QUESTIONS else f"verifier={self.settings.verifier}"
         says = (
-            f"of the drawings that the reader ({self.settings.reader}) finds wrong U confirms "
+            f"of the drawings that the reader ({self.settings.reader}) finds wrong {by} confirms "
             f"{late:.0%}, at first {early:.0%}"
         )
         knob = "set verifier=base, or lower learning_rate"
+        if self.settings.verifier == BY_SIMILARITY:  # it does not learn: drawings have changed
+            knob = "raise clip_floor, or set verifier=base"
         return [Finding("verifier drifts", says, knob, {f"{self.name}_false_confirmed": late})]
 
     def state_dict(self) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Verdicts:
     """What became of D drawings.
 
     Attributes:
-        confirmed: of each, whether it is taken for right; without a question it never is.
+        confirmed: of each, whether it is taken for right; without a question U never confirms.
         right: of each, what the independent reader says; None where it cannot tell, or there is
             none.
         asked: questions that were asked.

@@ -92,7 +92,8 @@ def _perturber(settings: SelfPlaySettings, log: Log) -> list[Finding]:
 def _too_strong(settings: SelfPlaySettings, log: Log) -> list[Finding]:
     size = log.late("delta_relative")
     knob = "lower eps_max, or raise lambda_norm"
-    if size is not None and size >= TOO_LARGE and not settings.anchor:
+    anchored = settings.draws and settings.anchor > 0  # tokens are not drawn
+    if size is not None and size >= TOO_LARGE and not anchored:
         says = f"the perturbation is {size:.1f} times as long as the states (delta_relative)"
         return [Finding("C too strong", says, knob, {"delta_relative": size})]
     lost, alone = log.late("attack_success_rate"), log.late("redrawn_success_rate")
