@@ -237,6 +237,7 @@ def _share_won(metrics: Metrics, player: str) -> str:
 
 
 TITLES = {"ood": "out of distribution", "id": "in distribution"}
+LABELS = {"selfplay": "the game (selfplay)"}
 OWN_SCALE = 2.0  # times the usual reach of the panels that share a scale
 
 
@@ -286,9 +287,6 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)
         pyplot.close(figure)
-
-
-LABELS = {"selfplay": "the game (selfplay)"}
 
 
 def _dots(values: Mapping[str, Values], arm: str) -> list[float]:

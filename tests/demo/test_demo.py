@@ -27,6 +27,7 @@ from unigame.reports.page.write import write_report
 from unigame.reports.records import read_record
 from unigame.synthetic.knowledge import knowledge_words
 from unigame.synthetic.questions import vocabulary
+from unigame.synthetic.world import Scene, Thing, render
 
 TINY = arms.Sizes(answers=12, drawings=8, ood=12, attack=8, attack_steps=2, captions=6)
 
@@ -305,3 +306,10 @@ def test_the_example_writes_what_imagine_reads(tmp_path: Path) -> None:
     texts = read_texts(tmp_path / "mine.jsonl")
     assert len(texts) == 6 and all(text.questions for text in texts)
     assert "--imagine.texts mine.jsonl" in said
+
+
+def test_redrawings_that_show_something_else_are_known():
+    scene = Scene((Thing(0, "red", "disc"),))
+    other = render(Scene((Thing(0, "green", "disc"),)))
+    row = {"clean": render(scene), "drawn": render(scene), "adversarial": other, "styled": other}
+    assert demo._changed(row, scene) == {"adversarial"}

@@ -49,6 +49,7 @@ from unigame.reports.tables import print_comparison, write_comparison
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.synthetic.reader import shows
+from unigame.synthetic.world import Scene
 from unigame.system.console import make_console
 from unigame.system.progress import progress_on
 from unigame.system.workers import Tell, cores, run_all
@@ -325,9 +326,15 @@ def _gallery_rows(backbone: Backbone, game: SelfPlay, count: int = 8) -> list[Ga
         for row, i in zip(found, order, strict=False):
             row["styled"], row["said_styled"] = pictures[3][i], said[3][i]
             row["style"] = styles[i].replace(CAPTION, "").strip(" :,")
-    # Not of free drawings: of hard styles the exact reader is no judge, true pictures included.
-    redrawn = {"drawn": pictures[1], "adversarial": pictures[2]}
     for row, i in zip(found, order, strict=False):
-        scene = data.scenes[data[i]["scene"]]
-        row["changed"] = frozenset(key for key, of in redrawn.items() if not shows(of[i], scene))
+        row["changed"] = _changed(row, data.scenes[data[i]["scene"]])
     return found
+
+
+def _changed(row: GalleryRow, scene: Scene) -> frozenset[str]:
+    """Redrawings in which the exact reader does not find the scene.
+
+    Free drawings are left out: of hard styles it is no judge, true pictures included.
+    """
+    redrawn = {"drawn": row["drawn"], "adversarial": row["adversarial"]}
+    return frozenset(key for key, picture in redrawn.items() if not shows(picture, scene))
