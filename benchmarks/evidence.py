@@ -31,8 +31,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import evidence_arms
 import evidence_measure
+import evidence_picture
 import evidence_presets
 import evidence_report
+import evidence_statistics
 import record
 from evidence_arms import Job
 from evidence_measure import SPLITS_OF
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             style="bold",
         )
     arms = choose_arms(options.arms, settings)
-    if options.figure and evidence_report.CONTROL not in arms:
+    if options.figure and evidence_statistics.CONTROL not in arms:
         raise UserError("--figure shows differences to arm sft; add it to --arms")
     output = options.output or Path("runs/evidence") / f"{options.preset}-{sha256[:8]}"
     begin(output, settings)
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "preset": options.preset,
         "seeds": options.seeds,
         "metrics": (metrics := collect(jobs)),
-        "differences": evidence_report.differences(metrics),
+        "differences": evidence_statistics.differences(metrics),
         "settings_sha256": sha256,
         "command": command(options, split),
         "machine": {**record.machine()["machine"], "code": code_of(jobs, console)},
@@ -231,7 +233,7 @@ def write(
         beside = options.json.with_name(f"{options.json.stem}-settings.json")
         shutil.copyfile(output / "settings.json", beside)
     if options.figure:
-        evidence_report.draw(result, options.figure)
+        evidence_picture.draw(result, options.figure)
 
 
 def run(jobs: list[Job], in_all: int, workers: int, console: Console) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import statistics
 import sys
@@ -22,24 +21,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import evidence_picture
+from evidence_statistics import (
+    CONTROL,
+    Metrics,
+    difference,
+    differences,
+    fewer,
+    interval,
+    known,
+)
+
 from unigame.errors import UserError
 
-Values = Sequence[float | None]
-Metrics = Mapping[str, Mapping[str, Values]]
-CONTROL = "sft"
 SEEDS, POINTS = 8, 2.0
 """What the claim "the game wins" asks for: so many seeds, so many points over each control."""
 IN_SPAN = tuple(f"ood/{name}" for name in ("texture", "noise", "contrast", "occlusion", "blur"))
 OUT_OF_SPAN = ("ood/combos",)
 """Conditions that a style of the bundled recipes names, and those that none names."""
 MANY = 12  # arms, above which the table has a row for each
-# Student's t, 97.5 %, by degrees of freedom; beyond the last one it is a little too wide.
-T975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
 GOALS = (
     *(("t2i_exact", "verify", "sft", 10.0), ("t2i_exact", "verify", "real_pairs", 0.0)),
     *(("t2i_exact", "verify", "unverified", 0.0), ("t2i_exact", "verify", "oracle", -2.0)),
@@ -55,36 +55,6 @@ OF_REAL_SCENES = 90.0
 """Percent of what real scenes of the new task give that imagined ones are to give."""
 
 
-def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % interval; one value has no interval, and none has no mean."""
-    if not values:
-        return {"mean": None, "low": None, "high": None}
-    mean = statistics.mean(values)
-    if len(values) == 1:
-        return {"mean": round(mean, 4), "low": None, "high": None}
-    t = T975[min(len(values) - 1, len(T975)) - 1]
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
-
-
-def difference(arms: Mapping[str, Values], arm: str, control: str) -> dict[str, float | None]:
-    """``arm`` less ``control``, seed by seed; a seed that lacks one of them is left out."""
-    pairs = zip(arms[arm], arms[control], strict=True)
-    return interval([a - b for a, b in pairs if a is not None and b is not None])
-
-
-def differences(metrics: Metrics) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Of every arm to fine-tuning, by metric; empty where fine-tuning was not run."""
-    return {
-        metric: {
-            f"{arm}-{CONTROL}": difference(arms, arm, CONTROL)
-            for arm in arms
-            if arm != CONTROL and CONTROL in arms
-        }
-        for metric, arms in metrics.items()
-    }
-
-
 def table(result: Mapping[str, Any]) -> list[str]:
     """Markdown: the mean of fine-tuning, and every other arm less it, with its interval.
 
@@ -98,15 +68,15 @@ def table(result: Mapping[str, Any]) -> list[str]:
     if CONTROL not in arms:
         lines = [f"| %, {named} | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
         for metric, values in metrics.items():
-            means = [_number(interval(_known(values[arm]))["mean"], "") for arm in arms]
+            means = [_number(interval(known(values[arm]))["mean"], "") for arm in arms]
             lines.append(f"| {metric} | " + " | ".join(means) + " |")
         return lines
     # Results that were pooled may lack arms of some seeds.
-    titles = [f"{arm} - {CONTROL}{_fewer(result, arm)}" for arm in others]
+    titles = [f"{arm} - {CONTROL}{fewer(result, arm)}" for arm in others]
     lines = [f"| %, {named} | {CONTROL} | " + " | ".join(titles) + " |"]
     lines.append("|---|" + "---:|" * (len(titles) + 1))
     for metric, values in metrics.items():
-        mean = _number(interval(_known(values[CONTROL]))["mean"], "")
+        mean = _number(interval(known(values[CONTROL]))["mean"], "")
         cells = [_cell(difference(values, arm, CONTROL)) for arm in others]
         lines.append(f"| {metric} | {mean} | " + " | ".join(cells) + " |")
     return _turned(lines) if len(arms) > MANY else lines
@@ -117,17 +87,6 @@ def _turned(lines: Sequence[str]) -> list[str]:
     head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     turned = ["| " + " | ".join(cells) + " |" for cells in zip(head, *rows, strict=True)]
     return [turned[0], "|---|" + "---:|" * len(rows), *turned[1:]]
-
-
-def _fewer(result: Mapping[str, Any], arm: str) -> str:
-    """How many seeds have an arm, where it is not all of them."""
-    metrics: Metrics = result["metrics"]
-    found = max(len(_known(arms[arm])) for arms in metrics.values())
-    return "" if found == len(result["seeds"]) else f", {found} seeds"
-
-
-def _known(values: Values) -> list[float]:
-    return [value for value in values if value is not None]
 
 
 def _number(value: float | None, sign: str = "+") -> str:
@@ -143,11 +102,11 @@ def verdict(metrics: Metrics, player: str = "selfplay") -> list[str]:
     """In sentences: does the game beat its controls, does it harm anything, what share is won?"""
     if player not in metrics.get("ood", {}):
         return []
-    seeds = len(_known(metrics["ood"][player]))
+    seeds = len(known(metrics["ood"][player]))
     lines = []
     for control in (CONTROL, "sft_equal", "round_trip", "random", "uniform"):
         if control in metrics["ood"]:
-            own = len(_known(metrics["ood"][control]))
+            own = len(known(metrics["ood"][control]))
             told = _against(difference(metrics["ood"], player, control), player, control)
             lines.append(told if own >= seeds else f"{told[:-1]} ({own} seeds).")
     if seeds < SEEDS:
@@ -215,7 +174,7 @@ def _joined(metrics: Metrics, names: Sequence[str]) -> dict[str, list[float | No
     for arm in metrics[names[0]]:
         of_seeds = zip(*(metrics[name][arm] for name in names), strict=True)
         joined[arm] = [
-            None if None in values else statistics.mean(_known(values)) for values in of_seeds
+            None if None in values else statistics.mean(known(values)) for values in of_seeds
         ]
     return joined
 
@@ -234,89 +193,6 @@ def _share_won(metrics: Metrics, player: str) -> str:
         "Conditions with half of what real augmentation gains, both above 0: "
         f"{', '.join(won) or 'none'}."
     )
-
-
-TITLES = {"ood": "out of distribution", "id": "in distribution"}
-LABELS = {"selfplay": "the game (selfplay)"}
-OWN_SCALE = 2.0  # times the usual reach of the panels that share a scale
-
-
-def draw(result: Mapping[str, Any], file: Path) -> None:
-    """A picture: for each metric every arm less fine-tuning, seeds as dots, intervals as bars.
-
-    Exact answers (``id``, ``ood`` and its conditions) come first and share one scale, so that a
-    point is as long in each; one that reaches much farther has its own, and says so.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    from unigame.reports.style import MUTED, RC
-
-    metrics: Metrics = result["metrics"]
-    arms = [arm for arm in next(iter(metrics.values())) if arm != CONTROL]
-    answers = [name for name in metrics if name in TITLES or name.startswith("ood/")]
-    answers.sort(key=lambda name: ([*TITLES, name].index(name), name))
-    panels = answers + [name for name in metrics if name not in answers]
-    reach = {name: _reach(metrics[name], arms) for name in answers}
-    usual = OWN_SCALE * sorted(reach.values())[len(reach) // 2] if reach else 0.0
-    alike = [name for name in answers if reach[name] <= usual]
-    limit = 1.05 * max((reach[name] for name in alike), default=1.0) or 1.0
-    columns = 4
-    rows = math.ceil(len(panels) / columns)
-    with pyplot.rc_context(RC):
-        size = (3.1 * columns, 0.7 + rows * (0.6 + 0.24 * len(arms)))
-        figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
-        for axis in axes.flat[len(panels) :]:
-            axis.axis("off")
-        for axis, name in zip(axes.flat, panels, strict=False):
-            own = " (its own scale)" if name in answers and name not in alike else ""
-            axis.set_title(TITLES.get(name, name.removeprefix("ood/")) + own, fontsize=10)
-            axis.axvline(0, color=MUTED, linewidth=0.8)
-            for place, arm in enumerate(arms):
-                _draw_arm(axis, place, arm, metrics[name])
-            if name in alike:
-                axis.set_xlim(-limit, limit)
-            labels = [LABELS.get(arm, arm) + _fewer(result, arm) for arm in arms]
-            axis.set_yticks(range(len(arms)), labels)
-            axis.set_ylim(len(arms) - 0.5, -0.5)
-        seeds = f"{len(result['seeds'])} seeds, where no other number stands"
-        figure.supxlabel(f"points above {CONTROL}; dots: seeds; bars: 95 % over {seeds}")
-        figure.tight_layout()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=150)
-        pyplot.close(figure)
-
-
-def _dots(values: Mapping[str, Values], arm: str) -> list[float]:
-    """An arm less fine-tuning, a number for each seed that has both."""
-    pairs = zip(values[arm], values[CONTROL], strict=True)
-    return [a - b for a, b in pairs if a is not None and b is not None]
-
-
-def _reach(values: Mapping[str, Values], arms: Sequence[str]) -> float:
-    """How far from 0 dots and bars go."""
-    ends = [0.0]
-    for arm in arms:
-        dots = _dots(values, arm)
-        found = interval(dots)
-        ends += dots + [end for end in (found["low"], found["high"]) if end is not None]
-    return max(map(abs, ends))
-
-
-def _draw_arm(axis: Any, place: int, arm: str, values: Mapping[str, Values]) -> None:
-    from unigame.reports.style import ADVERSARIAL, CLEAN, DRAWN, MUTED, RIGHT
-
-    colours = {"selfplay": ADVERSARIAL, "augmented": RIGHT, "paper": DRAWN, "base": MUTED}
-    colour = colours.get(arm, CLEAN)
-    dots = _dots(values, arm)
-    axis.scatter(dots, [place] * len(dots), s=9, color=colour, alpha=0.5, linewidth=0)
-    found = interval(dots)
-    if found["mean"] is not None:
-        axis.plot(found["mean"], place, "|", color=colour, markersize=9)
-    if found["low"] is not None:
-        axis.plot([found["low"], found["high"]], [place, place], color=colour)
 
 
 def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -403,7 +279,9 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.figure:
-        draw(only(result, options.metrics) if options.metrics else result, options.figure)
+        evidence_picture.draw(
+            only(result, options.metrics) if options.metrics else result, options.figure
+        )
 
 
 if __name__ == "__main__":

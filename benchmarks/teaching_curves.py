@@ -119,8 +119,12 @@ def _points(
     """(number on the axis, preset, what it changes, arms) of a curve."""
     if curve == "rounds":
         every = max(1, options.steps // LOGS)  # a log for each round, and a round for each log
-        own = "arms.verify.methods.verify"  # rounds of one size, or their codes do not compare
-        changes = [f"steps={options.steps}", f"{own}.every={every}", f"{own}.first_captions=null"]
+        own = "arms.verify.methods.verify"
+        changes = [
+            *(f"steps={options.steps}", f"{own}.every={every}"),
+            f"{own}.first_captions=null",  # rounds of one size, or their codes do not compare
+            f"{own}.drawings=2",  # one has nothing to differ from
+        ]
         return [(options.steps, "verify", [*changes, *_UNMEASURED], ("verify",))]
     if curve == "scenes":
         name, numbers, arms = "task_scenes", options.scenes, ("sft", "imagine")

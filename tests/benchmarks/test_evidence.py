@@ -25,7 +25,7 @@ SCRIPTS = Path(unigame.__file__).parents[1] / "benchmarks"
 REQUIRED = ("base", "sft", "sft_equal", "round_trip", "random", "paper", "selfplay", "augmented")
 METRICS = ("ood", "id", "gacc", "attack", "consistency", "t2i")
 METRICS += ("t2i_exact",)
-PARTS = ("arms", "dynamics", "measure", "presets", "report", "rows")
+PARTS = ("arms", "dynamics", "measure", "picture", "presets", "report", "rows", "statistics")
 SMALL = (
     *("training.per_device_train_batch_size=4", "training.learning_rate=0.01", "steps=2"),
     *("game.hard_batch_size=2", "questions=12", "extra=12", "measured.drawings=1"),
@@ -309,7 +309,7 @@ def test_two_processes_give_what_one_gives(scripts, done, model, tmp_path, capsy
 
 # ---- what the seeds say --------------------------------------------------------------------------
 def test_intervals_are_students_over_seeds(scripts):
-    report, values = scripts.evidence_report, [1.0, 2.0, 6.0]
+    report, values = scripts.evidence_statistics, [1.0, 2.0, 6.0]
     half = 4.303 * statistics.stdev(values) / math.sqrt(3)
     found = report.interval(values)
     assert found["mean"] == 3 and found["low"] == pytest.approx(3 - half, abs=1e-4)
@@ -321,9 +321,9 @@ def test_intervals_are_students_over_seeds(scripts):
 
 def test_differences_are_taken_within_seeds(scripts):
     arms = {"sft": [50, 70, None], "selfplay": [52, 73, 90]}
-    found = scripts.evidence_report.differences({"ood": arms})["ood"]
+    found = scripts.evidence_statistics.differences({"ood": arms})["ood"]
     assert set(found) == {"selfplay-sft"} and found["selfplay-sft"]["mean"] == 2.5
-    assert scripts.evidence_report.differences({"ood": {"base": [1.0]}}) == {"ood": {}}
+    assert scripts.evidence_statistics.differences({"ood": {"base": [1.0]}}) == {"ood": {}}
 
 
 def result_of(selfplay, **arms):

@@ -524,8 +524,11 @@ def test_a_verifier_that_begins_to_confirm_what_is_wrong_is_told_in_the_run(
     trainer.train()
     assert sum("verifier drifts" in text for text in caplog.messages) == 1
     (finding,) = [f for f in trainer.health() if f.symptom == "verifier drifts"]
-    assert "100%, at first 0%" in finding.says
+    assert "100%, at first 0%" in finding.says and "verifier=base" in finding.knob
     assert [entry["verify_false_confirmed"] for entry in logs(trainer)] == [0, 0, 1, 1]
+    method.settings.verifier = "base"  # it does not learn, so nobody is sent to it
+    (finding,) = [f for f in trainer.health() if f.symptom == "verifier drifts"]
+    assert "does not learn" in finding.says and "verifier=base" not in finding.knob
 
 
 def test_a_verifier_that_stops_confirming_is_told(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unigame.methods.drawings.readers import Honesty, Judged
+from unigame.methods.drawings.readers import BASE, Honesty, Judged
 from unigame.methods.drawings.settings import BY_QUESTIONS, BY_SIMILARITY, DrawingSettings
 from unigame.methods.findings import Finding
 
@@ -98,7 +98,12 @@ class Tally:
             f"{late:.0%}, at first {early:.0%}"
         )
         knob = "set verifier=base, or lower learning_rate"
-        if self.settings.verifier == BY_SIMILARITY:  # it does not learn: drawings have changed
+        if self.settings.verifier == BASE:  # it does not learn: drawings have changed
+            says += (
+                ", and U as verifier does not learn: what G still draws wrong is what U misreads"
+            )
+            knob = "stop earlier, lower learning_rate, or set verifier=clip"
+        elif self.settings.verifier == BY_SIMILARITY:  # nor does this
             knob = "raise clip_floor, or set verifier=base"
         return [Finding("verifier drifts", says, knob, {f"{self.name}_false_confirmed": late})]
 
