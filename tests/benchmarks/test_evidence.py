@@ -511,7 +511,7 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
     every = settled(scripts, "all").arms
     parts = [every[name].methods for name in ("imagine", "verify", "reca")]
     assert every["all"].methods == {**parts[0], **parts[1], **parts[2]}
-    assert {"no_rehearsal", "unverified", "oracle", "real_scenes", "real_pairs"} < set(every)
+    assert {"no_rehearsal", "unverified", "oracle", "real_scenes"} < set(every)
     joined = settled(scripts, "restyle").arms
     assert list(joined["restyled"].methods) == ["imagine", "selfplay"], "in this order"
     assert joined["restyled"].methods["imagine"] == joined["imagine"].methods["imagine"]
