@@ -38,7 +38,7 @@ class DrawingSettings:
         "File of captions to draw, .txt (one a line), .json or .jsonl ({caption: .., questions: "
         "[{question: .., answer: ..}]}). Default: the captions of the batch.",
     )
-    every: int = setting(25, _COUNT, "A round on every n-th optimizer step, the first included.")
+    every: int = setting(50, _COUNT, "A round on every n-th optimizer step, the first included.")
     captions: int = setting(16, _COUNT, "Captions of a round, on each process.")
     first_captions: int | None = setting(
         None, _COUNT_OR_NONE, "Captions of the first round. Default: as many as of any."
