@@ -355,7 +355,10 @@ def test_the_verdict_says_what_was_shown(scripts):
 def test_the_goals_of_the_methods_are_judged(scripts):
     metrics = {
         "t2i_exact": {"sft": [50, 60], "verify": [61, 71.1], "real_pairs": [62, 73]},
-        "new_task": {"real_scenes": [80, 80], "imagine": [76, 76.8], "sft": [None, None]},
+        "new_task": {
+            **{"base": [0, 0], "real_scenes": [80, 80]},
+            **{"imagine": [76, 76.8], "sft": [None, None]},
+        },
         "old_tasks": {"base": [90, 90], "imagine": [89, 87.5]},
     }
     said = "\n".join(scripts.evidence_report.goals(metrics))
@@ -364,6 +367,18 @@ def test_the_goals_of_the_methods_are_judged(scripts):
     assert "imagine - base: -1.8" in said and "goal of -2 is in the mean reached" in said
     assert "imagine in % of real_scenes: +95.5" in said and "new_task, imagine - sft: ; not" in said
     assert "oracle" not in said
+    assert "below sft" not in said and "imagine, measurably below base: nothing" in said
+    lost = {
+        "id": {"sft": [90, 91, 92], "verify": [88, 89.1, 90]},
+        **{
+            "t2i_exact": {"sft": [50, 60, 55], "verify": [61, 71.1, 66], "unverified": [60, 70, 65]}
+        },
+    }
+    said = "\n".join(scripts.evidence_report.goals(lost))
+    assert "verify, measurably below sft: id (-2.0" in said and "verify - unverified" in said
+    lost["new_task"] = {"imagine": [70, 70, 70]}
+    lost["t2i_exact"]["imagine"] = [60, 60, 60]  # then those controls are of imagine
+    assert "verify - unverified" not in "\n".join(scripts.evidence_report.goals(lost))
 
 
 def test_one_seed_is_no_evidence(scripts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -559,3 +560,74 @@ def test_a_text_that_the_model_cannot_lay_out_is_named(tiny_path: Path, tmp_path
     file.write_text(file.read_text().replace("<image>", mark), encoding="utf-8")
     with pytest.raises(UserError, match="a red circle.*question"):
         Imagine(texts=str(file), **DRAWN).setup(trainer._run())
+
+
+# ---- what cannot be so, or does nothing ----------------------------------------------------------
+def test_questions_that_verify_does_not_use_are_named(
+    tiny_path: Path, tmp_path: Path, texts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for maker, number in (("rules", 1), ("given", 0)):
+        caplog.clear()
+        method = Verify(verifier="none", texts=texts, question_maker=maker, captions=1, **DRAWN)
+        make_trainer(tiny_path, tmp_path / maker, methods=[method], max_steps=1).train()
+        assert sum("beside 4 captions" in text for text in caplog.messages) == number
+
+
+def test_the_base_of_a_run_that_goes_on_with_an_adapter_is_named(
+    tiny_path: Path, tmp_path: Path, texts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def begun(place: str, trained: bool, **more: Any) -> int:
+        caplog.clear()
+        (method,) = build_methods({"imagine": {**listed(texts)["imagine"], **more}})
+        trainer = make_trainer(tiny_path, tmp_path / place, methods=[method], max_steps=1)
+        for name, weight in trainer.backbone.named_parameters():
+            if trained and ".lora_B." in name:
+                torch.nn.init.ones_(weight)
+        method.setup(method.run)
+        method.begin(1)
+        return sum("any adapter" in text for text in caplog.messages)
+
+    assert begun("fresh", trained=False) == 0
+    assert begun("on", trained=True) == 1
+    assert begun("alone", trained=True, rehearsal=0) == 0, "nobody asks the base"
+
+
+def test_a_trained_projector_leaves_no_base_to_ask(texts: str) -> None:
+    args = SimpleNamespace(train_parts=["projector"])
+    with pytest.raises(UserError, match="set verifier=current$"):
+        Verify().check(args)
+    with pytest.raises(UserError, match="rehearsal=0"):
+        Imagine(texts=texts).check(args)
+    Verify(verifier="current").check(args)
+    Verify().check(SimpleNamespace(train_parts=["connector"]))
+
+
+def test_a_run_without_an_old_question_to_rehearse_says_so(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    (method,) = build_methods(
+        {"imagine": {**listed(texts)["imagine"], "question_maker": "given", "describe": False}}
+    )
+    trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
+    trainer.train()
+    assert [f.symptom for f in trainer.health() if "rehearsed" in f.symptom] == [
+        "nothing rehearsed"
+    ]
+
+
+def test_descriptions_that_are_cut_are_told_though_answers_are_not(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    (method,) = build_methods({"imagine": listed(texts)["imagine"]})
+    make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
+    method.counts |= {"replied": 80, "cut": 9, "described": 10, "described_cut": 9}
+    (finding,) = [f for f in method.found() if f.symptom == "rehearsal cut"]
+    assert finding.says.startswith("9 of 10 descriptions")
+    method.counts |= {"described_cut": 5, "cut": 5}
+    assert not [f for f in method.found() if f.symptom == "rehearsal cut"]
+
+
+def test_rehearsal_above_nothing_is_a_row_at_least(texts: str) -> None:
+    settings = Imagine(texts=texts, rehearsal=0.1, rows=1).settings
+    assert settings.rehearsed(1) == 1 and settings.rehearsed(17) == 2
+    assert Imagine(texts=texts, rehearsal=0).settings.rehearsed(16) == 0

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import CAPTION_QUESTION, Backbone
+from unigame.methods.files import append_lines
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +102,8 @@ class MadeCaptions:
         self.unusable += 1
 
     def _append(self, entries: Sequence[dict[str, str]]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a+b") as file:
-            if file.tell() and not _ends_with_newline(self.file):  # a run was killed as it wrote
-                file.write(b"\n")
-            for entry in entries:
-                file.write(json.dumps(entry).encode() + b"\n")
+        append_lines(self.file, entries)
 
     def _key(self, image: Tensor) -> str:
         pixels = (image * 255).round().to(torch.uint8).cpu().contiguous().numpy().tobytes()
         return hashlib.sha256(self._maker.encode() + pixels).hexdigest()[:32]
-
-
-def _ends_with_newline(file: Path) -> bool:
-    with file.open("rb") as opened:
-        opened.seek(-1, 2)
-        return opened.read(1) == b"\n"

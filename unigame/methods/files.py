@@ -7,7 +7,8 @@ It holds tensors and plain values, and is read with ``weights_only=True``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,20 @@ def read_weights(path: Path, module: nn.Module, advice: str) -> dict[str, Tensor
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a module's state."""
     return {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+
+
+# ---- files of lines beside a run -----------------------------------------------------------------
+def append_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a file of JSON lines; the half line of a run that was killed stays for itself."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as opened:
+        if opened.tell() and not _ends_with_newline(file):
+            opened.write(b"\n")
+        for row in rows:
+            opened.write(json.dumps(row).encode() + b"\n")
+
+
+def _ends_with_newline(file: Path) -> bool:
+    with file.open("rb") as opened:
+        opened.seek(-1, 2)
+        return opened.read(1) == b"\n"

@@ -133,7 +133,8 @@ class UniGameConfig(TrainingArguments):
     report_to: None | str | list[str] = _setting("none", "Reporting integrations, off by default.")
     logging_steps: float = _setting(10, "Log every so many optimizer steps.")
     ddp_find_unused_parameters: bool | None = _setting(
-        False, "Every LoRA weight takes part in every loss, so there is nothing to find."
+        False,
+        "What a loss does not reach has a gradient of 0 here, so there is nothing to find.",
     )
 
     def __post_init__(self) -> None:
@@ -175,11 +176,6 @@ class UniGameConfig(TrainingArguments):
         self._check_schedule()
         self._check_loading()
         self._check_trackers()
-        if self.train_parts == ["connector"] and self.generation_weight == 0:
-            raise UserError(
-                "train_parts=['connector'] with generation_weight=0: the connector learns from "
-                "captions alone; set generation_weight=1"
-            )
         if self.remove_unused_columns:
             raise UserError(
                 "remove_unused_columns=True would drop images and questions; leave it False"

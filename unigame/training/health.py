@@ -34,6 +34,7 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
         UserError: no row can be learnt from, or a method cannot do with so few answers.
     """
     _require_captions(dataset, methods)
+    _require_drawing(args, methods)
     needed = [(method, method.answers_needed(args)) for method in methods]
     enough = max([1, *(number for _, number in needed)])
     kinds = kinds_of(dataset, enough)
@@ -49,6 +50,16 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
     for method, number in needed:
         if kinds.played < number:
             method.check_answers(kinds.played, kinds.named, args)
+
+
+def _require_drawing(args: UniGameConfig, methods: Sequence[Method]) -> None:
+    """Refuse to train the connector alone where nothing is drawn: answers do not reach it."""
+    drawn = any({"generation", "reconstruction"}.intersection(own.losses) for own in methods)
+    if args.train_parts == ["connector"] and args.generation_weight == 0 and not drawn:
+        raise UserError(
+            "train_parts=['connector'] with generation_weight=0: the connector learns from "
+            "drawing alone; set generation_weight=1, or list a method that draws (verify, reca)"
+        )
 
 
 def _learns_otherwise(methods: Sequence[Method]) -> bool:

@@ -62,7 +62,7 @@ class Oracle:
     def rotate(self, x: Tensor, position: int) -> Tensor:
         """One token's heads (A, E), in pairs (i, i + E / 2)."""
         half = x.shape[-1] // 2
-        theta = self.llm["rope_parameters"]["rope_theta"]
+        theta = self.llm["rope_theta"]
         out = x.clone()
         for i in range(half):
             angle = position * theta ** (-i / half)

@@ -15,6 +15,9 @@ import pytest
 import torch
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from tests.backbones.conftest import loaded
 from tests.tiny import random_images
@@ -22,7 +25,7 @@ from tests.tiny_bagel import as_published, make_tiny_bagel, set_settings, shared
 from unigame.backbones import load_backbone
 from unigame.backbones.bagel.configuration import FLUX_VAE, BagelConfig
 from unigame.backbones.bagel.eyes import PlaceTable
-from unigame.backbones.bagel.files import read_config
+from unigame.backbones.bagel.files import read_config, write_vocabulary
 from unigame.backbones.bagel.layout import LATENT
 from unigame.backbones.bagel.load import load_reading
 from unigame.backbones.bagel.modeling import BagelModel
@@ -214,6 +217,11 @@ def test_rows_are_as_long_for_a_reader_without_the_weights(tmp_path: Path, patch
 def test_the_authors_own_words_for_the_autoencoder_are_passed_over(folder: Path) -> None:
     set_settings(folder, vae_config={"z_channels": 16, "downsample": 8})
     assert read_config(folder).vae_config == FLUX_VAE
+    # Nor does the shift that their code begins with count; one that a user wrote does.
+    set_settings(folder, timestep_shift=1.0)
+    assert read_config(folder).timestep_shift == 4.0
+    set_settings(folder, vae_config=None)
+    assert read_config(folder).timestep_shift == 1.0
 
 
 def test_a_tokenizer_without_the_marks_is_refused(folder: Path) -> None:
@@ -226,13 +234,46 @@ def test_configurations_of_the_authors_code_are_read(folder: Path) -> None:
     """Rotary base beside the other numbers, and kernels that may not be installed here."""
     file = folder / "llm_config.json"
     content = json.loads(file.read_text())
-    del content["rope_parameters"]
-    content |= {"rope_theta": 1e6, "layer_module": "Qwen2MoTDecoderLayer", "qk_norm": True}
+    assert "rope_parameters" not in content and content["rope_scaling"] is None
+    assert content["layer_module"] == "Qwen2MoTDecoderLayer" and content["qk_norm"]
+    content["rope_theta"] = 1e6
     file.write_text(json.dumps(content | {"_attn_implementation": "flash_attention_2"}))
     config = read_config(folder)
     assert config.llm_config.rope_parameters["rope_theta"] == 1e6
     file.write_text(json.dumps(content | {"attn_implementation": "flash_attention_2"}))
     assert BagelModel(read_config(folder)).decoder.config._attn_implementation == "sdpa"
+
+
+def test_what_the_authors_code_reads_is_written(tmp_path: Path) -> None:
+    """Their Qwen2 knows the rotary base at the top alone, their tokenizer two more files."""
+    model = BagelModel.from_pretrained(shared_tiny_bagel())
+    model.config.llm_config.rope_parameters = {
+        **{"rope_type": "yarn", "rope_theta": 5e5},
+        **{"factor": 4.0, "original_max_position_embeddings": 128},
+    }
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "llm_config.json").read_text())
+    assert content["rope_theta"] == 5e5 and content["rope_scaling"]["rope_type"] == "yarn"
+    again = read_config(tmp_path).llm_config.rope_parameters
+    assert again["rope_theta"] == 5e5 and again["factor"] == 4.0
+    merges = [("r", "e"), ("re", "d")]
+    vocabulary = {piece: place for place, piece in enumerate(["r", "e", "d", "re", "red"])}
+    pieces = Tokenizer(BPE(vocab=vocabulary, merges=merges))
+    write_vocabulary(PreTrainedTokenizerFast(tokenizer_object=pieces), tmp_path)
+    assert json.loads((tmp_path / "vocab.json").read_text()) == vocabulary
+    assert (tmp_path / "merges.txt").read_text() == "#version: 0.2\nr e\nre d\n"
+
+
+def test_reading_larger_than_drawing_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = read_config(folder)
+    assert config.vision_size == config.image_size
+    load_backbone(folder, device="cpu")
+    assert "only enlarged" not in caplog.text
+    set_settings(folder, vision_size=config.vision_size * 2)
+    load_backbone(folder, device="cpu")
+    assert "only enlarged" in caplog.text
 
 
 # ---- in transformers' manner ---------------------------------------------------------------------
@@ -246,6 +287,9 @@ def test_the_model_alone_saves_and_loads(tmp_path: Path) -> None:
     ):
         assert name == other_name and torch.equal(one, other)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bagel"
+    alone = BagelConfig.from_pretrained(tmp_path)
+    for part in ("llm_config", "vit_config"):
+        assert getattr(alone, part).hidden_size == getattr(model.config, part).hidden_size
 
 
 # ---- size ----------------------------------------------------------------------------------------

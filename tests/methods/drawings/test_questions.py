@@ -70,6 +70,13 @@ def test_rules_ask_the_worlds_captions_in_its_own_words() -> None:
         ("The Red!", "red", True),
         ("red or blue or green or yellow or pink", "red", False),
         ("", "red", False),
+        ("not red", "red", False),
+        ("there is no red ball", "red ball", False),
+        ("no hat", "no hat", True),
+        ("A", "a", True),
+        ("(A)", "A", True),
+        ("B", "A", False),
+        ("", "A", False),
     ],
 )
 def test_a_reply_agrees_or_not(reply: str, answer: str, same: bool) -> None:
@@ -110,7 +117,12 @@ def test_what_a_model_writes_is_kept_and_the_rest_counted(tmp_path: Path) -> Non
     (tmp_path / "verify_questions_1.jsonl").write_text(
         '{"caption": "a cow", "questions": [["Moo?", "yes"]]}\nbroken', encoding="utf-8"
     )
+    with maker.file.open("a", encoding="utf-8") as torn:
+        torn.write('{"caption": "a run was killed as it wro')
+    maker(["a white cat"])
     again = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify", rank=1)
+    assert "a white cat" in again.known, "its line is whole"
+    asked_once = len(texts)
     assert again([*captions, "a cow"])[2] == [("Moo?", "yes")]
     assert len(texts) == asked_once, "what is known is not written again"
 

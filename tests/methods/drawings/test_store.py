@@ -65,3 +65,13 @@ def test_figures_count_what_is_different() -> None:
     assert codes_used(drawn.float(), 6) is None and codes_used(drawn, None) is None
     codes = torch.tensor([[1, 2], [1, 3], [9, 9], [5, 5]])
     assert variety(codes, ["a", "a", "b", "a"]) == (0.5 + 1.0, 2)
+
+
+def test_latents_are_unlike_by_degrees() -> None:
+    one, other = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    near = one + 0.1 * other
+    (same, _), (close, _), (far, pairs) = (
+        variety(torch.stack([one, second]), ["a", "a"]) for second in (one, near, other)
+    )
+    assert same == 0 and 0.05 < close < 0.1 and 0.95 < far < 1.05 and pairs == 1
+    assert distinct(torch.stack([one, near]), ["a", "a"]) == (0, 0), "not measured"

@@ -87,20 +87,38 @@ def batch_of(texts: str) -> Batch:
 
 
 def test_rows_of_a_picture_alone_come_first() -> None:
-    def chosen(texts: str, share: float, every: bool = True) -> list[list[int]]:
+    def chosen(texts: str, most: int, every: bool = True) -> list[list[int]]:
         return [
-            choose(batch_of(texts), share, every, torch.Generator().manual_seed(seed))
+            choose(batch_of(texts), most, every, torch.Generator().manual_seed(seed))
             for seed in range(8)
         ]
 
-    assert all(rows == [1, 3] for rows in chosen("q-c-", 0.5))
-    assert all(len(rows) == 3 and {1, 3} < set(rows) for rows in chosen("q-c-", 0.6))
-    assert {rows[0] for rows in chosen("qqqq", 0.25)} > {0, 1}  # by lot
-    assert all(rows == [2] for rows in chosen("qq-q", 1.0, every=False))
-    assert all(rows == [] for rows in chosen("qqq", 1.0, every=False))
+    assert all(rows == [1, 3] for rows in chosen("q-c-", 2))
+    assert all(len(rows) == 3 and {1, 3} < set(rows) for rows in chosen("q-c-", 3))
+    assert {rows[0] for rows in chosen("qqqq", 1)} > {0, 1}  # by lot
+    assert all(rows == [2] for rows in chosen("qq-q", 4, every=False))
+    assert all(rows == [] for rows in chosen("qqq", 3, every=False))
     stand_in = batch_of("-")
     stand_in.records.counts = False
-    assert choose(stand_in, 1.0, True, torch.Generator()) == []
+    assert choose(stand_in, 1, True, torch.Generator()) == []
+
+
+def test_the_share_holds_in_batches_of_one_and_after_a_resume() -> None:
+    backbone = tiny_backbone().add_lora()
+
+    def drawn(method: RecA, number: int) -> list[int]:
+        found = []
+        for _ in range(number):
+            method.before_step(batch_of("q"), 0)
+            (rows,) = method.step_rows()
+            found.append(len(rows) if rows.counts else 0)
+        return found
+
+    assert drawn(set_up(backbone, share=0.25), 8) == [1, 0, 0, 0, 1, 0, 0, 0]
+    first, second = set_up(backbone, share=0.25), set_up(backbone, share=0.25)
+    drawn(first, 3)
+    second.load_state_dict(first.state_dict())
+    assert drawn(second, 3) == [0, 1, 0]
 
 
 def test_the_gradient_into_what_is_read_is_scaled() -> None:

@@ -60,7 +60,10 @@ def read_config(
     own = read_json(folder / CONFIG, MODEL_FAULT) if (folder / CONFIG).is_file() else {}
     settings: dict[str, Any] = {n: own[n] for n in (*SETTINGS, *SIZES) if n in own}
     if "block_out_channels" not in (settings.get("vae_config") or {}):
-        settings.pop("vae_config", None)  # the authors' words for FLUX's
+        # The authors' words for FLUX's; their file also has the shift that their code begins with,
+        # and not the one that the published weights were trained with at last.
+        if settings.pop("vae_config", None) is not None:
+            settings.pop("timestep_shift", None)
     if vae is not None:
         settings["vae_config"] = settings_of(vae, repr(str(folder / VAE_WEIGHTS)))
         if shapes is not None and "vae2llm.weight" in shapes:
@@ -176,16 +179,39 @@ def _dtype(dtype: str, opened: Any) -> torch.dtype:
 
 
 # ---- writing -------------------------------------------------------------------------------------
+def _authors_words(language: dict[str, Any]) -> dict[str, Any]:
+    """A Qwen2 configuration as transformers wrote it before 5, and as the authors' code reads it.
+
+    It knows ``rope_theta`` at the top alone, and without it takes 10,000 in silence.
+    """
+    rope = dict(language.pop("rope_parameters"))
+    theta, kind = rope.pop("rope_theta"), rope.get("rope_type", "default")
+    scaling = None if kind == "default" else rope
+    more = {"layer_module": "Qwen2MoTDecoderLayer", "qk_norm": True}
+    return {**language, "rope_theta": theta, "rope_scaling": scaling, **more}
+
+
+def write_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Write ``vocab.json`` and ``merges.txt``, which the authors' slow tokenizer reads.
+
+    transformers 5 writes ``tokenizer.json`` alone. A tokenizer without merges has no such files.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if model.get("type") != "BPE":
+        return
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+
+
 def write_model(model: BagelModel, folder: Path) -> None:
     """Write the published layout but the tokenizer, and the settings in ``config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
+    language, eyes = _authors_words(config.llm_config.to_dict()), config.vit_config.to_dict()
     own = {"model_type": MODEL_TYPE, "architectures": ["BagelModel"], **config.settings()}
-    for name, content in (
-        (CONFIG, own),
-        (LLM_CONFIG, config.llm_config.to_dict()),
-        (VIT_CONFIG, config.vit_config.to_dict()),
-    ):
+    own |= {"llm_config": language, "vit_config": eyes}  # for ``BagelConfig.from_pretrained``
+    for name, content in ((CONFIG, own), (LLM_CONFIG, language), (VIT_CONFIG, eyes)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     keep: Callable[[Tensor], Tensor] = lambda value: value.detach().cpu().contiguous()  # noqa: E731
     weights = {n: keep(v) for n, v in model.state_dict().items() if not n.startswith("vae.")}

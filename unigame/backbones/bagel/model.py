@@ -31,6 +31,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, cast
 
 import peft
@@ -39,6 +40,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unigame.backbones.bagel import flow
+from unigame.backbones.bagel.files import write_vocabulary
 from unigame.backbones.bagel.language import GEN, MoTModel
 from unigame.backbones.bagel.layout import LATENT, BagelLayout
 from unigame.backbones.bagel.modeling import BagelModel
@@ -47,6 +49,7 @@ from unigame.backbones.common.hub_model import LORA_TARGETS
 from unigame.backbones.common.pixels import square_pixels
 from unigame.backbones.common.understanding import ReadingBackbone, full_precision
 from unigame.seeds import seeds_of_rows
+from unigame.system.say import warn
 
 GENERATION_EXPERT = "generation expert"
 GUIDANCE = 4.0
@@ -82,6 +85,12 @@ class BagelBackbone(ReadingBackbone):
         layout = BagelLayout(tokenizer, config.num_image_tokens, config.num_latents)
         super().__init__(model, tokenizer, layout, square_pixels(config.image_size))
         self.vision_pixels = square_pixels(config.vision_size).to(self.device)
+        if config.vision_size > config.image_size:
+            warn(
+                f"vision_size={config.vision_size} above image_size={config.image_size}: pictures "
+                f"are made {config.image_size} px first, and then only enlarged; raise image_size, "
+                "or lower vision_size"
+            )
         self.facts = BackboneFacts(
             family="bagel",
             image_size=config.image_size,
@@ -109,6 +118,12 @@ class BagelBackbone(ReadingBackbone):
 
     def frozen_towers(self) -> list[Any]:
         return [self.bagel.eyes]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Also the files by which the authors' own code reads the tokenizer."""
+        super().save_pretrained(folder)
+        if not isinstance(self.model, peft.PeftModel):
+            write_vocabulary(self.processor, Path(folder))
 
     # ---- understanding -------------------------------------------------------------------------
     def read_images(self, images: Tensor) -> tuple[Tensor, Tensor]:

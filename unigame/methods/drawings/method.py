@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unigame.backbones.common.lora import adapted
 from unigame.errors import UserError
 from unigame.methods.base import Method, Run
 from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
@@ -51,6 +52,7 @@ from unigame.settings.rules import shown
 from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
+COOL = 0.7  # temperature of codes where none is set: fewer wrong drawings, and still different ones
 ALIKE = 0.5  # of the variety at the beginning, below which drawings have become alike
 
 
@@ -96,6 +98,21 @@ class DrawingMethod(Method):
         self.texts: list[Text] = []
 
     # ---- before the run ------------------------------------------------------------------------
+    def check(self, args: Any) -> None:
+        """The base is what LoRA leaves alone, and a trained projector is no LoRA.
+
+        Raises:
+            UserError: the base is asked, and eyes that it shares are trained.
+        """
+        super().check(args)
+        parts = getattr(args, "train_parts", None) or ()
+        if "projector" in parts and self._asks_base():
+            raise UserError(
+                f"method {self.name} asks the model as it was before training, and "
+                f"train_parts={parts} changes what it reads; set verifier=current"
+                + (", and rehearsal=0" if self.name == "imagine" else "")
+            )
+
     def check_machine(self, args: Any) -> None:
         """Read captions and verifier, so that a fault in them is known before the weights."""
         self._read_texts()
@@ -135,6 +152,10 @@ class DrawingMethod(Method):
         self._check_texts()
         settings = self.settings
         self.batch_size = run.args.per_device_train_batch_size
+        self.latents = run.backbone.facts.codebook_size is None
+        usual = 1.0 if self.latents else COOL
+        self.temperature = usual if settings.temperature is None else settings.temperature
+        self.goes_on = adapted(run.backbone)
         self.maker = self._make_maker()
         reader = build_reader(settings.reader)
         self.verifier = Verifier(
@@ -245,7 +266,7 @@ class DrawingMethod(Method):
                 run.backbone,
                 captions,
                 seeds,
-                temperature=settings.temperature,
+                temperature=self.temperature,
                 guidance_scale=settings.guidance_scale,
                 batch=settings.draw_batch,
             )
@@ -419,6 +440,23 @@ class DrawingMethod(Method):
                 f"per_caption={settings.per_caption} below drawings={settings.drawings}: further "
                 "confirmed drawings of a caption are thrown away"
             )
+        unused = sum(bool(text.questions) for text in self.texts)
+        if unused and "answer" not in self.losses and settings.question_maker != GIVEN:
+            found.append(
+                f"the questions beside {unused} captions in {settings.texts} are not used: "
+                f"question_maker={settings.question_maker} makes others; set question_maker=given"
+            )
+        if self.latents and self.temperature != 1:
+            found.append(
+                f"temperature={self.temperature:g} scales the noise that latents begin with, which "
+                "this model has not seen in training; leave it at 1"
+            )
+        if self.goes_on and self._asks_base():
+            found.append(
+                "base is the model without any adapter, and this run goes on with a trained one: "
+                "what that one taught is not asked; merge it first (unigame merge) to make it the "
+                "base"
+            )
         asked = settings.verifier in BY_QUESTIONS or settings.reader == BASE
         if not asked and "answer" not in self.losses and isinstance(self.maker, KeptQuestions):
             found.append(
@@ -428,6 +466,10 @@ class DrawingMethod(Method):
         if not self.texts and getattr(self.run.args, "gradient_accumulation_steps", 1) > 1:
             found.append("of a step's micro-batches, the captions of the first one are drawn")
         return found
+
+    def _asks_base(self) -> bool:
+        """Whether the model with LoRA off verifies or reads anything."""
+        return BASE in (self.settings.verifier, self.settings.reader)
 
     def watch(self, step: int, max_steps: int) -> None:
         """Say once that nothing is drawn or confirmed, or that the verifier drifts."""
@@ -526,7 +568,7 @@ class DrawingMethod(Method):
         self.store.load_state_dict(state["store"])
         self.tally.load_state_dict(state["tally"])
         self.used, self.last_round = state["used"], state["last_round"]
-        self.counts = dict(state["counts"])
+        self.counts |= state["counts"]  # a checkpoint of before may lack a newer one
         if hasattr(self.maker, "unparsed"):
             self.maker.unparsed = state["unparsed"]  # type: ignore[union-attr]
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from unigame.errors import UserError
 from unigame.methods.drawings.texts import QA
+from unigame.methods.files import append_lines
 from unigame.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -178,17 +179,18 @@ class KeptQuestions:
         if new:
             made = [[(q, a) for q, a in asked] for asked in self.maker(new)]
             self.known.update(zip(new, made, strict=True))
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                for caption, asked in zip(new, made, strict=True):
-                    row = {"caption": caption, "questions": asked, "maker": self.key}
-                    file.write(json.dumps(row) + "\n")
+            rows = [
+                {"caption": caption, "questions": asked, "maker": self.key}
+                for caption, asked in zip(new, made, strict=True)
+            ]
+            append_lines(self.file, rows)
         return [self.known[caption] for caption in captions]
 
 
 # ---- agreement ---------------------------------------------------------------------------------
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
+_NEGATIONS = {"no", "not", "never", "without", "isn", "aren", "doesn", "don"}
 _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation.replace('-', ''))}]")
 
 
@@ -202,14 +204,20 @@ def agrees(reply: str, answer: str) -> bool:
     """Whether a reply gives the answer.
 
     To yes and no its first word counts. Another answer must stand in the reply, word for word and
-    in one piece, and the reply may have four words more: "it is a red ball" gives "red ball".
+    in one piece, and the reply may have four words more: "it is a red ball" gives "red ball", and
+    "it is not a red ball" does not. An answer that is an article alone, such as the letter of a
+    choice, is the whole reply.
     """
     said, wanted = plain_words(reply), plain_words(answer)
-    if not said or not wanted:
+    if not wanted:
+        letters = [_PUNCTUATION.sub(" ", text.lower()).split() for text in (reply, answer)]
+        return bool(letters[1]) and letters[0] == letters[1]
+    if not said:
         return False
     if wanted in (["yes"], ["no"]):
         return said[0] == wanted[0]
-    if len(said) > len(wanted) + 4:
+    denied = _NEGATIONS.intersection(said) - _NEGATIONS.intersection(wanted)
+    if denied or len(said) > len(wanted) + 4:
         return False
     starts = range(len(said) - len(wanted) + 1)
     return any(said[start : start + len(wanted)] == wanted for start in starts)

@@ -44,7 +44,12 @@ class DrawingSettings:
         None, _COUNT_OR_NONE, "Captions of the first round. Default: as many as of any."
     )
     drawings: int = setting(4, _COUNT, "Drawings of each caption in a round (K).")
-    temperature: float = setting(1.0, Number(low=0, above=True), "Of drawing.")
+    temperature: float | None = setting(
+        1.0,
+        Number(low=0, above=True, optional=True),
+        "Of drawing. Of latents it is the size of the noise that they begin with, and other values "
+        "than 1 draw what no training has seen.",
+    )
     guidance_scale: float = setting(
         5.0, Number(low=0), "Of classifier-free guidance in drawing; 1 is none."
     )

@@ -136,8 +136,11 @@ def distinct(codes: Tensor, captions: Sequence[str]) -> tuple[int, int]:
         captions: of each drawing.
 
     Returns:
-        The number of different ones, each caption counted for itself, and of captions.
+        The number of different ones, each caption counted for itself, and of captions; (0, 0) for
+        latents, of which no two are equal to the bit.
     """
+    if codes.is_floating_point():
+        return 0, 0
     flat = codes.detach().flatten(1).float().cpu().numpy()
     kinds = {(caption, row.tobytes()) for caption, row in zip(captions, flat, strict=True)}
     return len(kinds), len({*captions})
@@ -153,8 +156,11 @@ def codes_used(codes: Tensor, codebook: int | None) -> float | None:
 def variety(codes: Tensor, captions: Sequence[str]) -> tuple[float, int]:
     """How unlike two drawings of one caption are: the share of codes in which they differ.
 
+    Of latents it is the root of the mean squared difference, over that of both together: 0 for
+    equal ones, and about 1 for two that have nothing in common.
+
     Args:
-        codes: (D, N) codes, or latents, of which any that differ count as different.
+        codes: (D, N) codes, or latents.
         captions: of each drawing.
 
     Returns:
@@ -164,7 +170,15 @@ def variety(codes: Tensor, captions: Sequence[str]) -> tuple[float, int]:
     last: dict[str, Tensor] = {}
     for drawn, caption in zip(codes.flatten(1), captions, strict=True):
         if caption in last:
-            total += (drawn != last[caption]).float().mean().item()
+            total += _unlike(drawn, last[caption])
             pairs += 1
         last[caption] = drawn
     return total, pairs
+
+
+def _unlike(one: Tensor, other: Tensor) -> float:
+    if not one.is_floating_point():
+        return (one != other).float().mean().item()
+    one, other = one.float(), other.float()
+    both = one.square().mean() + other.square().mean()
+    return ((one - other).square().mean() / both.clamp_min(1e-12)).sqrt().item()

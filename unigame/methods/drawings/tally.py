@@ -65,18 +65,21 @@ class Tally:
             found.append(Finding("nothing confirmed", says, "give texts, or rows with captions"))
         columns = zip(*(self.recent or [[0, 0, 0, 0]]), strict=True)
         drawn, kept, unasked, untaught = map(sum, columns)
-        if drawn >= 2 * self.settings.drawings and kept - untaught < FEW * drawn:
+        taught = kept - untaught
+        enough = RECENT if taught else 2 * self.settings.drawings  # none at all is soon told
+        if drawn >= enough and taught < FEW * drawn:
             found.append(self._nothing_confirmed(drawn, kept, unasked, untaught))
         return found + self._drift()
 
     def _nothing_confirmed(self, drawn: int, kept: int, unasked: int, untaught: int) -> Finding:
         says = f"{kept} of the last {drawn} drawings were confirmed"
-        compares = self.settings.verifier == BY_SIMILARITY
-        if compares and not untaught:
-            knob = f"lower clip_floor={self.settings.clip_floor:g} below {self.name}_similarity"
-        elif untaught:
+        if kept >= FEW * drawn:
             says += f", and {untaught} of these left no question to learn"
             knob = "give questions in texts, or captions that name several things"
+        elif self.settings.verifier == BY_SIMILARITY:
+            knob = f"lower clip_floor={self.settings.clip_floor:g} below {self.name}_similarity"
+        elif self.settings.verifier not in BY_QUESTIONS:
+            knob = f"lower temperature: verifier={self.settings.verifier} finds them wrong"
         else:
             says += f"; the captions of {unasked} gave no question"
             knob = (

@@ -51,7 +51,11 @@ may be spaces, or part of a word, and be fewer when the text is read again."""
 class ImagineSettings(DrawingSettings):
     """Settings of ``Imagine``, on top of those that all methods of verified drawings have."""
 
-    temperature: float = setting(0.7, Number(low=0, above=True), "Of drawing.")
+    temperature: float | None = setting(
+        None,
+        Number(low=0, above=True, optional=True),
+        "Of drawing. Default: 0.7 for a model that draws codes, 1 for one that draws latents.",
+    )
     rehearsal: float = setting(
         1 / 3,
         Number(low=0, high=1, below=True),
@@ -96,8 +100,10 @@ class ImagineSettings(DrawingSettings):
 
     def rehearsed(self, batch: int) -> int:
         """Rows of rehearsal beside a batch of this size."""
+        if not self.rehearsal:
+            return 0
         others = batch + self.rows_of(batch)
-        return round(self.rehearsal / (1 - self.rehearsal) * others)
+        return max(1, round(self.rehearsal / (1 - self.rehearsal) * others))
 
     def drawn(self, batch: int) -> int:
         """Rows that rehearse drawing beside a batch of this size."""
@@ -127,6 +133,7 @@ class Imagine(DrawingMethod):
         Raises:
             UserError: there is no file; or U would learn only what it answers right already.
         """
+        super().check(args)
         if self.settings.texts is None:
             raise UserError(
                 "method imagine needs texts: a .txt or .jsonl file of captions, with questions and "
@@ -152,9 +159,14 @@ class Imagine(DrawingMethod):
         """See ``DrawingMethod.setup``."""
         super().setup(run)
         self.old_questions = self._read_old()
-        self.counts |= {"replied": 0, "cut": 0}  # to old questions, here
+        # Replies to old questions, here; of descriptions apart, which are few beside them.
+        self.counts |= {"replied": 0, "cut": 0, "described": 0, "described_cut": 0}
         self._rows: list[Rows] = []
         self._left: dict[str, list[QA]] = {}  # by caption of a round: questions to learn
+
+    def _asks_base(self) -> bool:
+        """Rehearsal does, too."""
+        return super()._asks_base() or self.settings.rehearsal > 0
 
     def rows_at_most(self, args: Any) -> int:
         """Rows of drawings and of rehearsal."""
@@ -234,6 +246,11 @@ class Imagine(DrawingMethod):
         self._add("cut", replied - left, replied)
         self.counts["replied"] += replied
         self.counts["cut"] += replied - left
+        told, learned = (
+            sum(_describes(pair) for own in pairs for pair in own) for pairs in (given, whole)
+        )
+        self.counts["described"] += told
+        self.counts["described_cut"] += told - learned
         return whole
 
     def _can_be_learned(self, question: str, reply: str) -> bool:
@@ -258,11 +275,19 @@ class Imagine(DrawingMethod):
         return [text.strip() for text in found]
 
     def found(self) -> list[Finding]:
-        """Also whether replies to rehearse are mostly cut, those of this process alone."""
+        """Also whether replies to rehearse are mostly cut, or there are none, here."""
         found = super().found()
         replied, cut = self.counts["replied"], self.counts["cut"]
-        if 2 * cut > replied:
-            says = f"{cut} of {replied} replies to old questions did not end, and are left out"
+        described, described_cut = self.counts["described"], self.counts["described_cut"]
+        if self.settings.rehearsal and self.store.drawings and replied == described:
+            says = "no old question is rehearsed: those that verify are the ones to learn, or none"
+            knob = "name a file of old_questions, or take question_maker=rules with verifier=base"
+            found.append(Finding("nothing rehearsed", says, knob, {}))
+        if 2 * cut > replied or 2 * described_cut > described:
+            if 2 * cut <= replied:
+                replied, cut = described, described_cut
+            of = "descriptions" if replied == described else "replies to old questions"
+            says = f"{cut} of {replied} {of} did not end, and are left out"
             knob = (
                 f"raise rehearsal_tokens={self.settings.rehearsal_tokens}, set describe=false, or "
                 "give old_questions with short answers"

@@ -93,7 +93,7 @@ class RecA(Method):
         self.tokens = self._lay_out(backbone)
         self.shrinks = self.size < backbone.facts.image_size
         self.generator = torch.Generator().manual_seed(derive_seed(run.args.seed, "reca", run.rank))
-        self.micro_batches = self.drawn = 0
+        self.micro_batches = self.drawn = self.seen = 0
         self._rows: Rows | None = None
         if settings.understanding_gradient_scale < 1 and backbone.reads_frozen and run.rank == 0:
             warn(
@@ -128,7 +128,7 @@ class RecA(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Choose pictures of the batch, and read them."""
         settings = self.settings
-        chosen = choose(batch, settings.share, settings.pictures == "all", self.generator)
+        chosen = choose(batch, self._number(len(batch)), settings.pictures == "all", self.generator)
         rows = batch.records.pick(chosen)
         numbers = torch.randint(len(self.tokens), (len(rows),), generator=self.generator).tolist()
         codes = self._codes(rows)
@@ -149,6 +149,15 @@ class RecA(Method):
             source=[self.name] * len(rows),
             weight=settings.weight,
         )
+
+    def _number(self, rows: int) -> int:
+        """How many of so many rows: the share of all that came, so that it holds in small batches.
+
+        The first picture is drawn at once, and a batch of one then waits for its turn.
+        """
+        before, self.seen = self.seen, self.seen + rows
+        share = self.settings.share
+        return math.ceil(share * self.seen) - math.ceil(share * before)
 
     def step_rows(self) -> list[Rows]:
         """Pictures to be drawn; where there are none, one that only keeps the ranks in step."""
@@ -251,6 +260,7 @@ class RecA(Method):
             "generator": self.generator.get_state(),
             "micro_batches": self.micro_batches,
             "drawn": self.drawn,
+            "seen": self.seen,
         }
 
     def regrouped(
@@ -262,20 +272,22 @@ class RecA(Method):
             "generator": own["generator"],
             "micro_batches": states[0]["micro_batches"],
             "drawn": sum(state["drawn"] for state in states[rank::world_size]),
+            "seen": states[0].get("seen", 0),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave, exactly."""
         self.generator.set_state(state["generator"])
         self.micro_batches, self.drawn = int(state["micro_batches"]), int(state["drawn"])
+        self.seen = int(state.get("seen", 0))  # older checkpoints have none
 
 
-def choose(batch: Batch, share: float, every: bool, generator: torch.Generator) -> list[int]:
+def choose(batch: Batch, most: int, every: bool, generator: torch.Generator) -> list[int]:
     """Rows to draw again, in the order of the batch.
 
     Args:
         batch: its rows without texts come first.
-        share: at most so many of its rows.
+        most: at most so many of its rows.
         every: whether rows with texts may follow, by lot.
         generator: of the lot.
     """
@@ -285,7 +297,7 @@ def choose(batch: Batch, share: float, every: bool, generator: torch.Generator) 
     has_text_R = batch.has_answer_R | batch.has_caption_R
     alone = [row for row in order if not has_text_R[row]]
     others = [row for row in order if has_text_R[row]] if every else []
-    return sorted([*alone, *others][: math.ceil(share * len(batch))])
+    return sorted([*alone, *others][:most])
 
 
 def scale_gradient(values: Tensor, scale: float) -> Tensor:

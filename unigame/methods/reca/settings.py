@@ -23,8 +23,8 @@ class RecASettings:
     share: float = setting(
         0.5,
         Number(low=0, above=True, high=1),
-        "At most this share of a batch is drawn again; rows that hold nothing but a picture come "
-        "first, the others by lot. A step costs about 1 + 2 x share of one of fine-tuning.",
+        "This share of the rows is drawn again, counted over batches; rows that hold nothing but a "
+        "picture come first, the others by lot. A step costs about 1 + 2 x share of one of fine-tuning.",
     )
     pictures: str = setting(
         "all",
