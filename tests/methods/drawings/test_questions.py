@@ -125,6 +125,7 @@ def test_what_a_model_writes_is_kept_and_the_rest_counted(tmp_path: Path) -> Non
     asked_once = len(texts)
     assert again([*captions, "a cow"])[2] == [("Moo?", "yes")]
     assert len(texts) == asked_once, "what is known is not written again"
+    assert again.unparsed == maker.unparsed - 1 == 3, "as of the run that wrote them"
 
 
 def test_what_another_maker_wrote_is_not_asked(tmp_path: Path) -> None:

@@ -121,10 +121,13 @@ class KeptQuestions:
     hand::
 
         <method>_questions.jsonl, of other processes <method>_questions_<rank>.jsonl:
-        {"caption": .., "questions": [[.., ..]], "maker": ..}
+        {"caption": .., "questions": [[.., ..]], "maker": .., "unparsed": ..}
 
     What another maker wrote (another model, endpoint or template) is not asked. A line without
     ``maker`` is anybody's.
+
+    Attributes:
+        unparsed: replies that were no question and answer, of the captions of each round so far.
 
     Args:
         maker: writes them; a model, whose texts take time and may differ.
@@ -138,17 +141,10 @@ class KeptQuestions:
         suffix = "" if rank == 0 else f"_{rank}"
         self.file = Path(folder) / f"{name}_questions{suffix}.jsonl"
         self.known: dict[str, list[QA]] = {}
+        self.unparsed = 0
+        self.failed: dict[str, int] = {}
         self.key = str(getattr(maker, "key", type(maker).__qualname__))
         self.read(folder)
-
-    @property
-    def unparsed(self) -> int:
-        """Of the maker."""
-        return int(getattr(self.maker, "unparsed", 0))
-
-    @unparsed.setter
-    def unparsed(self, number: int) -> None:
-        self.maker.unparsed = number  # type: ignore[attr-defined]
 
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
@@ -160,6 +156,7 @@ class KeptQuestions:
                     pairs = [(str(q), str(a)) for q, a in row["questions"]]
                     if row.get("maker", self.key) == self.key:
                         self.known.setdefault(str(row["caption"]), pairs)
+                        self.failed.setdefault(str(row["caption"]), int(row.get("unparsed", 0)))
                     else:
                         others += 1
                 except (ValueError, TypeError, KeyError, RecursionError):
@@ -179,11 +176,15 @@ class KeptQuestions:
         if new:
             made = [[(q, a) for q, a in asked] for asked in self.maker(new)]
             self.known.update(zip(new, made, strict=True))
+            failed = getattr(self.maker, "failed", None) or [0] * len(new)
+            self.failed.update(zip(new, failed, strict=True))
             rows = [
-                {"caption": caption, "questions": asked, "maker": self.key}
-                for caption, asked in zip(new, made, strict=True)
+                {"caption": caption, "questions": asked, "maker": self.key, "unparsed": number}
+                for caption, asked, number in zip(new, made, failed, strict=True)
             ]
             append_lines(self.file, rows)
+        # Of the file: so a resumed run counts what an unbroken one did.
+        self.unparsed += sum(self.failed[caption] for caption in dict.fromkeys(captions))
         return [self.known[caption] for caption in captions]
 
 

@@ -63,6 +63,7 @@ class WrittenQuestions:
     Attributes:
         asked: how often it was asked.
         unparsed: how many of its replies were no question and answer.
+        failed: the same, of each caption of the last call.
         key: of the writer and the templates: others would write other questions.
     """
 
@@ -72,6 +73,7 @@ class WrittenQuestions:
     def __init__(self, reply: Callable[[Sequence[str]], Sequence[str]], writer: str = "") -> None:
         self.reply = reply
         self.asked = self.unparsed = 0
+        self.failed: list[int] = []
         self.key = hashlib.sha256("\n".join((writer, *TEMPLATES)).encode()).hexdigest()[:16]
 
     def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
@@ -87,11 +89,13 @@ class WrittenQuestions:
             for number, template, phrase in orders
         ]
         made: list[list[QA]] = [[] for _ in captions]
+        self.failed = [0] * len(captions)
         for (number, template, _), reply in zip(orders, self.reply(texts), strict=True):
             self.asked += 1
             pair = parse(reply, template is YES_NO)
             if pair is None:
                 self.unparsed += 1
+                self.failed[number] += 1
             elif pair not in made[number]:
                 made[number].append(pair)
         return made
