@@ -35,18 +35,19 @@ DRAWING = {
 ANSWERING = {
     "base": "before training",
     "sft": "20 labelled scenes alone",
-    "unverified": "+ imagined ones, unverified",
-    "no_rehearsal": "+ confirmed ones, no rehearsal",
-    "imagine": "+ confirmed ones",
-    "all": "+ confirmed ones, and verify beside",
+    "verify": "+ verify",
+    "unverified": "+ imagine, unverified",
+    "no_rehearsal": "+ imagine, no rehearsal",
+    "imagine": "+ imagine",
+    "all": "+ imagine and verify",
     "real_scenes": "+ as many real labelled scenes",
 }
-"""Of preset ``all``."""
+"""Of presets ``all`` and ``imagine``."""
 HIGHLIGHTED = ("verify", "imagine", "all")
 
 
 def draw(verify: Mapping[str, Any], imagine: Mapping[str, Any], file: Path) -> None:
-    """Three panels: drawings that are exactly right, the new task, and the old ones.
+    """Four panels: what verify does to drawing; and the new task, the old ones, and drawing.
 
     Raises:
         UserError: a result lacks what its panel shows.
@@ -61,7 +62,8 @@ def draw(verify: Mapping[str, Any], imagine: Mapping[str, Any], file: Path) -> N
     panels = (
         ("U teaches G: drawings exactly right", verify, "t2i_exact", DRAWING),
         ("G teaches U: a new task", imagine, "new_task", ANSWERING),
-        ("... and what is left of the old ones", imagine, "old_tasks", ANSWERING),
+        ("old tasks after it", imagine, "old_tasks", ANSWERING),
+        ("drawings after it", imagine, "t2i_exact", ANSWERING),
     )
     for _, result, metric, _ in panels:
         if metric not in result["metrics"]:
@@ -70,12 +72,16 @@ def draw(verify: Mapping[str, Any], imagine: Mapping[str, Any], file: Path) -> N
                 "one of preset verify, then one of preset all or imagine"
             )
     with pyplot.rc_context({**RC, "axes.grid.axis": "x"}):
-        figure, axes = pyplot.subplots(1, 3, figsize=(11.5, 2.6), layout="constrained")
+        figure, axes = pyplot.subplots(1, 4, figsize=(13, 2.5), layout="constrained")
         for axis, (title, result, metric, names) in zip(axes, panels, strict=True):
             _panel(axis, result["metrics"][metric], names)
             axis.set_title(title)
-            axis.set_xlabel(f"%, {len(result['seeds'])} seeds")
-        axes[2].set_yticklabels([])  # those of the panel before
+            seeds = len(result["seeds"])
+            axis.set_xlabel(f"%, {seeds} seed{'s' if seeds > 1 else ''}")
+        for axis in axes[1:]:
+            axis.set_xlim(-3, 103)
+        for axis in axes[2:]:
+            axis.set_yticklabels([])  # those of the panel before
         save(figure, file)
         pyplot.close(figure)
 

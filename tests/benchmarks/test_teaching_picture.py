@@ -35,6 +35,7 @@ VERIFY = {"t2i_exact": {"base": [70, 72], "sft": [71, 70], "verify": [80, 79]}}
 ALL = {
     "new_task": {"base": [0, 0], "sft": [50, 48], "imagine": [74, None]},
     "old_tasks": {"base": [93, 92], "sft": [46, 44], "imagine": [91, None]},
+    "t2i_exact": {"base": [78, 79], "sft": [39, 41], "imagine": [68, None]},
 }
 
 
@@ -50,7 +51,7 @@ def test_each_panel_has_its_arms_in_order(
     monkeypatch.setattr("sys.argv", ["x", *files, "--figure", str(picture)])
     script.main()
     assert picture.stat().st_size > 1000
-    drawing, new, _ = figures[0].axes
+    drawing, new, *_ = figures[0].axes
     texts = [axis.get_yticklabels() for axis in (drawing, new)]
     assert [[text.get_text() for text in labels] for labels in texts] == [
         [script.DRAWING[arm] for arm in ("base", "sft", "verify")],

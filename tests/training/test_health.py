@@ -71,6 +71,15 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- refused before a weight is loaded -----------------------------------------------------------
+def test_a_connector_alone_wants_something_that_is_drawn(tmp_path: Path) -> None:
+    args = make_config(tmp_path, train_parts=["connector"], generation_weight=0.0)
+    rows = Records(4, captions=True)
+    with pytest.raises(UserError, match="learns from drawing alone"):
+        require_work(args, rows, as_methods(["sft"]))
+    for method in ("verify", "reca"):
+        require_work(args, rows, as_methods([method]))
+
+
 @pytest.mark.parametrize("methods", [["sft"], ["selfplay"]])
 def test_captions_without_a_weight_are_refused(
     tmp_path: Path, no_weights: None, methods: list[str]

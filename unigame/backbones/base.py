@@ -178,6 +178,8 @@ class Backbone(nn.Module, ABC):
     """
 
     facts: BackboneFacts
+    adapter_loaded = False
+    """Whether ``load_adapter`` put a trained adapter on: a run then goes on with it."""
     preprocessor: Preprocessor
     kept_digests: dict[str, str] | None = None
     """Of the base weights, where they are sharded and no process can read them whole any more."""

@@ -120,7 +120,7 @@ def _of_drawings(method: str) -> tuple[Panel, ...]:
         Panel(
             f"{method}: how different drawings are",
             (
-                line("variety", "codes of two of a caption", style.CLEAN),
+                line("variety", "two of a caption", style.CLEAN),
                 line("round_codes_used", "codebook used", style.HARD),
             ),
             share=True,

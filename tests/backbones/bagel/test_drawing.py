@@ -9,7 +9,10 @@ from typing import cast
 import peft
 import pytest
 import torch
+from tokenizers import Tokenizer as Pieces
+from tokenizers.models import BPE
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from tests.backbones.conftest import loaded
 from tests.tiny import random_images, stir_lora
@@ -247,3 +250,13 @@ def test_an_adapter_merges_into_a_published_folder(backbone: BagelBackbone, tmp_
     assert merged.answers == 4 and merged.pixel_gap is not None and merged.pixel_gap < 1e-3
     names = {file.name for file in (tmp_path / "merged").iterdir()}
     assert {"ema.safetensors", "ae.safetensors", "llm_config.json", "vit_config.json"} <= names
+
+
+def test_a_whole_model_is_saved_with_what_its_tokenizer_was_made_of(
+    backbone: BagelBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = Pieces(BPE(vocab={"r": 0, "e": 1, "re": 2}, merges=[("r", "e")]))
+    monkeypatch.setattr(backbone, "processor", PreTrainedTokenizerFast(tokenizer_object=pieces))
+    backbone.save_pretrained(tmp_path)
+    assert (tmp_path / "merges.txt").read_text().splitlines()[1:] == ["r e"]
+    assert (tmp_path / "vocab.json").is_file() and (tmp_path / "tokenizer.json").is_file()

@@ -220,7 +220,9 @@ def test_the_authors_own_words_for_the_autoencoder_are_passed_over(folder: Path)
     # Nor does the shift that their code begins with count; one that a user wrote does.
     set_settings(folder, timestep_shift=1.0)
     assert read_config(folder).timestep_shift == 4.0
-    set_settings(folder, vae_config=None)
+    set_settings(folder, timestep_shift=2.0)
+    assert read_config(folder).timestep_shift == 2.0
+    set_settings(folder, timestep_shift=1.0, vae_config=None)
     assert read_config(folder).timestep_shift == 1.0
 
 

@@ -125,7 +125,31 @@ def test_what_a_model_writes_is_kept_and_the_rest_counted(tmp_path: Path) -> Non
     asked_once = len(texts)
     assert again([*captions, "a cow"])[2] == [("Moo?", "yes")]
     assert len(texts) == asked_once, "what is known is not written again"
-    assert again.unparsed == maker.unparsed - 1 == 3, "as of the run that wrote them"
+    assert again.unparsed == 3, "as of the run that wrote them"
+    again(captions)
+    assert again.unparsed == 3, "each caption once"
+
+
+@pytest.mark.parametrize("number", ["null", '"x"', "Infinity"])
+def test_a_line_that_was_mended_wrongly_is_made_again(tmp_path: Path, number: str) -> None:
+    line = f'{{"caption": "a dog", "questions": [["Moo?", "yes"]], "unparsed": {number}}}'
+    (tmp_path / "verify_questions.jsonl").write_text(line + "\n", encoding="utf-8")
+    maker = KeptQuestions(WrittenQuestions(lambda texts: ["hm"] * len(texts)), tmp_path, "verify")
+    assert maker(["a dog"]) == [[]] and maker.unparsed == 2
+
+
+def test_of_a_maker_without_counts_by_caption_the_sum_is_kept(tmp_path: Path) -> None:
+    class Foreign:
+        unparsed = 0
+
+        def __call__(self, captions: Any) -> Any:
+            self.unparsed += 5
+            return [[] for _ in captions]
+
+    maker = KeptQuestions(Foreign(), tmp_path, "verify")
+    maker(["a", "b"])
+    maker(["c"])
+    assert maker.unparsed == 10
 
 
 def test_what_another_maker_wrote_is_not_asked(tmp_path: Path) -> None:

@@ -119,6 +119,14 @@ def test_the_share_holds_in_batches_of_one_and_after_a_resume() -> None:
     drawn(first, 3)
     second.load_state_dict(first.state_dict())
     assert drawn(second, 3) == [0, 1, 0]
+    # A turn that falls on a row with a text waits for the next picture alone.
+    alone = set_up(backbone, share=0.5, pictures="alone")
+    found = []
+    for letter in "-qqq--":
+        alone.before_step(batch_of(letter), 0)
+        (rows,) = alone.step_rows()
+        found.append(len(rows) if rows.counts else 0)
+    assert found == [1, 0, 0, 0, 1, 1]
 
 
 def test_the_gradient_into_what_is_read_is_scaled() -> None:

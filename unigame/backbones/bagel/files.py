@@ -62,8 +62,9 @@ def read_config(
     if "block_out_channels" not in (settings.get("vae_config") or {}):
         # The authors' words for FLUX's; their file also has the shift that their code begins with,
         # and not the one that the published weights were trained with at last.
-        if settings.pop("vae_config", None) is not None:
-            settings.pop("timestep_shift", None)
+        theirs = settings.pop("vae_config", None) is not None
+        if theirs and settings.get("timestep_shift") == 1.0:
+            del settings["timestep_shift"]
     if vae is not None:
         settings["vae_config"] = settings_of(vae, repr(str(folder / VAE_WEIGHTS)))
         if shapes is not None and "vae2llm.weight" in shapes:

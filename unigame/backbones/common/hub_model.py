@@ -148,6 +148,7 @@ class HubModel(Backbone):
                 self.model = wrapped.unload()  # as it was
             raise
         adapter_files.warn_if_other(folder, self._base())
+        self.adapter_loaded = True
 
     def _base(self) -> adapter_files.Base:
         name = self.source or str(getattr(self.base, "name_or_path", ""))

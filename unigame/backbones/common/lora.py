@@ -99,15 +99,6 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
     return wrapped
 
 
-def adapted(model: nn.Module) -> bool:
-    """Whether a LoRA adapter changes anything: of a new one every B is zero."""
-    return any(
-        bool(weight.detach().any())
-        for name, weight in model.named_parameters()
-        if ".lora_B." in name
-    )
-
-
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Within: LoRA layers act as their base layers.

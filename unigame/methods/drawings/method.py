@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unigame.backbones.common.lora import adapted
 from unigame.errors import UserError
 from unigame.methods.base import Method, Run
 from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
@@ -107,10 +106,15 @@ class DrawingMethod(Method):
         super().check(args)
         parts = getattr(args, "train_parts", None) or ()
         if "projector" in parts and self._asks_base():
+            asked = {
+                "verifier=current": self.settings.verifier == BASE,
+                "reader=null": self.settings.reader == BASE,
+                "rehearsal=0": getattr(self.settings, "rehearsal", 0) > 0,
+            }
+            changes = " and ".join(change for change, needed in asked.items() if needed)
             raise UserError(
                 f"method {self.name} asks the model as it was before training, and "
-                f"train_parts={parts} changes what it reads; set verifier=current"
-                + (", and rehearsal=0" if self.name == "imagine" else "")
+                f"train_parts={parts} changes what it reads; set {changes}"
             )
 
     def check_machine(self, args: Any) -> None:
@@ -155,7 +159,7 @@ class DrawingMethod(Method):
         self.latents = run.backbone.facts.codebook_size is None
         usual = 1.0 if self.latents else COOL
         self.temperature = usual if settings.temperature is None else settings.temperature
-        self.goes_on = adapted(run.backbone)
+        self.goes_on = run.backbone.adapter_loaded  # a checkpoint to resume comes later
         self.maker = self._make_maker()
         reader = build_reader(settings.reader)
         self.verifier = Verifier(
@@ -485,10 +489,12 @@ class DrawingMethod(Method):
         logged = Log(log)
         early, late = logged.early(name), logged.late(name)
         if early is not None and late is not None and late < ALIKE * early:
-            says = (
-                f"two drawings of a caption differed in {early:.0%} of their codes, now {late:.0%}"
+            says = f"two drawings of a caption differed by {early:.0%}, now by {late:.0%}"
+            knob = (
+                "lower weight, or set max_age"
+                if self.latents
+                else "raise temperature, or lower weight"
             )
-            knob = "raise temperature, or lower weight"
             found.append(Finding("drawings alike", says, knob, {name: late}))
         return found + u_does_not_learn(logged)
 
@@ -545,7 +551,7 @@ class DrawingMethod(Method):
             "used": self.used,
             "last_round": self.last_round,
             "counts": dict(self.counts),
-            "unparsed": int(getattr(self.maker, "unparsed", 0)),
+            "counted": sorted(getattr(self.maker, "counted", ())),
             "texts": self._digest,
         }
 
@@ -569,11 +575,11 @@ class DrawingMethod(Method):
         self.tally.load_state_dict(state["tally"])
         self.used, self.last_round = state["used"], state["last_round"]
         self.counts |= state["counts"]  # a checkpoint of before may lack a newer one
-        if hasattr(self.maker, "unparsed"):
-            self.maker.unparsed = state["unparsed"]  # type: ignore[union-attr]
+        self._counted = state.get("counted", [])  # an older one has a sum, of more
 
     def load(self, folder: Path, rank: int, world_size: int) -> None:
         """Restore this process's state; a run that goes on asks the same questions."""
         super().load(folder, rank, world_size)
         if isinstance(self.maker, KeptQuestions):
             self.maker.read(folder.parent)
+            self.maker.counted = {text for text in self._counted if text in self.maker.known}

@@ -3,8 +3,9 @@
 A question maker is called with captions and gives a list of (question, answer) for each, all of
 which a right picture must answer so. Where it knows kinds of questions that a model can do already,
 it has a method ``old(captions, seeds)`` that gives questions without answers, to rehearse by.
-``unparsed`` counts the replies of a model that were no question. Where writing costs something
-``keeps`` is true, and ``key`` says by what the questions were written (``KeptQuestions``).
+``unparsed`` counts the replies of a model that were no question, ``failed`` those of each caption
+of the last call. Where writing costs something ``keeps`` is true, and ``key`` says by what the
+questions were written (``KeptQuestions``).
 
 ``MAKERS`` knows them by name, and packages of yours add theirs by an entry point of its group: what
 it names is called with the backbone and the method's settings.
@@ -127,7 +128,7 @@ class KeptQuestions:
     ``maker`` is anybody's.
 
     Attributes:
-        unparsed: replies that were no question and answer, of the captions of each round so far.
+        counted: captions that were asked about in this run.
 
     Args:
         maker: writes them; a model, whose texts take time and may differ.
@@ -141,10 +142,15 @@ class KeptQuestions:
         suffix = "" if rank == 0 else f"_{rank}"
         self.file = Path(folder) / f"{name}_questions{suffix}.jsonl"
         self.known: dict[str, list[QA]] = {}
-        self.unparsed = 0
+        self.counted: set[str] = set()
         self.failed: dict[str, int] = {}
         self.key = str(getattr(maker, "key", type(maker).__qualname__))
         self.read(folder)
+
+    @property
+    def unparsed(self) -> int:
+        """Replies that were no question and answer, of the captions that were asked about."""
+        return sum(self.failed[caption] for caption in self.counted)
 
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
@@ -154,12 +160,13 @@ class KeptQuestions:
                 try:
                     row = json.loads(line)
                     pairs = [(str(q), str(a)) for q, a in row["questions"]]
+                    caption, failed = str(row["caption"]), int(row.get("unparsed", 0))
                     if row.get("maker", self.key) == self.key:
-                        self.known.setdefault(str(row["caption"]), pairs)
-                        self.failed.setdefault(str(row["caption"]), int(row.get("unparsed", 0)))
+                        self.known.setdefault(caption, pairs)
+                        self.failed.setdefault(caption, failed)
                     else:
                         others += 1
-                except (ValueError, TypeError, KeyError, RecursionError):
+                except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
                     continue
         if others:
             logger.warning(
@@ -174,9 +181,12 @@ class KeptQuestions:
         """Known ones, and new ones for captions that are new."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
         if new:
+            before = getattr(self.maker, "unparsed", 0)
             made = [[(q, a) for q, a in asked] for asked in self.maker(new)]
             self.known.update(zip(new, made, strict=True))
-            failed = getattr(self.maker, "failed", None) or [0] * len(new)
+            failed = list(getattr(self.maker, "failed", ()))
+            if len(failed) != len(new):  # a maker that does not count them caption by caption
+                failed = [getattr(self.maker, "unparsed", 0) - before, *[0] * (len(new) - 1)]
             self.failed.update(zip(new, failed, strict=True))
             rows = [
                 {"caption": caption, "questions": asked, "maker": self.key, "unparsed": number}
@@ -184,7 +194,7 @@ class KeptQuestions:
             ]
             append_lines(self.file, rows)
         # Of the file: so a resumed run counts what an unbroken one did.
-        self.unparsed += sum(self.failed[caption] for caption in dict.fromkeys(captions))
+        self.counted.update(captions)
         return [self.known[caption] for caption in captions]
 
 

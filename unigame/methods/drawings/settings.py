@@ -46,7 +46,7 @@ class DrawingSettings:
     drawings: int = setting(4, _COUNT, "Drawings of each caption in a round (K).")
     temperature: float | None = setting(
         1.0,
-        Number(low=0, above=True, optional=True),
+        Number(low=0, above=True),
         "Of drawing. Of latents it is the size of the noise that they begin with, and other values "
         "than 1 draw what no training has seen.",
     )

@@ -93,7 +93,7 @@ class RecA(Method):
         self.tokens = self._lay_out(backbone)
         self.shrinks = self.size < backbone.facts.image_size
         self.generator = torch.Generator().manual_seed(derive_seed(run.args.seed, "reca", run.rank))
-        self.micro_batches = self.drawn = self.seen = 0
+        self.micro_batches = self.drawn = self.seen = self.chosen = 0
         self._rows: Rows | None = None
         if settings.understanding_gradient_scale < 1 and backbone.reads_frozen and run.rank == 0:
             warn(
@@ -128,7 +128,9 @@ class RecA(Method):
     def before_step(self, batch: Batch, step: int) -> None:
         """Choose pictures of the batch, and read them."""
         settings = self.settings
-        chosen = choose(batch, self._number(len(batch)), settings.pictures == "all", self.generator)
+        due = self._due(len(batch) if batch.records.counts else 0)
+        chosen = choose(batch, due, settings.pictures == "all", self.generator)
+        self.chosen += len(chosen)
         rows = batch.records.pick(chosen)
         numbers = torch.randint(len(self.tokens), (len(rows),), generator=self.generator).tolist()
         codes = self._codes(rows)
@@ -150,14 +152,13 @@ class RecA(Method):
             weight=settings.weight,
         )
 
-    def _number(self, rows: int) -> int:
-        """How many of so many rows: the share of all that came, so that it holds in small batches.
+    def _due(self, rows: int) -> int:
+        """How many may be drawn of so many more rows: at most the share of all that came.
 
-        The first picture is drawn at once, and a batch of one then waits for its turn.
+        So the share holds in small batches, and a turn that finds no picture is kept for the next.
         """
-        before, self.seen = self.seen, self.seen + rows
-        share = self.settings.share
-        return math.ceil(share * self.seen) - math.ceil(share * before)
+        self.seen += rows
+        return math.ceil(self.settings.share * self.seen) - self.chosen
 
     def step_rows(self) -> list[Rows]:
         """Pictures to be drawn; where there are none, one that only keeps the ranks in step."""
@@ -261,6 +262,7 @@ class RecA(Method):
             "micro_batches": self.micro_batches,
             "drawn": self.drawn,
             "seen": self.seen,
+            "chosen": self.chosen,
         }
 
     def regrouped(
@@ -273,13 +275,15 @@ class RecA(Method):
             "micro_batches": states[0]["micro_batches"],
             "drawn": sum(state["drawn"] for state in states[rank::world_size]),
             "seen": states[0].get("seen", 0),
+            "chosen": states[0].get("chosen", 0),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave, exactly."""
         self.generator.set_state(state["generator"])
         self.micro_batches, self.drawn = int(state["micro_batches"]), int(state["drawn"])
-        self.seen = int(state.get("seen", 0))  # older checkpoints have none
+        # Older checkpoints have neither.
+        self.seen, self.chosen = int(state.get("seen", 0)), int(state.get("chosen", 0))
 
 
 def choose(batch: Batch, most: int, every: bool, generator: torch.Generator) -> list[int]:

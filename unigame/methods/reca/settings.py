@@ -23,9 +23,9 @@ class RecASettings:
     share: float = setting(
         0.5,
         Number(low=0, above=True, high=1),
-        "This share of the rows is drawn again, counted over batches; rows that hold nothing but a "
-        "picture come first, the others by lot. A step costs about 1 + 2 x share of one of "
-        "fine-tuning.",
+        "At most this share of the rows is drawn again, counted over batches; rows that hold "
+        "nothing but a picture come first, the others by lot. A step costs about 1 + 2 x share of "
+        "one of fine-tuning, and one row at least passes the model.",
     )
     pictures: str = setting(
         "all",
