@@ -6,7 +6,8 @@
     ALL.json     of preset ``all`` or ``imagine``: G teaches U
 
 Levels, not differences: a reader wants to know how good a drawing is, and not only how much better.
-Dots are seeds, a tick is their mean, a bar the 95 % interval of the mean over seeds.
+Dots are seeds, a tick is their mean, a bar the 95 % interval of the mean over seeds, from three on:
+that of two is nine times as long as they are apart, to either side.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ ANSWERING = {
     "real_scenes": "+ as many real labelled scenes",
 }
 """Of presets ``all`` and ``imagine``."""
+LEAST = 3  # seeds of an interval that says something
 HIGHLIGHTED = ("verify", "imagine", "all")
 
 
@@ -96,7 +98,7 @@ def _panel(axis: Any, values: Mapping[str, Any], names: Mapping[str, str]) -> No
         found = interval(dots)
         if found["mean"] is not None:
             axis.plot(found["mean"], place, "|", color=colour, markersize=11, markeredgewidth=2)
-        if found["low"] is not None:
+        if found["low"] is not None and len(dots) >= LEAST:
             axis.plot([found["low"], found["high"]], [place, place], color=colour)
     axis.set_yticks(range(len(shown)), [names[arm] for arm in shown])
     axis.set_ylim(len(shown) - 0.5, -0.5)
