@@ -331,8 +331,9 @@ def test_warm_up_by_recipe_resumes_exactly_and_the_game_follows(
 def test_a_warm_up_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the warm-up comes before the game"):
         UniGameTrainer("janus-nano", UniGameConfig(str(tmp_path), train_parts=["projector"]))
-    with pytest.raises(UserError, match="learns from captions alone"):
-        UniGameConfig(str(tmp_path), train_parts="connector")
+    nothing_drawn = UniGameConfig(str(tmp_path), train_parts="connector", use_cpu=True)
+    with pytest.raises(UserError, match="learns from drawing alone"):
+        UniGameTrainer("janus-nano", nothing_drawn, methods=["sft"])
     args = UniGameConfig(str(tmp_path), train_parts="projector", use_cpu=True)
     with pytest.raises(UserError, match="'janus' has no part that trains on its own"):
         UniGameTrainer("janus-nano", args, methods=["sft"])
