@@ -567,11 +567,19 @@ def test_a_text_that_the_model_cannot_lay_out_is_named(tiny_path: Path, tmp_path
 def test_questions_that_verify_does_not_use_are_named(
     tiny_path: Path, tmp_path: Path, texts: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for maker, number in (("rules", 1), ("given", 0)):
+    bare = tmp_path / "bare.jsonl"
+    pair = {"question": "is it night", "answer": "yes"}
+    bare.write_text(json.dumps({"caption": "there it is", "questions": [pair]}), encoding="utf-8")
+    for file, maker, number in (
+        (str(bare), "rules", 1),
+        (str(bare), "given", 0),
+        (texts, "rules", 0),
+    ):
         caplog.clear()
-        method = Verify(verifier="none", texts=texts, question_maker=maker, captions=1, **DRAWN)
-        make_trainer(tiny_path, tmp_path / maker, methods=[method], max_steps=1).train()
-        assert sum("beside 4 captions" in text for text in caplog.messages) == number
+        method = Verify(verifier="none", texts=file, question_maker=maker, captions=1, **DRAWN)
+        place = tmp_path / f"{maker}{number}{len(file)}"
+        make_trainer(tiny_path, place, methods=[method], max_steps=1).train()
+        assert sum("1 captions in" in text for text in caplog.messages) == number
 
 
 def test_the_base_of_a_run_that_goes_on_with_an_adapter_is_named(

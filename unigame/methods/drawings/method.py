@@ -444,11 +444,11 @@ class DrawingMethod(Method):
                 f"per_caption={settings.per_caption} below drawings={settings.drawings}: further "
                 "confirmed drawings of a caption are thrown away"
             )
-        unused = sum(bool(text.questions) for text in self.texts)
-        if unused and "answer" not in self.losses and settings.question_maker != GIVEN:
+        if unasked := self._bare_though_given():
             found.append(
-                f"the questions beside {unused} captions in {settings.texts} are not used: "
-                f"question_maker={settings.question_maker} makes others; set question_maker=given"
+                f"{unasked} captions in {settings.texts} give no question by question_maker="
+                f"{settings.question_maker}, so that none of their drawings is confirmed; the file "
+                "has some of its own: set question_maker=given"
             )
         if self.latents and self.temperature != 1:
             found.append(
@@ -470,6 +470,13 @@ class DrawingMethod(Method):
         if not self.texts and getattr(self.run.args, "gradient_accumulation_steps", 1) > 1:
             found.append("of a step's micro-batches, the captions of the first one are drawn")
         return found
+
+    def _bare_though_given(self) -> int:
+        """Captions of the file that verify by no question though the file has some."""
+        if self.maker is None or isinstance(self.maker, KeptQuestions) or "answer" in self.losses:
+            return 0  # the first uses them, the second takes time, and imagine learns them
+        given = [text.caption for text in self.texts if text.questions]
+        return sum(not asked for asked in self.maker(given)) if given else 0
 
     def _asks_base(self) -> bool:
         """Whether the model with LoRA off verifies or reads anything."""
