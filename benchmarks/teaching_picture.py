@@ -7,7 +7,7 @@
 
 Levels, not differences: a reader wants to know how good a drawing is, and not only how much better.
 Dots are seeds, a tick is their mean, a bar the 95 % interval of the mean over seeds, from three on:
-that of two is nine times as long as they are apart, to either side.
+that of two reaches six times as far as they are apart, to either side.
 """
 
 from __future__ import annotations

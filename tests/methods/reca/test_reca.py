@@ -127,6 +127,11 @@ def test_the_share_holds_in_batches_of_one_and_after_a_resume() -> None:
         (rows,) = alone.step_rows()
         found.append(len(rows) if rows.counts else 0)
     assert found == [1, 0, 0, 0, 1, 1]
+    # Kept turns do not come all at once.
+    alone.before_step(batch_of("qqqqqqqq"), 0)
+    alone.before_step(batch_of("----"), 0)
+    (rows,) = alone.step_rows()
+    assert rows.counts and len(rows) == 2
 
 
 def test_the_gradient_into_what_is_read_is_scaled() -> None:

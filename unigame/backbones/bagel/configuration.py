@@ -61,8 +61,8 @@ class BagelConfig(PreTrainedConfig):
         sample_steps: points in time of free drawing, both ends included, as the authors count.
         sample_shift: of these points toward noise.
         guidance_interval: levels (above, up to) at which free drawing is guided.
-        timestep_shift: the same shift, of the levels of training: 4 in the last stages of the
-            published model's (arXiv 2505.14683), 1 in the first.
+        timestep_shift: the same shift, of the levels of training; 4, as SRUM (arXiv 2510.12784)
+            reports of the published model's last stage.
         caption_dropout: share of captions that training leaves out, for guidance.
 
     Raises:

@@ -60,8 +60,7 @@ def read_config(
     own = read_json(folder / CONFIG, MODEL_FAULT) if (folder / CONFIG).is_file() else {}
     settings: dict[str, Any] = {n: own[n] for n in (*SETTINGS, *SIZES) if n in own}
     if "block_out_channels" not in (settings.get("vae_config") or {}):
-        # The authors' words for FLUX's; their file also has the shift that their code begins with,
-        # and not the one that the published weights were trained with at last.
+        # The authors' words for FLUX's; the shift beside them is what their code begins with.
         theirs = settings.pop("vae_config", None) is not None
         if theirs and settings.get("timestep_shift") == 1.0:
             del settings["timestep_shift"]

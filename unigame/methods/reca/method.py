@@ -156,9 +156,11 @@ class RecA(Method):
         """How many may be drawn of so many more rows: at most the share of all that came.
 
         So the share holds in small batches, and a turn that finds no picture is kept for the next.
+        Of one batch it is never more than its own share, rounded up: memory is planned for that.
         """
         self.seen += rows
-        return math.ceil(self.settings.share * self.seen) - self.chosen
+        share = self.settings.share
+        return min(math.ceil(share * rows), math.ceil(share * self.seen) - self.chosen)
 
     def step_rows(self) -> list[Rows]:
         """Pictures to be drawn; where there are none, one that only keeps the ranks in step."""
