@@ -26,7 +26,10 @@ PATCH = 4
 
 
 def tiny_config(vocabulary: int, **settings: Any) -> BagelConfig:
-    """Pictures of 16 px: 16 tokens that are read, 16 that are drawn, on grids of 8 x 8."""
+    """Pictures of 16 px: 16 tokens that are read, 16 that are drawn, on grids of 8 x 8.
+
+    ``image`` may be (height, width).
+    """
     sizes = {"hidden": 32, "layers": 2, "vae": (32, 32), "image": 16, **settings}
     hidden, layers = sizes.pop("hidden"), sizes.pop("layers")
     vae, image = sizes.pop("vae"), sizes.pop("image")
@@ -102,11 +105,16 @@ def set_settings(folder: Path, **settings: Any) -> None:
 
 
 @functools.cache
-def shared_tiny_bagel() -> Path:
+def shared_tiny_bagel(**settings: Any) -> Path:
     """One default tiny BAGEL per test process. Read it, never write into it."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-bagel-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return make_tiny_bagel(folder)
+    return make_tiny_bagel(folder, **settings)
+
+
+def shared_wide_bagel() -> Path:
+    """The same weights, for pictures of 8 x 16 px: 8 tokens read, 8 drawn."""
+    return shared_tiny_bagel(image=(8, 16))
 
 
 def tiny_bagel(dtype: str = "float32") -> BagelBackbone:

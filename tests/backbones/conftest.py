@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import shared_tiny_janus
-from tests.tiny_bagel import shared_tiny_bagel
+from tests.tiny_bagel import shared_tiny_bagel, shared_wide_bagel
 from tests.tiny_chameleon import shared_tiny_chameleon
 from tests.tiny_composed import shared_llm_dit, shared_vlm_unet
 from tests.tiny_emu3 import shared_tiny_emu3
@@ -19,6 +19,7 @@ from unigame.backbones.base import Backbone
 
 FAMILIES: dict[str, Callable[[], Path]] = {
     "bagel": shared_tiny_bagel,
+    "bagel_wide": shared_wide_bagel,
     "chameleon": shared_tiny_chameleon,
     "composed_llm_dit": shared_llm_dit,
     "composed_sd": shared_vlm_unet,

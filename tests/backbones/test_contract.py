@@ -66,7 +66,7 @@ def test_texts_without_a_picture_get_replies(backbone: Backbone) -> None:
 # ---- shapes ------------------------------------------------------------------------------------
 def test_every_verb_gives_the_shapes_of_the_contract(backbone: Backbone) -> None:
     facts, images = backbone.facts, images_for(backbone)
-    size, tokens, hidden = facts.image_size, facts.num_image_tokens, facts.hidden_size
+    shape, tokens, hidden = facts.image_shape, facts.num_image_tokens, facts.hidden_size
     codes = backbone.encode_images(images)
     assert backbone.embed_images(images).shape == (3, tokens, hidden)
     assert backbone.image_features(images).shape[:2] == (3, tokens)
@@ -79,10 +79,10 @@ def test_every_verb_gives_the_shapes_of_the_contract(backbone: Backbone) -> None
     # Codes of a codebook, or a latent: one or the other, as the facts say.
     assert codes.is_floating_point() == (facts.codebook_size is None)
     drawing = backbone.draw(states.states_BNH, states.codes, num_candidates=2)
-    assert drawing.images.shape == (6, 3, size, size)
+    assert drawing.images.shape == (6, 3, *shape)
     assert drawing.compact.shape == (6, *codes.shape[1:])
     assert drawing.compact.dtype == codes.dtype
-    assert backbone.generate(PROMPTS, seed=1).shape == (3, 3, size, size)
+    assert backbone.generate(PROMPTS, seed=1).shape == (3, 3, *shape)
     answers = backbone.answer(images, QUESTIONS, max_new_tokens=3)
     assert [type(answer) for answer in answers] == [str] * 3
 
@@ -90,8 +90,7 @@ def test_every_verb_gives_the_shapes_of_the_contract(backbone: Backbone) -> None
 def test_pictures_lie_between_zero_and_one(backbone: Backbone) -> None:
     picture = Image.new("RGB", (37, 20), (255, 0, 128))
     images = backbone.preprocess([picture, picture.rotate(90, expand=True)])
-    size = backbone.facts.image_size
-    assert images.shape == (2, 3, size, size)
+    assert images.shape == (2, 3, *backbone.facts.image_shape)
     drawn = backbone.render(backbone.encode_images(images))
     for pixels in (images, drawn, backbone.generate(["a red circle"])):
         assert pixels.dtype == torch.float32
@@ -131,8 +130,8 @@ def test_a_line_of_pixels_does_not_fill_the_memory(
         return resize(image, new, *args, **rest)
 
     monkeypatch.setattr(Image.Image, "resize", small_only)
-    side = backbone.facts.image_size
-    assert backbone.preprocess([Image.new("RGB", size)]).shape == (1, 3, side, side)
+    images = backbone.preprocess([Image.new("RGB", size)])
+    assert images.shape == (1, 3, *backbone.facts.image_shape)
 
 
 def exif_bytes(orientation: int) -> bytes:

@@ -163,6 +163,12 @@ class BackboneFacts:
     num_parameters: int
     num_state_tokens: int | None = None
     guidance_scale: float = 5.0
+    rectangle: tuple[int, int] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of the model's pictures, in px."""
+        return self.rectangle or (self.image_size, self.image_size)
 
     @property
     def state_tokens(self) -> int:

@@ -183,6 +183,9 @@ def test_the_autoencoder_stays_float32_and_auto_is_the_files_own(folder: Path) -
         ({"image_size": 18}, "image_size=18"),
         ({"image_size": 64}, "image_size=64"),
         ({"vision_size": 10}, "vision_size=10"),
+        ({"vision_size": [8, 8, 8]}, "vision_size=[8, 8, 8]"),
+        ({"vision_size": [8, 10]}, "give [8, 8]"),
+        ({"image_size": [16, "a"]}, "image_size=[16, 'a']"),
         ({"draw_strength": 0}, "draw_strength=0"),
         ({"caption_dropout": 1}, "caption_dropout=1"),
         ({"sample_steps": 1}, "sample_steps=1"),
@@ -275,7 +278,18 @@ def test_reading_larger_than_drawing_is_told(
     assert "only enlarged" not in caplog.text
     set_settings(folder, vision_size=config.vision_size * 2)
     load_backbone(folder, device="cpu")
-    assert "only enlarged" in caplog.text
+    assert "only enlarged" in caplog.text and "two shapes" not in caplog.text
+
+
+def test_reading_and_drawing_of_two_shapes_are_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_settings(folder, image_size=[8, 16], vision_size=[8, 16])
+    load_backbone(folder, device="cpu")
+    assert "two shapes" not in caplog.text
+    set_settings(folder, image_size=[8, 16], vision_size=[8, 8])
+    load_backbone(folder, device="cpu")
+    assert "two shapes" in caplog.text
 
 
 # ---- in transformers' manner ---------------------------------------------------------------------

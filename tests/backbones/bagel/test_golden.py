@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from tests.backbones.bagel.oracle import Oracle, seen_by_splits
 from tests.backbones.conftest import loaded
 from tests.tiny import random_images
-from tests.tiny_bagel import shared_tiny_bagel
+from tests.tiny_bagel import shared_tiny_bagel, shared_wide_bagel
 from unigame.backbones.bagel import flow
 from unigame.backbones.bagel.model import BagelBackbone
 
@@ -22,20 +23,27 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 LEVEL = 0.5
 
 
-@pytest.fixture(scope="module")
-def oracle() -> Oracle:
-    return Oracle(shared_tiny_bagel())
+@pytest.fixture(scope="module", params=[shared_tiny_bagel, shared_wide_bagel])
+def folder(request: pytest.FixtureRequest) -> Path:
+    """Pictures are squares, or twice as wide as high."""
+    return request.param()
 
 
 @pytest.fixture(scope="module")
-def backbone() -> BagelBackbone:
+def oracle(folder: Path) -> Oracle:
+    return Oracle(folder)
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> BagelBackbone:
     """Shared: no test here changes it."""
-    return cast(BagelBackbone, copy.deepcopy(loaded(shared_tiny_bagel())))
+    return cast(BagelBackbone, copy.deepcopy(loaded(folder)))
 
 
 @pytest.fixture(scope="module")
-def image() -> Tensor:
-    return random_images(1)
+def image(backbone: BagelBackbone) -> Tensor:
+    height, width = backbone.bagel.config.image_shape
+    return random_images(1, 16)[..., :height, :width]
 
 
 def ids(backbone: BagelBackbone, text: str) -> list[int]:
@@ -141,7 +149,7 @@ def test_the_flow_target_behind_a_picture_that_is_read(
 ) -> None:
     clean, eps = oracle.encode(pixels(image))[0], noise(backbone)
     read, (first, last) = oracle.read(pixels(image)[0]), marks(backbone)
-    said, count = ids(backbone, "<|im_start|> describe the picture <|im_end|>"), 16
+    said, count = ids(backbone, "<|im_start|> describe the picture <|im_end|>"), len(read)
     losses = []
     for level in (0.125, 0.375, 0.625, 0.875):
         latents = oracle.latent_tokens((1 - level) * clean + level * eps, level)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unigame.backbones.common.pixels import PixelTwin
+from unigame.backbones.common.pixels import PixelTwin, fit, fitted_pixels
 from unigame.backbones.janus.layout import build_processor
 from unigame.errors import UserError
 
@@ -39,6 +39,33 @@ def test_twin_repeats_the_processors_pixels(processor, twin, size) -> None:  # t
     # The processor rounds to 8 bits after its resize, once per direction: two grey levels.
     difference = (twin.normalise(tensor(image)) - expected).abs().max() * 0.5 * 255
     assert difference <= 2.01
+
+
+@pytest.mark.parametrize(
+    "size", [(48, 24), (96, 48), (60, 60), (19, 40), (33, 10), (500, 1), (1, 9)]
+)
+def test_a_picture_is_fitted_into_a_rectangle(size: tuple[int, int]) -> None:
+    image, pixels = picture(*size), fitted_pixels(24, 48)
+    expected = pixels.pictures([image])
+    assert expected.shape == (1, 3, 24, 48)
+    assert (pixels.resize(tensor(image)) - expected).abs().max() * 255 <= 2.01
+    assert torch.equal(pixels.resize(expected), expected)
+    top, left, height, width = fit(image.height, image.width, 24, 48)
+    own = torch.zeros(24, 48, dtype=torch.bool)
+    own[top : top + height, left : left + width] = True
+    assert (height == 24 or width == 48) and min(height, width) >= 1
+    assert (expected[0, :, ~own] == 127 / 255).all()
+    assert abs(2 * top + height - 24) <= 1 and abs(2 * left + width - 48) <= 1  # in the middle
+
+
+def test_a_rectangle_keeps_the_contract_of_a_square() -> None:
+    pixels = fitted_pixels(24, 48)
+    with pytest.raises(UserError, match="list of PIL images"):
+        pixels.pictures(picture(9, 9))  # type: ignore[arg-type]
+    images = tensor(picture(48, 24)).requires_grad_()
+    torch.testing.assert_close(pixels.unnormalise(pixels.normalise(images)), images)
+    pixels.normalise(tensor(picture(61, 33)).requires_grad_()).sum().backward()
+    assert type(fitted_pixels(24, 24)) is PixelTwin
 
 
 def test_same_size_images_pass_unchanged(twin: PixelTwin) -> None:

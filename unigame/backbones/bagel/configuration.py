@@ -9,6 +9,7 @@ below counts, so that a downloaded folder can be told to draw smaller pictures:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
@@ -53,8 +54,9 @@ class BagelConfig(PreTrainedConfig):
         max_latent_size: most such squares along a side of a picture that is drawn.
         vit_max_num_patch_per_side: most patches along a side of a picture that is read.
         connector_act: activation between eyes and language model.
-        image_size: side of the square picture that is drawn, in px; None: 512, or what fits.
-        vision_size: side of the square picture that is read, in px; None: 448, or what fits.
+        image_size: side of the square picture that is drawn, or its (height, width), in px; None:
+            512, or what fits.
+        vision_size: the same of the picture that is read; None: 448, or what fits.
         draw_strength: noise level t from which the game redraws; 0 is the picture, 1 pure noise.
         draw_spread: standard deviation of the latent noise by which K candidates differ, in units
             of the latents, whose own deviation is about 1.
@@ -80,8 +82,8 @@ class BagelConfig(PreTrainedConfig):
         max_latent_size: int = 64,
         vit_max_num_patch_per_side: int = 70,
         connector_act: str = "gelu_pytorch_tanh",
-        image_size: int | None = None,
-        vision_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        vision_size: int | Sequence[int] | None = None,
         draw_strength: float = 0.5,
         draw_spread: float = 0.1,
         sample_steps: int = 50,
@@ -118,20 +120,33 @@ class BagelConfig(PreTrainedConfig):
         return self.latent_patch_size * 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) of a picture that is drawn, in px."""
+        return _pair(self.image_size)
+
+    @property
+    def vision_shape(self) -> tuple[int, int]:
+        """(height, width) of a picture that is read, in px."""
+        return _pair(self.vision_size)
+
+    @property
     def num_image_tokens(self) -> int:
         """Tokens of a picture that is read."""
-        return (self.vision_size // int(self.vit_config.patch_size)) ** 2
+        height, width = self.vision_shape
+        return height * width // int(self.vit_config.patch_size) ** 2
 
     @property
     def num_latents(self) -> int:
         """Tokens of a picture that is drawn."""
-        return (self.image_size // self.downsample) ** 2
+        height, width = self.image_shape
+        return height * width // self.downsample**2
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latent."""
-        side = self.image_size // self.downsample * self.latent_patch_size
-        return int(self.vae_config["latent_channels"]), side, side
+        squares = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        height, width = self.image_shape
+        return int(self.vae_config["latent_channels"]), height // squares, width // squares
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Qwen2Config:
         """The language model's."""
@@ -142,20 +157,27 @@ class BagelConfig(PreTrainedConfig):
         return {name: getattr(self, name) for name in (*SETTINGS, *SIZES)}
 
     # ---- checks --------------------------------------------------------------------------------
-    def _fitting(self, side: int | None, name: str, usual: int) -> int:
+    def _fitting(self, size: int | Sequence[int] | None, name: str, usual: int) -> int | list[int]:
+        """A side, or (height, width) where these differ."""
         drawn = name == "image_size"
         step = self.downsample if drawn else int(self.vit_config.patch_size)
         most = step * (self.max_latent_size if drawn else self.vit_max_num_patch_per_side)
-        if side is None:
+        if size is None:
             return min(usual - usual % step, most)
-        if isinstance(side, bool) or not isinstance(side, int) or not step <= side <= most:
-            raise UserError(f"{name}={side!r} must be a whole number of px from {step} to {most}")
-        if side % step:
-            near = side - side % step
+        sides: list[Any] = list(size) if isinstance(size, list | tuple) else [size]
+        whole = all(type(side) is int and step <= side <= most for side in sides)
+        if not (whole and len(sides) in (1, 2)):
             raise UserError(
-                f"{name}={side} px is no multiple of {step}, the side of one token; give {near}"
+                f"{name}={size!r} must be a whole number of px from {step} to {most}, or two such "
+                "numbers, height and width"
             )
-        return side
+        if any(side % step for side in sides):
+            near = [side - side % step for side in sides]
+            raise UserError(
+                f"{name}={size} px is no multiple of {step}, the side of one token; give "
+                f"{near if len(near) > 1 else near[0]}"
+            )
+        return sides if len(set(sides)) > 1 else sides[0]
 
     def _check(self) -> None:
         for name, low, high in (
@@ -181,6 +203,11 @@ class BagelConfig(PreTrainedConfig):
                 f"guidance_interval={ends!r} must rise, from 0 or above to 1 or below; to draw "
                 "without guidance, give --guidance-scale 1"
             )
+
+
+def _pair(size: int | list[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _part(kind: Any, content: Any) -> Any:

@@ -19,7 +19,7 @@ from unigame.backbones.bagel.files import (
 from unigame.backbones.bagel.layout import BagelLayout
 from unigame.backbones.bagel.model import BagelBackbone
 from unigame.backbones.base import Reading
-from unigame.backbones.common.pixels import square_pixels
+from unigame.backbones.common.pixels import fitted_pixels
 from unigame.backbones.common.understanding import reading_of
 from unigame.backbones.folder import open_safetensors
 from unigame.backbones.model_files import processor_from
@@ -47,7 +47,7 @@ def load_reading(name_or_path: str | Path) -> Reading:
     shapes = [shapes_in(open_safetensors(file)) if file.is_file() else None for file in files]
     config = read_config(folder, *shapes)
     layout = BagelLayout(load_tokenizer(folder), config.num_image_tokens, config.num_latents)
-    pixels = square_pixels(config.image_size)
+    pixels = fitted_pixels(*config.image_shape)
     return reading_of(layout, pixels, config, BagelBackbone.max_images)
 
 

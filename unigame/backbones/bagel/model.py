@@ -40,13 +40,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unigame.backbones.bagel import flow
+from unigame.backbones.bagel.configuration import BagelConfig
 from unigame.backbones.bagel.files import write_vocabulary
 from unigame.backbones.bagel.language import GEN, MoTModel
 from unigame.backbones.bagel.layout import LATENT, BagelLayout
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.base import BackboneFacts, Drawing, Prompts, PromptTokens, VisualStates
 from unigame.backbones.common.hub_model import LORA_TARGETS
-from unigame.backbones.common.pixels import square_pixels
+from unigame.backbones.common.pixels import fitted_pixels
 from unigame.backbones.common.understanding import ReadingBackbone, full_precision
 from unigame.seeds import seeds_of_rows
 from unigame.system.say import warn
@@ -61,9 +62,9 @@ UNDERSTANDING = (*ATTENTION, *(f"mlp.{name}" for name in MLP))
 GENERATION = (*(f"{name}{GEN}" for name in ATTENTION), *(f"mlp{GEN}.{name}" for name in MLP))
 
 
-def pictures_at_once(image_size: int) -> int:
+def pictures_at_once(height: int, width: int) -> int:
     """Pictures that the autoencoder convolves together."""
-    return max(1, PIXELS_AT_ONCE // image_size**2)
+    return max(1, PIXELS_AT_ONCE // (height * width))
 
 
 class BagelBackbone(ReadingBackbone):
@@ -83,17 +84,12 @@ class BagelBackbone(ReadingBackbone):
     def __init__(self, model: BagelModel, tokenizer: Any) -> None:
         config = model.config
         layout = BagelLayout(tokenizer, config.num_image_tokens, config.num_latents)
-        super().__init__(model, tokenizer, layout, square_pixels(config.image_size))
-        self.vision_pixels = square_pixels(config.vision_size).to(self.device)
-        if config.vision_size > config.image_size:
-            warn(
-                f"vision_size={config.vision_size} above image_size={config.image_size}: pictures "
-                f"are made {config.image_size} px first, and then only enlarged; raise image_size, "
-                "or lower vision_size"
-            )
+        super().__init__(model, tokenizer, layout, fitted_pixels(*config.image_shape))
+        self.vision_pixels = fitted_pixels(*config.vision_shape).to(self.device)
+        _warn_of_shapes(config)
         self.facts = BackboneFacts(
             family="bagel",
-            image_size=config.image_size,
+            image_size=max(config.image_shape),
             num_image_tokens=config.num_image_tokens,
             hidden_size=config.llm_config.hidden_size,
             codebook_size=None,
@@ -103,6 +99,7 @@ class BagelBackbone(ReadingBackbone):
             num_parameters=sum(p.numel() for p in self.parameters()),
             num_state_tokens=config.num_latents,
             guidance_scale=GUIDANCE,
+            rectangle=config.image_shape,
         )
         self.eval()
 
@@ -333,7 +330,7 @@ class BagelBackbone(ReadingBackbone):
         and without a gradient and checkpointing: a batch of another size may round otherwise, and
         then ``render`` does not repeat ``draw`` bit for bit.
         """
-        parts = rows.split(pictures_at_once(self.facts.image_size))
+        parts = rows.split(pictures_at_once(*self.bagel.config.image_shape))
         if self.checkpointing and rows.requires_grad and torch.is_grad_enabled():
             done = [checkpoint(convolve, part, use_reentrant=False) for part in parts]
             return torch.cat(cast(list[Tensor], done))
@@ -355,3 +352,20 @@ class BagelBackbone(ReadingBackbone):
             frozen = tuple(part for part in self.facts.frozen_parts if part != GENERATION_EXPERT)
             self.facts = replace(self.facts, frozen_parts=frozen)
         return self
+
+
+def _warn_of_shapes(config: BagelConfig) -> None:
+    """Pictures are made as they are drawn first, and from there as they are read."""
+    drawn, read = config.image_shape, config.vision_shape
+    sizes = f"vision_size={config.vision_size} and image_size={config.image_size}"
+    if max(read) > max(drawn):
+        warn(
+            f"{sizes}: pictures are made {config.image_size} px first, and then only enlarged; "
+            "raise image_size, or lower vision_size"
+        )
+    shapes = [height / width for height, width in (drawn, read)]
+    if max(shapes) > 1.05 * min(shapes):
+        warn(
+            f"{sizes} are of two shapes, so what is drawn is padded with grey to be read; give "
+            "both about the same height / width"
+        )

@@ -58,7 +58,7 @@ def size_of_config(name: str, config: BagelConfig) -> ModelSize:
         vision_hidden=vision.hidden_size,
         vision_layers=vision.num_hidden_layers - 1,
         vision_tokens=config.num_image_tokens,
-        pictures_at_once=pictures_at_once(config.image_size),
+        pictures_at_once=pictures_at_once(*config.image_shape),
         drawing=convolutions(lambda: build_vae(config.vae_config), draw, half=False),
     )
 

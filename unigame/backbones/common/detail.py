@@ -7,14 +7,14 @@ from torch.nn import functional as F
 
 
 def without_detail(images: Tensor, side: int) -> Tensor:
-    """Pictures (B, 3, S, S) shrunk to ``side`` px and enlarged again: what is finer is gone.
+    """Pictures (B, 3, h, w) shrunk until the longer side is ``side`` px, and enlarged again.
 
-    Differentiable; pictures of that side or less are returned as they are.
+    What is finer is gone. Differentiable; pictures of that side or less are returned as they are.
     """
     size = images.shape[-2:]
-    if side >= max(size):
+    longest = max(size)
+    if side >= longest:
         return images
-    small = F.interpolate(
-        images, size=(side, side), mode="bilinear", antialias=True, align_corners=False
-    )
+    few = [max(1, round(length * side / longest)) for length in size]
+    small = F.interpolate(images, size=few, mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(small, size=size, mode="bilinear", align_corners=False)

@@ -11,10 +11,11 @@ output length of a resized direction.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -115,6 +116,7 @@ class PixelTwin(nn.Module):
     mean_C11: Tensor
     std_C11: Tensor
     background_C11: Tensor
+    pictures: Callable[[Sequence[Image.Image]], Tensor]
 
     def __init__(self, image_processor: Any) -> None:
         super().__init__()
@@ -148,10 +150,7 @@ class PixelTwin(nn.Module):
             return images
         scale = side / max(height, width)
         new = [max(round(length * scale), self.min_size) for length in (height, width)]
-        # One direction at a time, width first, as PIL does: it clips the overshoot in between.
-        resized = images
-        for size in ((height, new[1]), (new[0], new[1])):
-            resized = F.interpolate(resized, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        resized = bicubic(images, *new)
         if new[0] == new[1]:
             return resized
         longest = max(new)
@@ -221,6 +220,79 @@ class CroppingTwin(PixelTwin):
     def unnormalise(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         return ((pixels + 1) / 2).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class FittedPictures:
+    """PIL images of any size -> (B, 3, h, w) in [0, 1] on the CPU, as large as fits, on mid-grey.
+
+    Attributes:
+        height: in px.
+        width: in px.
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """See the class; raises what ``rgb_pictures`` does."""
+        fitted = [self._on_canvas(image) for image in rgb_pictures(images)]
+        return torch.from_numpy(np.stack(fitted)).permute(0, 3, 1, 2).float() / 255
+
+    def _on_canvas(self, image: Image.Image) -> np.ndarray:
+        top, left, height, width = fit(image.height, image.width, self.height, self.width)
+        canvas = Image.new("RGB", (self.width, self.height), tuple(_GREY))
+        canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
+        return np.asarray(canvas)
+
+
+def fit(height: int, width: int, most_high: int, most_wide: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a picture in the middle of a box, as large as it fits."""
+    scale = min(most_high / height, most_wide / width)
+    high, wide = (max(1, round(side * scale)) for side in (height, width))
+    return (most_high - high) // 2, (most_wide - wide) // 2, high, wide
+
+
+class FittingTwin(PixelTwin):
+    """The twin of ``FittedPictures``; pixels are normalised to [-1, 1].
+
+    Args:
+        height: in px.
+        width: in px.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        nn.Module.__init__(self)  # not PixelTwin's: no image processor of transformers fits a box
+        self.shape, self.image_size = (height, width), max(height, width)
+        self.pictures = FittedPictures(height, width)
+        background = [grey / 255 for grey in _GREY]
+        self._keep(mean_C11=[0.5] * 3, std_C11=[0.5] * 3, background_C11=background)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) in [0, 1] -> (B, 3, height, width), in the middle, on mid-grey.
+
+        Differentiable. Images of that shape already are returned as they are.
+        """
+        height, width = images.shape[-2:]
+        if (height, width) == self.shape:
+            return images
+        top, left, high, wide = fit(height, width, *self.shape)
+        resized = bicubic(images, high, wide)
+        canvas = self.background_C11.to(resized).expand(len(images), 3, *self.shape).clone()
+        canvas[:, :, top : top + high, left : left + wide] = resized
+        return canvas
+
+
+def bicubic(images: Tensor, height: int, width: int) -> Tensor:
+    """Resize as PIL does: one direction at a time, width first, overshoot clipped in between."""
+    for size in ((images.shape[-2], width), (height, width)):
+        images = F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    return images
+
+
+def fitted_pixels(height: int, width: int) -> PixelTwin:
+    """``square_pixels``, or its like for a rectangle: as large as fits, on mid-grey."""
+    return square_pixels(height) if height == width else FittingTwin(height, width)
 
 
 def square_pixels(
