@@ -182,29 +182,33 @@ def test_levels_are_told_apart_from_the_start_and_often_near_noise(parts: Path) 
 
 def test_answers_must_be_good_twice_in_a_row_before_the_rate_runs_out(nano: BagelNano) -> None:
     course = language.Course(nano, language.TOGETHER, 1.0)
-    assert (course.first, course.total) == (1200, 2700)
+    assert (course.first, course.total) == (language.FIRST, language.TOGETHER)
+    assert language.Course(nano, 2 * language.TOGETHER, 1.0).first == course.first
     found = []
     kinds = dict.fromkeys(CHANCE, 0.7)
     for done, mean, comparison in (
-        (1250, 0.77, 0.7),
-        (1300, 0.75, 0.7),
-        (1350, 0.79, 0.7),
-        (1400, 0.79, 0.51),  # a good mean, and one kind is guessed
-        (1450, 0.76, 0.7),
-        (1500, 0.8, 0.7),
+        (50, 0.77, 0.7),
+        (100, 0.75, 0.7),
+        (150, 0.79, 0.7),
+        (200, 0.79, 0.51),  # a good mean, and one kind is guessed
+        (250, 0.76, 0.7),
+        (300, 0.8, 0.7),
     ):
-        course.look(done, {"mean": mean, **kinds, "comparison": comparison})
+        course.look(course.first + done, {"mean": mean, **kinds, "comparison": comparison})
         found.append(int(course.cooling))
-    assert found == [-1, -1, -1, -1, -1, 1500] and not course.looks(1550)
-    assert course.rate(1575) == pytest.approx(language.RATE / 2)
-    assert not course.over(1649) and course.over(1650)
+    begun = course.first + 300
+    assert found == [-1, -1, -1, -1, -1, begun] and not course.looks(begun + 50)
+    assert course.rate(begun + language.COOLING // 2) == pytest.approx(language.RATE / 2)
+    over = begun + language.COOLING
+    assert not course.over(over - 1) and course.over(over)
     late = language.Course(nano, language.TOGETHER, 1.0)
-    assert late.rate(0) < late.rate(1199) == language.RATE  # warm
-    assert late.rate(1200) < late.rate(1300) == language.RATE  # and again where answers begin
-    late.ends(2549)
+    first, last = late.first, late.total - language.COOLING
+    assert late.rate(0) < late.rate(first - 1) == language.RATE  # warm
+    assert late.rate(first) < late.rate(first + 100) == language.RATE  # again where answers begin
+    late.ends(last - 1)
     assert int(late.cooling) == -1
-    late.ends(2550)
-    assert int(late.cooling) == 2550
+    late.ends(last)
+    assert int(late.cooling) == last
 
 
 def test_what_is_said_about_going_on() -> None:
@@ -239,19 +243,32 @@ def test_a_renamed_weight_of_the_stage_before_is_no_silence(
         language.read_language(nano, tmp_path)
 
 
-def test_drawing_of_another_language_model_is_set_aside(tmp_path: Path) -> None:
-    language_file, progress = tmp_path / "language.safetensors", tmp_path / "drawing.progress"
-    log = Log(tmp_path, "drawing")
-    language_file.write_bytes(b"one")
-    language._forget_other_drawing(tmp_path, log)
+@pytest.mark.parametrize(
+    ("stage", "weights", "made"),
+    [
+        ("drawing", ["language"], "bagel_nano"),
+        ("together", ["vision", "vae"], "language.safetensors"),
+    ],
+)
+def test_what_a_stage_made_of_other_weights_is_set_aside(
+    tmp_path: Path, stage: str, weights: list[str], made: str
+) -> None:
+    log, progress = Log(tmp_path, stage), tmp_path / f"{stage}.progress"
+
+    def forget() -> None:
+        language._forget_if_other(tmp_path, log, stage, weights, made)
+
+    for name in weights:
+        (tmp_path / f"{name}.safetensors").write_bytes(b"one")
+    forget()
     progress.write_bytes(b"of one")
-    (tmp_path / "bagel_nano").mkdir()
-    language._forget_other_drawing(tmp_path, log)
+    (tmp_path / made).write_bytes(b"of one")
+    forget()
     assert progress.exists() and not log.path.exists()
-    language_file.write_bytes(b"two")
-    language._forget_other_drawing(tmp_path, log)
-    assert not progress.exists() and not (tmp_path / "bagel_nano").exists()
-    assert (tmp_path / "drawing.progress.of_another_language").read_bytes() == b"of one"
+    (tmp_path / f"{weights[-1]}.safetensors").write_bytes(b"two")
+    forget()
+    assert not progress.exists() and not (tmp_path / made).exists()
+    assert (tmp_path / f"{stage}.progress.of_other_weights").read_bytes() == b"of one"
     assert log.path.read_text().count("set_aside") == 2
 
 
@@ -354,7 +371,7 @@ def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  #
     stages = [*main.STAGES, "gates"]
     quick = [name for name in gates.MEASURES if name != "room"]
     words = ["--output", str(tmp_path), "--scale", "0.002", "--stages", *stages, "--gates", *quick]
-    words += ["--minutes", "vae=4", "together=60", "drawing=7"]
+    words += ["--minutes", "vae=4", "together=55", "drawing=7"]
     assert main.main(words) == 1  # two steps pass no gate, and the command says so
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == set(stages)
@@ -364,13 +381,13 @@ def test_every_stage_runs_into_the_next(monkeypatch, tmp_path: Path) -> None:  #
     assert {"tokenizer", "anchor", "drawing", "understanding", "drawable"} <= set(figures)
     assert {"knowledge", "free_texture", "model_megabytes"} <= set(figures)
     of = {name: [row for row in rows if row["stage"] == name] for name in stages}
-    # 8 steps at most, 4 of them of captions alone; the aim was reached in the first two looks, then
-    # one step of cooling, and the stage ended.
+    # 14 steps at most, 3 of them of captions alone; the aim was reached in the first two looks,
+    # then one step of cooling, and the stage ended.
     looks = [row["step"] for row in of["together"] if "mean" in row]
-    assert looks == [5, 6]
+    assert looks == [4, 5]
     kept = torch.load(tmp_path / "together.progress", weights_only=True)
-    assert int(kept["model"]["cooling"]) == 6 and kept["done"] == 7
+    assert int(kept["model"]["cooling"]) == 5 and kept["done"] == 6
     said = [row for name in ("vae", "together") for row in of[name] if "decision" in row]
     assert [row["stage"] for row in said] == ["vae", "together", "together"]
-    assert [row["step"] for row in said[1:]] == [4, 7]
+    assert [row["step"] for row in said[1:]] == [3, 6]
     assert (tmp_path / "latents.safetensors").exists()

@@ -22,6 +22,9 @@ from .nano import BagelNano
 FOLDER = "bagel_nano"
 # No upper end: what leaves room is what U misreads, and free drawing is the game's other half.
 BANDS: gates.Bands = {**gates.BANDS, "drawing": (0.85, 1.0)}
+ANCHORS = {"anchor": 0.5, "unanchored": 0.0}
+"""Of the recipe, and none. Janus' anchor of 6 adds to logits; here it would be a mix that is six
+parts the picture's own latent, which nothing fails."""
 
 
 @torch.no_grad()
@@ -31,7 +34,7 @@ def drawing(model: Path, judge: Verifier, seed: int, scale: float) -> Figures:
     Also with guidance, and how far pictures of one caption differ.
     """
     backbone = load_backbone(model, dtype="float32").eval()
-    figures, few = gates.redrawing(backbone, seed, scale)
+    figures, few = gates.redrawing(backbone, seed, scale, ANCHORS)
     words = [caption(scene) for scene in few]
     for name, guidance in (("drawing", 1.0), ("drawing_guided", 2.0)):
         images = backbone.generate(words, seed=seed, guidance_scale=guidance)

@@ -44,7 +44,7 @@ RATE = 1.5e-3
 FIRST_CAPTIONS, SCENES, CAPTIONS, ALONE = 48, 6, 32, 64
 """Captions drawn in a step before answers begin; scenes asked about and captions drawn in a step
 after that; captions in a step of stage drawing."""
-FIRST, TOGETHER, COOLING, DRAWING = 1200, 2700, 150, 10_500
+FIRST, TOGETHER, COOLING, DRAWING = 1539, 6900, 150, 4200
 """Steps of captions alone; most steps of the stage, these included; its steps after the aim is
 reached; steps of stage drawing."""
 AIM, LOOKS, LOOK_SCENES, LOOK_EVERY, EVALUATE_EVERY = 0.76, 2, 120, 50, 500
@@ -172,7 +172,8 @@ class Course(nn.Module):
         self.register_buffer("reached", torch.tensor(0))
         self.register_buffer("cooling", torch.tensor(-1))
         self.total = portion(steps, scale)
-        self.first = portion(round(steps * FIRST / TOGETHER), scale)
+        # Not by the steps: a stage that goes on with more must not come back to captions alone.
+        self.first = min(portion(FIRST, scale), self.total)
 
     def rate(self, step: int) -> float:
         """Warm-up, and again where answers begin; from the step of cooling on down to nothing."""
@@ -209,6 +210,7 @@ def together(folder: Path, seed: int, scale: float = 1.0, steps: int = TOGETHER)
     """Train both experts on drawings, then on answers too; write ``language.safetensors``."""
     torch.manual_seed(seed + 1)
     log, nano = Log(folder, "together"), BagelNano.new(folder)
+    _forget_if_other(folder, log, "together", ("vision", "vae"), "language.safetensors")
     answering, drawing = Answering(nano, seed, scale), Drawing(nano, seed, scale, folder)
     course = Course(nano, steps, scale)
     nano.model.get_submodule("language_model").requires_grad_(True)
@@ -277,7 +279,7 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
     total = portion(steps, scale)
     optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.95), weight_decay=0.05)
     rate = lambda step: RATE * warm_cosine(step, total, 100)  # noqa: E731
-    _forget_other_drawing(folder, log)
+    _forget_if_other(folder, log, "drawing", ("language",), "bagel_nano")
     loop = Loop(folder, "drawing", nn.ParameterList(weights), optimizer, rate, log)
     for step in loop.steps(total):
         rng, generator = chance(seed + 31, step)
@@ -292,18 +294,22 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
     nano.save(folder / "bagel_nano")
 
 
-def _forget_other_drawing(folder: Path, log: Log) -> None:
-    """Set aside what stage drawing made on another language model: its progress, and its model."""
-    of = hashlib.sha256((folder / "language.safetensors").read_bytes()).hexdigest()
-    file = folder / "drawing.of"
-    if not (file.exists() and file.read_text() == of):
-        for name in ("drawing.progress", "bagel_nano"):
+def _forget_if_other(
+    folder: Path, log: Log, stage: str, weights: Sequence[str], made: str
+) -> None:
+    """Set aside what a stage made of other weights: its progress, and what it wrote at its end."""
+    of = hashlib.sha256()
+    for name in weights:
+        of.update((folder / f"{name}.safetensors").read_bytes())
+    file = folder / f"{stage}.of"
+    if not (file.exists() and file.read_text() == of.hexdigest()):
+        for name in (f"{stage}.progress", made):
             if (folder / name).exists():
-                aside = folder / f"{name}.of_another_language"
+                aside = folder / f"{name}.of_other_weights"
                 shutil.rmtree(aside, ignore_errors=True)
                 (folder / name).replace(aside)
                 log(set_aside=str(aside))
-    file.write_text(of)
+    file.write_text(of.hexdigest())
 
 
 def read_language(nano: BagelNano, folder: Path) -> None:

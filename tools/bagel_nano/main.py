@@ -34,8 +34,8 @@ STAGES = {
     "vision": Stage(vision.train, VISION, 5),
     "vae": Stage(vae.train, vae.STEPS, 22),
     "verifier": Stage(reader.train_verifier, 600, 2),
-    "together": Stage(language.together, language.TOGETHER, 39),
-    "drawing": Stage(language.draws, language.DRAWING, 40),
+    "together": Stage(language.together, language.TOGETHER, 55),
+    "drawing": Stage(language.draws, language.DRAWING, 16),
 }
 
 

@@ -66,8 +66,10 @@ def match(images: Tensor, scenes: list[Scene]) -> float:
 
 
 @torch.no_grad()
-def redrawing(backbone: Backbone, seed: int, scale: float) -> tuple[Figures, list[Scene]]:
-    """Object match through the image tokenizer, and of the game's drawing under an anchor.
+def redrawing(
+    backbone: Backbone, seed: int, scale: float, anchors: Mapping[str, float] | None = None
+) -> tuple[Figures, list[Scene]]:
+    """Object match through the image tokenizer, and of the game's drawing under anchors.
 
     Also the few scenes that free drawing is measured on.
     """
@@ -77,8 +79,11 @@ def redrawing(backbone: Backbone, seed: int, scale: float) -> tuple[Figures, lis
     redrawn = torch.cat([backbone.render(backbone.encode_images(x)) for x in images.split(96)])
     few = scenes[: portion(150, scale)]
     states = backbone.visual_states(images[: len(few)], [caption(s) for s in few])
-    anchored = backbone.draw(states.states_BNH, states.codes, anchor=ANCHOR).images
-    return {"tokenizer": match(redrawn, scenes), "anchor": match(anchored, few)}, few
+    figures = {"tokenizer": match(redrawn, scenes)}
+    for name, anchor in (anchors or {"anchor": ANCHOR}).items():
+        anchored = backbone.draw(states.states_BNH, states.codes, anchor=anchor).images
+        figures[name] = match(anchored, few)
+    return figures, few
 
 
 def knowing(model: Path, seed: int, scale: float, temperature: float) -> Figures:
