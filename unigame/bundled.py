@@ -34,16 +34,7 @@ def bundled_folder(name: str) -> Path | None:
     folder = Path(str(resources.files("unigame"))) / "synthetic" / _FOLDERS[name]
     if not folder.is_dir():
         raise UserError(
-            f"the bundled model {name!r} is not part of this installation; {_way_to(name)}"
+            f"the bundled model {name!r} is not part of this installation; reinstall unigame from "
+            "its wheel or a full clone"
         )
     return folder
-
-
-def _way_to(name: str) -> str:
-    """How to get a bundled model that is not there."""
-    if name == "bagel-nano":  # its weights are not in the repository yet
-        return (
-            "train it in a clone, in two hours of one core (python -m tools.bagel_nano), and name "
-            "its folder, runs/bagel_nano/bagel_nano; or take 'janus-nano'"
-        )
-    return "reinstall unigame from its wheel or a full clone"

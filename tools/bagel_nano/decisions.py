@@ -39,8 +39,8 @@ def of_flow_first(figures: Mapping[str, float]) -> str:
     return _judged(
         figures,
         FLOW_FIRST,
-        "no later stage mends what captions mean; delete together.progress and give the stage more "
-        "(--minutes together=60)",
+        "no later stage mends what captions mean; raise FIRST in language.py, delete "
+        "together.progress, and train it again",
     )
 
 
@@ -58,12 +58,13 @@ def of_answers(found: Mapping[str, float]) -> str:
     if missed:
         return (
             f"STOP: {'; '.join(missed)}: delete together.progress and give the stage more "
-            "(--minutes together=60)"
+            "(--minutes together=90)"
         )
     if found["mean"] > high:
         return (
             f"STOP: mean={found['mean']:.3f} is above {high:g}, which leaves little to learn: "
-            "lower AIM in language.py, delete together.progress, and train it again"
+            "see what gate room says of it; or lower COOLING in language.py, delete "
+            "together.progress, and train it again"
         )
     return "go on"
 

@@ -294,9 +294,7 @@ def draws(folder: Path, seed: int, scale: float = 1.0, steps: int = DRAWING) -> 
     nano.save(folder / "bagel_nano")
 
 
-def _forget_if_other(
-    folder: Path, log: Log, stage: str, weights: Sequence[str], made: str
-) -> None:
+def _forget_if_other(folder: Path, log: Log, stage: str, weights: Sequence[str], made: str) -> None:
     """Set aside what a stage made of other weights: its progress, and what it wrote at its end."""
     of = hashlib.sha256()
     for name in weights:

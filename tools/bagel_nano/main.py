@@ -31,11 +31,11 @@ class Stage:
 
 
 STAGES = {
-    "vision": Stage(vision.train, VISION, 5),
-    "vae": Stage(vae.train, vae.STEPS, 22),
-    "verifier": Stage(reader.train_verifier, 600, 2),
-    "together": Stage(language.together, language.TOGETHER, 55),
-    "drawing": Stage(language.draws, language.DRAWING, 16),
+    "vision": Stage(vision.train, VISION, 3.5),
+    "vae": Stage(vae.train, vae.STEPS, 12),
+    "verifier": Stage(reader.train_verifier, 600, 1.2),
+    "together": Stage(language.together, language.TOGETHER, 58),
+    "drawing": Stage(language.draws, language.DRAWING, 12),
 }
 
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the stages in order; returns 1 if a gate fails."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.bagel_nano",
-        description="Train the bundled BAGEL from scratch: about two hours of one core. The log is "
+        description="Train the bundled BAGEL from scratch: about an hour of one core. The log is "
         "kept in OUTPUT/log.jsonl, the gates in OUTPUT/gates.json, the model in OUTPUT/bagel_nano, "
         "drawings of it in OUTPUT/sheet.png.",
     )

@@ -1,4 +1,4 @@
-"""The embedded default: a procedural world, a reader that judges pictures, the bundled model."""
+"""The embedded default: a procedural world, a reader that judges pictures, the bundled models."""
 
 from .dataset import SyntheticDataset
 from .world import Scene, caption, render
