@@ -70,5 +70,16 @@ def test_a_recipe_and_a_data_set_that_is_not_there(tiny_path, tmp_path, monkeypa
     assert (tmp_path / "s.png").is_file()
     assert cli.main(["data", "gone.json"]) == 2
     assert "gone.json" in capsys.readouterr().err
-    assert cli.main(["data", "r.yaml", "--sheet", "no/folder/s.png"]) == 2
-    assert "no/folder/s.png" in capsys.readouterr().err
+    assert cli.main(["data", "r.yaml", "--sheet", "new/folder/s.png"]) == 0
+    assert (tmp_path / "new/folder/s.png").is_file()
+
+
+def test_where_the_sheet_goes_is_checked_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "file", "x")
+    table = write(tmp_path / "my.csv", "image,caption\n")
+    for sheet in ("file/s.png", "my.csv", "."):
+        assert cli.main(["data", "gone.json", "--sheet", sheet]) == 2
+        said = capsys.readouterr().err
+        assert "--sheet" in said and "gone.json" not in said
+    assert table.read_text() == "image,caption\n"

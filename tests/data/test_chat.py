@@ -9,7 +9,17 @@ from datasets import Dataset, Features, Image, List, Value
 
 from tests.data.files import BLUE, GREEN, RED, color_of, png, write, write_json, write_jsonl
 from unigame.data import Chat, HFData, build_dataset
-from unigame.data.chat import MALFORMED, MORE_MARKS, UNSHOWN
+from unigame.data.chat import (
+    DRAWN,
+    MALFORMED,
+    MORE_MARKS,
+    PLACEHOLDERS,
+    UNCHOSEN,
+    UNLEARNED,
+    UNREAD,
+    UNSHOWN,
+    WRONG,
+)
 from unigame.data.links import UNASKED
 from unigame.data.records import num_pictures, pictures_of
 from unigame.errors import UserError
@@ -69,6 +79,62 @@ SCHEMAS = {
         "image": "red ü.png",
         "messages": [{"role": "system", "content": "Be brief."}, *spoken("Which colour?", "red")],
     },
+    "system column": {
+        "image": "red ü.png",
+        "system": "Be brief.",
+        "conversations": said("<image>Which colour?", "red"),
+    },
+    "system column beside query": {
+        "images": ["red ü.png"],
+        "system": "Be brief.",
+        "query": "<image>Which colour?",
+        "response": "red",
+    },
+    "system message beside its column": {
+        "image": "red ü.png",
+        "system": "Be long.",
+        "messages": [{"role": "system", "content": "Be brief."}, *spoken("Which colour?", "red")],
+    },
+    "chosen": {
+        "images": ["red ü.png"],
+        "prompt": "<image>Which colour?",
+        "chosen": "red",
+        "rejected": "blue",
+    },
+    "chosen messages": {
+        "images": ["red ü.png"],
+        "prompt": spoken([{"type": "image"}, TEXT]),
+        "chosen": [{"role": "assistant", "content": "red"}],
+        "rejected": [{"role": "assistant", "content": "blue"}],
+    },
+    "chosen conversation": {
+        "image": "red ü.png",
+        "chosen": spoken("Which colour?", "red"),
+        "rejected": spoken("Which colour?", "blue"),
+    },
+    "chosen conversation beside its prompt": {
+        "image": "red ü.png",
+        "prompt": "Which colour?",
+        "chosen": spoken("Which colour?", "red"),
+        "rejected": spoken("Which colour?", "blue"),
+    },
+    "chosen after a conversation": {
+        "images": ["red ü.png"],
+        "conversations": said("<image>Which colour?"),
+        "chosen": {"from": "gpt", "value": "red"},
+        "rejected": {"from": "gpt", "value": "blue"},
+    },
+    "answered beside chosen": {
+        "image": "red ü.png",
+        "messages": spoken("Which colour?", "red"),
+        "chosen": spoken("Which colour?", "red"),
+        "rejected": spoken("Which colour?", "blue"),
+    },
+    "right by KTO": {
+        "image": "red ü.png",
+        "label": True,
+        "messages": spoken("Which colour?", "red"),
+    },
 }
 
 
@@ -85,7 +151,7 @@ def test_every_schema_gives_the_same_record(folder, schema, form):
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode() + b"\r\n")
     record = dict(Chat(path)[0])
     assert color_of(record.pop("image")) == "red"
-    question = "␟Be brief.␞Which colour?" if schema == "system" else "Which colour?"
+    question = "␟Be brief.␞Which colour?" if "system" in schema else "Which colour?"
     assert record == {"id": "a", "question": question, "answer": "red", "caption": None}
 
 
@@ -196,6 +262,14 @@ def test_a_table_of_datasets_with_several_pictures(folder):
         ({"image": "blue.png", "messages": spoken([{"type": "video"}], "x")}, MALFORMED),
         ({"image": "blue.png", "messages": "?"}, MALFORMED),
         ({"image": 7, "messages": spoken("?", "x")}, MALFORMED),
+        ({"messages": spoken("<video>?", "x"), "videos": ["a.mp4"]}, UNREAD),
+        ({"image": "blue.png", "messages": spoken("<audio>?", "x"), "audios": ["a.wav"]}, UNREAD),
+        ({"image": "blue.png", "messages": spoken("?", "<bbox>"), "objects": {}}, PLACEHOLDERS),
+        ({"image": "blue.png", "messages": spoken("?", "x"), "label": False}, WRONG),
+        ({"image": "blue.png", "prompt": "?", "completion": "x", "kto_tag": "False"}, WRONG),
+        ({"image": "blue.png", "prompt": "?", "rejected": "x"}, UNCHOSEN),
+        ({"image": "blue.png", "prompt": "?", "chosen": "", "rejected": "x"}, MALFORMED),
+        ({"image": "blue.png", "messages": spoken("Draw it", "<image>Here it is")}, DRAWN),
         ({"image": "blue.png"}, "no text"),
         ({"messages": []}, "no text"),
     ],
@@ -205,6 +279,72 @@ def test_what_cannot_be_a_record_is_counted(folder, row, reason):
     data = Chat(write_jsonl(folder / "t.jsonl", [row, good]))
     assert len(data) == 1
     assert list(data.skips.counts()) == [reason]
+
+
+def test_what_is_beside_a_conversation_and_says_nothing_of_it_changes_nothing(folder):
+    asked = {"image": "blue.png", "messages": spoken("What is <video>?", "an HTML <bbox>")}
+    for beside in (
+        {"videos": [], "audios": None, "audio": ""},
+        {"objects": None},
+        {"label": 0},
+        {"label": "a false colour"},
+    ):
+        data = Chat(write_json(folder / "t.json", [{**asked, **beside}]))
+        assert shown(data[0]) == (["blue"], "What is <video>?", "an HTML <bbox>"), beside
+
+
+def test_a_picture_of_an_answer_is_shown_from_the_next_turn_on(folder):
+    turns = said("<image>Which?", "red", "Draw it blue", "<image>Here", "Sure?", "yes")
+    row = {"id": "a", "image": TWO[::-1], "conversations": turns}
+    data = Chat(write_json(folder / "t.json", [row]))
+    assert data.skips.skipped == {"a/1": DRAWN}
+    assert list(map(shown, data)) == [
+        (["red"], "Which?", "red"),
+        (["red", "blue"], "␝Which?␟red␞Draw it blue␟␝Here␞Sure?", "yes"),
+    ]
+    alone = Chat(folder / "t.json", turns="split")
+    assert [row["question"] for row in alone] == ["Which?", "␝␝Sure?"]
+
+
+@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}])
+def test_an_answer_that_is_not_to_be_learned_is_read_by_later_turns(folder, mark):
+    turns = spoken("Which?", "green", "Sure?", "no, blue")
+    turns[1] |= mark
+    turns[3] |= {name: True for name in mark}
+    row = {"id": "a", "image": "blue.png", "messages": turns}
+    data = Chat(write_json(folder / "t.json", [row]))
+    assert list(map(shown, data)) == [(["blue"], "Which?␟green␞Sure?", "no, blue")]
+    assert data.skips.skipped == {"a/0": UNLEARNED}
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "saved"])
+def test_parts_of_a_split_share_no_row(folder, kind):
+    rows = [{"image": "blue.png", "query": f"q{n}", "response": "x"} for n in range(20)]
+    path = folder / f"t.{kind}"
+    if kind == "json":
+        write_json(path, rows)
+    elif kind == "jsonl":
+        write_jsonl(path, rows)
+    elif kind == "csv":
+        lines = [",".join(row.values()) for row in rows]
+        write(path, "\n".join(["image,query,response", *lines]))
+    elif kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        Dataset.from_list(rows).save_to_disk(path)
+
+    def asked(split):
+        return [row["question"] for row in Chat(path, split=split, images=folder)]
+
+    every = [f"q{n}" for n in range(20)]
+    assert asked("train") == every
+    assert (asked("train[:90%]"), asked("train[90%:]")) == (every[:18], every[18:])
+    assert asked("train[:1]+train[19:]") == [every[0], every[19]]
+    with pytest.raises(UserError, match=r"train\[:x\]"):
+        asked("train[:x]")
+    if kind != "saved":  # which has the name of its split nowhere
+        with pytest.raises(UserError, match=rf"'nonsense'.*t\.{kind} is one file .*train\[:90%\]"):
+            asked("nonsense[:10]")
 
 
 def test_speakers_of_another_name_and_captions(folder):

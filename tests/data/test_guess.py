@@ -31,6 +31,8 @@ def folder(tmp_path, monkeypatch):
         ("t.jsonl", CAPTIONED, "captions"),
         ("t.jsonl", {"image": "a.png", "prompt": "Which?", "response": "red"}, "chat"),
         ("t.jsonl", {"images": ["a.png"], "caption": "a red square"}, "chat"),
+        ("t.jsonl", {"image": "a.png", "prompt": "?", "chosen": "x", "rejected": "y"}, "chat"),
+        ("t.jsonl", {"image": "a.png", "chosen": CHAT["conversations"], "rejected": []}, "chat"),
     ],
 )
 def test_a_table_by_its_columns(folder, name, row, kind):

@@ -80,8 +80,12 @@ def test_vqav2_schema_from_parquet_save_to_disk_and_dict(tmp_path):
     check_vqav2(HFData(f"{tmp_path}/p/*.parquet"))
     table.save_to_disk(tmp_path / "saved")
     check_vqav2(HFData(tmp_path / "saved"))
+    assert [row["id"] for row in HFData(tmp_path / "saved", split="train[1:]")] == ["2000"]
     DatasetDict({"validation": table}).save_to_disk(tmp_path / "splits")
     check_vqav2(HFData(tmp_path / "splits", split="validation"))
+    check_vqav2(HFData(tmp_path / "splits", split="validation[:1]+validation[1:]"))
+    with pytest.raises(UserError, match="no split 'test'; it has validation"):
+        HFData(tmp_path / "splits", split="validation+test")
     with pytest.raises(UserError, match="no split 'train'; it has validation"):
         HFData(tmp_path / "splits")
 
@@ -173,6 +177,13 @@ def test_lists_of_pictures_and_captions_by_other_names(tmp_path):
     bad = write_jsonl(tmp_path / "b.jsonl", [{"path": "a.png", "captions": "{broken"}])
     with pytest.raises(UserError, match=r"b\.jsonl:1: captions is no json"):
         Captions(bad)
+
+
+def test_a_prompt_beside_a_preference_is_no_caption(tmp_path):
+    write(tmp_path / "a.png", png())
+    row = {"image": "a.png", "prompt": "Which?", "chosen": "red", "rejected": "blue"}
+    with pytest.raises(UserError, match="no column for the caption or answer"):
+        HFData(write_jsonl(tmp_path / "t.jsonl", [row]))
 
 
 def test_raw_bytes_column(tmp_path):

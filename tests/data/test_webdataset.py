@@ -63,6 +63,38 @@ def test_questions_in_json(tmp_path):
         WebDataset(shard, columns=["q"])
 
 
+def recaptioned(root):
+    """The crawler's text as txt, a better caption in the json, of the second sample none."""
+    captions = [{"caption": "raw", "recaption": "a red square"}, {"caption": "raw"}]
+    members = {}
+    for number, cells in enumerate(captions):
+        members[f"{number}.png"] = png(RED)
+        members[f"{number}.txt"] = "IMG_1234 buy now"
+        members[f"{number}.json"] = json.dumps(cells)
+    return write_tar(root / "s.tar", members)
+
+
+def test_a_caption_that_is_named_is_taken_before_a_txt(tmp_path):
+    shard = recaptioned(tmp_path)
+    raw = "IMG_1234 buy now"
+    for columns, captions in (
+        (None, [raw, raw]),
+        ({"caption": "recaption"}, ["a red square", raw]),
+        ({"caption": "txt", "image": "png"}, [raw, raw]),
+    ):
+        assert [row["caption"] for row in WebDataset(shard, columns=columns)] == captions
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_key_that_no_sample_has_is_an_error(tmp_path, limit):
+    columns = {"caption": "recapton"}
+    with pytest.raises(UserError, match="'recapton' for the caption; it has caption, recaption"):
+        WebDataset(recaptioned(tmp_path), columns=columns, limit=limit)
+    texts = write_tar(tmp_path / "t.tar", {"a.json": json.dumps({"caption": "no picture"})})
+    with pytest.raises(UserError, match="no usable row .*missing image"):
+        WebDataset(texts, columns=columns)
+
+
 def test_incomplete_samples_are_counted_and_shift_nothing(tmp_path):
     shard = write_tar(
         tmp_path / "s.tar",

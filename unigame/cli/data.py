@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from unigame.cli import options
 from unigame.cli.app import argument, command, option
 from unigame.cli.endings import next_step
+from unigame.errors import UserError
+from unigame.system.writable import require_writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +31,9 @@ def data(source: str, limit: int | None, model: str | None, rows: int, sheet: Pa
 
     The rows are printed as the model reads them: special tokens visible, trained tokens apart.
     """
+    if sheet.is_dir() or sheet.suffix.lower() != ".png":
+        raise UserError(f"--sheet {sheet} is no file of a sheet; name one such as sheet.png")
+    require_writable(sheet.parent, "--sheet")
     sources, wanted, said = _sources(source)
     from unigame.system.console import make_console
 

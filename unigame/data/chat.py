@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unigame.data.dataset import NO_TEXT, RecordDataset, Row
 from unigame.data.links import Links, NotFetched
 from unigame.data.pictures import TableCell
 from unigame.data.records import SkippedRow
-from unigame.data.rows import open_rows, root_of
-from unigame.data.tables import TABLE_SUFFIXES, read_table
+from unigame.data.rows import open_file, open_rows, root_of
 from unigame.errors import UserError
 from unigame.turns import PICTURE, join_turns, without_places
 
@@ -34,12 +33,36 @@ MESSAGES = {
     "conversations": "conversations in 'conversations' (LLaVA / ShareGPT)",
     "conversation": "conversations in 'conversation'",
 }
-PAIRS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
+CHOSEN = "chosen"
+"""The better of two answers, to ``prompt`` or to a conversation that ends with a question."""
+
+PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("prompt", CHOSEN),
+)
+JUDGED = ("label", "kto_tag")
+"""Columns that are false where the answer is a wrong one (KTO)."""
+
+LEARNED = ("loss", "weight")
+"""Of a message; false or 0 where it is not to be learned (ms-swift, OpenAI)."""
+
+OTHER_MEDIA = ("videos", "video", "audios", "audio")
+BOXES = re.compile(r"<(?:bbox|ref-object)>")
+"""Where values of the column ``objects`` stand (ms-swift); each model writes boxes its own way."""
+
 TURNS = ("context", "split")
 MALFORMED = "malformed conversation"
 UNSHOWN = "pictures that no mark shows"
 UNANSWERED = "question without an answer"
 MORE_MARKS = "more image marks than pictures"
+WRONG = "answer marked as wrong"
+UNCHOSEN = "rejected answer without a chosen one"
+UNLEARNED = "answer marked as not to be learned"
+DRAWN = "answer with a picture"
+UNREAD = "video or audio"
+PLACEHOLDERS = "marks of 'objects' without their values"
 
 
 class BadChat(Exception):
@@ -52,12 +75,29 @@ class Turn:
 
     Attributes:
         answer: None where the conversation ends with the question.
-        shown: number of pictures that were shown up to here.
+        shown: number of pictures that were shown before the answer.
+        left_out: why the answer is read in later turns, but not learned; often empty.
     """
 
     question: str
     answer: str | None
     shown: int
+    left_out: str = ""
+
+
+class Message(NamedTuple):
+    """What someone says, with a mark for each picture.
+
+    Attributes:
+        speaker: ``"user"``, ``"assistant"`` or ``"system"``.
+        pictures: that the message itself holds.
+        learned: False where it is marked as not to be learned.
+    """
+
+    speaker: str
+    text: str
+    pictures: Sequence[Any] = ()
+    learned: bool = True
 
 
 @dataclass
@@ -78,7 +118,7 @@ class Chat(RecordDataset):
             folder written by ``save_to_disk``, or, with ``hub``, the id of a data set on the Hub.
         hub: Whether ``path`` is a Hub id, which may be downloaded. Never assumed.
         name: Configuration of a data set that has several.
-        split: The split; slices such as ``train[:1000]`` work where ``datasets`` knows them.
+        split: The split, or a part of it such as ``train[:1000]``; a file is one split, ``train``.
         revision: Branch, tag or commit on the Hub.
         images: Where relative image paths start; by default the folder of the file.
         tags: What a data set calls its speakers, where it is unusual: ``{user: Q, assistant: A}``.
@@ -119,12 +159,12 @@ class Chat(RecordDataset):
         speakers |= {word: speaker for speaker, word in (tags or {}).items()}
 
         def rows() -> Iterator[Row | SkippedRow]:  # opened once the options below are checked
-            if not hub and table.is_file() and table.suffix.lower() in TABLE_SUFFIXES:
-                found: Iterable[dict[str, Any]] = (row for _, row in read_table(table))
+            options = {"name": name, "revision": revision, "cache_dir": cache_dir}
+            found: Iterable[dict[str, Any]]
+            if not hub and table.is_file():
+                found = open_file(table, split, **options)
             else:
-                found = open_rows(
-                    path, split, hub=hub, name=name, revision=revision, cache_dir=cache_dir
-                )
+                found = open_rows(path, split, hub=hub, **options)
             for number, cells in enumerate(found):
                 given = cells.get("id")
                 id = str(number if given is None else given)
@@ -162,14 +202,17 @@ def _records(
             yield SkippedRow(place, UNANSWERED, _plain(turn.question)[:80])
             continue
         shown = tuple(pictures[: turn.shown])
-        yield Row(
-            id=place,
-            image=shown[0] if shown else None,
-            images=None if len(shown) == 1 else shown,
-            question=_question(earlier, turn, chat.system),
-            answer=_plain(turn.answer),
-            caption=chat.caption if len(shown) == 1 else None,
-        )
+        if turn.left_out:
+            yield SkippedRow(place, turn.left_out, _plain(turn.answer)[:80])
+        else:
+            yield Row(
+                id=place,
+                image=shown[0] if shown else None,
+                images=None if len(shown) == 1 else shown,
+                question=_question(earlier, turn, chat.system),
+                answer=_plain(turn.answer),
+                caption=chat.caption if len(shown) == 1 else None,
+            )
         earlier += [(turn.question, turn.answer)] if context else []
 
 
@@ -207,47 +250,69 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
         speakers: who speaks, by the words for it.
 
     Raises:
-        BadChat: It is none, or its pictures and their marks do not agree.
+        BadChat: It is none, its pictures and their marks do not agree, its answer is a wrong one,
+            or it is about a video, a sound, or boxes that stand elsewhere.
     """
     pictures = _listed(cells.get("images")) or _listed(cells.get("image"))
     caption = _text(cells.get("caption"))
-    messages = _messages(cells)
+    messages = _messages(cells, speakers)
     if not messages:
+        if caption is None and cells.get("rejected") is not None:
+            raise BadChat(UNCHOSEN, f"{cells['rejected']!r:.60}")
         return Conversation([], [_picture(each) for each in pictures], caption or _prompt(cells))
     spoken = [_spoken(message, speakers) for message in messages]
-    within = [cell for _, _, found in spoken for cell in found]
+    _check_usable(cells, spoken)
+    system = _text(cells.get("system"))
+    if system and all(message.speaker != "system" for message in spoken):
+        spoken.insert(0, Message("system", system))
+    within = [cell for message in spoken for cell in message.pictures]
     if within and pictures:
         within = []  # parts that name the pictures of the row's own column
     pictures = [_picture(each) for each in within or pictures]
-    marks = [len(MARKS.findall(text)) for _, text, _ in spoken]
+    marks = [len(MARKS.findall(message.text)) for message in spoken]
     if sum(marks) > len(pictures):
         raise BadChat(MORE_MARKS, f"{sum(marks)} marks, {len(pictures)} pictures")
     if pictures and not any(marks):
-        marks[next((i for i, (who, *_) in enumerate(spoken) if who == "user"), 0)] = len(pictures)
+        users = (place for place, message in enumerate(spoken) if message.speaker == "user")
+        marks[next(users, 0)] = len(pictures)
     if sum(marks) < len(pictures):
         raise BadChat(UNSHOWN, f"{sum(marks)} marks, {len(pictures)} pictures")
-    said = [MARKS.sub("\n", text).strip() for who, text, _ in spoken if who == "system"]
-    system = "\n".join(said)
-    return Conversation(_turns(spoken, marks), pictures, caption, system)
+    said = [MARKS.sub("\n", each.text).strip() for each in spoken if each.speaker == "system"]
+    return Conversation(_turns(spoken, marks), pictures, caption, "\n".join(said))
 
 
-def _turns(spoken: Sequence[tuple[str, str, list[Any]]], marks: Sequence[int]) -> list[Turn]:
+def _check_usable(cells: Mapping[str, Any], spoken: Sequence[Message]) -> None:
+    """Refuse rows that would teach a wrong answer, or marks in place of what they stand for."""
+    for name in JUDGED:
+        value = cells.get(name)
+        if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
+            raise BadChat(WRONG, f"{name}: {value}")
+    for name in OTHER_MEDIA:
+        if any(each is not None for each in _listed(cells.get(name))):
+            raise BadChat(UNREAD, f"in {name!r}")
+    if cells.get("objects") is not None:
+        for message in spoken:
+            if mark := BOXES.search(message.text):
+                raise BadChat(PLACEHOLDERS, f"{mark[0]} in {message.text!r:.60}")
+
+
+def _turns(spoken: Sequence[Message], marks: Sequence[int]) -> list[Turn]:
     turns: list[Turn] = []
     asked, shown = "", 0
-    for (who, text, _), count in zip(spoken, marks, strict=True):
-        shown += count
-        words = MARKS.sub(PICTURE, without_places(text))
+    for message, count in zip(spoken, marks, strict=True):
+        words = MARKS.sub(PICTURE, without_places(message.text))
         words = (PICTURE * (count - words.count(PICTURE)) + words).strip()
-        if who == "system":
+        if message.speaker == "system":
             asked = PICTURE * count + asked
-            continue
-        if who == "user":
+        elif message.speaker == "user":
             asked = f"{asked}\n{words}".strip()
-            continue
-        if not _plain(asked) or not _plain(words):
+        elif not _plain(asked) or not _plain(words):
             raise BadChat(MALFORMED, f"an empty {'answer' if _plain(asked) else 'question'}")
-        turns.append(Turn(asked, words, shown))
-        asked = ""
+        else:  # its own pictures are shown from the next turn on
+            left_out = DRAWN if count else "" if message.learned else UNLEARNED
+            turns.append(Turn(asked, words, shown, left_out))
+            asked = ""
+        shown += count
     return [*turns, Turn(asked, None, shown)] if _plain(asked) else turns
 
 
@@ -259,15 +324,21 @@ def schema_of(cells: Mapping[str, Any]) -> str | None:
     for asked, said in PAIRS:
         if cells.get(asked) is not None and cells.get(said) is not None:
             return f"questions in {asked!r} with answers in {said!r}"
+    if isinstance(cells.get(CHOSEN), list):
+        return f"conversations in {CHOSEN!r}"
     drawn = _text(cells.get("caption")) or _prompt(cells)
     return "pictures in 'images' with captions" if drawn and "images" in cells else None
 
 
-def _messages(cells: Mapping[str, Any]) -> list[Any]:
+def _messages(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> list[Any]:
     """The messages of a row; none where it has only a picture, or only what is to be drawn."""
+    chosen = [] if cells.get(CHOSEN) is None else _as_messages(cells[CHOSEN], "assistant")
     for name in MESSAGES:
         if cells.get(name) is not None:
-            return _listed(cells[name])
+            messages = _listed(cells[name])
+            return messages + chosen if _speaker(messages[-1:], speakers) == "user" else messages
+    if _speaker(chosen[:1], speakers) in ("user", "system"):
+        return chosen  # with the question in it
     for asked, said in PAIRS:
         if cells.get(asked) is not None and cells.get(said) is not None:
             before = [
@@ -285,19 +356,27 @@ def _messages(cells: Mapping[str, Any]) -> list[Any]:
 
 
 def _as_messages(value: Any, speaker: str) -> list[Any]:
+    if isinstance(value, Mapping):
+        return [value]
     return value if isinstance(value, list) else [{"role": speaker, "content": value}]
 
 
-def _spoken(message: Any, speakers: Mapping[str, str]) -> tuple[str, str, list[Any]]:
-    """Who says what, with a mark for each picture, and the pictures that the message holds."""
+def _speaker(messages: Sequence[Any], speakers: Mapping[str, str]) -> str | None:
+    """Who speaks first; None: no one, or someone unknown."""
+    first = messages[0] if messages and isinstance(messages[0], Mapping) else {}
+    return speakers.get(str(first.get("role", first.get("from"))))
+
+
+def _spoken(message: Any, speakers: Mapping[str, str]) -> Message:
     if not isinstance(message, Mapping):
         raise BadChat(MALFORMED, f"a message is {message!r:.60}")
     word = message.get("role", message.get("from"))
     content = message.get("content", message.get("value"))
     if not isinstance(word, str) or word not in speakers:
         raise BadChat(MALFORMED, f"{word!r:.40} speaks; name it with tags:")
+    learned = all(message.get(name) != 0 for name in LEARNED)  # False is 0, None is not
     if isinstance(content, str):
-        return speakers[word], content, []
+        return Message(speakers[word], content, learned=learned)
     texts: list[str] = []
     pictures: list[Any] = []
     for part in content if isinstance(content, list) else [None]:
@@ -312,7 +391,7 @@ def _spoken(message: Any, speakers: Mapping[str, str]) -> tuple[str, str, list[A
             pictures += [] if cell is None else [cell]
         else:
             raise BadChat(MALFORMED, f"a part is {part!r:.60}")
-    return speakers[word], "\n".join(texts), pictures
+    return Message(speakers[word], "\n".join(texts), pictures, learned)
 
 
 def _picture(cell: Any) -> Any:
@@ -334,5 +413,7 @@ def _text(value: Any) -> str | None:
 
 
 def _prompt(cells: Mapping[str, Any]) -> str | None:
-    """What is to be drawn: `prompt` is a caption's name, too."""
+    """What is to be drawn: `prompt` is a caption's name, too, but not beside answers to it."""
+    if cells.get(CHOSEN) is not None or cells.get("rejected") is not None:
+        return None
     return next(filter(None, (_text(cells.get(name)) for name in ("prompt", "text"))), None)

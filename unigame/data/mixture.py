@@ -41,6 +41,9 @@ class Mixture(Dataset[Record]):
             would get no place at all.
     """
 
+    texts_by_index = False
+    """:meth:`iter_texts` goes source by source; what stands at an index depends on the epoch."""
+
     def __init__(
         self,
         datasets: Sequence[RecordSource],

@@ -29,6 +29,7 @@ DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
 """Names under which a field is looked for, the first present one wins."""
 
 _KNOWN = frozenset(name for names in DEFAULT_COLUMNS.values() for name in names)
+_NO_CAPTION = frozenset((*DEFAULT_COLUMNS["question"], "chosen", "rejected"))
 NO_QUESTION: dict[str, Any] = {"question": None, "answer": None, "answers": ()}
 
 
@@ -56,8 +57,8 @@ def find_columns(
         for field, defaults in DEFAULT_COLUMNS.items()
         if not set(defaults).isdisjoint(names)
     }
-    if found.get("caption") == "prompt" and "question" in found:
-        del found["caption"]  # beside a question it may be anything
+    if found.get("caption") == "prompt" and _NO_CAPTION.intersection(names):
+        del found["caption"]  # beside a question it may be anything, beside answers it is one
     for field, column in check_fields(chosen).items():
         if column not in names:
             raise UserError(

@@ -27,7 +27,7 @@ def peek_texts(dataset: Any) -> Iterator[Any] | None:
     if isinstance(dataset, ConcatDataset):
         return _joined(dataset)
     if isinstance(dataset, Subset):
-        return _subset(dataset)
+        return _subset(dataset) if _has_every_row(dataset) else None
     if _is_table(dataset):
         columns = [name for name in TEXT_FIELDS if name in dataset.column_names]
         return iter(dataset.select_columns(columns)) if columns else None
@@ -39,12 +39,18 @@ def _joined(dataset: ConcatDataset[Any]) -> Iterator[Any]:
     return (row for part in dataset.datasets for row in peek_texts(part) or ())
 
 
-def _subset(dataset: Subset[Any]) -> Iterator[Any] | None:
-    rows = peek_texts(dataset.dataset)
-    if rows is None:
-        return None
-    kept = list(rows)
+def _subset(dataset: Subset[Any]) -> Iterator[Any]:
+    kept = list(peek_texts(dataset.dataset) or ())
     return (kept[index] for index in dataset.indices)
+
+
+def _has_every_row(dataset: Any) -> bool:
+    """Whether row i of what is peeked at is row i of the dataset: no part of it is left out."""
+    if isinstance(dataset, ConcatDataset):
+        return all(_has_every_row(part) for part in dataset.datasets)
+    if isinstance(dataset, Subset):
+        return _has_every_row(dataset.dataset)
+    return getattr(dataset, "texts_by_index", True) and peek_texts(dataset) is not None
 
 
 def _is_table(dataset: Any) -> bool:

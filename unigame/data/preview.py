@@ -134,7 +134,8 @@ def texts_of_rows(dataset: RecordSource, places: Sequence[int]) -> Iterator[Mapp
 def write_sheet(dataset: RecordSource, path: str | Path) -> int:
     """A contact sheet of at most 24 rows, spread over the data; returns how many pictures it has.
 
-    Rows of text alone are passed by; several pictures of a row stand side by side.
+    Of a mixture they are spread over all rows of its sources, whatever an epoch shows of them. Rows
+    of text alone are passed by; several pictures of a row stand side by side.
 
     Raises:
         UserError: the file cannot be written.
@@ -145,10 +146,10 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
     sheet = Image.new("RGB", (wide, lines * (_SIDE + _TEXT + _GAP) + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), _font()
     shown = 0
-    for number, place in enumerate(places):
+    for number, (part, place) in enumerate(places):
         left = _GAP + number % _COLUMNS * (_SIDE + _GAP)
         top = _GAP + number // _COLUMNS * (_SIDE + _TEXT + _GAP)
-        row: Any = load_record_or_skip(dataset, place)
+        row: Any = load_record_or_skip(part, place)
         if isinstance(row, SkippedRow):
             words = f"{row.id}: {row.reason}"
         else:
@@ -159,6 +160,7 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
         text = "\n".join(textwrap.wrap(words, 34, max_lines=4, placeholder=" ..."))
         draw.multiline_text((left, top + _SIDE + 4), text, fill="black", font=font, spacing=2)
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, format="PNG")
     except OSError as error:
         reason = error.strerror or str(error)
@@ -166,12 +168,28 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
     return shown
 
 
-def _with_pictures(dataset: RecordSource) -> list[int]:
-    peeked = peek_texts(dataset)
-    if peeked is None:
-        return spread(len(dataset), SHEET_ROWS)
-    some = [place for place, row in enumerate(peeked) if num_pictures(row)]
-    return [some[place] for place in spread(len(some), SHEET_ROWS)]
+def _with_pictures(dataset: RecordSource) -> list[tuple[RecordSource, int]]:
+    """Sources, and places in them, of rows that show a picture as far as that is cheap to tell."""
+    found: list[tuple[RecordSource, Sequence[int]]] = []
+    for part in _sources(dataset):
+        peeked = peek_texts(part)
+        places: Sequence[int] = range(len(part))
+        if peeked is not None:
+            places = [place for place, row in enumerate(peeked) if num_pictures(row)]
+        found.append((part, places))
+    wanted = spread(sum(len(places) for _, places in found), SHEET_ROWS)
+    shown, before = [], 0
+    for part, places in found:
+        own = range(before, before + len(places))
+        shown += [(part, places[number - before]) for number in wanted if number in own]
+        before = own.stop
+    return shown
+
+
+def _sources(dataset: Any) -> list[RecordSource]:
+    """What a mixture is made of: the order of its texts is not that of its rows."""
+    parts = getattr(dataset, "datasets", None)
+    return [dataset] if parts is None else [one for part in parts for one in _sources(part)]
 
 
 def _paste(sheet: Image.Image, pictures: Sequence[Image.Image], left: int, top: int) -> None:

@@ -180,6 +180,34 @@ def open_rows(path: str | Path, split: str, *, hub: bool, **options: Any) -> Row
     return (open_split if hub else open_local)(str(path), split, **given)
 
 
+def open_file(path: Path, split: str, **options: Any) -> Iterable[dict[str, Any]]:
+    """The rows of one file on this machine, which is one split: ``train``.
+
+    Of a json, jsonl, csv or tsv they are read as they are asked for, where all are wanted.
+
+    Args:
+        path: the file.
+        split: also a part such as ``train[:90%]``.
+        options: see :func:`open_local`.
+
+    Raises:
+        UserError: another split, or it cannot be read.
+    """
+    for name in _split_names(split):
+        if name != "train":
+            raise UserError(
+                f"split: {split!r} names {name!r}, but {path} is one file and has only 'train'; "
+                "write train, or a part of it such as train[:90%]"
+            )
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        return open_rows(path, split, hub=False, **options)
+    rows = (row for _, row in read_table(path))
+    if split == "train":
+        return rows
+    with readable(f"split {split!r} of {path}", "write a part such as train[:90%]"):
+        return _part({"train": [str(path)]}, split, lambda _: list(rows))
+
+
 def root_of(path: str | Path, hub: bool, images: str | Path | None) -> Path | None:
     """Where relative paths of pictures start; None: the files of the Hub are not here."""
     local = Path(path).expanduser()
@@ -253,7 +281,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def open_saved(folder: Path, split: str) -> TableRows:
-    """What ``save_to_disk`` wrote: one data set, or a dictionary of splits.
+    """What ``save_to_disk`` wrote: a dictionary of splits, or one data set of any split's name.
 
     Raises:
         UserError: it cannot be read, or has no such split.
@@ -262,11 +290,22 @@ def open_saved(folder: Path, split: str) -> TableRows:
 
     with readable(str(folder), "was it copied whole?"):
         saved = datasets.load_from_disk(str(folder))
-    if isinstance(saved, Mapping):
-        if split not in saved:
-            raise UserError(f"{folder} has no split {split!r}; it has {', '.join(saved)}")
-        saved = saved[split]
-    return TableRows(saved)
+    named = _split_names(split)
+    splits = saved if isinstance(saved, Mapping) else {named[0]: saved}
+    if split in splits:
+        return TableRows(splits[split])
+    for name in named:
+        if name not in splits:
+            raise UserError(f"{folder} has no split {name!r}; it has {', '.join(splits)}")
+    with readable(f"split {split!r} of {folder}", "write a part such as train[:90%]"):
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(
+            {name: len(splits[name]) for name in named}
+        )
+    return TableRows(
+        datasets.concatenate_datasets(
+            [splits[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        )
+    )
 
 
 @contextmanager
@@ -296,6 +335,11 @@ def readable(what: str, advice: str) -> Iterator[None]:
 # ---- what `datasets` finds and does not read -----------------------------------------------------
 
 
+def _split_names(split: str) -> list[str]:
+    """The splits of which ``train[:1000]+test`` takes rows."""
+    return [part.split("[")[0].strip() for part in split.split("+")]
+
+
 def _part(
     files: Mapping[str, Iterable[str]],
     split: str,
@@ -304,11 +348,11 @@ def _part(
     """The rows that a split such as ``train[:1000]`` or ``train+test`` names."""
     import datasets
 
-    named = [part.split("[")[0].strip() for part in split.split("+")]
+    named = _split_names(split)
     for name in named:
         if name not in files:
             raise UserError(f"no split {name!r}; it has {', '.join(map(str, files))}")
-    rows = {name: read(files[name]) for name in named}
+    rows = {name: read(files[name]) for name in dict.fromkeys(named)}
     parts = datasets.ReadInstruction.from_spec(split).to_absolute(
         {name: len(found) for name, found in rows.items()}
     )

@@ -29,6 +29,7 @@ MALFORMED = "malformed text or json"
 DUPLICATE = "duplicate member"
 NOT_A_FILE = "member is no plain file"
 LONG_END = "shard ends in zeros"
+MOST_KEYS = 20
 
 
 class WebDataset(RecordDataset):
@@ -42,13 +43,16 @@ class WebDataset(RecordDataset):
     Args:
         path: Shards: a tar, a folder of tars, a glob (``cc3m/*.tar``), a brace pattern
             (``cc3m-{000..331}.tar``), or a list of these.
-        columns: Field of the record to key of the json, where the keys have unusual names.
+        columns: Field of the record to key of the json, where the keys have unusual names. A sample
+            without that key is read by the usual names. A caption that is named so is taken
+            before a txt.
         picture_only: Whether samples of a picture without text are kept.
         verify: See :class:`RecordDataset`; ``"exists"`` only tells whether an image is there.
         limit: See :class:`RecordDataset`; later shards are not even opened.
 
     Raises:
-        UserError: No shard matches, a shard is no plain tar or is damaged, nothing is left.
+        UserError: No shard matches, a shard is no plain tar or is damaged, a key of ``columns`` is
+            in no sample, nothing is left.
     """
 
     def __init__(
@@ -60,16 +64,64 @@ class WebDataset(RecordDataset):
         verify: str = "exists",
         limit: int | None = None,
     ) -> None:
-        names = dict(check_fields(columns))
+        names = Columns(check_fields(columns))
         shards = expand_shards(path)
+
+        def rows() -> Iterator[Row | SkippedRow]:
+            for shard in shards:
+                yield from _shard_rows(shard, names, picture_only)
+            names.require_met(path)  # before it is said that no row can be used
+
         self.picture_only = picture_only
-        rows = (row for shard in shards for row in _shard_rows(shard, names, picture_only))
-        super().__init__(rows, where=str(path), root=None, verify=verify, limit=limit)
+        super().__init__(rows(), where=str(path), root=None, verify=verify, limit=limit)
+        names.require_met(path)  # with a limit the rows do not come to their end
 
 
-def _shard_rows(
-    shard: Path, columns: dict[str, str], picture_only: bool
-) -> Iterator[Row | SkippedRow]:
+class Columns:
+    """The user's mapping of field to key of the json, and which of the keys came.
+
+    Args:
+        names: field to key.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self.names = dict(names)
+        self._unmet: dict[str, str] = {}
+        self._read = False
+        self._keys: dict[str, None] = {}
+        """Of the first samples, in order, for the message."""
+
+    def present(self, cells: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
+        """Those of the mapping that a sample has.
+
+        Args:
+            cells: its json.
+            parts: its members; ``{image: jpg, caption: txt}`` names what is read in any case.
+        """
+        if not self._read:
+            self._read, self._unmet = True, self.names
+        if self._unmet:
+            met = {*cells, *set(parts).intersection((*IMAGE_PARTS, *TEXT_PARTS))}
+            self._unmet = {field: key for field, key in self._unmet.items() if key not in met}
+            if len(self._keys) < MOST_KEYS:
+                self._keys |= dict.fromkeys(cells)
+        return {field: key for field, key in self.names.items() if key in cells}
+
+    def require_met(self, where: object) -> None:
+        """Check that each key was in a sample.
+
+        Raises:
+            UserError: one was in none; it is misspelled.
+        """
+        for field, key in self._unmet.items():
+            found = ", ".join(list(self._keys)[:MOST_KEYS]) or "nothing"
+            raise UserError(
+                f"columns: no json of {where} that was read has {key!r} for the {field}; it has "
+                f"{found}: correct the name"
+            )
+
+
+def _shard_rows(shard: Path, columns: Columns, picture_only: bool) -> Iterator[Row | SkippedRow]:
     try:
         opened = shard.open("rb")
     except OSError as error:
@@ -118,7 +170,7 @@ def _sample(
     shard: Path,
     key: str,
     members: Sequence[tuple[str, Member]],
-    columns: dict[str, str],
+    columns: Columns,
     picture_only: bool,
 ) -> Iterator[Row | SkippedRow]:
     """One sample as a row, and what it has twice as skipped rows."""
@@ -154,7 +206,7 @@ def _row(
     key: str,
     parts: dict[str, Member],
     picture: Member | None,
-    columns: dict[str, str],
+    columns: Columns,
     picture_only: bool,
 ) -> Row | SkippedRow:
     id = _id(shard, key)
@@ -177,18 +229,18 @@ def _id(shard: Path, name: str) -> str:
     return printable(f"{shard.name}/{name}")
 
 
-def _texts(file: BinaryIO, parts: dict[str, Member], columns: dict[str, str]) -> dict[str, Any]:
-    """The text fields; a txt member is the caption, over a caption in the json."""
+def _texts(file: BinaryIO, parts: dict[str, Member], columns: Columns) -> dict[str, Any]:
+    """The text fields; a txt member is the caption, over one in the json that no one named."""
     cells: dict[str, Any] = {}
     if "json" in parts:
         cells = parse_json(_read(file, parts["json"]))
         if not isinstance(cells, dict):
             raise ValueError("json is not an object")
-    present = {field: column for field, column in columns.items() if column in cells}
+    present = columns.present(cells, parts)
     fields = find_columns(cells, present, where="json")
     texts = texts_of(cells, fields, "json")
     written = next((parts[part] for part in TEXT_PARTS if part in parts), None)
-    if written is not None:
+    if written is not None and not ("caption" in present and texts["caption"]):
         texts["caption"] = _read(file, written).decode("utf-8-sig").strip() or texts["caption"]
     return texts
 
