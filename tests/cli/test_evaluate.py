@@ -21,7 +21,7 @@ from unigame.backbones.janus.model import JanusBackbone
 from unigame.cli import processes
 from unigame.errors import UserError
 from unigame.evaluation.bars import Bars
-from unigame.evaluation.record import folder_sha256
+from unigame.reports.weights import folder_sha256
 
 SUBSETS = ("adversarial", "popular", "random")
 
@@ -219,6 +219,17 @@ def test_data_of_the_hub_are_asked_for_as_the_user_says(tmp_path, monkeypatch, c
         (["--limit", "0"], "0 is not in the range"),
         (["--benchmarks", "wise", "--data-root", "wise", "--judge", "x"], "no judge 'x'"),
         (["--benchmarks", "wise", "--rubric", "absent.txt"], "absent.txt"),
+        (["--benchmarks", "wise", "--samples", "8"], "--samples 8 is of geneval and dpg, and --"),
+        (["--benchmarks", "dpg", "--rubric", "f.txt"], "--rubric f.txt is of wise, and"),
+        (["--judge", "hf:a/b"], "--judge hf:a/b is of dpg and wise, and --benchmarks has pope"),
+        (["--detector", "a/b"], "--detector a/b is of geneval"),
+        (["--temperature", "0.7", "--data-root", "data"], "--temperature 0.7 is of pictures"),
+        (["--guidance-scale", "5"], "--guidance-scale 5 is of pictures"),
+        (
+            ["--robustness", "pgd", "--attack-recipe", "janus_nano", "--data-root", "data"],
+            "--attack-recipe janus_nano is of the adversary, and --robustness pgd has none",
+        ),
+        (["--robustness", "pgx", "--attack-recipe", "janus_nano"], "unknown attack 'pgx'"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -515,6 +516,14 @@ def test_above_a_tenth_unparsed_is_a_warning_in_record_and_table(
         assert (f"{unreadable} of 20" in text or f"{unreadable} (" in text) == warned
     assert f"{unreadable} of 20 replies are unparsed" in shown.out or not warned
     assert len(warnings) == warned
+
+
+def test_a_benchmark_that_parses_nothing_is_shown(tmp_path, capsys):
+    """As robustness: none of its replies can be unparsed."""
+    record = run(FakeBackbone(), tmp_path, Quiz(questions(20)))
+    del record["benchmarks"]["quiz"]["counts"]["unparsed"]
+    print_record(record, ["quiz"])
+    assert re.search(r"Quiz +20 +20 +- ", capsys.readouterr().out)
 
 
 def test_replies_that_pope_cannot_read_are_a_warning(tmp_path):

@@ -14,6 +14,7 @@ from unigame.evaluation.registry import (
     benchmark_names,
     build_benchmark,
     check_choices,
+    check_options,
     check_variants,
     choice_for,
     variant_for,
@@ -52,6 +53,15 @@ def test_options_go_to_the_benchmarks_that_take_them():
     assert build_benchmark("wise", options).judge is judge
     assert build_benchmark("geneval", options).samples == 2
     assert build_benchmark("pope", options).prompt == "lmms_eval"
+
+
+def test_an_option_that_no_chosen_benchmark_takes_is_refused():
+    check_options(["pope", "dpg"], {"samples": 8, "rubric": None})
+    check_options(["wise"], {"judge": "x", "rubric": "r.txt"})
+    with pytest.raises(UserError, match="--samples 8 is of geneval and dpg, and .* has wise, pope"):
+        check_options(["wise", "pope"], {"judge": "x", "samples": 8})
+    with pytest.raises(UserError, match="--caption-tokens 9 is of unifiedbench, and .* has dpg"):
+        check_options(["dpg"], {"caption_tokens": 9})
 
 
 def test_variants_for_all_and_for_one(monkeypatch):

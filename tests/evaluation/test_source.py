@@ -87,6 +87,52 @@ def test_the_shards_of_the_split_are_read_in_order_and_no_others(tmp_path):
         read(tmp_path, split="validation")
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "read_from"),
+    [
+        (["train.parquet", "val.parquet"], "validation", "val.parquet"),
+        (["train.jsonl", "valid.jsonl"], "validation", "valid.jsonl"),
+        (["val-00000-of-00001.parquet", "validation.parquet"], "val", "val-00000-of-00001.parquet"),
+        (["vqa_Val2014.jsonl"], "validation", "vqa_Val2014.jsonl"),
+        (["MMBench_TEST_EN_V11.tsv"], "test", "MMBench_TEST_EN_V11.tsv"),
+        (["vqa-test-dev.jsonl"], "testdev", "vqa-test-dev.jsonl"),
+        (["contest.jsonl"], "validation", "contest.jsonl"),
+        (["0000.parquet", "0001.parquet"], "validation", "0000.parquet 0001.parquet"),
+        (["part-1.parquet", "part-2.parquet"], "validation", "part-1.parquet part-2.parquet"),
+    ],
+)
+def test_the_file_of_a_split(names, split, read_from, tmp_path):
+    files = [tmp_path / name for name in names]
+    assert [file.name for file in module._of_split(files, split, tmp_path)] == read_from.split()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["test.parquet", "train.parquet"],
+            "several files .* test.parquet, train.parquet; .*--spl",
+        ),
+        (["a.parquet", "b.parquet"], "several files that may be split 'validation'"),
+        (["vqa2014.parquet", "vqa2017.parquet"], "several files"),
+        (["val.parquet", "valid.parquet"], "several files"),
+        (["train.parquet"], "train.parquet is named after 'train'; choose that with --split train"),
+        (["train.jsonl"], "--split train, or rename the file validation.jsonl"),
+        (["vqa_test2015.tsv"], "named after 'test'"),
+        (["train_0.parquet", "train_1.parquet"], "named after 'train'"),
+        (["dev.parquet"], "named after 'dev'"),  # MMMU has both
+    ],
+)
+def test_files_of_other_splits_are_refused(names, message, tmp_path):
+    for name in names:
+        if name.endswith("parquet"):
+            table().to_parquet(str(tmp_path / name))
+        else:
+            write_jsonl(tmp_path / name, [{"question": "a"}])
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, split="validation")
+
+
 def test_the_folder_of_a_configuration_goes_first(tmp_path):
     (tmp_path / "Full").mkdir()
     table(1).to_parquet(str(tmp_path / "Full" / "test-00000-of-00001.parquet"))

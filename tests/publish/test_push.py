@@ -20,10 +20,10 @@ from unigame.backbones import load_backbone
 from unigame.backbones.common.adapter_files import read_base
 from unigame.cli import main
 from unigame.errors import UserError
-from unigame.evaluation.record import folder_sha256
 from unigame.publish import push as pushing
 from unigame.publish.card import public
 from unigame.publish.push import push
+from unigame.reports.weights import folder_sha256
 
 ID, BASE = "me/mine", "someone/tiny-janus"
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,8 +14,11 @@ from tests.reports.record_files import four, record, write
 from tests.reports.run_files import QUESTION, write_drawings, write_run
 from unigame import cli
 from unigame.errors import UserError
-from unigame.reports.page import charts
-from unigame.reports.page.write import write_report
+from unigame.reports.page import charts, verdict
+from unigame.reports.page.runs import read_run
+from unigame.reports.page.write import compared, write_report
+from unigame.reports.weights import folder_sha256
+from unigame.training import run_folder
 
 VOID = {"meta", "link", "img", "input", "br", "line", "circle", "path", "polyline", "rect"}
 
@@ -119,6 +123,137 @@ def test_a_demo_is_its_arms(tmp_path: Path) -> None:
     page, _ = page_of(tmp_path)
     assert page.text["h1"][0].startswith("UniGame is better than SFT")
     assert len([attrs for attrs in page.all("li") if "data-kind" in attrs]) == 4
+
+
+def demo(folder: Path, seed: int, rights: dict[str, float]) -> Path:
+    write_run(folder / "arms" / "unigame", examples=0)
+    config = {"arms": {arm: {} for arm in rights if arm != "base"}, "seed": seed}
+    (folder / "config.json").write_text(json.dumps(config))
+    for arm, right in rights.items():
+        benchmarks, summary = four(right)
+        content = record(benchmarks, sha=f"{folder.name} {arm}", summary=summary)
+        write(folder / "arms" / arm, "evaluation", content)
+    return folder
+
+
+def test_two_demos_stand_side_by_side(tmp_path: Path) -> None:
+    one = demo(tmp_path / "demo", 0, {"base": 0.4, "sft": 0.5, "unigame": 0.9})
+    two = demo(tmp_path / "demo-seed1", 1, {"base": 0.4, "sft": 0.8, "unigame": 0.3})
+    comparison = compared([read_run(folder, folder.name) for folder in (one, two)])
+    assert comparison is not None
+    arms = ("base", "SFT", "UniGame")
+    assert comparison.labels == tuple(f"{d.name}: {arm}" for d in (one, two) for arm in arms)
+    assert comparison.labels[comparison.baseline] == "demo: SFT"
+    page, text = page_of(one, two)
+    (title,) = page.text["h1"]
+    better, worse = title.split("demo-seed1: ")
+    assert better.startswith("demo: UniGame is better than SFT") and "UniGame is worse" in worse
+    assert "demo: One training run per arm (seed 0)." in text
+    assert "demo-seed1: One training run per arm (seed 1)." in text
+    assert commands(page)[0] == "unigame demo --seed 2 --output runs/demo-seed2"
+
+
+def test_a_run_beside_a_demo_is_compared_with_its_sft(tmp_path: Path) -> None:
+    one = demo(tmp_path / "demo", 0, {"base": 0.4, "sft": 0.5, "unigame": 0.9})
+    benchmarks, summary = four(0.9)
+    write(tmp_path, "mine", record(benchmarks, sha="mine", summary=summary))
+    page, _ = page_of(one, tmp_path / "mine")
+    assert page.text["h1"][0].startswith("mine is better than demo: SFT")
+    assert any(line.startswith("demo: UniGame beat SFT") for line in page.text["strong"])
+
+
+def test_evaluations_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("game", "game (base)"):
+        for part in ("base", "evaluation") if name == "game" else (".",):
+            write(tmp_path / name, part, record(four(0.5)[0]))
+    with pytest.raises(UserError, match=r"'game \(base\)'"):
+        write_report([tmp_path / "game", tmp_path / "game (base)"])
+
+
+# ---- evaluations of other weights ----------------------------------------------------------------
+def measured_run(folder: Path) -> Path:
+    """A finished run with evaluations of its base and of its adapter."""
+    run = write_run(folder, examples=0)
+    (run / "adapter_model.safetensors").write_bytes(b"first")
+    for name, right, digest in (("base", 0.4, None), ("evaluation", 0.9, folder_sha256(run))):
+        benchmarks, summary = four(right)
+        content = record(benchmarks, summary=summary)
+        content["model"]["adapter"] = digest and {"id": str(run), "sha256": digest}
+        write(run, name, content)
+    return run
+
+
+def test_what_was_measured_before_a_run_was_trained_anew_is_no_verdict_on_it(
+    tmp_path: Path,
+) -> None:
+    run = measured_run(tmp_path / "game")
+    page, text = page_of(run)
+    assert "game (evaluation) is better than game (base)" in page.text["h1"][0]
+    assert "Left out" not in text
+    log = (run / "trainer_state.json").read_text()
+    run_folder.set_aside(run)
+    (run / "adapter_model.safetensors").write_bytes(b"second")
+    (run / "trainer_state.json").write_text(log)
+    run_folder.drop_replaced(run)
+    page, text = page_of(run)
+    (title,) = page.text["h1"]
+    assert "better" not in title and f"Left out: {run / 'evaluation'} is of other" in title
+    assert "game (evaluation)" not in text and "game (base)" in text
+    # The command that it names can be run: the old record's folder takes no other model.
+    assert any(f"--output {run / 'evaluation-2'}" in line for line in commands(page))
+
+
+def test_without_its_own_evaluation_nothing_is_known_of_a_run(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "game")
+    (run / "base" / "results.json").unlink()
+    (run / "adapter_model.safetensors").write_bytes(b"second")
+    page, _ = page_of(run)
+    (title,) = page.text["h1"]
+    assert "Left out" in title and "nothing is known of its accuracy" in title
+    assert "no evaluation lies" not in title
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_run_that_is_not_finished_has_the_weights_of_its_newest_checkpoint(
+    checkpoint: bool, tmp_path: Path
+) -> None:
+    run = measured_run(tmp_path / "game")
+    run_folder.set_aside(run)
+    if checkpoint:
+        for step, content in ((9, b"second"), (10, b"first")):
+            (run / f"checkpoint-{step}").mkdir()
+            (run / f"checkpoint-{step}" / "adapter_model.safetensors").write_bytes(content)
+    found = read_run(run, "game")
+    assert list(found.evaluations) == ["game (base)", "game (evaluation)"][: 1 + checkpoint]
+    assert found.left_out == (() if checkpoint else (run / "evaluation",))
+
+
+def test_a_whole_model_that_was_trained_anew(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "warm", examples=0)
+    (run / "model.safetensors").write_bytes(b"first")
+    for name, place, digest in (("base", "b", "base"), ("own", str(run), folder_sha256(run))):
+        content = record(four(0.5)[0], sha=digest)
+        content["model"]["id"] = place
+        write(run, name, content)
+    assert list(read_run(run, "warm").evaluations) == ["warm (base)", "warm (own)"]
+    (run / "model.safetensors").write_bytes(b"second")
+    found = read_run(run, "warm")
+    assert list(found.evaluations) == ["warm (base)"] and found.left_out == (run / "own",)
+
+
+def test_an_evaluation_of_the_base_alone_does_not_bear_the_runs_name(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "game")
+    (run / "evaluation" / "results.json").unlink()
+    assert list(read_run(run, "game").evaluations) == ["game (base)"]
+
+
+# ---- what a log says -----------------------------------------------------------------------------
+def test_a_loss_is_called_what_it_is() -> None:
+    log = [{"step": n, "loss": 5 - n / 10, "clean_answer_ce": math.nan} for n in range(1, 7)]
+    assert "the training loss fell from 4.850 to 4.450" in verdict.of_training(log, 6)
+    log[0]["clean_answer_ce"], log[5]["clean_answer_ce"] = 2.0, 1.0
+    said = verdict.of_training(log, 6)
+    assert "U's loss on clean answers fell from 2.000 to 1.000" in said and "nan" not in said
 
 
 # ---- dynamics ------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ _VARIANTS = "Variants, where references differ (docs/evaluation.md)"
 _DRAWING = "Pictures that the model draws"
 _SCORING = "Models that score"
 _ROBUSTNESS = "Robustness (docs/robustness.md)"
+_SCORER_OPTIONS = ("caption_tokens", "matcher", "colours", "detector", "encoders")
+"""Those that are given on as they are; see ``_scorers``."""
 
 
 @command("run benchmarks: unigame evaluate --model PATH --benchmarks pope,naturalbench")
@@ -80,7 +82,7 @@ _ROBUSTNESS = "Robustness (docs/robustness.md)"
     "--temperature",
     type=options.temperature,
     group=_DRAWING,
-    help="default 1; on synthetic data 0.7",
+    help="default 1; on synthetic data 0.7, of a model that draws in latents 1",
 )
 @option(
     "--caption-tokens",
@@ -148,9 +150,10 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
     """Ask, score, print and write the record.
 
     Raises:
-        UserError: unknown benchmarks or variants, data or scorers that cannot be had, a model that
-            does not load, an output of other settings; or a benchmark that could not be scored or
-            of which nothing was scored, after the others are recorded and shown.
+        UserError: unknown benchmarks or variants, an option that none of the benchmarks takes, data
+            or scorers that cannot be had, a model that does not load, an output of other settings;
+            or a benchmark that could not be scored or of which nothing was scored, after the others
+            are recorded and shown.
     """
     from unigame.evaluation.attacks import robustness_record
     from unigame.evaluation.bars import Bars
@@ -207,12 +210,20 @@ def _jobs(args: SimpleNamespace, output: Path, *, scored: bool) -> tuple[list[st
         output: where synthetic data are written.
         scored: whether this process scores.
     """
-    from unigame.evaluation.registry import benchmark_names, build_benchmark, check_variants
+    from unigame.evaluation.registry import (
+        benchmark_names,
+        build_benchmark,
+        check_options,
+        check_variants,
+    )
     from unigame.evaluation.run import load_jobs
 
     names = benchmark_names(args.benchmarks)
     check_variants(names, args.prompt, "prompt")
     check_variants(names, args.parser, "parser")
+    options_given = ("samples", "judge", "rubric", *_SCORER_OPTIONS)
+    check_options(names, {name: getattr(args, name) for name in options_given})
+    _check_drawing(args, names)
     sources = _sources(args, names, output)
     if args.data_root is not None:  # a download keeps its bars
         import datasets
@@ -341,13 +352,32 @@ def _variants(args: SimpleNamespace, name: str) -> dict[str, str | None]:
     return {"prompt": prompt, "parser": parser}
 
 
+def _check_drawing(args: SimpleNamespace, names: Sequence[str]) -> None:
+    """Refuse settings of drawing where nothing is drawn: answers are greedy.
+
+    Raises:
+        UserError: it names the option.
+    """
+    from unigame.evaluation.registry import benchmark_class
+
+    if any(benchmark_class(name).task != "answer" for name in names):
+        return
+    for name in ("guidance_scale", "temperature"):
+        if (value := getattr(args, name)) is not None:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value:g} is of pictures that the model draws, and "
+                f"{', '.join(names)} only asks for answers; leave it out, or add a benchmark that "
+                "draws, such as geneval"
+            )
+
+
 def _scorers(args: SimpleNamespace, names: Sequence[str]) -> dict[str, Any]:
     """What scores, by the names of the benchmarks' arguments; None: their defaults."""
     chosen: dict[str, Any] = {"samples": args.samples}
     if args.synthetic:
         chosen |= _stand_ins(names)
-    asked = ("caption_tokens", "matcher", "colours", "detector", "encoders")
-    chosen |= {name: getattr(args, name) for name in asked if getattr(args, name) is not None}
+    asked = {name: getattr(args, name) for name in _SCORER_OPTIONS}
+    chosen |= {name: value for name, value in asked.items() if value is not None}
     if args.judge is not None:
         from unigame.evaluation.scorers.judges import parse_judge
 
@@ -411,7 +441,13 @@ def _attacks(args: SimpleNamespace) -> Any:
         config = replace(config, adversary=adversary)
     if args.batch_size is not None:
         config = replace(config, batch_size=args.batch_size)
-    return config.only(kinds)
+    config = config.only(kinds)
+    if args.attack_recipe is not None and config.adversary is None:
+        raise UserError(
+            f"--attack-recipe {args.attack_recipe} is of the adversary, and --robustness "
+            f"{args.robustness} has none; leave it out, or add adversary to --robustness"
+        )
+    return config
 
 
 def _robustness(
@@ -426,7 +462,7 @@ def _robustness(
 
     count = len(attacked.loaded.items)
     # Who says that an attacked picture kept its content: on the synthetic world, its reader.
-    fits = args.synthetic and can_read(*[backbone.facts.image_size] * 2)
+    fits = args.synthetic and can_read(*backbone.facts.image_shape)
     with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
         try:
             return robustness_record.robustness_entry(

@@ -72,10 +72,28 @@ def build_benchmark(name: str, options: Mapping[str, Any] | None = None) -> Benc
     Raises:
         UserError: an unknown benchmark or variant, or a scorer that cannot be had.
     """
-    kind = benchmark_class(name)
-    taken = inspect.signature(kind).parameters
-    given = {k: v for k, v in (options or {}).items() if v is not None and k in taken}
-    return kind(**given)
+    asked = {key: value for key, value in (options or {}).items() if value is not None}
+    return benchmark_class(name)(**{k: v for k, v in asked.items() if _takes(name, k)})
+
+
+def check_options(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Every option that is given (not None) is one that some of the benchmarks to run take.
+
+    Raises:
+        UserError: it is not; it says which benchmarks take it.
+    """
+    for option, value in given.items():
+        if value is None or any(_takes(name, option) for name in names):
+            continue
+        takers = [name for name in BENCHMARKS if _takes(name, option)]
+        raise UserError(
+            f"--{option.replace('_', '-')} {value} is of {' and '.join(takers)}, and --benchmarks "
+            f"has {', '.join(names)}; leave it out, or add one that takes it"
+        )
+
+
+def _takes(name: str, option: str) -> bool:
+    return option in inspect.signature(benchmark_class(name)).parameters
 
 
 def choice_for(name: str, text: str | None) -> str | None:

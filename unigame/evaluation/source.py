@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, overload
@@ -30,6 +31,19 @@ TABLES = (".tsv", ".csv", ".jsonl", ".json")
 T = TypeVar("T")
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+_PART = re.compile(r"(.*?)(\d+)")
+# Spellings of splits. Not dev for validation: MMMU has both.
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "dev",
+    "test": "test",
+    "testing": "test",
+    "testdev": "testdev",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -72,8 +86,9 @@ def read_rows(
     """All rows of one split.
 
     A local folder may hold ``{split}-*.parquet`` (also in ``data/`` or in a folder named like the
-    configuration), other parquet files, what ``save_to_disk`` wrote, one tsv with a header, one
-    jsonl or one json list.
+    configuration), one other parquet file or its numbered parts, what ``save_to_disk`` wrote, one
+    tsv with a header, one jsonl or one json list. ``val`` is ``validation``; a file that is named
+    after another split is refused.
 
     Args:
         source: where to read; its fields override the benchmark's own below.
@@ -187,24 +202,61 @@ def table_rows(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def _of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
-    """The files of the split: named after it, or the only ones there."""
-    named = re.compile(rf"{re.escape(split)}([-_.].*)?")
-    chosen = [file for file in files if named.fullmatch(file.stem)]
-    if chosen:
+    """The files of the split: named after it, or the only ones there, if they name no other."""
+    suffix = files[0].suffix
+    if chosen := _named(files, split):
         return chosen
+    synonyms = [_named(files, name) for name in _SPLITS if _same_split(name, split)]
+    spelled = [chosen for chosen in synonyms if chosen]
+    if len(spelled) == 1:
+        return spelled[0]
     shards = [found.group(1) for file in files if (found := _SHARD.fullmatch(file.stem))]
     if shards:
         raise UserError(
-            f"{folder} has no files {split}-*{files[0].suffix}; it has the split "
+            f"{folder} has no files {split}-*{suffix}; it has the split "
             f"{', '.join(sorted(set(shards)))}: download {split}, or choose another with --split"
         )
-    if len(files) > 1 and files[0].suffix != ".parquet":
+    if len(files) > 1 and not (suffix == ".parquet" and _are_parts(files)):
         raise UserError(
             f"{folder} holds several files that may be split {split!r}: "
-            f"{', '.join(file.name for file in files[:5])}; name the right one "
-            f"{split}{files[0].suffix}, or keep only that one"
+            f"{', '.join(file.name for file in files[:5])}; name the right one {split}{suffix}, "
+            "keep only that one, or choose another split with --split"
+        )
+    if other := _another_split(files[0].stem, split):
+        raise UserError(
+            f"{folder} has no file of split {split!r}: {files[0].name} is named after {other!r}; "
+            f"choose that with --split {other}, or rename the file {split}{suffix} if it is the "
+            "right one"
         )
     return files
+
+
+def _named(files: Sequence[Path], split: str) -> list[Path]:
+    named = re.compile(rf"{re.escape(split)}([-_.].*)?")
+    return [file for file in files if named.fullmatch(file.stem)]
+
+
+def _same_split(one: str, two: str) -> bool:
+    return _SPLITS.get(one.lower(), one.lower()) == _SPLITS.get(two.lower(), two.lower())
+
+
+def _another_split(stem: str, split: str) -> str:
+    """The split that a file's name names, where it is another one; empty otherwise."""
+    words = re.findall("[a-z]+", stem.lower())
+    names = [*words, *map("".join, pairwise(words))]  # test-dev is testdev
+    if any(_same_split(name, split) for name in names):
+        return ""
+    return next((name for name in names if name in _SPLITS), "")
+
+
+def _are_parts(files: Sequence[Path]) -> bool:
+    """Whether files are numbered parts of one table: ``0000.parquet``, ``0001.parquet``."""
+    found = [_PART.fullmatch(file.stem) for file in files]
+    if not all(found):
+        return False
+    numbers = sorted(int(part.group(2)) for part in found if part)
+    names = {part.group(1) for part in found if part}
+    return len(names) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 # ---- single values -------------------------------------------------------------------------------

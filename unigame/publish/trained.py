@@ -10,7 +10,7 @@ Everything is checked here, before anything is written, merged or sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from unigame.backbones.common.adapter_files import (
 )
 from unigame.bundled import BUNDLED_MODELS
 from unigame.errors import UserError
-from unigame.evaluation.record import folder_sha256
-from unigame.reports.records import Record, read_record
+from unigame.reports.records import Record, read_record, results_in
+from unigame.reports.weights import folder_sha256
 from unigame.system.json_text import parse_json
 from unigame.training.checkpoint import TRAINER_STATE_FILE
 from unigame.training.run_folder import checkpoints, step_of
@@ -217,23 +217,13 @@ def _evaluations(adapter: Path, run: Path) -> tuple[dict[str, Record], tuple[str
     digest = folder_sha256(adapter)
     found: dict[str, Record] = {}
     passed_over = []
-    for place in _results(dict.fromkeys([adapter, run])):
+    for place in results_in(adapter, run):
         record = read_record(place)
-        of_adapter = record.model.get("adapter")
-        if isinstance(of_adapter, Mapping) and of_adapter.get("sha256") == digest:
+        if record.is_of_adapter(digest):
             found.setdefault("this model", record)
         else:
             passed_over.append(str(place))
     return found, tuple(passed_over)
-
-
-def _results(folders: Sequence[Path] | Mapping[Path, None]) -> Iterator[Path]:
-    seen = set()
-    for folder in folders:
-        for file in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")]):
-            if file not in seen:
-                seen.add(file)
-                yield file
 
 
 def _language(place: str) -> str:

@@ -164,7 +164,7 @@ def series(panel: Panel, log_history: Sequence[Mapping[str, Any]]) -> Series:
         points = [
             (float(entry["step"]), float(entry[line.key]))
             for entry in log_history
-            if "step" in entry and _is_finite(entry.get(line.key))
+            if "step" in entry and is_finite(entry.get(line.key))
         ]
         if points:
             steps, values = zip(*points, strict=True)
@@ -172,5 +172,6 @@ def series(panel: Panel, log_history: Sequence[Mapping[str, Any]]) -> Series:
     return found
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether a logged value is a number that can be drawn and averaged."""
     return isinstance(value, int | float) and math.isfinite(value)

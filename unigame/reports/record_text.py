@@ -79,9 +79,9 @@ def _counts(entries: Mapping[str, Any], console: Console) -> Table:
 
 
 def _unparsed(counts: Mapping[str, Any]) -> str:
-    """The number, with its share and a mark where it spoils the figures."""
+    """The number, with its share and a mark where it spoils the figures; "-": nothing is parsed."""
     if not unparsed_warning(counts):
-        return str(counts["unparsed"])
+        return str(counts.get("unparsed", "-"))
     return f"{counts['unparsed']} ({counts['unparsed'] / max(counts['scored'], 1):.0%}) !"
 
 

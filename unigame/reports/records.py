@@ -78,6 +78,21 @@ class Record:
         adapter = self.model.get("adapter")
         return self.model.get("sha256"), adapter and adapter.get("sha256")
 
+    def is_of_adapter(self, digest: str) -> bool:
+        """Whether it is of the adapter with this ``folder_sha256``; of no adapter it is not."""
+        adapter = self.model.get("adapter")
+        return isinstance(adapter, Mapping) and adapter.get("sha256") == digest
+
+
+def results_in(*folders: Path) -> list[Path]:
+    """The records in folders of a run, each once: ``results.json`` and ``*/results.json``."""
+    found = (
+        file
+        for folder in folders
+        for file in sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
+    )
+    return list(dict.fromkeys(found))
+
 
 def read_record(path: str | Path) -> Record:
     """Read a record; a folder stands for the ``results.json`` in it.

@@ -268,7 +268,11 @@ def test_the_entry_of_the_record(backbone):
     entry = json.loads(json.dumps(robustness_entry(backbone, POPE(), loaded, SMALL)))
     assert entry["title"] == "Robustness on POPE"
     assert entry["counts"]["scored"] == 2, "the third is practised on"
-    assert entry["counts"]["skipped"] == {"not one picture with one text answer": 1}
+    assert entry["counts"]["skipped"] == {
+        "not one picture with one text answer": 1,
+        "about a picture that the adversary practises on": 1,
+    }
+    assert "unparsed" not in entry["counts"], "nothing is parsed"
     assert entry["variant"]["pgd"]["pgd_8"]["steps"] == 2
     assert entry["variant"]["adversary"]["config"]["anchor"] == 4.0
     assert entry["scorer"]["content"] and len(entry["pictures"]) == 64
@@ -277,6 +281,38 @@ def test_the_entry_of_the_record(backbone):
     metrics = {name: from_json(name, metric) for name, metric in entry["metrics"].items()}
     assert [n for n, m in entry["metrics"].items() if m["headline"]] == ["clean"]
     assert entry["metrics"]["pgd_8"]["value"] == pytest.approx(value_of(metrics["pgd_8"]))
+
+
+def test_each_item_is_scored_or_skipped_and_what_is_practised_on_counts_for_itself(backbone):
+    """Of the practice one picture cannot be read; it is no item of those that are measured."""
+    examples = make_examples(16)
+    aside = [e.id for e in set_aside(examples, SMALL.adversary.practice).examples]
+    measured = [e for e in examples if e.id not in aside][:5]
+    part = {e.id for e in measured} | {aside[0]}  # what --limit leaves
+    damaged = {aside[1], measured[0].id}
+    items = [
+        Item(
+            e.id,
+            e.question,
+            (broken if e.id in damaged else e.picture,),
+            {"answer": e.answer},
+            e.cluster,
+        )
+        for e in examples
+    ]
+    loaded = Loaded([i for i in items if i.id in part], DatasetInfo("pope"), SkipReport())
+    config = replace(SMALL, pgd=(), corruptions=())
+    entry = robustness_entry(backbone, POPE(), loaded, config, whole=items, check=Keeps())
+    counts = entry["counts"]
+    assert counts["skipped"] == {
+        "about a picture that the adversary practises on": 1,
+        "corrupt image": 1,
+    }
+    assert counts["items"] == counts["scored"] + sum(counts["skipped"].values()) == 6
+    details = entry["details"]
+    assert details["practised_on"] == 2 and details["practice_skipped"] == {"corrupt image": 1}
+    assert details["not_measured_for_practice"] == 1
+    assert any("practised on 2 questions, not 3" in line for line in entry["warnings"])
 
 
 def test_a_benchmark_that_draws_is_refused(backbone):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from tests.tiny import shared_tiny_janus
 from unigame.errors import UserError
+from unigame.evaluation.scorers import judge_hf as module
 from unigame.evaluation.scorers.judge_hf import HFJudge
 from unigame.evaluation.scorers.judges import JudgeRequest, JudgeUnavailable, Rubric, parse_judge
 from unigame.evaluation.scorers.judging import collect
@@ -131,6 +134,27 @@ def test_judging_end_to_end(tmp_path, requests):
     expected = {"consistency": 2, "realism": 1, "aesthetic_quality": 0}
     assert [j.scores for j in found.values()] == [expected] * 3
     assert {row["calls"] for row in store.values()} == {1}
+
+
+def test_other_weights_at_the_same_path_are_asked_anew(tmp_path, requests):
+    """Their name is another one, too, so that no record takes them for the same judge."""
+    store, names, calls = JsonlStore(tmp_path / "judgements.jsonl"), [], []
+    for says_good in (False, False, True):
+        judge = HFJudge(str(tiny_llava(tmp_path / "m", says_good=says_good)), max_new_tokens=1)
+        found = collect(judge, requests, Rubric(), lambda reply: {"good": reply == GOOD}, store)
+        names.append(judge.name)
+        calls.append(len(store))
+    assert calls == [3, 3, 6] and all(each.scores["good"] for each in found.values())
+    assert names[0] == names[1] != names[2] and names[0].startswith("hf:m@")
+
+
+def test_a_judge_of_the_hub_is_known_by_its_commit(monkeypatch):
+    for commit in ("0123456789abcdef", "fedcba9876543210"):
+        config = SimpleNamespace(model_type="llava", _commit_hash=commit)
+        monkeypatch.setattr(module, "load_config", lambda source, config=config: config)
+        judge = HFJudge("me/judge")
+        assert judge.name == f"hf:me/judge@{commit[:12]}"
+        assert judge.settings()["revision"] == commit
 
 
 def test_greedy_replies_are_not_asked_for_twice(tmp_path, folder, requests):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -137,13 +138,26 @@ def tiny_llama(tmp_path_factory):
 def test_a_text_model_as_matcher(tiny_llama, tmp_path):
     benchmark = MMBench(matcher=f"hf:{tiny_llama}")
     benchmark.prepare()
-    assert benchmark.variant()["matcher"] == f"hf:{tiny_llama}"
+    name = benchmark.variant()["matcher"]
+    assert name.startswith(f"hf:{tiny_llama.name}@")
     assert benchmark.matcher("What is it?", ANIMALS, "a puss") == "B"
     loaded = load(tmp_path)
     scored = score(loaded, lambda i: "a puss", tmp_path, matcher=benchmark.matcher)
     # Wrong at the first rotation of two questions, at the second of the third: then it is settled.
     assert scored.details["letters"] == {"B": 4, "unparsed": 4}
-    assert scored.scorer == {"matcher": f"hf:{tiny_llama}"}
+    assert scored.scorer == {"matcher": name}
+
+
+def test_a_matcher_of_other_weights_is_asked_anew(tiny_llama, tmp_path, monkeypatch):
+    folder = tmp_path / "llama"
+    shutil.copytree(tiny_llama, folder)
+    loaded, asked = load(tmp_path), []
+    monkeypatch.setattr(HFMatcher, "__call__", lambda self, *about: asked.append(self) or "A")
+    for weight in (None, None, b"other"):
+        if weight:
+            (folder / "model.safetensors").write_bytes(weight)
+        score(loaded, feline, tmp_path, matcher=HFMatcher(str(folder)))
+    assert len(asked) == 2 and asked[0].name != asked[1].name
 
 
 def test_a_chat_template_is_used(tiny_llama):

@@ -202,6 +202,7 @@ class Measured:
     Attributes:
         metrics: of each condition, ``clean`` first.
         practised: questions that the adversary practised on.
+        practice_skipped: questions chosen for that whose picture cannot be read, by reason.
         changed: of ``redrawn`` and ``adversary``, pictures that no longer show what they did.
         check: what said so, by name.
         floor: its least similarity, where it has one.
@@ -209,6 +210,7 @@ class Measured:
 
     metrics: dict[str, Metric] = field(default_factory=dict)
     practised: int = 0
+    practice_skipped: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     check: str = ""
     floor: float | None = None
@@ -241,7 +243,7 @@ def measure_robustness(
         check: says which redrawn pictures kept their content; None: the model's own features
             (``own_features_check``).
         score: judges a reply.
-        skips: where pictures that cannot be read are counted.
+        skips: where pictures that are to be measured and cannot be read are counted.
         report: called with the number of examples done, after each batch.
 
     Raises:
@@ -264,8 +266,10 @@ def measure_robustness(
         if config.adversary is not None:
             practice = practice or set_aside(examples, config.adversary.practice)
             examples = practice.others(examples)
-            attacker = _practised(backbone, practice, config, check, skips)
-            found.check, found.practised = attacker.check.name, len(practice.examples)
+            unread = SkipReport()
+            attacker = _practised(backbone, practice, config, check, unread)
+            found.check, found.practice_skipped = attacker.check.name, unread.counts()
+            found.practised = len(practice.examples) - len(unread.skipped)
             found.floor = getattr(attacker.check, "floor", None)
         for start in range(0, len(examples), config.batch_size):
             chosen = examples[start : start + config.batch_size]

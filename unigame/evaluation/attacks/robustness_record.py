@@ -17,6 +17,7 @@ from unigame.evaluation.record import metrics_json
 from unigame.evaluation.running import pictures_digest
 
 NAME = "robustness"
+SET_ASIDE = "about a picture that the adversary practises on"
 
 
 def check_benchmark(benchmark: Benchmark) -> None:
@@ -48,7 +49,8 @@ def robustness_entry(
     The adversary practises on pictures of the whole data set that are then not measured, whatever
     the limit: 64 questions about as many pictures, but at most a quarter of the pictures there are.
 
-    Items without exactly one picture and a text answer are counted as skipped. Replies are judged
+    Items are scored, or counted as skipped: those without exactly one picture and a text answer,
+    those about pictures of the practice, and those whose picture cannot be read. Replies are judged
     by ``score``, VQA's match by default, and not by the benchmark's parser: on clean pictures the
     figure may differ from the benchmark's own.
 
@@ -77,6 +79,10 @@ def robustness_entry(
     if config.adversary is not None:
         pool = examples if whole is None else from_items(whole)
         practice = set_aside(pool, config.adversary.practice)
+        measured = {example.id for example in practice.others(examples)}
+        for example in examples:
+            if example.id not in measured:
+                skips.add(example.id, SET_ASIDE)
     found = measure_robustness(
         backbone,
         examples,
@@ -88,7 +94,6 @@ def robustness_entry(
         report=report,
     )
     scored = len(found.metrics["clean"].units)
-    set_apart = len(examples) - len(practice.others(examples)) if practice else 0
     return {
         "title": f"Robustness on {benchmark.title}",
         "group": "adversarial",
@@ -99,26 +104,26 @@ def robustness_entry(
         "generation": {"max_new_tokens": config.max_new_tokens},
         "counts": {
             "items": len(loaded.items),
-            "scored": scored,
-            "unparsed": 0,
+            "scored": scored,  # none is unparsed: replies are compared as they are
             "skipped": skips.counts(),
             "unscored": {},
         },
         "warnings": _warnings(found, config, scored),
-        "details": _details(found, set_apart),
+        "details": _details(found, skips),
         "seconds": round(time.perf_counter() - started, 3),
         "metrics": metrics_json(found.metrics.values()),
         "pictures": pictures_digest(loaded.items),
     }
 
 
-def _details(found: Measured, set_apart: int) -> dict[str, Any]:
+def _details(found: Measured, skips: SkipReport) -> dict[str, Any]:
     """What the adversary practised on, and which of its pictures did not count."""
     if not found.check:
         return {}
     return {
         "practised_on": found.practised,
-        "not_measured_for_practice": set_apart,
+        "practice_skipped": found.practice_skipped,
+        "not_measured_for_practice": skips.counts().get(SET_ASIDE, 0),
         "content_changed": found.changed,
         "content_floor": found.floor,
     }
@@ -138,7 +143,7 @@ def _warnings(found: Measured, config: RobustnessConfig, scored: int) -> list[st
     if found.practised < config.adversary.practice:
         lines.append(
             f"the adversary practised on {found.practised} questions, not "
-            f"{config.adversary.practice}: there are too few pictures, and a weaker adversary "
-            "flatters the model"
+            f"{config.adversary.practice}: there are too few pictures that can be read, and a "
+            "weaker adversary flatters the model"
         )
     return lines

@@ -7,6 +7,7 @@ under test, or the same one for *all* models that are compared, which is what ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
-from unigame.backbones.folder import fetch_config, find_checkpoint, read_model_type
+from unigame.backbones.folder import find_checkpoint, find_family
 from unigame.backbones.registry import available_backbones
 from unigame.data.images import CorruptImage, load_image
 from unigame.evaluation.scorers.judges import Judge, JudgeRequest, JudgeUnavailable, Rubric
+from unigame.evaluation.scorers.pretrained import checkpoint_name
 
 
 class BackboneJudge(Judge):
@@ -39,17 +41,24 @@ class BackboneJudge(Judge):
         self, model: str, *, batch_size: int = 8, max_new_tokens: int = 64, dtype: str = "auto"
     ) -> None:
         find_checkpoint(model)
-        self.model, self.name = model, f"unigame:{model}"
+        self.model = model
         self.batch_size, self.max_new_tokens, self.dtype = batch_size, max_new_tokens, dtype
         self._loaded: Backbone | None = None
 
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]  # read once it is asked for
+        """With a digest of a folder's files or a Hub id's commit; see ``checkpoint_name``."""
+        place, snapshot = find_checkpoint(self.model), self._config_file.parent
+        commit = snapshot.name if snapshot.parent.name == "snapshots" else ""
+        return f"unigame:{checkpoint_name(place, commit)}"
+
+    @cached_property
+    def _config_file(self) -> Path:
+        return find_family(find_checkpoint(self.model), available_backbones())[1]
+
     def check(self) -> None:
         """See that it is a checkpoint of a known family; loads no weights."""
-        place, families = find_checkpoint(self.model), available_backbones()
-        if isinstance(place, Path):
-            read_model_type(place / "config.json", families)
-        else:
-            read_model_type(fetch_config(place), families, place)
+        _ = self._config_file
 
     def settings(self) -> dict[str, Any]:
         """Decoding."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from unigame.data.images import CorruptImage, load_image
 from unigame.errors import UserError
 from unigame.evaluation.scorers.judges import Judge, JudgeRequest, JudgeUnavailable, Rubric
-from unigame.evaluation.scorers.pretrained import clear_errors, load_config, locate
+from unigame.evaluation.scorers.pretrained import (
+    checkpoint_name,
+    clear_errors,
+    commit_of,
+    load_config,
+    locate,
+)
 
 
 class HFJudge(Judge):
@@ -38,10 +45,18 @@ class HFJudge(Judge):
         max_new_tokens: int = 512,
         dtype: str = "auto",
     ) -> None:
-        self.source, self.name = locate(model_id), f"hf:{model_id}"
+        self.source = locate(model_id)
         self.batch_size, self.max_new_tokens, self.dtype = batch_size, max_new_tokens, dtype
-        self._revision = ""
         self._loaded: tuple[Any, Any] | None = None
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]  # read once it is asked for
+        """With a digest of a folder's files or a Hub id's commit; see ``checkpoint_name``."""
+        return f"hf:{checkpoint_name(self.source, commit_of(self._config))}"
+
+    @cached_property
+    def _config(self) -> Any:
+        return load_config(self.source)
 
     def check(self) -> None:
         """Find the checkpoint and see that it is of a kind that can judge; loads no weights."""
@@ -49,21 +64,18 @@ class HFJudge(Judge):
             MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
         )
 
-        config = load_config(self.source)
-        if config.model_type not in KNOWN:
+        if (kind := self._config.model_type) not in KNOWN:
             raise UserError(
-                f"{self.name} is a {config.model_type!r} model, which does not answer in words "
-                "about pictures; take a vision-language model such as Qwen/Qwen2.5-VL-7B-Instruct"
+                f"hf:{self.source} is a {kind!r} model, which does not answer in words about "
+                "pictures; take a vision-language model such as Qwen/Qwen2.5-VL-7B-Instruct"
             )
-        # Set by transformers on what came from the Hub; there is no public name for it.
-        self._revision = str(getattr(config, "_commit_hash", None) or "")
 
     def settings(self) -> dict[str, Any]:
         """Decoding and revision."""
         return {
             "decoding": "greedy",
             "max_new_tokens": self.max_new_tokens,
-            "revision": self._revision,
+            "revision": commit_of(self._config),
         }
 
     def reply(self, prompt: str, explanation: str, picture: Path, rubric: Rubric) -> str:
@@ -105,7 +117,7 @@ class HFJudge(Judge):
                 processor = AutoProcessor.from_pretrained(self.source)
             if not processor.chat_template:
                 raise UserError(
-                    f"{self.name} has no chat template; take an instruction-tuned model"
+                    f"hf:{self.source} has no chat template; take an instruction-tuned model"
                 )
             with clear_errors(self.source, "its weights"):
                 model = AutoModelForImageTextToText.from_pretrained(

@@ -143,7 +143,8 @@ class Judge(ABC):
     """Scores pictures in words. Subclass it to plug in another judge.
 
     Attributes:
-        name: for the record, such as ``"hf:Qwen/Qwen2.5-VL-7B-Instruct"``.
+        name: for the record, such as ``"hf:Qwen/Qwen2.5-VL-7B-Instruct@66285546d2b8"``. It says
+            which weights: what a judge of this name said before is not asked for again.
         in_flight: calls made at once, from as many threads.
         batch_size: pictures given to one call of ``replies``.
         deterministic: the same request always gets the same reply, so an unreadable one is final.

@@ -7,10 +7,17 @@ matcher only. The wording of the request is ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from unigame.errors import UserError
-from unigame.evaluation.scorers.pretrained import clear_errors, load_config, locate
+from unigame.evaluation.scorers.pretrained import (
+    checkpoint_name,
+    clear_errors,
+    commit_of,
+    load_config,
+    locate,
+)
 from unigame.evaluation.scorers.registry import is_scorer, open_scorer
 from unigame.evaluation.tasks.mmbench.rules import REFUSED
 
@@ -37,7 +44,7 @@ def matching_request(question: str, options: Mapping[str, str], reply: str) -> s
 
 
 def matcher_name(matcher: Matcher | None) -> str:
-    """For the record: ``hf:ID``, the name of a function, or ``none``."""
+    """For the record: ``hf:ID@COMMIT``, the name of a function, or ``none``."""
     if matcher is None:
         return "none"
     if isinstance(matcher, HFMatcher):
@@ -80,9 +87,18 @@ class HFMatcher:
     """
 
     def __init__(self, model_id: str, *, max_new_tokens: int = 32) -> None:
-        self.source, self.name = locate(model_id), f"hf:{model_id}"
+        self.source = locate(model_id)
         self.max_new_tokens = max_new_tokens
         self._pipeline: Any = None
+
+    @cached_property
+    def name(self) -> str:
+        """With a digest of a folder's files or a Hub id's commit; see ``checkpoint_name``."""
+        return f"hf:{checkpoint_name(self.source, commit_of(self._config))}"
+
+    @cached_property
+    def _config(self) -> Any:
+        return load_config(self.source)
 
     def check(self) -> None:
         """Find the checkpoint and see that it is of a kind that can match; loads no weights.
@@ -94,11 +110,10 @@ class HFMatcher:
             MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN,
         )
 
-        config = load_config(self.source)
-        if config.model_type not in KNOWN:
+        if (kind := self._config.model_type) not in KNOWN:
             raise UserError(
-                f"matcher {self.name} is a {config.model_type!r} model, which does not answer in "
-                "words; take a text model such as hf:Qwen/Qwen3-4B-Instruct-2507"
+                f"matcher hf:{self.source} is a {kind!r} model, which does not answer in words; "
+                "take a text model such as hf:Qwen/Qwen3-4B-Instruct-2507"
             )
 
     def __call__(self, question: str, options: Mapping[str, str], reply: str) -> str:

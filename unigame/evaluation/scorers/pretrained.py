@@ -25,10 +25,12 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from unigame.backbones.folder import check_device
 from unigame.errors import UserError
+from unigame.reports.weights import file_sha256
 
 # Image processors that transformers has for torchvision only: resize, rescale, normalise. The PIL
 # one for ViT does the same from the same file (it rounds to 8 bits after resizing).
 _TORCHVISION_ONLY = ("dinov3_vit", "dinov3_convnext")
+_FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _MARKS_OF_A_GATE = ("gated", "401 client error", "403 client error", "awaiting a review")
 
 
@@ -74,13 +76,8 @@ class Pretrained(Generic[Model]):
 
     @cached_property
     def name(self) -> str:
-        """Hub id and commit, or a folder's name and digest of its files: what a record shows."""
-        folder = Path(self.source)
-        if folder.is_dir():
-            return f"{folder.resolve().name}@{_digest(folder)}"
-        # Set by transformers on what came from the Hub; there is no public name for it.
-        commit = getattr(self.config, "_commit_hash", None)
-        return f"{self.source}@{commit[:12]}" if commit else self.source
+        """What a record shows; see ``checkpoint_name``."""
+        return checkpoint_name(self.source, commit_of(self.config))
 
     def check(self) -> None:
         """Read the weights once and let them go, so that a broken checkpoint is found now.
@@ -142,13 +139,31 @@ class PretrainedScorer:
         self.checkpoint.unload()
 
 
+def checkpoint_name(source: str | Path, commit: str = "") -> str:
+    """A folder's name and a digest of its files, or a Hub id and its commit.
+
+    Other weights at the same path, or a Hub repository that moved, are another scorer: what an
+    earlier one said is not theirs, and figures of the two do not compare. Large files are read
+    once (``file_sha256``).
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return f"{folder.resolve().name}@{_digest(folder)}"
+    return f"{source}@{commit[:12]}" if commit else str(source)
+
+
+def commit_of(config: Any) -> str:
+    """The Hub's commit of a configuration that transformers loaded; empty for one of a folder."""
+    # Set by transformers on what came from the Hub; there is no public name for it.
+    return str(getattr(config, "_commit_hash", None) or "")
+
+
 def _digest(folder: Path) -> str:
     """First letters of the SHA-256 over the files that make up a checkpoint."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".bin", ".txt"):
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+        if path.suffix in _FILES:
+            total.update(bytes.fromhex(file_sha256(path)))
     return total.hexdigest()[:12]
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from unigame.bundled import BUNDLED_MODELS
 from unigame.reports.compare import Comparison
-from unigame.reports.page.runs import RunFiles, demo_arms
+from unigame.reports.page.runs import RunFiles, demo_seed
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ def next_steps(runs: Sequence[RunFiles], comparison: Comparison | None) -> list[
         runs: of the page.
         comparison: of their evaluations, where there are some.
     """
-    if len(runs) == 1 and demo_arms(runs[0].folder):
-        return _after_demo()
-    trained = [run for run in runs if run.log]
+    if all(run.is_demo for run in runs):
+        return _after_demo(1 + max(demo_seed(run.folder) for run in runs))
+    trained = [run for run in runs if run.log and not run.is_demo]
     steps = [step for run in trained for step in _mend(run)][:1]
     measured = comparison is not None and len(comparison.labels) > 1
     if trained and not measured:
@@ -67,11 +68,17 @@ def _measure(run: RunFiles) -> list[Step]:
             (
                 f"unigame evaluate --model {model} {what} --output {_quoted(folder / 'base')}",
                 f"unigame evaluate --model {model} --adapter {_quoted(folder)} {what} "
-                f"--output {_quoted(folder / 'evaluation')}",
+                f"--output {_quoted(_free(run))}",
                 f"unigame report {_quoted(folder)}",
             ),
         )
     ]
+
+
+def _free(run: RunFiles) -> Path:
+    """A folder for its evaluation: one with a record of other weights takes no more."""
+    names = ["evaluation", *(f"evaluation-{number}" for number in range(2, len(run.left_out) + 2))]
+    return next(place for name in names if (place := run.folder / name) not in run.left_out)
 
 
 def _repeat(run: RunFiles) -> list[Step]:
@@ -95,11 +102,11 @@ def _keep(run: RunFiles) -> Step:
     )
 
 
-def _after_demo() -> list[Step]:
+def _after_demo(seed: int) -> list[Step]:
     return [
         Step(
             "Repeat it with another seed: one training run an arm is one draw.",
-            ("unigame demo --seed 1 --output runs/demo-seed1",),
+            (f"unigame demo --seed {seed} --output runs/demo-seed{seed}",),
         ),
         Step(
             "Change one number and play again.",

@@ -8,8 +8,9 @@
     run.json, unigame_config.json          model, data, methods; every setting
     results.json, */results.json           evaluations
 
-Each may be missing. A demo's folder stands for its arms: their evaluations and drawings, and the
-game's run.
+Each may be missing. An evaluation of other weights than those in the folder is left out: a run that
+was trained anew, or further, is not what was measured. A demo's folder stands for its arms: their
+evaluations and drawings, and the game's run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.reports.records import Record, read_record, results_in
+from unigame.reports.weights import folder_sha256
 from unigame.system.json_text import parse_json
 
 EXAMPLES_FORMAT, ABOUT_FORMAT = "unigame-examples/1", "unigame-run/1"
@@ -32,6 +35,8 @@ DEMO_LABELS = {
     "unigame": "UniGame",
     "reca": "RecA",
 }
+ADAPTER_WEIGHTS, WHOLE_MODEL = "adapter_model.safetensors", "model*.safetensors"
+BEGUN = ("_replaced", "_unfinished")  # what training leaves until it has a result
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class RunFiles:
         drawings: entries of each file of ``drawings/``, by method; their picture is a path.
         path: points of ``dynamics/path.jsonl``.
         coverage: of ``dynamics/coverage.json``.
-        evaluations: folders of results.json, by label.
+        evaluations: records of it and of its base, by label; of a demo, those of its arms.
+        left_out: folders of evaluations that are of other weights.
+        is_demo: whether the folder is a demo's.
     """
 
     folder: Path
@@ -62,12 +69,15 @@ class RunFiles:
     drawings: Mapping[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     path: list[Mapping[str, Any]] = field(default_factory=list)
     coverage: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: Mapping[str, Path] = field(default_factory=dict)
+    evaluations: Mapping[str, Record] = field(default_factory=dict)
+    left_out: tuple[Path, ...] = ()
+    is_demo: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show of it."""
-        return not (self.log or self.examples or self.drawings or self.evaluations)
+        found = (self.log, self.examples, self.drawings, self.evaluations, self.left_out)
+        return not any(found)
 
 
 def read_run(folder: Path, label: str) -> RunFiles:
@@ -80,6 +90,11 @@ def read_run(folder: Path, label: str) -> RunFiles:
         raise UserError(f"{str(folder)!r} is no folder; give the output_dir of a run")
     arms = demo_arms(folder)
     training = folder / "arms" / DEMO_PLAYER if arms else folder
+    evaluations, left_out = (
+        ({arm: read_record(place) for arm, place in arms.items()}, ())
+        if arms
+        else _evaluations(folder, label)
+    )
     places = (training, training / "adapter")
     about = _first(places, "about.json", {})
     found = RunFiles(
@@ -97,7 +112,9 @@ def read_run(folder: Path, label: str) -> RunFiles:
         },
         path=_path(training / "dynamics" / "path.jsonl"),
         coverage=_coverage(training / "dynamics" / "coverage.json"),
-        evaluations=arms or dict(_evaluations(folder, label)),
+        evaluations=evaluations,
+        left_out=left_out,
+        is_demo=bool(arms),
     )
     if found.is_empty:
         raise UserError(
@@ -117,6 +134,11 @@ def demo_arms(folder: Path) -> dict[str, Path]:
     return {DEMO_LABELS.get(arm, arm): place for arm, place in there.items()}
 
 
+def demo_seed(folder: Path) -> int:
+    """The seed of a demo."""
+    return int(_read(folder / "config.json", {}).get("seed", 0))
+
+
 def demo_findings(folder: Path) -> list[str]:
     """What the runs of a demo's arms found wrong, a line each with the arm's name."""
     lines = []
@@ -131,11 +153,61 @@ def demo_findings(folder: Path) -> list[str]:
     return lines
 
 
-def _evaluations(folder: Path, label: str) -> Iterator[tuple[str, Path]]:
-    files = sorted([*folder.glob("results.json"), *folder.glob("*/results.json")])
+def _evaluations(folder: Path, label: str) -> tuple[dict[str, Record], tuple[Path, ...]]:
+    """Records of the run and of its base, by label; folders of those of other weights."""
+    found, left_out = dict[str, Record](), list[Path]()
+    files = results_in(folder)
+    weights = _weights(folder) if files else None
     for file in files:
-        alone = len(files) == 1
-        yield label if alone else f"{label} ({file.parent.relative_to(folder)})", file.parent
+        record = read_record(file)
+        if weights is not None and weights.replaced(record, folder):
+            left_out.append(file.parent)
+            continue
+        alone = len(files) == 1 and (weights is None or weights.has(record))
+        found[label if alone else f"{label} ({file.parent.relative_to(folder)})"] = record
+    return found, tuple(left_out)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Digests of what a run made: an adapter, or a whole model; empty where it has none yet."""
+
+    adapter: str = ""
+    model: str = ""
+
+    def has(self, record: Record) -> bool:
+        """Whether a record is of them."""
+        if record.model.get("adapter"):
+            return record.is_of_adapter(self.adapter)
+        return bool(self.model) and record.weights[0] == self.model
+
+    def replaced(self, record: Record, folder: Path) -> bool:
+        """Whether a record is of what lay in the folder before: neither of them, nor of a base."""
+        if self.has(record):
+            return False
+        name = str(record.model.get("id") or "")
+        its_own = bool(name) and Path(name).expanduser().resolve() == folder.resolve()
+        return bool(record.model.get("adapter")) or its_own
+
+
+def _weights(folder: Path) -> _Weights | None:
+    """The weights in the folder of a run, or of its newest checkpoint if it is not finished.
+
+    None: nothing was trained here, it is an evaluation's folder.
+    """
+    steps = {
+        int(number): place
+        for place in folder.glob("checkpoint-*")
+        if place.is_dir() and (number := place.name.removeprefix("checkpoint-")).isdecimal()
+    }
+    newest = [steps[max(steps)]] if steps else []
+    for place in (folder, *newest):
+        if (place / ADAPTER_WEIGHTS).is_file():
+            return _Weights(adapter=folder_sha256(place))
+        if any(place.glob(WHOLE_MODEL)):
+            return _Weights(model=folder_sha256(place))
+    begun = bool(newest) or any((folder / name).is_dir() for name in BEGUN)
+    return _Weights() if begun else None
 
 
 def _log(folder: Path) -> list[Mapping[str, Any]]:

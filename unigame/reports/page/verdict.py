@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from unigame.reports.compare import Cell, Comparison, listed, verdict
 from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, DEMO_PLAYER
+from unigame.reports.panels import is_finite
 
 SAID = 3  # figures in a sentence that can be repeated
+TRAINING_LOSS = "the training loss"
 
 
 def sentence(comparison: Comparison, row: int) -> str:
@@ -52,7 +55,28 @@ def _gap(cell: Cell) -> str:
     return f"{value}, {low} to {high}"
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is said of a demo.
+
+    Attributes:
+        title: the sentence on its game, or that it is not finished.
+        lines: the verdict on UniGame and on each method after it; none if it is not finished.
+        notes: what a reader must know of them.
+    """
+
+    title: str
+    lines: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def judged_demo(found: Comparison, seed: int, findings: Sequence[str] = ()) -> Comparison:
+    """A demo's arms side by side, with the verdict on them; see ``of_demo``."""
+    judged = of_demo(found, seed, findings)
+    return replace(found, verdict="\n".join(judged.lines), notes=(*judged.notes, *found.notes))
+
+
+def of_demo(found: Comparison, seed: int, findings: Sequence[str] = ()) -> Judged:
     """The verdict on UniGame and on each method after it, and what a reader must know of them.
 
     What a control without any attack gains as well cannot be the attack's doing. A demo that lacks
@@ -66,7 +90,7 @@ def judged_demo(found: Comparison, seed: int, findings: Sequence[str] = ()) -> C
     needed = [DEMO_LABELS[DEMO_BASELINE], DEMO_LABELS[DEMO_PLAYER]]
     if missing := [label for label in needed if label not in found.labels]:
         note = f"This demo is not finished: {listed(missing)} missing; nothing is judged."
-        return replace(found, verdict="", notes=(note, *findings, *found.notes))
+        return Judged(note, (), (note, *findings))
     player = found.labels.index(DEMO_LABELS[DEMO_PLAYER])
     controls = range(found.baseline + 1, player)
     unattacked = {name for row in controls for name in found.marked(row, 1)}
@@ -77,18 +101,19 @@ def judged_demo(found: Comparison, seed: int, findings: Sequence[str] = ()) -> C
             f"A control without any attack beat SFT as well on: {listed(shared)}. These gains are "
             "not shown to come from the attack."
         )
-    lines = [verdict(found, row) for row in range(player, len(found.labels))]
-    return replace(found, verdict="\n".join(lines), notes=(*notes, *findings, *found.notes))
+    lines = tuple(verdict(found, row) for row in range(player, len(found.labels)))
+    return Judged(sentence(found, player), lines, (*notes, *findings))
 
 
 def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:
     """What the log alone lets one say; it claims nothing about accuracy."""
     said = []
-    clean = _ends(log, "clean_answer_ce") or _ends(log, "loss")
-    if clean is not None:
-        first, last = clean
-        verb = "fell" if last < first else "rose"
-        said.append(f"U's loss on clean answers {verb} from {first:.3f} to {last:.3f}")
+    for key, name in (("clean_answer_ce", "U's loss on clean answers"), ("loss", TRAINING_LOSS)):
+        if (ends := _ends(log, key)) is not None:
+            first, last = ends
+            verb = "fell" if last < first else "rose"
+            said.append(f"{name} {verb} from {first:.3f} to {last:.3f}")
+            break
     lost, alone = _ends(log, "attack_success_rate"), _ends(log, "redrawn_success_rate")
     if lost is not None:
         beside = f", redrawing alone {100 * alone[1]:.0f} %" if alone is not None else ""
@@ -101,9 +126,27 @@ def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:
     )
 
 
+def of_other_weights(places: Sequence[Path], measured: bool) -> str:
+    """Which evaluations beside a run are not of it, and what to do; empty where all are.
+
+    Args:
+        places: their folders.
+        measured: whether there is another evaluation to show.
+    """
+    if not places:
+        return ""
+    names = listed([str(place) for place in places])
+    verb = "is" if len(places) == 1 else "are"
+    unknown = "" if measured else ", so nothing is known of its accuracy"
+    return (
+        f"Left out: {names} {verb} of other weights than those that lie here now{unknown}; "
+        "evaluate again into another folder, or give that folder by itself to see it."
+    )
+
+
 def _ends(log: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float] | None:
-    """Means of the first and of the last third: single logs are noisy."""
-    values = [float(entry[name]) for entry in log if isinstance(entry.get(name), int | float)]
+    """Means of the first and of the last third of the finite values: single logs are noisy."""
+    values = [float(entry[name]) for entry in log if is_finite(entry.get(name))]
     third = math.ceil(len(values) / 3)
     if not values:
         return None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from unigame import __version__
+from unigame.errors import UserError
 from unigame.reports.compare import Comparison, compare
 from unigame.reports.page import charts, maps, pictures, verdict
 from unigame.reports.page.advice import Step, next_steps
@@ -23,13 +23,11 @@ from unigame.reports.page.pictures import Card, Drawn
 from unigame.reports.page.runs import (
     DEMO_BASELINE,
     DEMO_LABELS,
-    DEMO_PLAYER,
     RunFiles,
-    demo_arms,
     demo_findings,
+    demo_seed,
     read_run,
 )
-from unigame.reports.records import read_record
 from unigame.reports.tables import UNICODE, headings, notes_of
 
 REPORT_FILE = "report.html"
@@ -65,23 +63,27 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
 
     Args:
         runs: output_dirs of runs, a demo's folder, or folders of evaluations. Where they hold
-            several evaluations, differences are to the first one; in a demo, to SFT.
+            several evaluations, differences are to the first one; if the first run is a demo, to
+            its SFT.
         output: file to write; ``report.html`` in the first folder if left out.
 
     Returns:
         The file.
 
     Raises:
-        UserError: a folder holds no run, or a file in it is damaged.
+        UserError: a folder holds no run, a file in it is damaged, or two evaluations have one
+            label.
     """
     folders = [Path(run) for run in runs]
     found = [read_run(f, label) for f, label in zip(folders, _labels(folders), strict=True)]
     sections = [section(run, number) for number, run in enumerate(found)]
     comparison = compared(found)
+    demos = _judged(found, comparison)
+    if comparison is not None:
+        comparison = _with_verdicts(comparison, demos)
     path = Path(output) if output is not None else folders[0] / REPORT_FILE
     steps = next_steps(found, comparison)
-    is_demo = len(found) == 1 and bool(demo_arms(folders[0]))
-    said = _verdict(sections, comparison, is_demo)
+    said = _verdict(found, sections, comparison, demos)
     text = render(sections, comparison, said, steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -119,41 +121,85 @@ def render(
 
 
 def compared(runs: Sequence[RunFiles]) -> Comparison | None:
-    """The evaluations of all runs side by side; None where there are none."""
-    places = {label: place for run in runs for label, place in run.evaluations.items()}
-    if not places:
+    """The evaluations of all runs side by side; None where there are none.
+
+    Differences are to the first evaluation; if the first run is a demo, to its SFT. Beside other
+    runs the arms of a demo have its label before their own.
+
+    Raises:
+        UserError: two evaluations have one label, or records contradict each other.
+    """
+    named = [
+        (_label(run, label, alone=len(runs) == 1), record)
+        for run in runs
+        for label, record in run.evaluations.items()
+    ]
+    if not named:
         return None
-    labels, records = list(places), [read_record(place) for place in places.values()]
-    base = DEMO_LABELS[DEMO_BASELINE]
-    is_demo = len(runs) == 1 and bool(demo_arms(runs[0].folder))
-    baseline = labels.index(base) if is_demo and base in labels else 0
-    comparison = compare(records, labels, baseline)
-    if is_demo and len(labels) > 1:
-        config = json.loads((runs[0].folder / "config.json").read_text(encoding="utf-8"))
-        found = demo_findings(runs[0].folder)
-        return verdict.judged_demo(comparison, int(config.get("seed", 0)), found)
-    return comparison
+    labels, records = [label for label, _ in named], [record for _, record in named]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise UserError(
+            f"two evaluations are called {twice[0]!r} on the page; rename the folder of one"
+        )
+    base = _label(runs[0], DEMO_LABELS[DEMO_BASELINE], alone=len(runs) == 1)
+    baseline = labels.index(base) if runs[0].is_demo and base in labels else 0
+    return compare(records, labels, baseline)
 
 
-def _verdict(sections: Sequence[Section], comparison: Comparison | None, is_demo: bool) -> str:
-    """The sentence on the last model; of a demo, on its game, or that it is not finished."""
+def _label(run: RunFiles, label: str, *, alone: bool) -> str:
+    """Of an evaluation: two demos have the same arms, and a plain run's say whose they are."""
+    return f"{run.label}: {label}" if run.is_demo and not alone else label
+
+
+def _judged(runs: Sequence[RunFiles], comparison: Comparison | None) -> dict[str, verdict.Judged]:
+    """What is said of each demo, against its own SFT, by the demo's label ("": it is alone)."""
+    demos = [run for run in runs if run.is_demo and len(run.evaluations) > 1]
+    found: dict[str, verdict.Judged] = {}
+    for run in demos:
+        arms = comparison if len(runs) == 1 else compared([run])
+        assert arms is not None
+        label = "" if len(runs) == 1 else run.label
+        found[label] = verdict.of_demo(arms, demo_seed(run.folder), demo_findings(run.folder))
+    return found
+
+
+def _with_verdicts(comparison: Comparison, demos: Mapping[str, verdict.Judged]) -> Comparison:
+    """With the verdicts on the demos below the tables, and what a reader must know of them."""
+    lines = [_said(label, line) for label, demo in demos.items() for line in demo.lines]
+    notes = [_said(label, note) for label, demo in demos.items() for note in demo.notes]
+    return replace(comparison, verdict="\n".join(lines), notes=(*notes, *comparison.notes))
+
+
+def _said(label: str, line: str) -> str:
+    return f"{label}: {line}" if label else line
+
+
+def _verdict(
+    runs: Sequence[RunFiles],
+    sections: Sequence[Section],
+    comparison: Comparison | None,
+    demos: Mapping[str, verdict.Judged],
+) -> str:
+    """The sentence on the last model; of demos, on the game of each, or that it is not finished."""
     if comparison is not None and len(comparison.labels) > 1:
-        if is_demo and not comparison.verdict:
-            return comparison.notes[0]
-        shown = DEMO_LABELS[DEMO_PLAYER] if is_demo else comparison.labels[-1]
-        return verdict.sentence(comparison, comparison.labels.index(shown))
+        last = [run for run in runs if run.evaluations][-1]
+        if last.is_demo and demos:
+            return " ".join(_said(label, demo.title) for label, demo in demos.items())
+        return verdict.sentence(comparison, len(comparison.labels) - 1)
+    said = [one.summary for one in sections if one.summary]
     if comparison is not None:
-        alone = "One evaluation, and nothing to compare it with: name a second run."
-        return " ".join([*(one.summary for one in sections if one.steps), alone])
-    return " ".join(one.summary for one in sections)
+        said.append("One evaluation, and nothing to compare it with: name a second run.")
+    return " ".join(said)
 
 
 def section(run: RunFiles, number: int) -> Section:
     """What the page shows of a run."""
     steps = max((int(entry["step"]) for entry in run.log if "step" in entry), default=0)
     summary = verdict.of_training(run.log, steps) if run.log else ""
-    if run.evaluations:
+    if run.evaluations or run.left_out:
         summary = summary.partition("; no evaluation")[0].rstrip(".") + "." if summary else ""
+    left_out = verdict.of_other_weights(run.left_out, measured=bool(run.evaluations))
+    summary = " ".join(filter(None, [summary, left_out]))
     cards, phases = pictures.cards(run.examples), charts.phases(run.log)
     return Section(
         id=f"run{number}",

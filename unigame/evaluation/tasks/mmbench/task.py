@@ -122,7 +122,7 @@ class MMBench(Benchmark):
         if all(row.get("answer") in (None, "", "nan") for row in table):
             raise UserError(
                 f"{rows.info.id}, split {rows.info.split!r}, has no answers to compare with "
-                "(MMBench's test answers are not in it); use --split dev, or "
+                "(MMBench's test answers are not in it); use --split dev, or --split test with "
                 "MMBench_TEST_EN_V11.tsv, whose answers were released"
             )
         pictures, found, broken = _pictures(table), dict[int, Item](), set[int]()
