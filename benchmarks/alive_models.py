@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alive_flow import train_flow
 from alive_tokens import Training, train_tokens
 from PIL import Image
 from torch import Tensor
@@ -204,13 +203,6 @@ def _chameleon(folder: Path) -> Backbone:
     return load_backbone(folder, device="cpu")
 
 
-def _bagel(folder: Path) -> Backbone:
-    from tests.tiny_bagel import make_tiny_bagel
-
-    make_tiny_bagel(folder, image=24, hidden=64, words=vocabulary(), sample_steps=20)
-    return load_backbone(folder, device="cpu")
-
-
 UNET_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.5, label_weight=0.3, learning_rate=3e-4)
 # This model redraws closer to the picture, so C gets more room.
 DIT_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.25, label_weight=0.1, learning_rate=3e-4)
@@ -221,7 +213,6 @@ EMU3_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=5.0, label_weight=0.1, learni
 CHAMELEON_PLAY = Play(
     eps_max=1.0, eps_init=0.5, anchor=3.0, perturber_learning_rate=3e-3, learning_rate=4e-4
 )
-BAGEL_PLAY = Play(eps_max=1.0, eps_init=0.5, anchor=0.25, label_weight=0.1, learning_rate=3e-4)
 MODELS: dict[str, Family] = {
     "janus": Family(
         build=lambda folder: load_backbone("janus-nano", device="cpu"),
@@ -233,7 +224,16 @@ MODELS: dict[str, Family] = {
             learning_rate=2e-4,
         ),
     ),
-    "bagel": Family(_bagel, train_flow, BAGEL_PLAY),
+    "bagel": Family(
+        build=lambda folder: load_backbone("bagel-nano", device="cpu"),
+        play=Play(
+            counts=(1, 2, 3),
+            eps_max=1.0,
+            eps_init=0.5,
+            anchor=0.5,
+            learning_rate=2e-4,
+        ),
+    ),
     "composed_sd": Family(_composed("make_vlm_unet"), train_composed, UNET_PLAY),
     "composed_llm_dit": Family(_composed("make_llm_dit"), train_composed, DIT_PLAY),
     "emu3": Family(_emu3, train_emu3, EMU3_PLAY),
