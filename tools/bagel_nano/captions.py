@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from unigame.backbones.bagel.captions import FixedCache
 from unigame.backbones.bagel.layout import LATENT
 from unigame.backbones.base import PromptTokens
 
@@ -23,22 +24,6 @@ from .nano import BagelNano
 
 AT_ONCE = 500
 """Captions that are read together."""
-
-
-class Fixed:
-    """A cache of each layer's keys and values (B, A, T, E) that is read and never grows."""
-
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
-        self.layers, self.length = layers, length
-
-    def get_seq_length(self) -> int:
-        """Tokens before those that look."""
-        return self.length
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """What a layer's tokens look at: the cached ones, and themselves."""
-        before = self.layers[layer]
-        return torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
 
 
 class Captions:
@@ -85,7 +70,7 @@ class Captions:
             inputs_embeds=nano.backbone.fill_places(tokens, LATENT, latents_BNH),
             attention_mask=torch.cat([_mask(length_B, longest), tokens.mask_BL], dim=1),
             position_ids=length_B[:, None].expand(-1, tokens.ids_BL.shape[1]),
-            past_key_values=Fixed(
+            past_key_values=FixedCache(
                 [(k[rows_B, :, :longest], v[rows_B, :, :longest]) for k, v in self.layers], longest
             ),
             drawn=places,

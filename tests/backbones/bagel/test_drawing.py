@@ -19,6 +19,7 @@ from tests.tiny import random_images, stir_lora
 from tests.tiny_bagel import shared_tiny_bagel
 from unigame.backbones import load_backbone
 from unigame.backbones.bagel import flow
+from unigame.backbones.bagel.captions import ReadCaptions
 from unigame.backbones.bagel.layout import IMAGE, LATENT
 from unigame.backbones.bagel.model import BagelBackbone
 from unigame.backbones.merging import merge
@@ -105,6 +106,34 @@ def test_candidates_spread_about_the_one_that_is_drawn_without_chance(
 
 
 # ---- free drawing --------------------------------------------------------------------------------
+def test_captions_are_read_once_and_drawn_as_if_at_every_step(
+    backbone: BagelBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["", "a red circle", "", "two small green squares left of a blue cross", "yellow"]
+    for some in (texts, texts[:1], texts[1:2]):
+        rows = backbone.prompt_tokens(some)
+        latents = torch.randn(len(some), *backbone.bagel.config.latent_shape)
+        level_B = torch.linspace(0.2, 0.9, len(some))
+        with torch.no_grad():
+            read = ReadCaptions(backbone, rows)
+            for count in (len(some), 1):
+                expected = backbone.latent_states(rows[:count], latents[:count], level_B[:count])
+                found = read.states(latents[:count], level_B[:count])
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    lengths = []
+    forward = type(backbone.language_model).forward
+
+    def watched(model: object, inputs_embeds: Tensor, **rest: object) -> object:
+        lengths.append(inputs_embeds.shape[1])
+        return forward(model, inputs_embeds, **rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(backbone.language_model), "forward", watched)
+    backbone.generate(texts[:4])
+    picture = len(backbone.layout.drawing_start())
+    steps = backbone.bagel.config.sample_steps - 1
+    assert lengths[0] > 0 and lengths[1:] == [picture] * steps
+
+
 def test_guidance_only_shortens_and_only_in_its_interval() -> None:
     wanted, plain = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     pushed = plain + 4 * (wanted - plain)

@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unigame.backbones.bagel import flow
+from unigame.backbones.bagel.captions import ReadCaptions
 from unigame.backbones.bagel.configuration import BagelConfig
 from unigame.backbones.bagel.files import write_vocabulary
 from unigame.backbones.bagel.language import GEN, MoTModel
@@ -242,16 +243,22 @@ class BagelBackbone(ReadingBackbone):
         noise = torch.stack([torch.randn(settings.latent_shape, generator=g) for g in generators])
         noise = temperature * noise.to(self.device, full_precision(self.bagel.llm2vae.bias).dtype)
         rows = self.prompt_tokens(prompts)
-        plain = [self.preprocessor.prompt("")] * len(rows)
+        plain = [self.preprocessor.prompt("")] * len(rows) if guidance_scale != 1.0 else []
 
         def velocity(latents: Tensor, level_B: Tensor, guided: bool) -> Tensor:
-            if not guided or guidance_scale == 1.0:
-                return self._velocity(rows, latents, level_B)
-            both = torch.cat([latents, latents]), torch.cat([level_B, level_B])
-            wanted, unguided = self._velocity([*rows, *plain], *both).chunk(2)
+            if not guided or not plain:
+                return of(latents, level_B)
+            wanted, unguided = of(latents.repeat(2, 1, 1, 1), level_B.repeat(2)).chunk(2)
             return flow.guided(wanted, unguided, guidance_scale)
 
+        def of(latents: Tensor, level_B: Tensor) -> Tensor:
+            with self._precision():
+                states_BNH = read.states(latents, level_B)
+            return self.bagel.velocity(states_BNH, latents.shape[-2])
+
         with self._evaluating():
+            with self._precision():
+                read = ReadCaptions(self, [*rows, *plain])
             return flow.sample(
                 noise,
                 velocity,
