@@ -150,7 +150,8 @@ class Bench:
             eps_max=0.6,
             eps_init=0.3,
             anchor=6.0,
-            clip_floor=-1.0,  # every hard candidate passes, so that every step has its hard samples
+            clip_floor=-1.0,  # every candidate passes, so that every step has its hard samples
+            hard_quantile=0.0,
             buffer_min_size=1,
             missing_captions="question",  # a description is made once, and is no part of a step
             drop_learned=False,  # the one batch is soon learned, and its cost is what is asked for
