@@ -99,6 +99,12 @@ def test_the_shards_of_the_split_are_read_in_order_and_no_others(tmp_path):
         (["contest.jsonl"], "validation", "contest.jsonl"),
         (["0000.parquet", "0001.parquet"], "validation", "0000.parquet 0001.parquet"),
         (["part-1.parquet", "part-2.parquet"], "validation", "part-1.parquet part-2.parquet"),
+        (["x_0_of_2.parquet", "x_1_of_2.parquet"], "test", "x_0_of_2.parquet x_1_of_2.parquet"),
+        (
+            ["part-00000-ab12-c000.parquet", "part-00002-ab12-c000.parquet"],
+            "test",
+            "part-00000-ab12-c000.parquet part-00002-ab12-c000.parquet",
+        ),
     ],
 )
 def test_the_file_of_a_split(names, split, read_from, tmp_path):

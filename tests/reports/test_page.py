@@ -214,7 +214,7 @@ def test_without_its_own_evaluation_nothing_is_known_of_a_run(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
-def test_a_run_that_is_not_finished_has_the_weights_of_its_newest_checkpoint(
+def test_a_run_that_is_not_finished_has_the_weights_of_its_checkpoints(
     checkpoint: bool, tmp_path: Path
 ) -> None:
     run = measured_run(tmp_path / "game")
@@ -228,15 +228,25 @@ def test_a_run_that_is_not_finished_has_the_weights_of_its_newest_checkpoint(
     assert found.left_out == (() if checkpoint else (run / "evaluation",))
 
 
-def test_a_whole_model_that_was_trained_anew(tmp_path: Path) -> None:
+def test_evaluations_of_a_runs_checkpoints_are_its_own(tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "game")
+    (run / "checkpoint-10").mkdir()
+    (run / "adapter_model.safetensors").rename(run / "checkpoint-10" / "adapter_model.safetensors")
+    (run / "adapter_model.safetensors").write_bytes(b"the last")
+    found = read_run(run, "game")
+    assert "game (evaluation)" in found.evaluations and not found.left_out
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "connector.safetensors"])
+def test_a_whole_model_that_was_trained_anew(weights: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "warm", examples=0)
-    (run / "model.safetensors").write_bytes(b"first")
+    (run / weights).write_bytes(b"first")
     for name, place, digest in (("base", "b", "base"), ("own", str(run), folder_sha256(run))):
         content = record(four(0.5)[0], sha=digest)
         content["model"]["id"] = place
         write(run, name, content)
     assert list(read_run(run, "warm").evaluations) == ["warm (base)", "warm (own)"]
-    (run / "model.safetensors").write_bytes(b"second")
+    (run / weights).write_bytes(b"second")
     found = read_run(run, "warm")
     assert list(found.evaluations) == ["warm (base)"] and found.left_out == (run / "own",)
 

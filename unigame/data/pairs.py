@@ -57,9 +57,10 @@ def find_columns(
         for field, defaults in DEFAULT_COLUMNS.items()
         if not set(defaults).isdisjoint(names)
     }
-    if found.get("caption") == "prompt" and _NO_CAPTION.intersection(names):
+    given = check_fields(chosen)
+    if found.get("caption") == "prompt" and _NO_CAPTION.intersection(names) - {*given.values()}:
         del found["caption"]  # beside a question it may be anything, beside answers it is one
-    for field, column in check_fields(chosen).items():
+    for field, column in given.items():
         if column not in names:
             raise UserError(
                 f"{where} has no column {column!r} for the {field}; it has {', '.join(names)}"

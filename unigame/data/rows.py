@@ -193,19 +193,20 @@ def open_file(path: Path, split: str, **options: Any) -> Iterable[dict[str, Any]
     Raises:
         UserError: another split, or it cannot be read.
     """
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        return open_rows(path, split, hub=False, **options)  # takes its one split by any name
     for name in _split_names(split):
-        if name != "train":
+        if name not in ("train", path.stem):
             raise UserError(
                 f"split: {split!r} names {name!r}, but {path} is one file and has only 'train'; "
                 "write train, or a part of it such as train[:90%]"
             )
-    if path.suffix.lower() not in TABLE_SUFFIXES:
-        return open_rows(path, split, hub=False, **options)
     rows = (row for _, row in read_table(path))
-    if split == "train":
+    if split in ("train", path.stem):
         return rows
     with readable(f"split {split!r} of {path}", "write a part such as train[:90%]"):
-        return _part({"train": [str(path)]}, split, lambda _: list(rows))
+        files = {name: [str(path)] for name in ("train", path.stem)}
+        return _part(files, split, lambda _: list(rows))
 
 
 def root_of(path: str | Path, hub: bool, images: str | Path | None) -> Path | None:

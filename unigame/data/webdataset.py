@@ -22,6 +22,7 @@ from unigame.data.records import SkippedRow
 from unigame.data.tars import Member, read_members
 from unigame.errors import UserError
 from unigame.system.json_text import parse_json, printable
+from unigame.system.say import warn
 
 IMAGE_PARTS = tuple(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 TEXT_PARTS = ("txt", "caption")
@@ -70,11 +71,14 @@ class WebDataset(RecordDataset):
         def rows() -> Iterator[Row | SkippedRow]:
             for shard in shards:
                 yield from _shard_rows(shard, names, picture_only)
-            names.require_met(path)  # before it is said that no row can be used
+            # Before it is said that no row can be used. A limit that ends the reading earlier has
+            # not seen enough to say that a key is nowhere.
+            names.require_met(path)
 
         self.picture_only = picture_only
         super().__init__(rows(), where=str(path), root=None, verify=verify, limit=limit)
-        names.require_met(path)  # with a limit the rows do not come to their end
+        if missing := names.unmet(path):
+            warn(f"{missing} (only {limit} rows were read)")
 
 
 class Columns:
@@ -107,18 +111,26 @@ class Columns:
                 self._keys |= dict.fromkeys(cells)
         return {field: key for field, key in self.names.items() if key in cells}
 
+    def unmet(self, where: object) -> str:
+        """What to say of a key that no sample had so far; empty where all came."""
+        found = ", ".join(list(self._keys)[:MOST_KEYS]) or "nothing"
+        return next(
+            (
+                f"columns: no json of {where} that was read has {key!r} for the {field}; it has "
+                f"{found}: correct the name"
+                for field, key in self._unmet.items()
+            ),
+            "",
+        )
+
     def require_met(self, where: object) -> None:
         """Check that each key was in a sample.
 
         Raises:
             UserError: one was in none; it is misspelled.
         """
-        for field, key in self._unmet.items():
-            found = ", ".join(list(self._keys)[:MOST_KEYS]) or "nothing"
-            raise UserError(
-                f"columns: no json of {where} that was read has {key!r} for the {field}; it has "
-                f"{found}: correct the name"
-            )
+        if missing := self.unmet(where):
+            raise UserError(missing)
 
 
 def _shard_rows(shard: Path, columns: Columns, picture_only: bool) -> Iterator[Row | SkippedRow]:

@@ -31,17 +31,16 @@ TABLES = (".tsv", ".csv", ".jsonl", ".json")
 T = TypeVar("T")
 
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
-_PART = re.compile(r"(.*?)(\d+)")
+_YEAR = re.compile(r"(?<=[a-z_-])(?:19|20)\d\d(?!\d)")
+_DIGITS = re.compile(r"[0-9a-f]*\d[0-9a-f]*")
 # Spellings of splits. Not dev for validation: MMMU has both.
 _SPLITS = {
     "train": "train",
-    "training": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
     "dev": "dev",
     "test": "test",
-    "testing": "test",
     "testdev": "testdev",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -250,13 +249,10 @@ def _another_split(stem: str, split: str) -> str:
 
 
 def _are_parts(files: Sequence[Path]) -> bool:
-    """Whether files are numbered parts of one table: ``0000.parquet``, ``0001.parquet``."""
-    found = [_PART.fullmatch(file.stem) for file in files]
-    if not all(found):
-        return False
-    numbers = sorted(int(part.group(2)) for part in found if part)
-    names = {part.group(1) for part in found if part}
-    return len(names) == 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    """Whether files are parts of one table: named alike but for numbers, save years, and hashes."""
+    stems = [file.stem.lower() for file in files]
+    alike = len({_DIGITS.sub("#", stem) for stem in stems}) == 1
+    return alike and len({tuple(_YEAR.findall(stem)) for stem in stems}) == 1
 
 
 # ---- single values -------------------------------------------------------------------------------

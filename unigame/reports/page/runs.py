@@ -35,7 +35,8 @@ DEMO_LABELS = {
     "unigame": "UniGame",
     "reca": "RecA",
 }
-ADAPTER_WEIGHTS, WHOLE_MODEL = "adapter_model.safetensors", "model*.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+WHOLE_MODEL = ("model*.safetensors", "connector.safetensors")  # the latter of a warm-up's run
 BEGUN = ("_replaced", "_unfinished")  # what training leaves until it has a result
 
 
@@ -170,16 +171,16 @@ def _evaluations(folder: Path, label: str) -> tuple[dict[str, Record], tuple[Pat
 
 @dataclass(frozen=True)
 class _Weights:
-    """Digests of what a run made: an adapter, or a whole model; empty where it has none yet."""
+    """Digests of what a run made, at its end and in its checkpoints: adapters, or whole models."""
 
-    adapter: str = ""
-    model: str = ""
+    adapters: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
     def has(self, record: Record) -> bool:
         """Whether a record is of them."""
         if record.model.get("adapter"):
-            return record.is_of_adapter(self.adapter)
-        return bool(self.model) and record.weights[0] == self.model
+            return any(map(record.is_of_adapter, self.adapters))
+        return record.weights[0] in self.models
 
     def replaced(self, record: Record, folder: Path) -> bool:
         """Whether a record is of what lay in the folder before: neither of them, nor of a base."""
@@ -191,23 +192,19 @@ class _Weights:
 
 
 def _weights(folder: Path) -> _Weights | None:
-    """The weights in the folder of a run, or of its newest checkpoint if it is not finished.
+    """The weights in the folder of a run and in its checkpoints.
 
     None: nothing was trained here, it is an evaluation's folder.
     """
-    steps = {
-        int(number): place
-        for place in folder.glob("checkpoint-*")
-        if place.is_dir() and (number := place.name.removeprefix("checkpoint-")).isdecimal()
-    }
-    newest = [steps[max(steps)]] if steps else []
-    for place in (folder, *newest):
+    checkpoints = [place for place in sorted(folder.glob("checkpoint-*")) if place.is_dir()]
+    adapters, models = list[str](), list[str]()
+    for place in (folder, *checkpoints):
         if (place / ADAPTER_WEIGHTS).is_file():
-            return _Weights(adapter=folder_sha256(place))
-        if any(place.glob(WHOLE_MODEL)):
-            return _Weights(model=folder_sha256(place))
-    begun = bool(newest) or any((folder / name).is_dir() for name in BEGUN)
-    return _Weights() if begun else None
+            adapters.append(folder_sha256(place))
+        elif any(any(place.glob(pattern)) for pattern in WHOLE_MODEL):
+            models.append(folder_sha256(place))
+    begun = bool(checkpoints) or any((folder / name).is_dir() for name in BEGUN)
+    return _Weights(tuple(adapters), tuple(models)) if adapters or models or begun else None
 
 
 def _log(folder: Path) -> list[Mapping[str, Any]]:
