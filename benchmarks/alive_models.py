@@ -231,6 +231,7 @@ MODELS: dict[str, Family] = {
             eps_max=1.0,
             eps_init=0.5,
             anchor=0.5,
+            label_weight=0.3,
             learning_rate=2e-4,
         ),
     ),
