@@ -151,6 +151,17 @@ def test_two_demos_stand_side_by_side(tmp_path: Path) -> None:
     assert "demo: One training run per arm (seed 0)." in text
     assert "demo-seed1: One training run per arm (seed 1)." in text
     assert commands(page)[0] == "unigame demo --seed 2 --output runs/demo-seed2"
+    assert commands(page)[1].startswith("unigame train janus_nano --beta")
+    config = json.loads((two / "config.json").read_text())
+    for model, again, own in (
+        ("bagel-nano", " --model bagel-nano", ""),
+        ("my model", " --model 'my model'", " --model 'my model'"),
+    ):
+        changed = config | {"model": model, "recipe": "bagel_nano"}
+        (two / "config.json").write_text(json.dumps(changed))
+        first, second, *_ = commands(page_of(one, two)[0])
+        assert first == f"unigame demo{again} --seed 2 --output runs/demo-seed2"
+        assert second.startswith(f"unigame train bagel_nano{own} --beta")
 
 
 def test_a_run_beside_a_demo_is_compared_with_its_sft(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ class BackboneFacts:
 
     ``num_image_tokens`` is N of what the model reads. A family that draws from another number of
     states says so in ``num_state_tokens``. ``guidance_scale`` is of free drawing, where nobody
-    says another.
+    says another. ``image_size`` is the longer side of a picture, in px; ``rectangle`` its (height,
+    width), of a family whose pictures may be no squares.
     """
 
     family: str

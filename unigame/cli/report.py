@@ -28,7 +28,7 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
     """Write one self-contained page: verdict, tables, pictures, dynamics, settings.
 
     Evaluations of several runs stand side by side, with differences to the first one's. An
-    evaluation of other weights than those in its run's folder is left out.
+    evaluation of other weights than those in its run's folder and checkpoints is left out.
     """
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
         raise UserError(f"--output {output} is no page; name a file such as runs/report.html")

@@ -118,7 +118,7 @@ class Chat(RecordDataset):
             folder written by ``save_to_disk``, or, with ``hub``, the id of a data set on the Hub.
         hub: Whether ``path`` is a Hub id, which may be downloaded. Never assumed.
         name: Configuration of a data set that has several.
-        split: The split, or a part of it such as ``train[:1000]``; a file is one split, ``train``.
+        split: The split, or a part of it such as ``train[:1000]``; a table's file is one split.
         revision: Branch, tag or commit on the Hub.
         images: Where relative image paths start; by default the folder of the file.
         tags: What a data set calls its speakers, where it is unusual: ``{user: Q, assistant: A}``.

@@ -181,7 +181,7 @@ def open_rows(path: str | Path, split: str, *, hub: bool, **options: Any) -> Row
 
 
 def open_file(path: Path, split: str, **options: Any) -> Iterable[dict[str, Any]]:
-    """The rows of one file on this machine, which is one split: ``train``.
+    """The rows of one file on this machine, which is one split: ``train``, or the file's own name.
 
     Of a json, jsonl, csv or tsv they are read as they are asked for, where all are wanted.
 

@@ -53,7 +53,7 @@ class WebDataset(RecordDataset):
 
     Raises:
         UserError: No shard matches, a shard is no plain tar or is damaged, a key of ``columns`` is
-            in no sample, nothing is left.
+            in no sample (of those that ``limit`` lets in, that is a warning), nothing is left.
     """
 
     def __init__(

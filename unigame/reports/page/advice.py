@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from unigame.bundled import BUNDLED_MODELS
+from unigame.bundled import BUNDLED, BUNDLED_MODELS
 from unigame.reports.compare import Comparison
-from unigame.reports.page.runs import RunFiles, demo_seed
+from unigame.reports.page.runs import RunFiles, demo_config
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def next_steps(runs: Sequence[RunFiles], comparison: Comparison | None) -> list[
         comparison: of their evaluations, where there are some.
     """
     if all(run.is_demo for run in runs):
-        return _after_demo(1 + max(demo_seed(run.folder) for run in runs))
+        return _after_demo([demo_config(run.folder) for run in runs])
     trained = [run for run in runs if run.log and not run.is_demo]
     steps = [step for run in trained for step in _mend(run)][:1]
     measured = comparison is not None and len(comparison.labels) > 1
@@ -102,15 +103,21 @@ def _keep(run: RunFiles) -> Step:
     )
 
 
-def _after_demo(seed: int) -> list[Step]:
+def _after_demo(demos: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """On the last demo's model, and with a seed that none of them had."""
+    seed = 1 + max(int(demo["seed"]) for demo in demos)
+    model, recipe = str(demos[-1]["model"]), str(demos[-1]["recipe"])
+    named = f" --model {_quoted(model)}"
+    again = "" if model == BUNDLED else named
+    own = "" if model in BUNDLED_MODELS else named  # the recipe names a bundled one itself
     return [
         Step(
             "Repeat it with another seed: one training run an arm is one draw.",
-            (f"unigame demo --seed {seed} --output runs/demo-seed{seed}",),
+            (f"unigame demo{again} --seed {seed} --output runs/demo-seed{seed}",),
         ),
         Step(
             "Change one number and play again.",
-            ("unigame train janus_nano --beta 0.25 --output_dir runs/beta",),
+            (f"unigame train {recipe}{own} --beta 0.25 --output_dir runs/beta",),
         ),
     ]
 

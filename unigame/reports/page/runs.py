@@ -8,9 +8,9 @@
     run.json, unigame_config.json          model, data, methods; every setting
     results.json, */results.json           evaluations
 
-Each may be missing. An evaluation of other weights than those in the folder is left out: a run that
-was trained anew, or further, is not what was measured. A demo's folder stands for its arms: their
-evaluations and drawings, and the game's run.
+Each may be missing. An evaluation of other weights than those in the folder and its checkpoints is
+left out: a run that was trained anew, or further, is not what was measured. A demo's folder stands
+for its arms: their evaluations and drawings, and the game's run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unigame.bundled import BUNDLED
 from unigame.errors import UserError
 from unigame.reports.records import Record, read_record, results_in
 from unigame.reports.weights import folder_sha256
@@ -135,9 +136,10 @@ def demo_arms(folder: Path) -> dict[str, Path]:
     return {DEMO_LABELS.get(arm, arm): place for arm, place in there.items()}
 
 
-def demo_seed(folder: Path) -> int:
-    """The seed of a demo."""
-    return int(_read(folder / "config.json", {}).get("seed", 0))
+def demo_config(folder: Path) -> Mapping[str, Any]:
+    """What a demo was run with: its seed, model and recipe, where its folder says."""
+    found: Mapping[str, Any] = _read(folder / "config.json", {})
+    return {"seed": 0, "model": BUNDLED, "recipe": "janus_nano", **found}
 
 
 def demo_findings(folder: Path) -> list[str]:

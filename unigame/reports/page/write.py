@@ -24,8 +24,8 @@ from unigame.reports.page.runs import (
     DEMO_BASELINE,
     DEMO_LABELS,
     RunFiles,
+    demo_config,
     demo_findings,
-    demo_seed,
     read_run,
 )
 from unigame.reports.tables import UNICODE, headings, notes_of
@@ -159,7 +159,8 @@ def _judged(runs: Sequence[RunFiles], comparison: Comparison | None) -> dict[str
         arms = comparison if len(runs) == 1 else compared([run])
         assert arms is not None
         label = "" if len(runs) == 1 else run.label
-        found[label] = verdict.of_demo(arms, demo_seed(run.folder), demo_findings(run.folder))
+        seed = int(demo_config(run.folder)["seed"])
+        found[label] = verdict.of_demo(arms, seed, demo_findings(run.folder))
     return found
 
 
