@@ -153,7 +153,7 @@ def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
     page = write_report([output]).read_text(encoding="utf-8")
     assert "Path of the LoRA weights in two dimensions. From step 0 to 2" in page
     assert "Health of imagine" in page and "What G drew and U confirmed" in page
-    assert "8 clean, 8 candidates" in page and "unigame demo --seed 4" in page
+    assert "8 clean, 8 candidates" in page and f"unigame demo --model {model} --seed 4" in page
 
 
 LABELS = (
