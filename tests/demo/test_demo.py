@@ -110,7 +110,7 @@ def done(model: Path, small: Any, tmp_path_factory: pytest.TempPathFactory) -> D
     return Done(found, output, stream.getvalue(), heard)
 
 
-def test_every_arm_is_trained_measured_and_written(done: Done) -> None:
+def test_every_arm_is_trained_measured_and_written(done: Done, model: Path) -> None:
     found, output = done.found, done.output
     assert found.labels == LABELS
     assert found.labels[found.baseline] == "SFT"
