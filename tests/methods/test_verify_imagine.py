@@ -260,12 +260,12 @@ def test_both_beside_each_other_resume_bit_exactly(
     )
     for name in ("verify", "imagine"):
         one, other = (trainer.method(name) for trainer in (whole, resumed))
-        assert one.counts == other.counts and one.used == other.used
+        assert one.counts == other.counts and one.choice.used == other.choice.used
         assert [d.caption for d in one.store.drawings] == [d.caption for d in other.store.drawings]
         pairs = zip(one.store.drawings, other.store.drawings, strict=True)
         assert all(torch.equal(a.codes, b.codes) for a, b in pairs)
     state, other = whole.method("imagine").state_dict(), resumed.method("imagine")
-    other._digest = "of another file"
+    other.choice.digest = "of another file"
     with pytest.raises(UserError, match="other captions"):
         other.load_state_dict(state)
 
@@ -381,7 +381,7 @@ def test_processes_draw_different_captions_of_one_file(
         run.rank = rank
         run.args = type("Args", (), {**vars(run.args), "world_size": 2})()
         method.setup(run)
-        drawn.append({method._next()[0].caption for _ in range(2)})
+        drawn.append({method.choice.next()[0].caption for _ in range(2)})
     assert drawn[0].isdisjoint(drawn[1]) and set.union(*drawn) == set(CAPTIONS)
 
 

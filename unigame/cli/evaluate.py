@@ -6,7 +6,6 @@ import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,25 +16,28 @@ from unigame.cli import model as models
 from unigame.cli import options, processes
 from unigame.cli.app import command, option
 from unigame.cli.endings import kept, next_step
+from unigame.cli.evaluate_data import (
+    SCORER_OPTIONS,
+    SYNTHETIC,
+    check_drawing,
+    scorers_of,
+    sources_of,
+    variants_of,
+)
+from unigame.cli.evaluate_robustness import attack, attacked_of, attacks_of
 from unigame.errors import UserError
 from unigame.system.writable import require_writable
 
 if TYPE_CHECKING:
     from unigame.evaluation.ranks import Ranks
 
-SYNTHETIC = "synthetic"
 SUBMISSION = "submission"
 """The parser variant that writes answers for a challenge server and gives no figure."""
-SYNTHETIC_SIZE = 200
-"""Questions of each synthetic benchmark; ``--limit`` asks fewer of them."""
-
 _DATA = "Data; of several benchmarks: vqav2=testdev,pope=random"
 _VARIANTS = "Variants, where references differ (docs/evaluation.md)"
 _DRAWING = "Pictures that the model draws"
 _SCORING = "Models that score"
 _ROBUSTNESS = "Robustness (docs/robustness.md)"
-_SCORER_OPTIONS = ("caption_tokens", "matcher", "colours", "detector", "encoders")
-"""Those that are given on as they are; see ``_scorers``."""
 
 
 @command("run benchmarks: unigame evaluate --model PATH --benchmarks pope,naturalbench")
@@ -162,9 +164,9 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
     from unigame.reports.record_text import print_record
     from unigame.system.console import make_console
 
-    attacks = _attacks(args)
+    attacks = attacks_of(args)
     names, sources, jobs = _jobs(args, output, scored=True)
-    attacked = _attacked(jobs) if attacks else None
+    attacked = attacked_of(jobs) if attacks else None
     # The adversary practises on the whole data set's pictures, or its choice would hang on --limit.
     whole = attacked.loaded.items if attacked else []
     if attacked is not None and args.limit is not None:
@@ -179,7 +181,7 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
         failed = processes.lost(started)
     _say_lost(failed, output, jobs)
     if attacked is not None:
-        entry = _robustness(args, backbone, attacked, attacks, whole)
+        entry = attack(args, backbone, attacked, attacks, whole)
         record["benchmarks"][robustness_record.NAME] = entry
         write_json(output / RESULTS, record)
         names = [*names, robustness_record.NAME]
@@ -221,16 +223,16 @@ def _jobs(args: SimpleNamespace, output: Path, *, scored: bool) -> tuple[list[st
     names = benchmark_names(args.benchmarks)
     check_variants(names, args.prompt, "prompt")
     check_variants(names, args.parser, "parser")
-    options_given = ("samples", "judge", "rubric", *_SCORER_OPTIONS)
+    options_given = ("samples", "judge", "rubric", *SCORER_OPTIONS)
     check_options(names, {name: getattr(args, name) for name in options_given})
-    _check_drawing(args, names)
-    sources = _sources(args, names, output)
+    check_drawing(args, names)
+    sources = sources_of(args, names, output)
     if args.data_root is not None:  # a download keeps its bars
         import datasets
 
         datasets.disable_progress_bars()
-    scorers = _scorers(args, names)
-    benchmarks = [build_benchmark(name, {**scorers, **_variants(args, name)}) for name in names]
+    scorers = scorers_of(args, names)
+    benchmarks = [build_benchmark(name, {**scorers, **variants_of(args, name)}) for name in names]
     return names, sources, load_jobs(benchmarks, sources, limit=args.limit, scored=scored)
 
 
@@ -289,215 +291,6 @@ def _check_scored(record: Mapping[str, Any], names: Sequence[str]) -> None:
             f"{'; '.join(empty)}; replies and drawings are kept: mend that, and run the same "
             "command again"
         )
-
-
-# ---- data ----------------------------------------------------------------------------------------
-
-
-def _sources(args: SimpleNamespace, names: Sequence[str], output: Path) -> dict[str, Any]:
-    """Benchmark name -> where its data lie, and which part of them is read."""
-    from unigame.evaluation.base import DataSource
-    from unigame.evaluation.registry import check_choices, choice_for
-
-    chosen = {name: getattr(args, name) for name in ("split", "config", "hub_id", "revision")}
-    for name, text in chosen.items():
-        check_choices(names, text, name.replace("_", "-"))
-    if args.data_root is not None and (args.hub_id or args.revision):
-        raise UserError("--hub-id and --revision are of data on the Hub; leave out --data-root")
-    root = _root(args, names, output)
-    return {
-        name: DataSource(
-            root=None if root is None else _folder(root, name, len(names) == 1),
-            **{key: choice_for(name, text) for key, text in chosen.items()},
-        )
-        for name in names
-    }
-
-
-def _root(args: SimpleNamespace, names: Sequence[str], output: Path) -> Path | None:
-    """The folder of the benchmarks' folders; None: the Hub."""
-    if not args.synthetic:
-        return None if args.data_root is None else Path(args.data_root).expanduser()
-    from unigame.synthetic.benchmarks import write_benchmarks
-
-    return write_benchmarks(output / SYNTHETIC, size=SYNTHETIC_SIZE, names=names)
-
-
-def _folder(root: Path, name: str, alone: bool) -> Path:
-    if not root.is_dir():
-        raise UserError(f"--data-root {root} is no folder; check the spelling, or say synthetic")
-    if (root / name).is_dir():
-        return root / name
-    if alone:  # the folder of the benchmark itself
-        return root
-    there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
-    raise UserError(
-        f"--data-root {root} has no folder {name!r}; it has {there}: download the data into "
-        f"{root / name}, or leave {name} out of --benchmarks"
-    )
-
-
-# ---- variants and scorers ------------------------------------------------------------------------
-
-
-def _variants(args: SimpleNamespace, name: str) -> dict[str, str | None]:
-    from unigame.evaluation.miniature import world_variants
-    from unigame.evaluation.registry import variant_for
-
-    prompt = variant_for(name, args.prompt, "prompt")
-    parser = variant_for(name, args.parser, "parser")
-    if args.synthetic:
-        usual = world_variants(name)
-        prompt, parser = prompt or usual["prompt"], parser or usual["parser"]
-    return {"prompt": prompt, "parser": parser}
-
-
-def _check_drawing(args: SimpleNamespace, names: Sequence[str]) -> None:
-    """Refuse settings of drawing where nothing is drawn: answers are greedy.
-
-    Raises:
-        UserError: it names the option.
-    """
-    from unigame.evaluation.registry import benchmark_class
-
-    if any(benchmark_class(name).task != "answer" for name in names):
-        return
-    for name in ("guidance_scale", "temperature"):
-        if (value := getattr(args, name)) is not None:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value:g} is of pictures that the model draws, and "
-                f"{', '.join(names)} only asks for answers; leave it out, or add a benchmark that "
-                "draws, such as geneval"
-            )
-
-
-def _scorers(args: SimpleNamespace, names: Sequence[str]) -> dict[str, Any]:
-    """What scores, by the names of the benchmarks' arguments; None: their defaults."""
-    chosen: dict[str, Any] = {"samples": args.samples}
-    if args.synthetic:
-        chosen |= _stand_ins(names)
-    asked = {name: getattr(args, name) for name in _SCORER_OPTIONS}
-    chosen |= {name: value for name, value in asked.items() if value is not None}
-    if args.judge is not None:
-        from unigame.evaluation.scorers.judges import parse_judge
-
-        chosen["judge"] = parse_judge(args.judge)
-    if args.rubric is not None:
-        from unigame.evaluation.scorers.judges import Rubric
-
-        chosen["rubric"] = Rubric.from_file(args.rubric)
-    return chosen
-
-
-def _stand_ins(names: Sequence[str]) -> dict[str, Any]:
-    """Scorers that see the synthetic world, where real ones see nothing."""
-    from unigame.evaluation.miniature import CAPTION_TOKENS
-    from unigame.evaluation.scorers import stand_ins
-
-    scorers: dict[str, Any] = {
-        "caption_tokens": CAPTION_TOKENS,
-        "detector": stand_ins.SyntheticDetector(),
-        "colours": stand_ins.ReaderColours(),
-        "judge": stand_ins.SyntheticJudge(),
-    }
-    if "unifiedbench" in names:
-        from unigame.backbones import load_backbone
-
-        scorers["encoders"] = stand_ins.stand_in_encoders(load_backbone(options.BUNDLED))
-    return scorers
-
-
-# ---- robustness ----------------------------------------------------------------------------------
-
-
-def _game_of(recipe: str) -> Any:
-    """The settings of self-play in a recipe."""
-    from unigame.training.recipe import load_recipe
-
-    settings = load_recipe(recipe, here=False).settings_of("selfplay")
-    if settings is None:
-        raise UserError("it does not list method selfplay, so it says nothing of an attack")
-    return settings
-
-
-def _attacks(args: SimpleNamespace) -> Any:
-    """What ``--robustness`` asks for, as a ``RobustnessConfig``; None without it."""
-    if args.robustness is None:
-        if args.attack_recipe is not None:
-            raise UserError("--attack-recipe without --robustness; add --robustness adversary")
-        return None
-    from unigame.evaluation.attacks.adversary import adversary_for
-    from unigame.evaluation.attacks.robustness import RobustnessConfig
-
-    kinds = [kind.strip() for kind in args.robustness.split(",") if kind.strip()]
-    bundled = args.model in options.BUNDLED_MODELS  # each has a recipe of its name
-    recipe = args.attack_recipe or (args.model.replace("-", "_") if bundled else None)
-    config = RobustnessConfig()
-    if recipe:
-        try:
-            adversary = adversary_for(_game_of(recipe))
-        except UserError as error:
-            raise UserError(f"--attack-recipe {recipe}: {error}") from error
-        config = replace(config, adversary=adversary)
-    if args.batch_size is not None:
-        config = replace(config, batch_size=args.batch_size)
-    config = config.only(kinds)
-    if args.attack_recipe is not None and config.adversary is None:
-        raise UserError(
-            f"--attack-recipe {args.attack_recipe} is of the adversary, and --robustness "
-            f"{args.robustness} has none; leave it out, or add adversary to --robustness"
-        )
-    return config
-
-
-def _robustness(
-    args: SimpleNamespace, backbone: Any, attacked: Any, attacks: Any, whole: Sequence[Any]
-) -> dict[str, Any]:
-    """The record's entry on the attacked benchmark."""
-    from unigame.evaluation.attacks import robustness_record
-    from unigame.evaluation.batching import is_out_of_memory
-    from unigame.evaluation.world import ReaderCheck
-    from unigame.synthetic.reader import can_read
-    from unigame.system.console import make_console
-
-    count = len(attacked.loaded.items)
-    # Who says that an attacked picture kept its content: on the synthetic world, its reader.
-    fits = args.synthetic and can_read(*backbone.facts.image_shape)
-    with make_console().status(f"Robustness on {attacked.benchmark.title}") as status:
-        try:
-            return robustness_record.robustness_entry(
-                backbone,
-                attacked.benchmark,
-                attacked.loaded,
-                attacks,
-                whole=whole,
-                check=ReaderCheck() if fits else None,
-                report=lambda done: status.update(f"Robustness: {done} of {count} questions"),
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"an attack on {attacks.batch_size} pictures at once does not fit into memory; "
-                "give a smaller --batch-size"
-            ) from error
-
-
-def _attacked(jobs: Sequence[Any]) -> Any:
-    """The first benchmark that asks questions.
-
-    Raises:
-        UserError: all of them ask to draw.
-    """
-    from unigame.evaluation.attacks.robustness_record import check_benchmark
-
-    for job in jobs:
-        if job.benchmark.task == "answer":
-            return job
-    check_benchmark(jobs[0].benchmark)
-
-
-# ---- the model -----------------------------------------------------------------------------------
 
 
 def _load_model(args: SimpleNamespace, ranks: Ranks) -> tuple[Any, Mapping[str, Any]]:

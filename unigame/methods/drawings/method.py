@@ -29,6 +29,8 @@ from torch import Tensor
 
 from unigame.errors import UserError
 from unigame.methods.base import Method, Run
+from unigame.methods.drawings.advice import lines_at_start
+from unigame.methods.drawings.choosing import CaptionChoice
 from unigame.methods.drawings.questions import GIVEN, KeptQuestions, QuestionMaker, build_maker
 from unigame.methods.drawings.readers import BASE, Judged, build_reader
 from unigame.methods.drawings.settings import BY_QUESTIONS, BY_SIMILARITY, DrawingSettings
@@ -41,7 +43,7 @@ from unigame.methods.drawings.store import (
     variety,
 )
 from unigame.methods.drawings.tally import Tally
-from unigame.methods.drawings.texts import QA, Text, digest, read_texts
+from unigame.methods.drawings.texts import QA, Text, read_texts
 from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
 from unigame.methods.findings import Finding, Log, u_does_not_learn
 from unigame.methods.rows import Batch, Rows
@@ -105,7 +107,7 @@ class DrawingMethod(Method):
         """
         super().check(args)
         parts = getattr(args, "train_parts", None) or ()
-        if "projector" in parts and self._asks_base():
+        if "projector" in parts and self.asks_base():
             asked = {
                 "verifier=current": self.settings.verifier == BASE,
                 "reader=null": self.settings.reader == BASE,
@@ -174,12 +176,18 @@ class DrawingMethod(Method):
         )
         seed = derive_seed(run.args.seed, self.name, "store", run.rank)
         self.store = DrawingStore(settings.capacity, settings.per_caption, settings.max_age, seed)
+        self.choice = CaptionChoice(
+            self.texts,
+            settings,
+            name=self.name,
+            seed=run.args.seed,
+            rank=run.rank,
+            ranks=max(1, getattr(run.args, "world_size", 1)),
+        )
         self.tally = Tally(self.name, settings)
-        self.used = 0  # captions of the file that this process took so far
         self.last_round = -1
         self._step, self._offers = -1, 0  # of what was offered in this step
         self.counts = {"drawn": 0, "kept": 0, "asked": 0, "agreed": 0}  # of this process
-        self._digest = digest(self.texts)
         self._said: set[str] = set()
         self._chosen: list[StoredDrawing] = []
 
@@ -260,7 +268,7 @@ class DrawingMethod(Method):
 
     def round(self, batch: Batch, step: int) -> Round:
         """G draws, U verifies, and the store takes in what is confirmed."""
-        texts, seeds = self._choose(batch, step)
+        texts, seeds = self.choice.choose(batch, step)
         if not texts:
             return Round()
         captions = [text.caption for text in texts]
@@ -289,41 +297,6 @@ class DrawingMethod(Method):
                 )
                 self.store.add(stored)
         return Round(captions, codes, verdicts, len(taken) - len(stored))
-
-    def _choose(self, batch: Batch, step: int) -> tuple[list[Text], list[int]]:
-        """What this round draws, each caption K times in a row, and the seed of each drawing."""
-        settings, seed = self.settings, self.run.args.seed
-        number = settings.captions
-        if step == 0 and settings.first_captions is not None:
-            number = settings.first_captions
-        if self.texts:
-            chosen = [self._next() for _ in range(min(number, len(self.texts)))]
-        else:
-            has = batch.has_caption_R.tolist()
-            found = dict.fromkeys(
-                caption.strip()
-                for caption, is_so in zip(batch.records.captions, has, strict=True)
-                if is_so
-            )
-            chosen = [(Text(caption), step) for caption in found][:number]
-        drawings = range(settings.drawings)
-        texts = [text for text, _ in chosen for _ in drawings]
-        seeds = [
-            derive_seed(seed, self.name, turn, text.caption, self.run.rank, number)
-            for text, turn in chosen
-            for number in drawings
-        ]
-        return texts, seeds
-
-    def _next(self) -> tuple[Text, int]:
-        """The next caption of the file for this process, and how often it went through."""
-        ranks, rank = max(1, getattr(self.run.args, "world_size", 1)), self.run.rank
-        own = max(1, len(self.texts) // ranks)
-        turn, place = divmod(self.used, own)
-        self.used += 1
-        shuffle = torch.Generator().manual_seed(derive_seed(self.run.args.seed, self.name, turn))
-        order = torch.randperm(len(self.texts), generator=shuffle)
-        return self.texts[int(order[(place * ranks + rank) % len(self.texts)])], turn
 
     def _questions(self, texts: Sequence[Text]) -> list[Sequence[QA]]:
         """What is asked of each drawing, to verify it."""
@@ -415,70 +388,10 @@ class DrawingMethod(Method):
     # ---- what is said of it --------------------------------------------------------------------
     def begin(self, max_steps: int) -> None:
         """How much of the file a run of this length draws, and which settings do nothing."""
-        self._tell_what_is_not_drawn(max_steps)
-        for line in self._without_effect():
-            warn(f"method {self.name}: {line}")
+        for line in lines_at_start(self, max_steps):
+            warn(line)
 
-    def _tell_what_is_not_drawn(self, max_steps: int) -> None:
-        settings = self.settings
-        if not self.texts:
-            return
-        rounds = -(-max_steps // settings.every)
-        first = settings.first_captions or settings.captions
-        reached = first + (rounds - 1) * settings.captions
-        ranks = max(1, getattr(self.run.args, "world_size", 1))
-        if reached * ranks < len(self.texts):
-            warn(
-                f"method {self.name} will draw {reached * ranks} of the {len(self.texts)} captions "
-                f"in {settings.texts}: {max_steps} steps have {rounds} rounds of "
-                f"{settings.captions}; raise captions, or lower every={settings.every}"
-            )
-
-    def _without_effect(self) -> list[str]:
-        """What of the settings does nothing in this run, or throws something away."""
-        settings, found = self.settings, []
-        if idle := settings.inert():
-            found.append(f"without effect: {', '.join(idle)}")
-        if settings.per_caption < settings.drawings:
-            found.append(
-                f"per_caption={settings.per_caption} below drawings={settings.drawings}: further "
-                "confirmed drawings of a caption are thrown away"
-            )
-        if unasked := self._bare_though_given():
-            found.append(
-                f"{unasked} captions in {settings.texts} give no question by question_maker="
-                f"{settings.question_maker}, so that none of their drawings is confirmed; the file "
-                "has some of its own: set question_maker=given"
-            )
-        if self.latents and self.temperature != 1:
-            found.append(
-                f"temperature={self.temperature:g} scales the noise that latents begin with, which "
-                "this model has not seen in training; leave it at 1"
-            )
-        if self.goes_on and self._asks_base():
-            found.append(
-                "base is the model without any adapter, and this run goes on with a trained one: "
-                "what that one taught is not asked; merge it first (unigame merge) to make it the "
-                "base"
-            )
-        asked = settings.verifier in BY_QUESTIONS or settings.reader == BASE
-        if not asked and "answer" not in self.losses and isinstance(self.maker, KeptQuestions):
-            found.append(
-                f"question_maker={settings.question_maker} writes questions, and verifier="
-                f"{settings.verifier} asks none; only challenge_drawings of selfplay uses them"
-            )
-        if not self.texts and getattr(self.run.args, "gradient_accumulation_steps", 1) > 1:
-            found.append("of a step's micro-batches, the captions of the first one are drawn")
-        return found
-
-    def _bare_though_given(self) -> int:
-        """Captions of the file that verify by no question though the file has some."""
-        if self.maker is None or isinstance(self.maker, KeptQuestions) or "answer" in self.losses:
-            return 0  # the first uses them, the second takes time, and imagine learns them
-        given = [text.caption for text in self.texts if text.questions]
-        return sum(not asked for asked in self.maker(given)) if given else 0
-
-    def _asks_base(self) -> bool:
+    def asks_base(self) -> bool:
         """Whether the model with LoRA off verifies or reads anything."""
         return BASE in (self.settings.verifier, self.settings.reader)
 
@@ -555,11 +468,11 @@ class DrawingMethod(Method):
         return {
             "store": self.store.state_dict(),
             "tally": self.tally.state_dict(),
-            "used": self.used,
+            "used": self.choice.used,
             "last_round": self.last_round,
             "counts": dict(self.counts),
             "counted": sorted(getattr(self.maker, "counted", ())),
-            "texts": self._digest,
+            "texts": self.choice.digest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -573,14 +486,14 @@ class DrawingMethod(Method):
                 f"this checkpoint's state of method {self.name} is of an older version of unigame, "
                 "which counted rounds otherwise; resume with that version, or begin a new run"
             )
-        if state["texts"] != self._digest:
+        if state["texts"] != self.choice.digest:
             raise UserError(
                 f"texts={self.settings.texts!r} holds other captions than when the run was begun, "
                 "so it cannot go on exactly; give the file of that time, or begin a new run"
             )
         self.store.load_state_dict(state["store"])
         self.tally.load_state_dict(state["tally"])
-        self.used, self.last_round = state["used"], state["last_round"]
+        self.choice.used, self.last_round = state["used"], state["last_round"]
         self.counts |= state["counts"]  # a checkpoint of before may lack a newer one
         self._counted = state.get("counted", [])  # an older one has a sum, of more
 

@@ -164,9 +164,9 @@ class Imagine(DrawingMethod):
         self._rows: list[Rows] = []
         self._left: dict[str, list[QA]] = {}  # by caption of a round: questions to learn
 
-    def _asks_base(self) -> bool:
+    def asks_base(self) -> bool:
         """Rehearsal does, too."""
-        return super()._asks_base() or self.settings.rehearsal > 0
+        return super().asks_base() or self.settings.rehearsal > 0
 
     def rows_at_most(self, args: Any) -> int:
         """Rows of drawings and of rehearsal."""
