@@ -86,6 +86,37 @@ def test_confirmed_drawings_of_the_batch_are_learned_by_their_captions(
     assert method.draws_pictures and len(kept) == 3
 
 
+@pytest.mark.parametrize("name", ["verify", "imagine"])
+def test_drawings_are_learned_beside_the_captions_of_records(
+    tiny_path: Path, tmp_path: Path, texts: str, name: str
+) -> None:
+    """What U reads of the records' pictures is known by then; of drawings there are codes alone."""
+    (method,) = build_methods({name: listed(texts)[name]})
+    trainer = make_trainer(
+        tiny_path,
+        tmp_path,
+        Records(4, captions=True),
+        methods=[method],
+        max_steps=1,
+        generation_weight=1.0,
+    )
+    learned: list[list[str]] = []
+    original = trainer.backbone.generation_loss
+
+    def watched(images: Any, captions: Any, *, codes: Any = None) -> torch.Tensor:
+        learned.append(list(captions))
+        assert images is None and len(codes) == len(captions)
+        return original(images, captions, codes=codes)
+
+    trainer.backbone.generation_loss = watched  # type: ignore[method-assign]
+    trainer.train()
+    (asked,) = learned
+    assert len(asked) == 4 + (3 if name == "verify" else 2), "records, then drawings"
+    assert set(asked) <= set(CAPTIONS)
+    (entry,) = logs(trainer)
+    assert entry["generation_loss"] > 0
+
+
 def test_imagined_rows_a_third_of_rehearsal_and_drawing_again_join_the_loss(
     tiny_path: Path, tmp_path: Path, texts: str
 ) -> None:
@@ -385,6 +416,30 @@ def test_processes_draw_different_captions_of_one_file(
     assert drawn[0].isdisjoint(drawn[1]) and set.union(*drawn) == set(CAPTIONS)
 
 
+def test_a_round_draws_no_caption_of_another_pass(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    """Two processes share four captions: a round of sixteen draws two on each, not each thrice."""
+    trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
+    (method,) = build_methods({"imagine": {**listed(texts)["imagine"], "captions": 16}})
+    run = trainer._run()
+    run.args = type("Args", (), {**vars(run.args), "world_size": 2})()
+    method.setup(run)
+    drawn, _ = method.choice.choose(SimpleNamespace(), 0)
+    assert len({text.caption for text in drawn}) == 2 and len(drawn) == 2 * 2
+    assert method.choice.reached(1) == 4
+
+
+def test_a_reader_may_speak_in_numpys_booleans(tiny_path: Path, tmp_path: Path) -> None:
+    backbone = make_trainer(tiny_path, tmp_path, methods=["sft"]).backbone
+    reader = Reader("own", lambda images, captions: np.array([True, False])[: len(images)])
+    verifier = Verifier(backbone, "reader", 1.0, reader, 2, 8)
+    codes = torch.zeros(2, backbone.facts.num_image_tokens, dtype=torch.long)
+    found = verifier(codes, ["a", "b"], [[], []])
+    assert found.right == found.confirmed == [True, False]
+    assert all(type(right) is bool for right in found.right)
+
+
 def test_nothing_confirmed_is_said_with_the_knob(
     tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -419,6 +474,63 @@ def test_nothing_confirmed_is_said_with_the_knob(
 def test_settings_that_cannot_work_are_named(method: Any, settings: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         method(**settings)
+
+
+def test_given_answers_that_no_reply_can_give_are_said(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "long.jsonl"
+    row = {"caption": "a cat", "question": "what is it", "answer": "a cat that sits on a red box"}
+    file.write_text(json.dumps(row), encoding="utf-8")
+    method = Verify(
+        texts=str(file), question_maker="given", captions=9, drawings=2, capacity=3, **DRAWN
+    )
+    make_trainer(tiny_path, tmp_path / "run", methods=[method])
+    method.begin(1)
+    said = "\n".join(caplog.messages)
+    assert "1 of 1 answers" in said and "longer than answer_tokens=2" in said
+    assert "captions=9 is more than the 1 captions of a process's part" in said
+    assert "capacity=3 below captions * drawings = 18" in said
+
+
+@pytest.mark.parametrize("mark", ["<|User|>", "<image_placeholder>"])
+def test_old_questions_with_a_mark_of_the_model_are_refused(
+    tiny_path: Path, tmp_path: Path, texts: str, mark: str
+) -> None:
+    file = tmp_path / "old.txt"
+    file.write_text(f"what is it\nwhere is {mark}", encoding="utf-8")
+    (method,) = build_methods({"imagine": {**listed(texts)["imagine"], "old_questions": str(file)}})
+    with pytest.raises(UserError, match="old_questions=.*where is"):
+        make_trainer(tiny_path, tmp_path / "run", methods=[method])
+
+
+def test_a_written_question_with_a_mark_of_the_model_is_not_asked(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = Verify(**DRAWN)
+    make_trainer(tiny_path, tmp_path, Records(4, captions=True), methods=[method])
+    mark = method.run.backbone.text_rules.marks[0]
+    good, bad = ("is it red?", "yes"), (f"is {mark} red?", "yes")
+    assert method._that_fit([good, bad, good]) == [good, good]
+    assert sum("is not asked" in text for text in caplog.messages) == 1
+
+
+def test_imagine_goes_on_only_with_its_old_questions(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    def made(lines: str) -> Any:
+        file = tmp_path / "old.txt"
+        file.write_text(lines, encoding="utf-8")
+        (method,) = build_methods(
+            {"imagine": {**listed(texts)["imagine"], "old_questions": str(file)}}
+        )
+        make_trainer(tiny_path, tmp_path / "run", methods=[method])
+        return method
+
+    state = made("what is it").state_dict()
+    made("what is it").load_state_dict(state)
+    with pytest.raises(UserError, match="holds other questions"):
+        made("where is it").load_state_dict(state)
 
 
 def test_imagine_without_captions_is_refused() -> None:
@@ -631,10 +743,10 @@ def test_descriptions_that_are_cut_are_told_though_answers_are_not(
 ) -> None:
     (method,) = build_methods({"imagine": listed(texts)["imagine"]})
     make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
-    method.counts |= {"replied": 80, "cut": 9, "described": 10, "described_cut": 9}
+    method.totals |= {"replied": 80, "cut": 9, "described": 10, "described_cut": 9}
     (finding,) = [f for f in method.found() if f.symptom == "rehearsal cut"]
     assert finding.says.startswith("9 of 10 descriptions")
-    method.counts |= {"described_cut": 5, "cut": 5}
+    method.totals |= {"described_cut": 5, "cut": 5}
     assert not [f for f in method.found() if f.symptom == "rehearsal cut"]
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from unigame.backbones.base import CAPTION_QUESTION, Backbone
 from unigame.methods.files import append_lines
+from unigame.system.json_text import text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class MadeCaptions:
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` made; damaged lines are made again."""
         for file in sorted(Path(folder).glob("captions*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in text_lines(file.read_text(encoding="utf-8", errors="replace")):
                 try:
                     entry = json.loads(line)
                     self._texts.setdefault(str(entry["key"]), str(entry["caption"]))

@@ -216,7 +216,8 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
     """Rows of one loss, one after another, as the pass of U that reads them all takes them.
 
     Args:
-        parts: where one has ``embeds``, all are read as embeds.
+        parts: where one has ``embeds``, all are read as embeds; those to be drawn by captions are
+            not read at all, and need ``codes`` or pictures.
         read: pictures (R, 3, S, S) -> what U reads of them, for rows without ``embeds``.
     """
     if len(parts) == 1:
@@ -225,14 +226,15 @@ def join(parts: Sequence[Rows], read: Callable[[Tensor], Tensor]) -> Rows:
     joined: dict[str, Any] = {
         name: [value for part in parts for value in getattr(part, name)] for name in lists
     }
-    if any(part.embeds is not None for part in parts):
+    drawn = parts[0].loss == "generation"
+    if drawn and all(part.codes is not None for part in parts):
+        joined["images"] = None
+    elif not drawn and any(part.embeds is not None for part in parts):
         embeds = [p.embeds if p.embeds is not None else read(p.pictures) for p in parts]
         # Hard tokens are float32 beside a bfloat16 model's clean ones: the larger type keeps delta.
         dtype = functools.reduce(torch.promote_types, [part.dtype for part in embeds])
         joined["embeds"] = torch.cat([part.to(embeds[0].device, dtype) for part in embeds])
         joined["images"] = None
-    elif all(part.codes is not None for part in parts) and parts[0].loss == "generation":
-        joined["images"] = None  # drawn from codes, and not looked at
     else:
         first = parts[0].pictures
         joined["images"] = torch.cat([part.pictures.to(first) for part in parts])
@@ -281,6 +283,7 @@ class Batch:
         others: answers to questions of no picture, or of several, where there are any: U learns
             them, and methods and drawing pass them by.
         num_skipped: records whose picture could not be read.
+        unread: of these, the id and why.
         left_out: a line ``id <tab> reason`` for each record with a fault.
         offered: by methods, to those listed after them: so many drawings with a question whose
             answer is known -> rows, or None where there are none yet.
@@ -290,6 +293,7 @@ class Batch:
     has_answer_R: Tensor
     has_caption_R: Tensor
     num_skipped: int = 0
+    unread: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     offered: list[Callable[[int], Rows | None]] = field(default_factory=list)
     others: Rows | None = None

@@ -25,6 +25,15 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
+def text_lines(text: str) -> list[str]:
+    r"""Lines as editors count them, which end at \n, \r\n or \r.
+
+    ``str.splitlines`` also ends them at a form feed and at Unicode's separators, which may stand
+    inside a sentence, and inside a JSON string.
+    """
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def printable(text: str) -> str:
     """The same text; bytes of a file name that are not UTF-8 as question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

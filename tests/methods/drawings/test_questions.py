@@ -25,6 +25,11 @@ WORLD = "northwest red disc, south blue cross"
         ("there is a tall building next to a king", ["tall building", "king"]),
         ("the picture", []),
         ("a red ball and a red ball", ["red ball"]),
+        ("a plate with no fork", ["plate"]),
+        ("a street without cars, and people", ["street"]),
+        ("a man who isn\u2019t wearing a hat. A dog", ["man", "dog"]),
+        ("the woman\u2019s hat", ["woman's hat"]),
+        ("a dog - a well-fed cat \u2014 a cow", ["dog", "well-fed cat", "cow"]),
     ],
 )
 def test_noun_phrases(caption: str, phrases: list[str]) -> None:
@@ -41,6 +46,20 @@ def test_a_model_that_always_says_yes_confirms_nothing() -> None:
     ]
     assert swapped(["red ball", "blue ball"]) == [], "nothing that may be there is denied"
     assert swapped(["red ball", "red box"]) == []
+
+
+@pytest.mark.parametrize(
+    ("phrases", "denied"),
+    [
+        (["wooden table", "large wooden bowl"], []),
+        (["blue shirt", "dark blue umbrella"], []),
+        (["ball", "red ball", "blue box"], ["red box"]),
+        (["three red boxes", "blue ball", "red box"], ["red ball", "three blue boxes", "blue box"]),
+    ],
+)
+def test_what_may_be_there_is_not_denied(phrases: list[str], denied: list[str]) -> None:
+    """A large wooden bowl is a wooden bowl; a ball without a description may be a blue one."""
+    assert swapped(phrases) == denied
 
 
 def test_rules_ask_the_worlds_captions_in_its_own_words() -> None:
@@ -73,6 +92,17 @@ def test_rules_ask_the_worlds_captions_in_its_own_words() -> None:
         ("not red", "red", False),
         ("there is no red ball", "red ball", False),
         ("no hat", "no hat", True),
+        ("It isn\u2019t a red ball", "red ball", False),
+        ("There cannot be a red ball", "red ball", False),
+        ("it can't be red", "red", False),
+        ("none of them is red", "red", False),
+        ("nothing", "nothing", True),
+        ("none", "0", True),
+        ("3.5", "3", False),
+        ("3.5.", "3.5", True),
+        ("1,000", "1000", True),
+        ("Yes\u3002", "yes", True),
+        ("yes\u2014there is", "yes", True),
         ("A", "a", True),
         ("(A)", "A", True),
         ("B", "A", False),
@@ -203,3 +233,23 @@ def test_an_endpoint_writes_them_and_fails_with_its_name(monkeypatch: pytest.Mon
     with judge_server(failing) as server, pytest.raises(UserError, match="endpoint=m@http"):
         monkeypatch.setattr("unigame.evaluation.scorers.written_openai.FIRST_WAIT", 0.0)
         build_maker("endpoint", None, SimpleNamespace(endpoint=f"m@{server.url}"))
+
+
+def test_many_captions_are_written_and_kept_in_pieces(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def reply(texts: Any) -> list[str]:
+        asked.append(len(texts))
+        if len(asked) == 3:
+            raise UserError("the endpoint is gone")
+        return ["Question: Is it red?\nAnswer: yes" if "yes or no" in t else "hm" for t in texts]
+
+    captions = [f"a dog number{number}" for number in range(40)]
+    maker = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify")
+    with pytest.raises(UserError, match="gone"):
+        maker(captions)
+    assert maker.unparsed == 0, "nothing was asked of a drawing yet"
+    again = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify")
+    assert list(again.known) == captions[:32]
+    assert again(captions) == [[("Is it red?", "yes")]] * 40
+    assert again.unparsed == 40 and asked == [32, 32, 16, 16]

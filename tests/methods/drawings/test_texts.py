@@ -23,6 +23,18 @@ def test_a_caption_a_line(tmp_path: Path) -> None:
     assert read_texts(file) == [Text("a red ball"), Text("two cats")]
 
 
+def test_a_separator_inside_a_sentence_ends_no_line(tmp_path: Path) -> None:
+    """Unicode's separators and a form feed may stand in a caption, and raw in a JSON string."""
+    odd = "a red ball\u2028on a\x85 table"
+    assert read_texts(written(tmp_path / "a.txt", f"{odd}\ntwo cats")) == [
+        Text(odd),
+        Text("two cats"),
+    ]
+    row = json.dumps({"caption": odd}, ensure_ascii=False)
+    assert read_texts(written(tmp_path / "a.jsonl", f"{row}\n{row}")) == [Text(odd)]
+    assert read_lines(written(tmp_path / "b.txt", f"{odd}\rwhy?"), "old") == [odd, "why?"]
+
+
 def test_rows_of_one_caption_are_put_together(tmp_path: Path) -> None:
     rows = [
         {"caption": "a red ball", "question": "what colour is it?", "answer": "red"},

@@ -98,6 +98,10 @@ def test_rows_of_a_picture_alone_come_first() -> None:
     assert {rows[0] for rows in chosen("qqqq", 1)} > {0, 1}  # by lot
     assert all(rows == [2] for rows in chosen("qq-q", 4, every=False))
     assert all(rows == [] for rows in chosen("qqq", 3, every=False))
+    mixed = batch_of("q-")  # beside rows of text alone, which have no picture to draw
+    mixed.others = Rows(images=torch.rand(1, 3, 16, 16), image_index=[[], [], [0, 0]])
+    drawn = [choose(mixed, 2, True, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    assert all(rows == [0, 1] for rows in drawn)
     stand_in = batch_of("-")
     stand_in.records.counts = False
     assert choose(stand_in, 1, True, torch.Generator()) == []

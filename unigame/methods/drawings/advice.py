@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from unigame.methods.drawings.questions import KeptQuestions
+from unigame.methods.drawings.questions import GIVEN, KeptQuestions
 from unigame.methods.drawings.readers import BASE
 from unigame.methods.drawings.settings import BY_QUESTIONS
 
@@ -45,6 +46,12 @@ def _without_effect(method: DrawingMethod) -> list[str]:
             f"per_caption={settings.per_caption} below drawings={settings.drawings}: further "
             "confirmed drawings of a caption are thrown away"
         )
+    if (most := settings.captions * settings.drawings) > settings.capacity:
+        found.append(
+            f"capacity={settings.capacity} below captions * drawings = {most}: what a round may "
+            "confirm beyond it is thrown away"
+        )
+    found += _fewer_captions(method)
     if unasked := _bare_though_given(method):
         found.append(
             f"{unasked} captions in {settings.texts} give no question by question_maker="
@@ -63,6 +70,8 @@ def _without_effect(method: DrawingMethod) -> list[str]:
             "base"
         )
     asked = settings.verifier in BY_QUESTIONS or settings.reader == BASE
+    if asked and (line := _cut_answers(method)):
+        found.append(line)
     if not asked and "answer" not in method.losses and isinstance(method.maker, KeptQuestions):
         found.append(
             f"question_maker={settings.question_maker} writes questions, and verifier="
@@ -71,6 +80,35 @@ def _without_effect(method: DrawingMethod) -> list[str]:
     if not method.texts and getattr(method.run.args, "gradient_accumulation_steps", 1) > 1:
         found.append("of a step's micro-batches, the captions of the first one are drawn")
     return found
+
+
+def _fewer_captions(method: DrawingMethod) -> list[str]:
+    """Numbers of captions, of those that were set, that no round reaches."""
+    most = method.choice.own if method.texts else method.batch_size
+    of = "a process's part of the file" if method.texts else "a batch"
+    defaults = {item.name: item.default for item in fields(method.settings)}
+    return [
+        f"{name}={value} is more than the {most} captions of {of}, so that a round draws {most}"
+        for name in ("captions", "first_captions")
+        if (value := getattr(method.settings, name)) not in (None, defaults[name]) and value > most
+    ]
+
+
+def _cut_answers(method: DrawingMethod) -> str:
+    """Given answers are longer than replies may be."""
+    pairs = [pair for text in method.texts for pair in text.questions]
+    most = method.settings.answer_tokens
+    if method.settings.question_maker != GIVEN or not pairs:
+        return ""
+    questions, answers = ([pair[place] for pair in pairs] for place in (0, 1))
+    lengths = method.run.backbone.answer_lengths(questions, answers) - 1  # without the end mark
+    cut, longest = int((lengths > most).sum()), int(lengths.max())
+    if not cut:
+        return ""
+    return (
+        f"{cut} of {len(pairs)} answers in {method.settings.texts} are longer than answer_tokens="
+        f"{most}, where replies are cut, so that no reply agrees with them; raise it to {longest}"
+    )
 
 
 def _bare_though_given(method: DrawingMethod) -> int:

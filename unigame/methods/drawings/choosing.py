@@ -22,6 +22,7 @@ class CaptionChoice:
 
     Attributes:
         texts: of the file; empty: the captions of the batch are drawn.
+        own: captions of a pass that this process takes; a round draws no more.
         used: captions of the file that this process took so far. With it, a run goes on exactly.
         digest: of the texts, so that a run does not go on with others.
 
@@ -48,6 +49,7 @@ class CaptionChoice:
         self.seed, self.rank, self.ranks = seed, rank, ranks
         self.used = 0
         self.digest = digest(list(texts))
+        self.own = max(1, len(texts) // ranks)
 
     def choose(self, batch: Batch, step: int) -> tuple[list[Text], list[int]]:
         """What a round draws, each caption K times in a row, and the seed of each drawing."""
@@ -56,7 +58,7 @@ class CaptionChoice:
         if step == 0 and settings.first_captions is not None:
             number = settings.first_captions
         if self.texts:
-            chosen = [self.next() for _ in range(min(number, len(self.texts)))]
+            chosen = [self.next() for _ in range(min(number, self.own))]
         else:
             chosen = [(Text(caption), step) for caption in _captions_of(batch)][:number]
         drawings = range(settings.drawings)
@@ -70,8 +72,7 @@ class CaptionChoice:
 
     def next(self) -> tuple[Text, int]:
         """The next caption of the file for this process, and how often it went through."""
-        own = max(1, len(self.texts) // self.ranks)
-        turn, place = divmod(self.used, own)
+        turn, place = divmod(self.used, self.own)
         self.used += 1
         shuffle = torch.Generator().manual_seed(derive_seed(self.seed, self.name, turn))
         order = torch.randperm(len(self.texts), generator=shuffle)
@@ -80,9 +81,9 @@ class CaptionChoice:
     def reached(self, max_steps: int) -> int:
         """How many captions of the file all processes draw in a run of this length."""
         settings = self.settings
-        first = settings.first_captions or settings.captions
+        first = min(settings.first_captions or settings.captions, self.own)
         later = -(-max_steps // settings.every) - 1
-        return (first + later * settings.captions) * self.ranks
+        return (first + later * min(settings.captions, self.own)) * self.ranks
 
 
 def _captions_of(batch: Batch) -> list[str]:

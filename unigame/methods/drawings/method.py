@@ -93,6 +93,8 @@ class DrawingMethod(Method):
 
     settings: DrawingSettings
     learns_alone = True
+    summed: tuple[str, ...] = ()
+    """Names of ``counts`` by which ``found`` judges: ``totals`` has them of all processes."""
 
     def __init__(self, settings: Any = None, **values: Any) -> None:
         super().__init__(settings, **values)
@@ -188,6 +190,7 @@ class DrawingMethod(Method):
         self.last_round = -1
         self._step, self._offers = -1, 0  # of what was offered in this step
         self.counts = {"drawn": 0, "kept": 0, "asked": 0, "agreed": 0}  # of this process
+        self.totals = dict.fromkeys(self.summed, 0)
         self._said: set[str] = set()
         self._chosen: list[StoredDrawing] = []
 
@@ -304,7 +307,25 @@ class DrawingMethod(Method):
             return [text.questions for text in texts]
         captions = list(dict.fromkeys(text.caption for text in texts))
         made = dict(zip(captions, self.maker(captions), strict=True))
+        if isinstance(self.maker, KeptQuestions):
+            made = {caption: self._that_fit(asked) for caption, asked in made.items()}
         return [made[text.caption] for text in texts]
+
+    def _that_fit(self, asked: Sequence[QA]) -> list[QA]:
+        """Without what a model wrote and no row can hold: one of its own marks, or too long."""
+        rules, most = self.run.backbone.text_rules, self.run.args.max_length
+        if rules is None:
+            return list(asked)
+        texts = [{"question": question, "answer": answer} for question, answer in asked]
+        problems = [rules.problem(text, max_length=most) for text in texts]
+        for (question, _), problem in zip(asked, problems, strict=True):
+            if problem is not None and question not in self._said:
+                self._said.add(question)
+                warn(
+                    f"method {self.name}: the question {shown(question)} has {problem[0]}, and is "
+                    "not asked"
+                )
+        return [pair for pair, problem in zip(asked, problems, strict=True) if problem is None]
 
     def codes_of(self, drawings: Sequence[StoredDrawing]) -> Tensor:
         """Of drawings, on the device: codes, (D, N), as numbers of the codebook, or latents."""
@@ -351,8 +372,11 @@ class DrawingMethod(Method):
         drawn, kept = len(verdicts.confirmed), sum(verdicts.confirmed)
         unparsed = int(getattr(self.maker, "unparsed", 0))
         own = [drawn, kept, verdicts.unasked, found.untaught, *vars(judged).values(), unparsed]
-        summed = self.run.sum(torch.tensor(own, dtype=torch.float64, device=self.run.device))
-        *of_round, told, right, confirmed, both, unparsed = map(int, summed.tolist())
+        so_far = [self.counts[name] for name in self.summed]
+        values = torch.tensor([*so_far, *own], dtype=torch.float64, device=self.run.device)
+        summed = list(map(int, self.run.sum(values).tolist()))
+        self.totals = dict(zip(self.summed, summed, strict=False))
+        *of_round, told, right, confirmed, both, unparsed = summed[len(so_far) :]
         self.tally.see(of_round, Judged(told, right, confirmed, both))
         if hasattr(self.maker, "unparsed"):
             self._add("unparsed", unparsed)
@@ -471,6 +495,7 @@ class DrawingMethod(Method):
             "used": self.choice.used,
             "last_round": self.last_round,
             "counts": dict(self.counts),
+            "totals": dict(self.totals),
             "counted": sorted(getattr(self.maker, "counted", ())),
             "texts": self.choice.digest,
         }
@@ -495,6 +520,8 @@ class DrawingMethod(Method):
         self.tally.load_state_dict(state["tally"])
         self.choice.used, self.last_round = state["used"], state["last_round"]
         self.counts |= state["counts"]  # a checkpoint of before may lack a newer one
+        own = {name: self.counts[name] for name in self.summed}
+        self.totals = dict(state.get("totals", own))  # an older one has those of one process
         self._counted = state.get("counted", [])  # an older one has a sum, of more
 
     def load(self, folder: Path, rank: int, world_size: int) -> None:

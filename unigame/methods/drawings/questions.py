@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from unigame.errors import UserError
 from unigame.methods.drawings.texts import QA
 from unigame.methods.files import append_lines
 from unigame.registry import Registry
+from unigame.system.json_text import text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +158,7 @@ class KeptQuestions:
         """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
         others = 0
         for file in sorted(Path(folder).glob(f"{self.name}_questions*.jsonl")):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in text_lines(file.read_text(encoding="utf-8", errors="replace")):
                 try:
                     row = json.loads(line)
                     pairs = [(str(q), str(a)) for q, a in row["questions"]]
@@ -177,38 +179,71 @@ class KeptQuestions:
                 folder,
             )
 
+    AT_ONCE = 16
+    """Captions asked about before their questions are in the file: no more than these are lost."""
+
     def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
         """Known ones, and new ones for captions that are new."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
-        if new:
-            before = getattr(self.maker, "unparsed", 0)
-            made = [[(q, a) for q, a in asked] for asked in self.maker(new)]
-            self.known.update(zip(new, made, strict=True))
-            failed = list(getattr(self.maker, "failed", ()))
-            if len(failed) != len(new):  # a maker that does not count them caption by caption
-                failed = [getattr(self.maker, "unparsed", 0) - before, *[0] * (len(new) - 1)]
-            self.failed.update(zip(new, failed, strict=True))
-            rows = [
-                {"caption": caption, "questions": asked, "maker": self.key, "unparsed": number}
-                for caption, asked, number in zip(new, made, failed, strict=True)
-            ]
-            append_lines(self.file, rows)
+        for start in range(0, len(new), self.AT_ONCE):
+            self._write(new[start : start + self.AT_ONCE])
         # Of the file: so a resumed run counts what an unbroken one did.
         self.counted.update(captions)
         return [self.known[caption] for caption in captions]
+
+    def _write(self, new: Sequence[str]) -> None:
+        """Questions of new captions, into the file."""
+        before = getattr(self.maker, "unparsed", 0)
+        made = [[(q, a) for q, a in asked] for asked in self.maker(new)]
+        failed = list(getattr(self.maker, "failed", ()))
+        if len(failed) != len(new):  # a maker that does not count them caption by caption
+            failed = [getattr(self.maker, "unparsed", 0) - before, *[0] * (len(new) - 1)]
+        rows = [
+            {"caption": caption, "questions": asked, "maker": self.key, "unparsed": number}
+            for caption, asked, number in zip(new, made, failed, strict=True)
+        ]
+        append_lines(self.file, rows)
+        self.known.update(zip(new, made, strict=True))
+        self.failed.update(zip(new, failed, strict=True))
 
 
 # ---- agreement ---------------------------------------------------------------------------------
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
-_NEGATIONS = {"no", "not", "never", "without", "isn", "aren", "doesn", "don"}
-_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation.replace('-', ''))}]")
+_NEGATIONS = {"no", "not", "never", "neither", "nor", "nothing", "without", "0"}
+_NOT = re.compile(
+    r"\b(?:cannot|\w+n't|(?:is|are|was|were|do|does|did|has|have|ca|wo|could|would)nt)\b"
+)
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
+_MARKS = frozenset(string.punctuation) - {"-"}
 
 
 def plain_words(text: str) -> list[str]:
-    """Words of a reply in small letters, without articles and marks, numbers as digits."""
-    words = _PUNCTUATION.sub(" ", text.lower()).split()
-    return [_WORDS.get(word, word) for word in words if word not in ("a", "an", "the")]
+    """Words of a reply in small letters, without articles and marks, numbers as digits.
+
+    Marks are those of any script; a point between digits stays. "isn't" is "not".
+    """
+    words = [_WORDS.get(word, word) for word in _unmarked(text).split()]
+    return [word for word in words if word not in ("a", "an", "the")]
+
+
+def _unmarked(text: str) -> str:
+    """Small letters, spaces for marks."""
+    text = _THOUSANDS.sub("", _NOT.sub(" not ", text.lower().replace("\u2019", "'")))
+    return "".join(
+        " " if _is_mark(letter) and not _in_number(text, place) else letter
+        for place, letter in enumerate(text)
+    )
+
+
+def _is_mark(letter: str) -> bool:
+    return letter in _MARKS or (letter != "-" and unicodedata.category(letter).startswith("P"))
+
+
+def _in_number(text: str, place: int) -> bool:
+    """Whether the letter there is the point of a number such as 3.5."""
+    around = text[place - 1 : place] + text[place + 1 : place + 2]
+    return text[place] == "." and len(around) == 2 and around.isdigit()
 
 
 def agrees(reply: str, answer: str) -> bool:
@@ -221,7 +256,7 @@ def agrees(reply: str, answer: str) -> bool:
     """
     said, wanted = plain_words(reply), plain_words(answer)
     if not wanted:
-        letters = [_PUNCTUATION.sub(" ", text.lower()).split() for text in (reply, answer)]
+        letters = [_unmarked(text).split() for text in (reply, answer)]
         return bool(letters[1]) and letters[0] == letters[1]
     if not said:
         return False

@@ -19,7 +19,7 @@ from typing import Any
 
 from unigame.errors import UserError
 from unigame.settings.rules import shown
-from unigame.system.json_text import decode_text, parse_json
+from unigame.system.json_text import decode_text, parse_json, text_lines
 
 QA = tuple[str, str]
 """A question about what a caption describes, and its answer."""
@@ -64,7 +64,7 @@ def read_lines(path: str | Path, name: str) -> list[str]:
     Raises:
         UserError: the file is missing, no text, or empty.
     """
-    lines = [line.strip() for line in _content(Path(path), name).splitlines()]
+    lines = [line.strip() for line in text_lines(_content(Path(path), name))]
     if not any(lines):
         raise UserError(f"{name}={str(path)!r} is empty; write one a line")
     return [line for line in lines if line]
@@ -90,7 +90,7 @@ def _rows(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where each row stands, for messages, and the row."""
     content = _content(file, name)
     if file.suffix == ".txt":
-        for number, line in enumerate(content.splitlines(), start=1):
+        for number, line in enumerate(text_lines(content), start=1):
             if line.strip():
                 yield f"{file}, line {number}", {"caption": line}
     elif file.suffix == ".json":
@@ -100,7 +100,7 @@ def _rows(file: Path, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for number, row in enumerate(rows, start=1):
             yield _object(row, f"{file}, row {number}")
     elif file.suffix == ".jsonl":
-        for number, line in enumerate(content.splitlines(), start=1):
+        for number, line in enumerate(text_lines(content), start=1):
             if line.strip():
                 where = f"{file}, line {number}"
                 yield _object(_parsed(line, where), where)

@@ -228,7 +228,9 @@ class Verifier:
         for start in range(0, len(captions), self.batch):
             rows = slice(start, start + self.batch)
             images = rendered(self.backbone, codes[rows]).cpu()
-            found += self.reader.judge(images, captions[rows])
+            # Of a package's reader, which may say it with numpy's or torch's own booleans.
+            said = self.reader.judge(images, captions[rows])
+            found += [None if right is None else bool(right) for right in said]
         return found
 
 

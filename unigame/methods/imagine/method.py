@@ -17,7 +17,7 @@ so that some confirmed drawings (``drawing_rows``) train caption -> image again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,11 +32,11 @@ from unigame.methods.drawings.method import DrawingMethod, figures_of
 from unigame.methods.drawings.questions import GIVEN, held_out
 from unigame.methods.drawings.settings import BY_QUESTIONS, MOST, DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
-from unigame.methods.drawings.texts import QA, Text, read_lines
+from unigame.methods.drawings.texts import QA, Text, digest, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
 from unigame.methods.findings import Finding
 from unigame.methods.rows import Batch, LossName, Rows
-from unigame.settings.rules import Number, Switch, Whole, setting
+from unigame.settings.rules import Number, Switch, Whole, setting, shown
 from unigame.settings.rules import Text as TextRule
 
 DESCRIBE_EVERY = 3
@@ -121,6 +121,7 @@ class Imagine(DrawingMethod):
     )
     phases = ("imagine_draw", "imagine_ask")
     losses: tuple[LossName, ...] = ("answer", "generation")
+    summed = ("replied", "cut", "described", "described_cut")
 
     def __init__(self, settings: Any = None, **values: Any) -> None:
         super().__init__(settings, **values)
@@ -155,12 +156,23 @@ class Imagine(DrawingMethod):
         path = self.settings.old_questions
         return [] if path is None else read_lines(path, "old_questions")
 
+    def _check_old(self) -> None:
+        rules = self.run.backbone.text_rules
+        for question in self.old_questions if rules is not None else ():
+            problem = rules.problem({"question": question}, max_length=self.run.args.max_length)  # type: ignore[union-attr]
+            if problem is not None:
+                raise UserError(
+                    f"old_questions={self.settings.old_questions!r}: {shown(question)} has "
+                    f"{problem[0]}: {problem[1]}"
+                )
+
     def setup(self, run: Run) -> None:
-        """See ``DrawingMethod.setup``."""
+        """See ``DrawingMethod.setup``; a line of ``old_questions`` that fits no row is refused."""
         super().setup(run)
         self.old_questions = self._read_old()
-        # Replies to old questions, here; of descriptions apart, which are few beside them.
-        self.counts |= {"replied": 0, "cut": 0, "described": 0, "described_cut": 0}
+        self._check_old()
+        # Replies to old questions; of descriptions apart, which are few beside them.
+        self.counts |= dict.fromkeys(self.summed, 0)
         self._rows: list[Rows] = []
         self._left: dict[str, list[QA]] = {}  # by caption of a round: questions to learn
 
@@ -172,6 +184,24 @@ class Imagine(DrawingMethod):
         """Rows of drawings and of rehearsal."""
         batch = args.per_device_train_batch_size
         return self.settings.rows_of(batch) + self.settings.rehearsed(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of all such methods, and which old questions these are."""
+        return {**super().state_dict(), "old": old_digest(self.old_questions)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            UserError: the file of old questions has changed since.
+        """
+        if state.get("old", now := old_digest(self.old_questions)) != now:
+            raise UserError(
+                f"old_questions={self.settings.old_questions!r} holds other questions than when "
+                "the run was begun, so it cannot go on exactly; give the file of that time, or "
+                "begin a new run"
+            )
+        super().load_state_dict(state)
 
     # ---- a round -------------------------------------------------------------------------------
     def _questions(self, texts: Sequence[Text]) -> list[Sequence[QA]]:
@@ -275,10 +305,9 @@ class Imagine(DrawingMethod):
         return [text.strip() for text in found]
 
     def found(self) -> list[Finding]:
-        """Also whether replies to rehearse are mostly cut, or there are none, here."""
+        """Also whether replies to rehearse are mostly cut, or there are none."""
         found = super().found()
-        replied, cut = self.counts["replied"], self.counts["cut"]
-        described, described_cut = self.counts["described"], self.counts["described_cut"]
+        replied, cut, described, described_cut = (self.totals[name] for name in self.summed)
         if self.settings.rehearsal and self.store.drawings and replied == described:
             says = "no old question is rehearsed: those that verify are the ones to learn, or none"
             knob = "name a file of old_questions, or take question_maker=rules with verifier=base"
@@ -354,6 +383,11 @@ class Imagine(DrawingMethod):
         if len(rehearsed):
             self._add("rehearsal_ce", rehearsed.loss_B.sum(), len(rehearsed))
             self._add("retained", rehearsed.right_B.sum(), len(rehearsed))
+
+
+def old_digest(questions: Sequence[str]) -> str:
+    """Which old questions these are."""
+    return digest([Text(question) for question in questions])
 
 
 def _describes(pair: QA) -> bool:

@@ -115,20 +115,22 @@ class RecA(Method):
         tokens = backbone.reconstruction_tokens(self.templates)
         facts = backbone.facts
         codes = 0 if facts.codebook_size is None else facts.num_image_tokens
-        longest = max(len(row.ids) for row in tokens) + codes
         positions = rules.max_positions if rules is not None else None
-        if positions is not None and longest > positions:
-            raise UserError(
-                f"method reca reads a picture and draws it in one row of {longest} tokens, and the "
-                f"model has {positions} positions; leave reca out, or shorten the templates"
-            )
+        if rules is not None and positions is not None:
+            longest = max(rules.layout.num_positions(row.ids) for row in tokens) + codes
+            if longest > positions:
+                raise UserError(
+                    f"method reca reads a picture and draws it in one row, which takes {longest} "
+                    f"positions, and the model has {positions}; leave reca out, or shorten the "
+                    "templates"
+                )
         return tokens
 
     # ---- one step ------------------------------------------------------------------------------
     def before_step(self, batch: Batch, step: int) -> None:
         """Choose pictures of the batch, and read them."""
         settings = self.settings
-        due = self._due(len(batch) if batch.records.counts else 0)
+        due = self._due(len(batch.records) if batch.records.counts else 0)
         chosen = choose(batch, due, settings.pictures == "all", self.generator)
         self.chosen += len(chosen)
         rows = batch.records.pick(chosen)
@@ -292,12 +294,12 @@ def choose(batch: Batch, most: int, every: bool, generator: torch.Generator) -> 
     """Rows to draw again, in the order of the batch.
 
     Args:
-        batch: its rows without texts come first.
-        most: at most so many of its rows.
+        batch: of its rows of one picture, those without texts come first.
+        most: at most so many of them.
         every: whether rows with texts may follow, by lot.
         generator: of the lot.
     """
-    order = torch.randperm(len(batch), generator=generator).tolist()
+    order = torch.randperm(len(batch.records), generator=generator).tolist()
     if not batch.records.counts:
         return []
     has_text_R = batch.has_answer_R | batch.has_caption_R
