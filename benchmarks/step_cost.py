@@ -30,8 +30,8 @@ Usage:
     python benchmarks/step_cost.py --json FILE [--model NAME]
 
 NAME: janus-nano, bagel-nano, janus_pro_small, bagel_small, tiny, bagel_tiny, a folder or a Hub id.
-``bagel_small`` has BAGEL-7B-MoT's proportions; its latents are encoded at every step unless
-``--cache-codes`` is given, so measure both.
+``bagel_small`` has BAGEL-7B-MoT's proportions; its latents are encoded at every step, since
+``--cache-codes`` keeps codes alone.
 
 The kinds of step alternate in one run and medians are compared, so that a machine that slows down
 slows all. An optimizer step of U is part of each.

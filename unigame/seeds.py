@@ -32,8 +32,10 @@ def seeds_of_rows(rows: int, seed: int, given: Sequence[int] | None = None) -> l
     So the one picture of seed 3 is the first of any number of them, and ``seeds=[3]`` draws it too.
 
     Raises:
-        ValueError: another number of seeds than of rows.
+        ValueError: no row, or another number of seeds than of rows.
     """
+    if rows == 0:
+        raise ValueError("prompts=[] draws nothing; give one prompt or more")
     if given is None:
         return [derive_seed(seed, row) if row else seed for row in range(rows)]
     if len(given) != rows:

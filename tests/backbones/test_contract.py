@@ -16,6 +16,8 @@ from PIL import Image
 from tests.tiny import random_images, stir_lora
 from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
+from unigame.backbones.loading import find_model
+from unigame.backbones.registry import find_info
 from unigame.errors import UserError
 
 QUESTIONS = ["what colour is the circle", "how many objects are there in this picture", "is it red"]
@@ -61,6 +63,17 @@ def test_texts_without_a_picture_get_replies(backbone: Backbone) -> None:
     alone = backbone.reply(["is it red"], max_new_tokens=3)
     both = backbone.reply(["is it red", "how many objects are there"], max_new_tokens=3)
     assert [type(reply) for reply in both] == [str, str] and both[:1] == alone
+
+
+def test_its_lora_layers_are_known_without_weights_or_not_said(
+    backbone: Backbone, checkpoint: Path
+) -> None:
+    info = find_info(find_model(checkpoint)[1])
+    assert info is not None
+    if info.model_type == "unigame_composed":  # of any language model
+        assert info.lora_targets == ()
+    else:
+        assert info.lora_targets == backbone.facts.lora_targets
 
 
 # ---- shapes ------------------------------------------------------------------------------------
@@ -374,6 +387,22 @@ def test_rendering_the_compact_form_gives_the_drawn_image(
     generator = torch.Generator().manual_seed(3)
     drawing = backbone.draw(states.states_BNH, states.codes, generator=generator, **choice)
     assert torch.equal(backbone.render(drawing.compact), drawing.images)
+
+
+def test_rendering_one_of_several_gives_its_picture(backbone: Backbone) -> None:
+    states = backbone.visual_states(images_for(backbone), PROMPTS)
+    drawing = backbone.draw(states.states_BNH, states.codes)
+    one = backbone.render(drawing.compact[1:2])
+    # A batch of another size may round otherwise.
+    torch.testing.assert_close(one, drawing.images[1:2], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(one, drawing.images[:1], atol=1e-3)
+
+
+def test_no_prompt_is_named_as_the_fault(backbone: Backbone) -> None:
+    with pytest.raises(ValueError, match="prompts=\\[\\]"):
+        backbone.generate([])
+    with pytest.raises(ValueError, match="prompts=\\[\\]"):
+        backbone.generate_compact([], seeds=[])
 
 
 def test_known_codes_skip_the_tokenizer_and_change_nothing(backbone: Backbone) -> None:

@@ -1,4 +1,4 @@
-"""What ``test_two_ranks`` starts in each process: a game, fine-tuning, RecA, verified drawings."""
+"""What ``test_two_ranks`` starts in each process: a game, fine-tuning, RecA, drawings, noise."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import torch
 
+from tests.tiny_bagel import shared_tiny_bagel
 from tests.training.helpers import (
     LORA,
     Records,
@@ -19,8 +20,10 @@ from tests.training.helpers import (
     make_config,
     make_game,
     make_trainer,
+    whole_and_resumed,
 )
 from unigame.backbones import load_backbone
+from unigame.backbones.bagel import flow
 from unigame.methods.reca import RecA
 from unigame.methods.registry import build_methods
 from unigame.training.trainer import UniGameTrainer
@@ -120,6 +123,36 @@ def play_packed(model: Path, folder: Path) -> dict[str, Any]:
     return {"sft": weights_of(sft), "game": weights_of(game)}
 
 
+def learn_by_noise(folder: Path) -> dict[str, Any]:
+    """A run on captions of a model that learns by noise, and one that stops and goes on.
+
+    Returns:
+        The noise level of each step of the whole run, then of the other; the whole one's weights.
+    """
+    levels: list[float] = []
+    shifted = flow.shifted
+
+    def noted(level: torch.Tensor, shift: float) -> torch.Tensor:
+        found = shifted(level, shift)
+        levels.extend(found.tolist())
+        return found
+
+    flow.shifted = noted
+    try:
+        whole, _ = whole_and_resumed(
+            shared_tiny_bagel(),
+            folder,
+            Records(8, captions=True),
+            lambda: ["sft"],
+            steps=4,
+            generation_weight=1.0,
+            per_device_train_batch_size=1,
+        )
+    finally:
+        flow.shifted = shifted
+    return {"levels": levels, "u": lora_weights(whole)}
+
+
 def weights_of(trainer: UniGameTrainer) -> dict[str, dict[str, torch.Tensor]]:
     found = {"u": lora_weights(trainer)}
     if any(method.name == "selfplay" for method in trainer.methods):
@@ -165,6 +198,7 @@ def main(model: Path, folder: Path) -> None:
         "reca": weights_of(reca),
         "packed": play_packed(model, folder),
         "alone": {**weights_of(alone), "drawn": alone.method("reca").drawn},
+        "noise": learn_by_noise(folder / "noise"),
     }
     torch.save(record, folder / f"rank{game.args.process_index}.pt")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import yaml
 from torch.utils.data import IterableDataset
 
 import unigame.backbones
+from tests.tiny import shared_tiny_janus
+from tests.tiny_bagel import shared_tiny_bagel
 from tests.training.helpers import Records, blocks, game_of, make_config, make_game, make_trainer
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
@@ -219,6 +221,18 @@ def test_settings_that_do_nothing_in_this_run_are_warned_of(
     trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 3), trainer.control)
     (said,) = warnings_of(caplog)
     assert re.search(named, said), said
+
+
+@pytest.mark.parametrize(
+    ("shared", "told"), [(shared_tiny_bagel, True), (shared_tiny_janus, False)]
+)
+def test_a_cache_of_codes_says_where_it_keeps_nothing(
+    shared: Callable[[], Path], told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(shared(), tmp_path, methods=["sft"], cache_codes=True)
+    trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 3), trainer.control)
+    said = [line for line in warnings_of(caplog) if "cache_codes=true keeps nothing" in line]
+    assert bool(said) == told
 
 
 def _at(trainer: Any, steps: int) -> Any:

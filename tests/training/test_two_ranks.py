@@ -77,6 +77,15 @@ def test_a_rank_without_pictures_alone_keeps_step(ranks) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_each_rank_draws_noise_of_its_own_and_resumes_it_exactly(ranks) -> None:
+    first, second = (rank["noise"] for rank in ranks)
+    assert len(first["levels"]) == len(second["levels"]) == 8
+    assert not set(first["levels"]) & set(second["levels"])
+    for rank in (first, second):
+        assert rank["levels"][:4] == rank["levels"][4:]
+    assert all(torch.equal(first["u"][name], second["u"][name]) for name in first["u"])
+
+
 def test_two_ranks_on_a_base_in_4_bits_are_one_process_with_both_batches(
     ranks, tiny_path, tmp_path
 ) -> None:

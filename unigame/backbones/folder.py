@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from unigame.errors import UserError
 DTYPES = ("float32", "bfloat16", "auto")
 _WEIGHTS = "model.safetensors"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path | str:
@@ -104,7 +105,8 @@ def read_model_type(
 def find_family(checkpoint: Path | str, supported: Collection[str]) -> tuple[str, Path]:
     """The ``model_type`` of a folder or Hub id, and its ``config.json``, which may not be there.
 
-    A family may publish folders that no ``config.json`` describes (``FamilyInfo.files``).
+    A family may publish folders that no ``config.json`` describes, or one that names a type of the
+    authors' own (``FamilyInfo.files``).
 
     Raises:
         UserError: see ``read_model_type`` and ``fetch_config``.
@@ -115,13 +117,18 @@ def find_family(checkpoint: Path | str, supported: Collection[str]) -> tuple[str
         return info.model_type if info else read_model_type(file, supported), file
     try:
         file = fetch_config(checkpoint)
-        if read_json(file, MODEL_FAULT).get("model_type") is None:
+        model_type = read_json(file, MODEL_FAULT).get("model_type")
+        if model_type is None:
             raise no_config(checkpoint, file.parent)
     except UserError:
         for info in BUILT_IN:
             if info.files and (found := _fetched(checkpoint, info.files[-1])) is not None:
                 return info.model_type, found.with_name("config.json")
         raise
+    if isinstance(model_type, str) and model_type not in supported:
+        for info in BUILT_IN:
+            if info.files and _holds(checkpoint, info.files):
+                return info.model_type, file
     return read_model_type(file, supported, checkpoint), file
 
 
@@ -134,6 +141,35 @@ def _fetched(hub_id: str, name: str) -> Path | None:
         return Path(hf_hub_download(hub_id, name))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
+
+
+def _holds(hub_id: str, names: Sequence[str]) -> bool:
+    """Whether a Hub repository has all of these files; none is sent, for some are large."""
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    try:
+        return all(
+            isinstance(try_to_load_from_cache(hub_id, name), str) or file_exists(hub_id, name)
+            for name in names
+        )
+    except Exception:  # a network that is down has as many errors as the Hub's client has versions
+        return False
+
+
+def require_parts(folder: Path, parts: Sequence[str]) -> None:
+    """All that a family's folders hold (``FamilyInfo.parts``) is there, and a tokenizer.
+
+    Raises:
+        UserError: names everything that is missing, so that it is copied at once.
+    """
+    lacking = [name for name in parts if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        lacking.append(" or ".join(_TOKENIZER_FILES))
+    if lacking:
+        raise UserError(
+            f"model folder {str(folder)!r} has no {', no '.join(lacking)}; copy the whole "
+            "published folder"
+        )
 
 
 def check_files(folder: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers.utils import logging as hf_logging
@@ -19,11 +19,15 @@ from unigame.backbones.folder import (
     check_dtype,
     find_checkpoint,
     find_family,
+    require_parts,
 )
 from unigame.backbones.model_files import check_json_files, loading_from, refuse_not_finite
 from unigame.backbones.registry import BUILT_IN, available_backbones, find_info, resolve
 from unigame.bundled import BUNDLED_MODELS
 from unigame.errors import UserError
+
+if TYPE_CHECKING:
+    import peft
 
 
 class BackboneLoader(Protocol):
@@ -64,14 +68,8 @@ def load_backbone(
     check_dtype(dtype)
     place = check_device(device)
     require_quantization(quantization)
-    checkpoint = find_checkpoint(name_or_path)
-    families = available_backbones()
-    model_type, _ = find_family(checkpoint, families)
-    if adapter is not None:
-        from unigame.backbones.common.adapter_files import read_adapter
-
-        read_adapter(adapter)
-    loader: BackboneLoader = resolve(model_type, families[model_type])
+    checkpoint, model_type = find_model(name_or_path, adapter=adapter)
+    loader: BackboneLoader = resolve(model_type, available_backbones()[model_type])
     files = ("config.json", "processor_config.json", "preprocessor_config.json")
     with _quiet_if(name_or_path in BUNDLED_MODELS), loading_from(checkpoint, files):
         first = place if quantization == NONE else torch.device("cpu")
@@ -88,6 +86,39 @@ def load_backbone(
     return backbone.eval()
 
 
+def find_model(
+    name_or_path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    lora: peft.LoraConfig | None = None,
+) -> tuple[Path | str, str]:
+    """Folder or Hub id of a checkpoint, and its ``model_type``, after all checks that cost nothing.
+
+    Args:
+        name_or_path: as in ``load_backbone``.
+        adapter: as there.
+        lora: settings of LoRA weights that will be added to it; None: its own, or none.
+
+    Raises:
+        UserError: no such model, an unsupported family, files that are missing; no such adapter, or
+            LoRA on layers that the family does not have.
+    """
+    checkpoint = find_checkpoint(name_or_path)
+    model_type, _ = find_family(checkpoint, available_backbones())
+    info = find_info(model_type)
+    if info is not None and info.parts and isinstance(checkpoint, Path):
+        require_parts(checkpoint, info.parts)
+    if adapter is not None:
+        from unigame.backbones.common.adapter_files import read_adapter
+
+        read_adapter(adapter)
+    if lora is not None and info is not None and info.lora_targets:
+        from unigame.backbones.common.lora import language_model_lora
+
+        language_model_lora(lora, info.lora_targets)
+    return checkpoint, model_type
+
+
 def load_reading(name_or_path: str | Path) -> Reading:
     """How a model reads records: its layout and image processor, without its weights.
 
@@ -99,14 +130,19 @@ def load_reading(name_or_path: str | Path) -> Reading:
     Raises:
         UserError: wrong or incomplete checkpoint, or unsupported family.
     """
+    found = reading_without_weights(name_or_path)
+    return load_backbone(name_or_path, dtype="auto").reading if found is None else found
+
+
+def reading_without_weights(name_or_path: str | Path) -> Reading | None:
+    """As ``load_reading``; None of a family that says how it reads by its weights alone."""
     checkpoint = find_checkpoint(name_or_path)
-    families = available_backbones()
-    model_type, _ = find_family(checkpoint, families)
+    model_type, _ = find_family(checkpoint, available_backbones())
     if isinstance(checkpoint, Path):
         check_json_files(checkpoint)
     info = find_info(model_type)
     if info is None or info.reading is None:
-        return load_backbone(name_or_path, dtype="auto").reading
+        return None
     with loading_from(checkpoint, ("config.json", "processor_config.json")):
         reading: Reading = resolve(model_type, info.reading)(checkpoint)
     return reading

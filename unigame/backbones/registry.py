@@ -47,6 +47,10 @@ class FamilyInfo:
         published: ``"module:function"`` that lists the sizes of published checkpoints.
         files: what a folder of this family holds, and no other does: it is known by them where its
             ``config.json`` does not name the family, or is missing.
+        parts: all that its folders must hold beside a tokenizer, so that what is missing is said at
+            once; none: the loader looks.
+        lora_targets: names of the language model's linear layers, where every checkpoint of the
+            family has the same; none: they are known when the weights are loaded.
     """
 
     model_type: str
@@ -68,7 +72,12 @@ class FamilyInfo:
     size: str | None = None
     published: str | None = None
     files: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] = ()
 
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
 
 BUILT_IN = (
     FamilyInfo(
@@ -77,6 +86,7 @@ BUILT_IN = (
         wraps="unigame.backbones.janus.model:JanusBackbone",
         reading="unigame.backbones.janus.load:load_reading",
         size="unigame.backbones.janus.size:size_of",
+        lora_targets=(*_ATTENTION, *_MLP),
         published="unigame.backbones.janus.size:published",
         title="Janus, Janus-Pro",
         reads="SigLIP tower and aligner",
@@ -94,6 +104,7 @@ BUILT_IN = (
         wraps="unigame.backbones.emu3.model:Emu3Backbone",
         reading="unigame.backbones.emu3.load:load_reading",
         size="unigame.backbones.emu3.size:size_of",
+        lora_targets=(*_ATTENTION, *_MLP),
         title="Emu3",
         reads="its VQ tokenizer's codes",
         draws="the same tokenizer, codes one after another",
@@ -110,6 +121,7 @@ BUILT_IN = (
         wraps="unigame.backbones.chameleon.model:ChameleonBackbone",
         reading="unigame.backbones.chameleon.load:load_reading",
         size="unigame.backbones.chameleon.size:size_of",
+        lora_targets=(*_ATTENTION, *_MLP),
         title="Chameleon",
         reads="its VQGAN's codes",
         draws="the same VQGAN, codes one after another",
@@ -137,6 +149,12 @@ BUILT_IN = (
         extra="bagel",
         note="LoRA: on the understanding expert; all-linear adds the other",
         files=("ema.safetensors", "llm_config.json"),
+        parts=("llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"),
+        lora_targets=tuple(
+            [*_ATTENTION, *(f"mlp.{name}" for name in _MLP)]
+            + [f"{name}_moe_gen" for name in _ATTENTION]
+            + [f"mlp_moe_gen.{name}" for name in _MLP]
+        ),
     ),
     FamilyInfo(
         model_type="unigame_composed",

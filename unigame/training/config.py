@@ -100,7 +100,9 @@ class UniGameConfig(TrainingArguments):
         "is best on a slow disk; 'rows': any process reads any row.",
     )
     cache_codes: bool = _setting(
-        False, "Remember image codes by sample id (2 bytes a token); images must never change."
+        False,
+        "Remember image codes by sample id (2 bytes a token); images must never change. Latents "
+        "are not kept.",
     )
     max_skipped_share: float = _setting(
         0.5,

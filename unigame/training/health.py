@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from unigame.backbones.base import Backbone
 from unigame.data.kinds import holds_pictures_alone, kinds_of
 from unigame.errors import UserError
 from unigame.methods.base import Method
@@ -94,11 +95,18 @@ class Watch(TrainerCallback):
         self._otherwise = _learns_otherwise(methods)
         self._idle = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What the settings say of a run of this length."""
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """What the settings say of a run of this length, with this model."""
         if not state.is_world_process_zero:
             return
         steps = state.max_steps
+        if args.cache_codes and isinstance(model, Backbone) and model.facts.codebook_size is None:
+            warn(
+                f"cache_codes=true keeps nothing: backbone family {model.facts.family!r} draws "
+                "latents, which are encoded anew at every step; leave it out"
+            )
         if args.lr_scheduler_type != "constant" and args.get_warmup_steps(steps) >= steps:
             warn(
                 f"U's warm-up of {args.get_warmup_steps(steps)} steps is as long as the run of "

@@ -1,4 +1,4 @@
-"""Sums and means over the processes of a run, and errors that all of them share."""
+"""Sums and means over the processes of a run, errors that all of them share, and their noise."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from torch import Tensor, distributed
+from transformers import TrainerCallback
 
 from unigame.errors import UserError
+from unigame.seeds import derive_seed
 
 T = TypeVar("T")
 
@@ -43,6 +45,22 @@ def require_processes(launched: int, found: int) -> None:
             f"WORLD_SIZE={launched}, but the processes are not connected, so each would train "
             "alone; start them with torchrun, and set use_cpu=true where there is no GPU"
         )
+
+
+class OwnNoise(TrainerCallback):
+    """Each process but the first draws from torch generators of its own as soon as a run begins.
+
+    With the run's seed on all of them, the rows of a step would share their dropout, and where
+    drawing is learned by noise also the noise and its level: of W processes with one row each,
+    every step would see one level in the place of W. What must be equal is made by then (LoRA's
+    first weights) or has a seed of its own (the order of the data). Python's and numpy's generators
+    stay as they are. A checkpoint keeps each process's states, which are loaded after this.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seed this process."""
+        if args.process_index > 0:
+            torch.manual_seed(derive_seed(args.seed, "rank", args.process_index))
 
 
 def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import peft
@@ -24,6 +28,8 @@ from unigame.backbones.bagel.layout import IMAGE, LATENT
 from unigame.backbones.bagel.model import BagelBackbone
 from unigame.backbones.merging import merge
 from unigame.errors import UserError
+from unigame.methods.base import Run
+from unigame.methods.reca import RecA
 from unigame.turns import join_turns
 
 PROMPTS = ["a red circle", "two small green squares left of a blue cross"]
@@ -156,6 +162,25 @@ def test_guidance_only_shortens_and_only_in_its_interval() -> None:
     assert levels[1][0] == pytest.approx(3 * (48 / 49) / (1 + 2 * 48 / 49))
 
 
+@pytest.mark.parametrize("steps", [17, 50])
+def test_whatever_the_shift_the_first_step_is_guided(steps: int) -> None:
+    found: list[bool] = []
+
+    def velocity(latents: Tensor, level_B: Tensor, guided: bool) -> Tensor:
+        found.append(guided)
+        return torch.zeros_like(latents)
+
+    start = torch.zeros(1, 1, 2, 2)
+    for shift in (0.2, 0.4, 0.91, 1.0, 2.0, 3.0, 4.0, 12.3):
+        found.clear()
+        flow.sample(start, velocity, steps=steps, shift=shift, interval=(0.4, 1.0))
+        assert found[0], shift
+    even = torch.linspace(1, 0, steps)
+    assert float(0.2 * even[0] / (1 + (0.2 - 1) * even[0])) > 1, "by rounding alone"
+    for shift in (2.0, 3.0):  # those that are shipped: as they were, to the bit
+        assert torch.equal(flow.shifted(even, shift), shift * even / (1 + (shift - 1) * even))
+
+
 # ---- rows ----------------------------------------------------------------------------------------
 def test_rows_and_positions_are_those_of_the_published_layout(backbone: BagelBackbone) -> None:
     layout = backbone.layout
@@ -190,8 +215,37 @@ def test_rows_and_positions_are_those_of_the_published_layout(backbone: BagelBac
     assert padded.positions_BL[1].tolist() == [0] * 21
     assert (padded.ids_BL[:, layout.latents(padded)] == LATENT).all()
     assert (padded.ids_BL == LATENT).sum() == 32
-    with pytest.raises(UserError, match=r"vision_start"):
-        layout.question_ids("is <|vision_start|> red")
+    for mark in ("<|vision_start|>", "<|vision_end|>"):
+        named = re.escape(repr(mark))
+        with pytest.raises(UserError, match=f"question .* placeholder {named}"):
+            layout.question_ids(f"is {mark} red")
+        with pytest.raises(UserError, match=f"drawing prompt .* placeholder {named}"):
+            layout.prompt_ids(f"a {mark} circle")
+        with pytest.raises(ValueError, match=named):
+            backbone.generate([f"a {mark} circle"])
+
+
+def test_a_row_is_as_long_as_its_positions_and_a_picture_takes_one(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shared_tiny_bagel(), tmp_path / "model"))
+    file = folder / "llm_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 48}))
+    small = cast(BagelBackbone, load_backbone(folder, device="cpu"))
+    rules, layout = small.text_rules, small.layout
+    texts = {"question": "is it red", "answer": "yes"}
+    row = layout.reading_row(texts["question"], texts["answer"], 3)
+    assert len(row) > 48 and layout.num_positions(row) == max(layout.positions(row)) + 1 == 11
+    assert rules.problem(texts, num_images=3) is None
+    found = rules.problem(texts, num_images=3, max_length=len(row) - 1)
+    assert found is not None and f"max_length: {len(row) - 1}" in found[0]
+    assert rules.problem(texts, num_images=3, max_length=len(row)) is None
+    for field in ("answer", "caption"):
+        found = rules.problem({**texts, field: "red " * 60}, max_length=500)
+        assert found is not None and "the model's positions: 48" in found[0]
+    # So is a row of RecA's: a picture that is read, a text, and one that is drawn.
+    run = Run(SimpleNamespace(seed=0), small, torch.device("cpu"))
+    RecA(templates=["red " * 44]).setup(run)
+    with pytest.raises(UserError, match="takes 49 positions, and the model has 48"):
+        RecA(templates=["red " * 45]).setup(run)
 
 
 def test_free_answers_are_those_that_training_scores_highest(backbone: BagelBackbone) -> None:

@@ -30,6 +30,7 @@ from unigame.backbones.bagel.layout import LATENT
 from unigame.backbones.bagel.load import load_reading
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.size import published_config
+from unigame.backbones.common.adapter_files import read_base
 from unigame.backbones.common.counting import count, on_meta
 from unigame.backbones.folder import find_family
 from unigame.backbones.memory import size_of
@@ -65,6 +66,19 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_all_that_a_folder_lacks_is_said_at_once(folder: Path, known: bool) -> None:
+    """By its own configuration it is a BAGEL, or by two of its files."""
+    kept = {"config.json"} if known else {"ema.safetensors", "llm_config.json"}
+    for file in folder.iterdir():
+        if file.name not in kept:
+            file.unlink()
+    line = refusal(folder)
+    lacking = {"llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"} - kept
+    assert all(f"no {name}" in line for name in lacking) and str(folder) in line
+    assert "no tokenizer.json or vocab.json" in line
+
+
 # ---- found ---------------------------------------------------------------------------------------
 def test_a_folder_without_a_configuration_of_its_own_loads(folder: Path) -> None:
     backbone = load_backbone(as_published(folder), device="cpu")
@@ -89,6 +103,49 @@ def test_it_is_found_on_the_hub_without_a_config(monkeypatch: pytest.MonkeyPatch
     model_type, file = find_family("owner/bagel", available_backbones())
     assert model_type == "bagel" and file.parent == shared_tiny_bagel()
     assert asked[0] == "config.json"
+
+
+def on_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the Hub hold this folder under every id; what is asked for is listed."""
+    asked = []
+
+    def download(hub_id: str, name: str) -> str:
+        asked.append(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    return asked
+
+
+def test_it_is_found_on_the_hub_whatever_its_config_calls_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder: a configuration of the authors' own kind says nothing against its files."""
+    set_settings(folder, model_type="qwen2")
+    asked = on_the_hub(folder, monkeypatch)
+    there = {file.name for file in folder.iterdir()}
+    monkeypatch.setattr(huggingface_hub, "file_exists", lambda hub_id, name: name in there)
+    found = find_family("owner/bagel", available_backbones())
+    assert found == ("bagel", folder / "config.json")
+    assert asked == ["config.json"], "a VLM costs no download"
+    there.remove("ema.safetensors")
+    with pytest.raises(UserError, match="text-only LLM of type 'qwen2'"):
+        find_family("owner/bagel", available_backbones())
+
+
+def test_an_adapter_names_the_hub_id_and_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--owner--bagel" / "snapshots" / "c0ffee"
+    on_the_hub(Path(shutil.copytree(shared_tiny_bagel(), snapshot)), monkeypatch)
+    backbone = load_backbone("owner/bagel", device="cpu").add_lora()
+    backbone.save_pretrained(tmp_path / "adapter")
+    base = read_base(tmp_path / "adapter")
+    assert (base.name, base.revision) == ("owner/bagel", "c0ffee")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "owner/bagel"
+    assert str(tmp_path) not in (tmp_path / "adapter" / "README.md").read_text()
 
 
 # ---- read ----------------------------------------------------------------------------------------
@@ -190,6 +247,10 @@ def test_the_autoencoder_stays_float32_and_auto_is_the_files_own(folder: Path) -
         ({"caption_dropout": 1}, "caption_dropout=1"),
         ({"sample_steps": 1}, "sample_steps=1"),
         ({"guidance_interval": 0.4}, "guidance_interval=0.4"),
+        ({"connector_act": "swish2"}, "connector_act='swish2'"),
+        ({"interpolate_pos": True}, "interpolate_pos=True"),
+        ({"vae_config": {"scaling_factor": 0}}, "vae_config.scaling_factor=0"),
+        ({"vae_config": {"shift_factor": None}}, "vae_config.shift_factor=None"),
         ({"guidance_interval": [1.0, 0.4]}, "guidance_interval=[1.0, 0.4]"),
         ({"guidance_interval": [0.4, 4]}, "guidance_interval=[0.4, 4]"),
         ({"guidance_interval": [math.nan, 1]}, "guidance_interval.0=nan"),
@@ -227,6 +288,47 @@ def test_the_authors_own_words_for_the_autoencoder_are_passed_over(folder: Path)
     assert read_config(folder).timestep_shift == 2.0
     set_settings(folder, timestep_shift=1.0, vae_config=None)
     assert read_config(folder).timestep_shift == 1.0
+
+
+def test_scale_and_shift_of_the_latents_are_the_folders_own(folder: Path, tmp_path: Path) -> None:
+    """No shape says them."""
+    usual = loaded(shared_tiny_bagel())
+    written = json.loads((folder / "config.json").read_text())["vae_config"]
+    own = {"scaling_factor": 0.5, "shift_factor": 0.25}
+    set_settings(folder, vae_config=written | own)
+    backbone = load_backbone(folder, device="cpu")
+    images = random_images(2)
+    mode = usual.encode_images(images) / 0.3611 + 0.1159
+    torch.testing.assert_close(backbone.encode_images(images), (mode - 0.25) * 0.5)
+    backbone.save_pretrained(tmp_path / "again")
+    again = load_backbone(tmp_path / "again", device="cpu")
+    assert torch.equal(again.encode_images(images), backbone.encode_images(images))
+    # So may a file of a user's, beside a folder that says nothing else of it.
+    set_settings(folder, vae_config=own)
+    assert read_config(folder).vae_config == FLUX_VAE | own
+    assert load_backbone(folder, device="cpu").base.config.vae_config == written | own
+
+
+def test_the_activation_of_the_connector_is_the_folders_own(folder: Path, tmp_path: Path) -> None:
+    set_settings(folder, connector_act="relu")
+    backbone = load_backbone(folder, device="cpu")
+    images, usual = random_images(2), loaded(shared_tiny_bagel())
+    assert not torch.allclose(backbone.embed_images(images), usual.embed_images(images), atol=1e-3)
+    backbone.save_pretrained(tmp_path / "again")
+    again = load_backbone(tmp_path / "again", device="cpu")
+    assert torch.equal(again.embed_images(images), backbone.embed_images(images))
+
+
+def test_a_setting_that_is_nearly_one_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_settings(folder, interpolate_pos=False, visual_gen=True, torch_dtype="bfloat16")
+    read_config(folder)
+    assert caplog.text == ""
+    set_settings(folder, guidance_intervall=[0, 1], sample_step=10)
+    read_config(folder)
+    assert "'guidance_intervall'" in caplog.text and "'guidance_interval'?" in caplog.text
+    assert "'sample_step'" in caplog.text and "'sample_steps'?" in caplog.text
 
 
 def test_a_tokenizer_without_the_marks_is_refused(folder: Path) -> None:

@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import make_tiny_janus, shared_tiny_janus, stir_lora, tiny_backbone
+from tests.tiny_bagel import shared_tiny_bagel
 from tests.tiny_chameleon import tiny_chameleon
 from tests.tiny_composed import shared_vlm_unet
 from tests.tiny_emu3 import tiny_emu3
 from unigame.backbones import load_backbone
 from unigame.backbones.common.adapter_files import read_base, weights_digest
+from unigame.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,6 +41,16 @@ def test_an_adapter_of_another_base_of_equal_shapes_is_told(
     load_backbone(other, device="cpu", adapter=adapter)
     assert str(shared_tiny_janus()) in caplog.text and str(other) in caplog.text
     assert str(adapter) in caplog.text
+
+
+def test_an_adapter_of_another_family_names_its_own_base(tmp_path: Path) -> None:
+    adapter, base = saved_adapter(tmp_path / "adapter"), shared_tiny_janus()
+    other = shared_tiny_bagel()
+    with pytest.raises(UserError) as caught:
+        load_backbone(other, device="cpu", adapter=adapter)
+    said = str(caught.value)
+    assert f"was made for the base model '{base}' and does not fit '{other}'" in said
+    assert said.endswith(f"--model {base}") and "\n" not in said
 
 
 def test_the_hubs_commit_stays_with_the_adapter(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_foreign_adapter_is_refused_and_leaves_the_model_as_it_was(
 
 def test_an_adapter_of_a_wider_model_is_refused(adapter: Path, tmp_path: Path) -> None:
     wider = load_backbone(make_tiny_janus(tmp_path / "wider", hidden=64), device="cpu")
-    with pytest.raises(UserError, match="check the LoRA rank and the base model"):
+    with pytest.raises(UserError, match="does not fit .*wider.*; load it with its own base"):
         wider.load_adapter(adapter)
 
 

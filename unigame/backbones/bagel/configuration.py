@@ -9,10 +9,12 @@ below counts, so that a downloaded folder can be told to draw smaller pictures:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers.activations import ACT2FN
 
 from unigame.errors import UserError
 
@@ -36,6 +38,7 @@ SETTINGS = (
     "guidance_interval",
     "timestep_shift",
     "caption_dropout",
+    "connector_act",
 )
 SIZES = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "vae_config")
 """What the shapes of weights say; ``config.json`` repeats it for readers without the weights."""
@@ -48,7 +51,8 @@ class BagelConfig(PreTrainedConfig):
         llm_config: of the language model (Qwen2), as in ``llm_config.json``.
         vit_config: of the eyes (SigLIP), as in ``vit_config.json``: it counts one layer more than
             the model has, because the last one is not used.
-        vae_config: of the image autoencoder, as ``diffusers.AutoencoderKL`` takes it.
+        vae_config: of the image autoencoder, as ``diffusers.AutoencoderKL`` takes it; where weights
+            are at hand, their shapes say all of it but ``scaling_factor`` and ``shift_factor``.
         latent_patch_size: side of the square of latents that one token stands for; where weights
             are at hand, their shapes say it.
         max_latent_size: most such squares along a side of a picture that is drawn.
@@ -189,6 +193,16 @@ class BagelConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not _number(value) or not low < value <= high:
                 raise UserError(f"{name}={value!r} must be a number above {low:g}, up to {high:g}")
+        if self.connector_act not in ACT2FN:
+            raise UserError(
+                f"connector_act={self.connector_act!r} is no activation that transformers knows; "
+                "the published model's is 'gelu_pytorch_tanh'"
+            )
+        for name, least in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
+            value = self.vae_config.get(name, 1.0)
+            if not _number(value) or not least < value < math.inf:
+                above = " above 0" if least == 0 else ""
+                raise UserError(f"vae_config.{name}={value!r} must be a number{above}")
         share = self.caption_dropout
         if not _number(share) or not 0 <= share < 1:
             raise UserError(f"caption_dropout={share!r} must be a number in [0, 1)")

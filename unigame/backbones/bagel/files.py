@@ -8,6 +8,7 @@ never in memory twice. Every tensor is accounted for before the first one is rea
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from unigame.backbones.bagel.configuration import MODEL_TYPE, SETTINGS, SIZES, BagelConfig
+from unigame.backbones.bagel.configuration import (
+    FLUX_VAE,
+    MODEL_TYPE,
+    SETTINGS,
+    SIZES,
+    BagelConfig,
+)
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.vae import file_names, from_file, settings_of, to_file
 from unigame.backbones.folder import open_safetensors
 from unigame.backbones.model_files import MODEL_FAULT, check_json_files, loading_from, read_json
 from unigame.errors import UserError
+from unigame.system.say import warn
 
 WEIGHTS, VAE_WEIGHTS = "ema.safetensors", "ae.safetensors"
 LLM_CONFIG, VIT_CONFIG, CONFIG = "llm_config.json", "vit_config.json", "config.json"
@@ -33,6 +41,10 @@ HUB_FILES = (*FILES, CONFIG, "tokenizer*.json", "vocab.json", "merges.txt", "*to
 """What is downloaded of a Hub repository."""
 # Sines and cosines that follow from their size; copies of a model may leave them out.
 COMPUTED = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")
+OF_LATENTS = ("scaling_factor", "shift_factor")
+"""What of ``vae_config`` no tensor's shape says."""
+# In config.json, but read elsewhere or by others: none of them is a setting misspelt.
+OTHERS = ("model_type", "architectures", "llm_config", "vit_config", "interpolate_pos")
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -49,7 +61,7 @@ def read_config(
         vae: of those in ``ae.safetensors``; None: the same, and FLUX's.
 
     Raises:
-        UserError: a file is missing or odd, or a setting outside its range.
+        UserError: a file is missing or odd, or a setting outside its range or not supported.
     """
     check_json_files(folder)
     for name in (LLM_CONFIG, VIT_CONFIG):
@@ -58,14 +70,18 @@ def read_config(
                 f"model folder {str(folder)!r} has no {name}; copy the whole published folder"
             )
     own = read_json(folder / CONFIG, MODEL_FAULT) if (folder / CONFIG).is_file() else {}
+    _look_at_others(own, folder / CONFIG)
     settings: dict[str, Any] = {n: own[n] for n in (*SETTINGS, *SIZES) if n in own}
-    if "block_out_channels" not in (settings.get("vae_config") or {}):
+    of_file = settings.get("vae_config") or {}
+    scale = {name: of_file[name] for name in OF_LATENTS if name in of_file}
+    if "block_out_channels" not in of_file:
         # The authors' words for FLUX's; the shift beside them is what their code begins with.
         theirs = settings.pop("vae_config", None) is not None
         if theirs and settings.get("timestep_shift") == 1.0:
             del settings["timestep_shift"]
+        settings["vae_config"] = {**FLUX_VAE, **scale}
     if vae is not None:
-        settings["vae_config"] = settings_of(vae, repr(str(folder / VAE_WEIGHTS)))
+        settings["vae_config"] = settings_of(vae, repr(str(folder / VAE_WEIGHTS))) | scale
         if shapes is not None and "vae2llm.weight" in shapes:
             values = shapes["vae2llm.weight"][1] // settings["vae_config"]["latent_channels"]
             settings["latent_patch_size"] = max(1, math.isqrt(values))
@@ -80,6 +96,24 @@ def read_config(
             vit_config=_part(folder / VIT_CONFIG),
             **settings,
         )
+
+
+def _look_at_others(own: Mapping[str, Any], file: Path) -> None:
+    """What ``config.json`` says beside our settings would be passed over in silence.
+
+    Raises:
+        UserError: it wants places that are not counted here.
+    """
+    if own.get("interpolate_pos"):
+        raise UserError(
+            f"{str(file)!r}: interpolate_pos={own['interpolate_pos']!r} is not supported: places "
+            "of a picture are counted from the upper left corner of the largest grid, as with "
+            "false, which the published model has; set it to false"
+        )
+    for name in sorted(own.keys() - {*SETTINGS, *SIZES, *OTHERS}):
+        near = difflib.get_close_matches(name, (*SETTINGS, *SIZES), n=1, cutoff=0.8)
+        if near:
+            warn(f"{str(file)!r}: {name!r} is no setting of BAGEL's; did you mean {near[0]!r}?")
 
 
 def _part(file: Path) -> dict[str, Any]:

@@ -29,8 +29,11 @@ def clean(noised_BChw: Tensor, velocity_BChw: Tensor, level_B: Tensor) -> Tensor
 
 
 def shifted(level: Tensor, shift: float) -> Tensor:
-    """Levels moved toward noise by ``shift`` (1: as they are)."""
-    return shift * level / (1 + (shift - 1) * level)
+    """Levels moved toward noise by ``shift`` (1: as they are); never above 1, pure noise.
+
+    By rounding 1 itself can come out a little above, where no interval of guidance holds it.
+    """
+    return (shift * level / (1 + (shift - 1) * level)).clamp(max=1.0)
 
 
 def fixed_noise(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -39,9 +42,14 @@ def fixed_noise(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def guided(wanted_BChw: Tensor, plain_BChw: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance, each picture scaled back to the length of its unguided velocity.
+    """Classifier-free guidance, scaled back to the length of the velocity with the caption.
 
-    The authors' "global" renormalisation, by picture: it only ever shortens.
+    The authors' "global" renormalisation, picture by picture: it only ever shortens.
+
+    Args:
+        wanted_BChw: velocities with the captions.
+        plain_BChw: without them.
+        scale: how far beyond ``wanted`` to go, seen from ``plain``; 1: not at all.
     """
     pushed = plain_BChw + scale * (wanted_BChw - plain_BChw)
     lengths = [v.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for v in (wanted_BChw, pushed)]

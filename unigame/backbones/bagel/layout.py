@@ -77,16 +77,21 @@ class BagelLayout(TokenLayout):
                     ids += self._picture(IMAGE, self.num_image_tokens)
                 else:
                     ids += self._said(part["text"])
-        if ids.count(self.start_id) != num_images or ids.count(self.end_id) != num_images:
-            raise self.held_picture(question)
+        self._require_pictures(ids, num_images, "question", question)
         return [*ids, self.bos_id]
 
     def answer_ids(self, question: str, answer: str, num_images: int = 1) -> list[int]:
         return [*self._tokenize(answer.strip()), self.eos_id]
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        said = self._said(prompt) if prompt.strip() else []
-        return [*said, *self.drawing_start()]
+        """See ``TokenLayout.prompt_ids``.
+
+        Raises:
+            UserError: the prompt itself holds the mark of a picture.
+        """
+        ids = [*(self._said(prompt) if prompt.strip() else []), *self.drawing_start()]
+        self._require_pictures(ids, 1, "drawing prompt", prompt)
+        return ids
 
     def drawing_start(self) -> list[int]:
         return self._picture(LATENT, self.num_latents)
@@ -104,6 +109,9 @@ class BagelLayout(TokenLayout):
         return special_marks(self.tokenizer) | {TEXT_START, TEXT_END, PICTURE_START, PICTURE_END}
 
     # ---- positions -----------------------------------------------------------------------------
+    def num_positions(self, row: Sequence[int]) -> int:
+        return self.positions(row)[-1] + 1
+
     def positions(self, row: Sequence[int]) -> list[int]:
         """Rotary positions of a row, which are also the numbers of its blocks."""
         found, last, inside = [], -1, False
@@ -133,6 +141,16 @@ class BagelLayout(TokenLayout):
         return slice(end - self.num_latents, end)
 
     # ---- inside --------------------------------------------------------------------------------
+    def _require_pictures(self, ids: Sequence[int], count: int, what: str, text: str) -> None:
+        """A mark in a text would begin or end a picture, and every later position be another.
+
+        Raises:
+            UserError: there are marks of more than ``count`` pictures.
+        """
+        for mark, token in ((PICTURE_START, self.start_id), (PICTURE_END, self.end_id)):
+            if ids.count(token) != count:
+                raise self.held_picture(text, what, mark)
+
     def _said(self, text: str) -> list[int]:
         return [self.bos_id, *self._tokenize(text.strip()), self.eos_id]
 

@@ -36,6 +36,10 @@ def from_pretrained(
     folder = _folder(name_or_path, HUB_FILES)
     tokenizer = load_tokenizer(folder)
     model = read_model(folder, dtype, device or torch.device("cpu"))
+    if isinstance(name_or_path, str):
+        # Adapters name their base: by what any machine finds, and not by a folder of this one.
+        model.name_or_path = model.config._name_or_path = name_or_path
+        model.config._commit_hash = folder.name  # a snapshot's folder has its commit's name
     return BagelBackbone(model, tokenizer)
 
 

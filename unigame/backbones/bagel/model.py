@@ -239,6 +239,7 @@ class BagelBackbone(ReadingBackbone):
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
         settings = self.bagel.config
+        seeds = seeds_of_rows(len(prompts), 0, seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(settings.latent_shape, generator=g) for g in generators])
         noise = temperature * noise.to(self.device, full_precision(self.bagel.llm2vae.bias).dtype)

@@ -1,7 +1,7 @@
 """The image autoencoder: FLUX's, as diffusers computes it, under the names of its own file.
 
 ``ae.safetensors`` has no configuration beside it, but the shapes of its tensors say everything
-except the scale of the latents, which is FLUX's.
+except the scale of the latents, which is FLUX's where ``config.json`` says no other.
 """
 
 from __future__ import annotations

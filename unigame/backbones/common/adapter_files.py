@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,6 +212,27 @@ def read_base(folder: str | Path) -> Base:
         header.get(REVISION_KEY, ""),
         header.get(QUANTIZATION_KEY, "none"),
     )
+
+
+@contextmanager
+def naming_its_base(folder: str | Path, name: str) -> Iterator[None]:
+    """Within: an adapter that does not fit the model ``name`` is said to be another model's.
+
+    Names of layers say little to whoever gave the wrong model.
+
+    Raises:
+        UserError: in the place of one from within, if the adapter names another base.
+    """
+    try:
+        yield
+    except UserError as error:
+        own = read_base(folder).name
+        if not own or _same_name(own, name):
+            raise
+        raise UserError(
+            f"adapter {str(folder)!r} was made for the base model {own!r} and does not fit "
+            f"{name!r}; load it with its own base: --model {shlex.quote(own)}"
+        ) from error
 
 
 def warn_if_other(folder: str | Path, base: Base) -> None:

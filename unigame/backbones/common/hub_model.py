@@ -136,6 +136,14 @@ class HubModel(Backbone):
     def load_adapter(self, folder: str | Path) -> None:
         # A warning is logged where the adapter says that it was made for another base model.
         config, weights = adapter_files.read_adapter(folder)
+        with adapter_files.naming_its_base(folder, self._name()):
+            self._take(config, weights, folder)
+        adapter_files.warn_if_other(folder, self._base())
+        self.adapter_loaded = True
+
+    def _take(
+        self, config: peft.LoraConfig, weights: dict[str, torch.Tensor], folder: str | Path
+    ) -> None:
         added = not isinstance(self.model, peft.PeftModel)
         if added:
             with loading_from(folder, (adapter_files.ADAPTER_CONFIG,), "adapter"):
@@ -147,11 +155,13 @@ class HubModel(Backbone):
             if added:
                 self.model = wrapped.unload()  # as it was
             raise
-        adapter_files.warn_if_other(folder, self._base())
-        self.adapter_loaded = True
+
+    def _name(self) -> str:
+        """Hub id, bundled name or path, as far as it is known."""
+        return self.source or str(getattr(self.base, "name_or_path", ""))
 
     def _base(self) -> adapter_files.Base:
-        name = self.source or str(getattr(self.base, "name_or_path", ""))
+        name = self._name()
         own = (
             str(getattr(self.base, "name_or_path", "")) == name
         )  # a composed model is no checkpoint

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,15 +127,24 @@ class TokenLayout(ABC):
         """Positions of a row along several axes; None where they just count tokens."""
         return None
 
+    def num_positions(self, row: Sequence[int]) -> int:
+        """Rotary positions that a row takes, up to its last one: a token each, unless axes say."""
+        axes = self.axes(row)
+        return len(row) if axes is None else 1 + max(map(max, axes))
+
+    def reading_row(self, question: str, answer: str, num_images: int = 1) -> list[int]:
+        """Pictures, question and answer, all marks included."""
+        prompt = self.question_ids(question, num_images)
+        return [*prompt, *self.answer_ids(question, answer, num_images)]
+
     def reading_length(self, question: str, answer: str, num_images: int = 1) -> int:
         """Tokens of pictures, question and answer, all marks included."""
-        prompt = self.question_ids(question, num_images)
-        return len(prompt) + len(self.answer_ids(question, answer, num_images))
+        return len(self.reading_row(question, answer, num_images))
 
-    def held_picture(self, question: str) -> UserError:
-        """The error for a question that itself holds the mark of a picture."""
+    def held_picture(self, text: str, what: str = "question", mark: str = "") -> UserError:
+        """The error for a question, or another text, that itself holds the mark of a picture."""
         return UserError(
-            f"question {question!r} holds the image placeholder {self.picture_mark!r}, which "
+            f"{what} {text!r} holds the image placeholder {mark or self.picture_mark!r}, which "
             "stands for a picture; remove it from the text, the image is added for you"
         )
 
@@ -340,16 +349,22 @@ class TextRules:
     data set is checked in seconds.
 
     Args:
-        layout: knows the marks, and counts tokens.
+        layout: knows the marks, and counts tokens and positions.
         max_positions: what the language model can hold; None where it does not say.
+
+    Attributes:
+        max_tokens: of a row, by ``max_positions``; None where a picture's tokens share a position,
+            so that no number of tokens is too many.
     """
 
     def __init__(self, layout: TokenLayout, max_positions: int | None = None) -> None:
         self.marks = tuple(sorted(layout.marks(), key=len, reverse=True))
         self._first = tuple({mark[0] for mark in self.marks})
         self.layout, self.max_positions = layout, max_positions
+        row = layout.reading_row("a", "a")
+        self.max_tokens = max_positions if layout.num_positions(row) == len(row) else None
         # What a row holds beside the texts; a little is added for tokens that only some texts need.
-        self._around_reading = layout.reading_length("a", "a") + 8
+        self._around_reading = len(row) + 8
         self._around_drawing = layout.drawing_length("a") + 8
 
     def problem(
@@ -359,7 +374,7 @@ class TextRules:
 
         Args:
             texts: "question", "answer" and "caption", each perhaps empty.
-            max_length: longest row in tokens; default: what the model can hold.
+            max_length: longest row in tokens; the model's positions are a limit beside it.
             num_images: pictures that the question shows.
         """
         for field, text in texts.items():
@@ -370,13 +385,17 @@ class TextRules:
                     "this is a token of the model's own: remove it from the text (a picture is "
                     "added for you)",
                 )
-        limit = self.max_positions if max_length is None else max_length
-        if limit is not None and (length := self._longest(texts, limit, num_images)) > limit:
-            whose = "the model's positions" if max_length is None else "max_length"
-            return (
-                f"too many tokens ({whose}: {limit})",
-                f"it needs {length}, its pictures included; shorten its texts",
-            )
+        for whose, limit, size in (
+            ("max_length", max_length, len),
+            ("the model's positions", self.max_positions, self.layout.num_positions),
+        ):
+            if limit is None:
+                continue
+            if (length := self._longest(texts, limit, num_images, size)) > limit:
+                return (
+                    f"too many tokens ({whose}: {limit})",
+                    f"it needs {length}, its pictures included; shorten its texts",
+                )
         return None
 
     def _mark_in(self, text: str) -> str | None:
@@ -384,15 +403,25 @@ class TextRules:
             return None
         return next((mark for mark in self.marks if mark in text), None)
 
-    def _longest(self, texts: Mapping[str, str], limit: int, num_images: int) -> int:
-        """Tokens of the longer row; rows that are surely short are not tokenized, and count 0."""
+    def _longest(
+        self,
+        texts: Mapping[str, str],
+        limit: int,
+        num_images: int,
+        size: Callable[[Sequence[int]], int],
+    ) -> int:
+        """Size of the longer row; rows that are surely short are not tokenized, and count 0.
+
+        No row takes more positions than it has tokens, so the bound below holds for both.
+        """
         question, answer = texts.get("question", ""), texts.get("answer", "")
         caption, length = texts.get("caption", ""), 0
         most = self._around_reading * max(1, num_images) + _bytes(question) + _bytes(answer)
         if answer and most > limit:
-            length = self.layout.reading_length(question, answer, num_images)
+            length = size(self.layout.reading_row(question, answer, num_images))
         if length <= limit and caption and self._around_drawing + _bytes(caption) > limit:
-            length = self.layout.drawing_length(caption)
+            row = self.layout.prompt_ids(caption)
+            length = size(row) + self.layout.drawing_length(caption) - len(row)
         return length
 
 

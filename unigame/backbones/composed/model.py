@@ -239,6 +239,7 @@ class ComposedBackbone(ReadingBackbone):
     ) -> Tensor:
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} leaves no noise; give a value above 0")
+        seeds = seeds_of_rows(len(prompts), 0, seeds)
         guided = guidance_scale != 1.0
         with self._evaluating(), self._precision():
             rows = self.prompt_tokens([*prompts, ""] if guided else prompts)
