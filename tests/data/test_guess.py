@@ -1,5 +1,7 @@
 """A path alone: which source reads it, or one line that says why none does."""
 
+import shlex
+
 import datasets
 import pytest
 from datasets import Dataset
@@ -8,6 +10,7 @@ from tests.data.files import png, write, write_json, write_jsonl, write_tar
 from unigame.data import build_dataset
 from unigame.data.guess import guess_source
 from unigame.errors import UserError
+from unigame.settings.yaml_words import parse_yaml
 
 ASKED = {"image": "a.png", "question": "Which?", "answer": "red"}
 CAPTIONED = {"file_name": "a.png", "prompt": "a red square"}
@@ -94,3 +97,110 @@ def test_a_hub_id_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr("unigame.data.guess.open_rows", opened)
     assert guess_source("owner/name").source == {"type": "chat", "path": "owner/name", "hub": True}
     assert asked == [("owner/name", True)]
+
+
+# ---- columns that are not the usual ones ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "likely"),
+    [
+        ({"image": "a.png", "prompt": "Which?", "answer": "red"}, "prompt"),
+        ({"image": "a.png", "text": "Which?", "answers": ["red", "pink"]}, "text"),
+        ({"image": "a.png", "q": "Which?", "answer": "red"}, "q"),
+    ],
+)
+def test_a_question_under_another_name_is_never_taken_for_a_caption(folder, row, likely):
+    """It was: G learned to draw questions, and the answers were dropped."""
+    table = write_json(folder / "t.json", [row])
+    with pytest.raises(UserError, match="answers and no column of questions") as caught:
+        guess_source(str(table))
+    assert f"is it {likely!r}? name it with columns: {{question: {likely}}}" in str(caught.value)
+    record = build_dataset([copied(caught.value)])[0]
+    assert (record["question"], record["answer"], record["caption"]) == ("Which?", "red", None)
+
+
+def test_a_prompt_beside_answers_is_no_caption_for_any_reader(folder):
+    row = {"image": "a.png", "images": ["a.png"], "prompt": "Which?", "answer": "red"}
+    path = str(write_json(folder / "t.json", [row]))
+    for kind, said in (("hf", "1 no text"), ("chat", "1 no text"), ("captions", "no column for")):
+        with pytest.raises(UserError, match=said):
+            build_dataset([{"type": kind, "path": path}])
+    del row["image"]
+    with pytest.raises(UserError, match="answers and no column of questions") as caught:
+        guess_source(str(write_json(folder / "several.json", [row])))
+    assert build_dataset([copied(caught.value)])[0]["question"] == "Which?"
+
+
+def test_a_question_with_several_pictures_and_a_caption_keeps_its_answer(folder):
+    row = {"images": ["a.png"], "question": "Which?", "answer": "red", "caption": "a disc"}
+    with pytest.raises(UserError, match="no column of pictures") as caught:
+        guess_source(str(write_json(folder / "t.json", [row])))
+    assert build_dataset([copied(caught.value)])[0]["answer"] == "red"
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"picture": "a.png", "q": "?", "a": "x"}, "{image: picture, question: q, answer: a}"),
+        ({"shown": "a.png", "questoin": "?", "label": "x"}, "{image: shown, question: questoin, "),
+        ({"img": "a.png", "captoin": "red"}, "{image: img, caption: captoin}"),
+        ({"image": "a.png", "colour": "red"}, "{question: YOUR_COLUMN, answer: YOUR_COLUMN}"),
+        ({"pic": "a.png", "question": "?", "answer": "x"}, "columns: {image: pic}"),
+    ],
+)
+def test_unusual_columns_end_in_a_line_to_copy(folder, row, columns):
+    table = write_json(folder / "cols.json", [row])
+    with pytest.raises(UserError) as caught:
+        guess_source(str(table))
+    assert columns in str(caught.value) and "\n" not in str(caught.value)
+    if "YOUR_COLUMN" not in columns:
+        assert len(build_dataset([copied(caught.value)])) == 1
+
+
+def copied(error):
+    """The source of the line ``--data '[...]'`` in a message, as the command line reads it."""
+    words = shlex.split(str(error).split("--data ")[1])
+    (source,) = parse_yaml(words[0], "--data")
+    return source
+
+
+def test_columns_that_are_not_read_are_named(folder):
+    for row, others in (
+        ({**ASKED, "captoin": "red", "choices": ["a"]}, "not read: captoin, choices"),
+        ({**CAPTIONED, "label": 3}, "not read: label"),
+        ({"image": "a.png", "caption": "red", "question": "?"}, "not read: question"),
+        ({**CHAT, "captoin": "red"}, "not read: captoin"),
+    ):
+        assert guess_source(str(write_json(folder / "t.json", [row]))).said.endswith(others)
+    assert "not read" not in guess_source(str(write_json(folder / "t.json", [ASKED]))).said
+
+
+def test_questions_without_answers_are_no_pictures_alone(folder):
+    table = write_json(folder / "t.json", [{"image": "a.png", "question": "Which?"}])
+    with pytest.raises(UserError, match="questions and no column of answers"):
+        guess_source(str(table))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("list.json", "[]", "holds no rows"),
+        ("empty.json", "", "holds no rows"),
+        ("zero.jsonl", "", "holds no rows"),
+        ("header.csv", "image,caption\n", "holds no rows"),
+        ("semi.csv", "image;question;answer\na.png;Which?;red\n", "semi.csv:1 is separated by ';'"),
+        ("commas.tsv", "image,caption\na.png,red\n", "separated by ','.*read with tabs"),
+        ("data.json", '{"data": [{"image": "a.png"}]}', "list under 'data' must stand alone"),
+    ],
+)
+def test_a_table_that_is_none_says_why(folder, name, content, said):
+    with pytest.raises(UserError, match=said):
+        guess_source(str(write(folder / name, content)))
+
+
+def test_a_glob_of_pictures_is_a_source_of_pictures(folder):
+    for text in (f"{folder}/*.png", f"{folder}/a.png"):
+        source, said = guess_source(text)
+        assert source == {"type": "pictures", "path": text} and "reca" in said
+        assert len(build_dataset([source])) == 1

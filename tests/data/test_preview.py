@@ -32,7 +32,7 @@ def test_a_sheet_of_several_sources_shows_the_rows_of_each(tmp_path, limit):
         captions(tmp_path, "blue", BLUE, 3),
     ]
     sheet = tmp_path / "new folder" / "sheet.png"
-    assert write_sheet(build_dataset(sources, limit=limit), sheet) == 5
+    assert write_sheet(build_dataset(sources, limit=limit), sheet) == (5, [])
     assert colours(sheet)[:_COLUMNS] == [RED] * 2 + [BLUE] * 3 + [(255, 255, 255)]
 
 
@@ -46,7 +46,7 @@ def test_of_many_rows_some_are_taken_evenly_also_where_texts_cost_pictures(tmp_p
             return {"image": picture, "question": "?", "answer": "x", "id": str(index)}
 
     many = build_dataset([captions(tmp_path, "red", RED, 20)])
-    assert write_sheet(Mixture([many, Own()]), tmp_path / "sheet.png") == SHEET_ROWS
+    assert write_sheet(Mixture([many, Own()]), tmp_path / "sheet.png").pictures == SHEET_ROWS
     assert colours(tmp_path / "sheet.png")[:_COLUMNS] == [RED] * 6
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.getpixel((sheet.width - _SIDE, sheet.height - _SIDE)) == GREEN

@@ -35,6 +35,7 @@ def test_masks_say_who_has_what() -> None:
     assert batch.records.questions == ["", "what colour is it", "what colour is it"]
     assert batch.records.ids == ["0", "1", "2"]
     assert batch.num_skipped == 1
+    assert batch.unread == ["9: missing (gone.png)"]
     assert batch.records.pictures.shape == (3, 3, 16, 16)
     assert batch.records.asked[1] == AnswerTokens((4, 6, 2, 2), (5,))  # tokenised here, once
     assert batch.records.prompted[0] == PromptTokens((1, 3, 6))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unigame.cli import options
 from unigame.cli.app import argument, command, option
@@ -17,16 +17,41 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from unigame.backbones.base import Reading
+    from unigame.data.preview import Sheet
     from unigame.data.records import RecordSource
 
 
+class Named(NamedTuple):
+    """What the user named.
+
+    Attributes:
+        sources: to open.
+        model: that goes with them.
+        said: a line that says what was found.
+        words: of ``unigame train``, to train on it.
+    """
+
+    sources: list[dict[str, Any]]
+    model: str
+    said: str
+    words: list[str]
+
+
 @command("look at a data set as a model reads it: unigame data my.jsonl")
-@argument("source", "file, folder, glob, Hub id, or a recipe")
+@argument("source", "file, folder, glob, Hub id, recipe, or '[{type: ...}]' as a recipe has it")
+@option("--images", type=options.PATH, help="folder where the paths of pictures start")
 @option("--limit", type=options.POSITIVE, help="look at the first so many good rows")
 @option("--model", help=f"bundled name, folder or Hub id [default: {options.BUNDLED}]")
 @option("--rows", type=options.POSITIVE, default=3, help="rows to print")
 @option("--sheet", type=options.PATH, default="contact_sheet.png", help="file of the pictures")
-def data(source: str, limit: int | None, model: str | None, rows: int, sheet: Path) -> None:
+def data(
+    source: str,
+    images: Path | None,
+    limit: int | None,
+    model: str | None,
+    rows: int,
+    sheet: Path,
+) -> None:
     """Show what a data set holds: its schema, counts, lengths, what is left out, and first rows.
 
     The rows are printed as the model reads them: special tokens visible, trained tokens apart.
@@ -34,41 +59,98 @@ def data(source: str, limit: int | None, model: str | None, rows: int, sheet: Pa
     if sheet.is_dir() or sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet {sheet} is no file of a sheet; name one such as sheet.png")
     require_writable(sheet.parent, "--sheet")
-    sources, wanted, said = _sources(source)
+    named = _named(source, model)
+    if images is not None:
+        named = _with_images(named, images)
     from unigame.system.console import make_console
 
     console = make_console()
-    console.print(said)
+    console.print(named.said)
     from unigame.data import build_dataset
 
-    dataset = build_dataset(sources, limit=limit)
+    dataset = build_dataset(named.sources, limit=limit)
     from unigame.backbones.loading import load_reading
 
-    name = model or wanted
+    name = model or named.model
     reading = load_reading(name)
     from unigame.data.preview import write_sheet
 
     for number, part in enumerate(getattr(dataset, "datasets", [dataset])):
         _show(console, number, part, reading, rows, name)
-    shown = write_sheet(dataset, sheet)
-    console.print(f"\nContact sheet of {shown} pictures: {sheet}")
-    recipe = [source] if _is_recipe(source) else ["RECIPE", "--data", source]
-    next_step(f"train on it:  {shlex.join(['unigame', 'train', *recipe])}")
+    _say_sheet(console, write_sheet(dataset, sheet), sheet)
+    next_step(f"train on it:  {shlex.join(['unigame', 'train', *named.words])}")
 
 
-def _sources(source: str) -> tuple[list[dict[str, Any]], str, str]:
-    """The sources, the model that goes with them, and a line that says what was found."""
+def _named(source: str, model: str | None) -> Named:
+    """What the argument names; ``model`` stands in where a recipe names none."""
+    words = ["RECIPE", "--data", source]
+    if source[:1] in ("[", "{"):  # YAML, as of `train --data`
+        from unigame.settings.yaml_words import parse_yaml
+
+        listed = parse_yaml(source, "the list of sources")
+        if not isinstance(listed, list):
+            raise UserError(f"{source:.80} is no list of sources; write [ and ] around it")
+        return Named(listed, options.BUNDLED, "sources as they are listed", words)
+    if _is_recipe(source):
+        return _recipe(source, model)
     from unigame.data.guess import guess_source
 
-    if _is_recipe(source):
-        from unigame.training.recipe import load_recipe
-
-        recipe = load_recipe(source, here=False)
-        kinds = ", ".join(each["type"] for each in recipe.data)
-        said = f"recipe {source} trains {recipe.model} on {len(recipe.data)} source(s): {kinds}"
-        return recipe.data, recipe.model, said
     guess = guess_source(source)
-    return [guess.source], options.BUNDLED, guess.said
+    return Named([guess.source], options.BUNDLED, guess.said, words)
+
+
+def _recipe(source: str, model: str | None) -> Named:
+    from unigame.training.recipe import find_recipe, load_recipe, read_yaml
+
+    words = [source]
+    if read_yaml(find_recipe(source)).get("model") is None:
+        words += ["--model", model or options.BUNDLED]
+    recipe = load_recipe(source, words[1:], here=False)
+    kinds = ", ".join(each["type"] for each in recipe.data)
+    said = f"recipe {source} trains {recipe.model} on {len(recipe.data)} source(s): {kinds}"
+    if len(words) > 1:
+        said = f"{source} names no model, so {recipe.model} reads its data: {kinds}"
+    return Named(recipe.data, recipe.model, said, words)
+
+
+def _with_images(named: Named, images: Path) -> Named:
+    """The same source, whose pictures lie in another folder.
+
+    Raises:
+        UserError: there are several sources, one that holds its pictures itself, or no such folder.
+    """
+    from unigame.data.paths import existing_path
+    from unigame.data.settings import SOURCES
+
+    folder = str(existing_path(images, "--images", folder=True))
+    if len(named.sources) != 1:
+        raise UserError(
+            f"--images {folder} goes with one source; of several, write images: FOLDER in each"
+        )
+    (source,) = named.sources
+    if not isinstance(source, dict):
+        return named  # refused when it is opened
+    kind = str(source.get("type"))
+    if kind in SOURCES and "images" not in SOURCES[kind]:
+        raise UserError(
+            f"--images {folder} is for tables of paths, and this is read by type: {kind}, which "
+            "has no such folder; leave --images out"
+        )
+    words = [*named.words, "--data.0.images", folder]
+    return named._replace(sources=[{**source, "images": folder}], words=words)
+
+
+def _say_sheet(console: Console, shown: Sheet, path: Path) -> None:
+    """Where the contact sheet is, and which of its rows have no picture on it."""
+    console.print(f"\nContact sheet of {shown.pictures} pictures: {path}")
+    if not shown.unread:
+        return
+    console.print(
+        f"{len(shown.unread)} rows of the sheet have a picture that could not be read; verify: "
+        "decode in the source finds all such rows, and leaves them out:"
+    )
+    for row in shown.unread:
+        console.print(f"  {row.id}: {row.reason} ({' '.join(row.detail.split())})")
 
 
 def _is_recipe(source: str) -> bool:

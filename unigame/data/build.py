@@ -9,6 +9,7 @@ from typing import Any
 
 from unigame.data.captions import Captions
 from unigame.data.chat import Chat
+from unigame.data.dataset import PicturesNotFound
 from unigame.data.hf import HFData
 from unigame.data.mixture import Mixture
 from unigame.data.picture_folder import PictureFolder
@@ -125,4 +126,10 @@ def _open(
     try:
         return TYPES[kind](**options)
     except UserError as error:
-        raise UserError(f"source {number} ({kind}): {error}") from error
+        said = f"source {number} ({kind}): {error}"
+        if isinstance(error, PicturesNotFound):
+            said += (
+                ": images: FOLDER in the source (unigame data --images FOLDER; unigame train "
+                f"--data.{number}.images FOLDER, or --eval_data.{number}.images FOLDER)"
+            )
+        raise UserError(said) from error

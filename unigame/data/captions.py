@@ -48,7 +48,14 @@ class Captions(RecordDataset):
             root, rows = where, _folder_rows(where)
         else:
             raise UserError("images: and columns: go with a table, but path: is a folder")
-        super().__init__(rows, where=str(where), root=root, verify=verify, limit=limit)
+        super().__init__(
+            rows,
+            where=str(where),
+            root=root,
+            verify=verify,
+            limit=limit,
+            images_option=not where.is_dir(),
+        )
 
 
 def _folder_rows(folder: Path) -> Iterator[Row | SkippedRow]:

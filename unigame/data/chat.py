@@ -52,6 +52,18 @@ OTHER_MEDIA = ("videos", "video", "audios", "audio")
 BOXES = re.compile(r"<(?:bbox|ref-object)>")
 """Where values of the column ``objects`` stand (ms-swift); each model writes boxes its own way."""
 
+ASKED = ("question", "answer", "answers", "multiple_choice_answer")
+"""Columns of a table of questions, which are no conversation: beside them nothing is drawn."""
+
+READ = (
+    *MESSAGES,
+    *dict.fromkeys(name for pair in PAIRS for name in pair),
+    *("rejected", "history", "system", "image", "images", "caption", "text", "objects", "id"),
+    *JUDGED,
+    *OTHER_MEDIA,
+)
+"""All columns that are looked at."""
+
 TURNS = ("context", "split")
 MALFORMED = "malformed conversation"
 UNSHOWN = "pictures that no mark shows"
@@ -172,7 +184,14 @@ class Chat(RecordDataset):
 
         self.picture_only = picture_only
         root = root_of(path, hub, images)
-        super().__init__(rows(), where=f"{path} ({split})", root=root, verify=verify, limit=limit)
+        super().__init__(
+            rows(),
+            where=f"{path} ({split})",
+            root=root,
+            verify=verify,
+            limit=limit,
+            images_option=True,
+        )
 
 
 def _records(
@@ -327,7 +346,9 @@ def schema_of(cells: Mapping[str, Any]) -> str | None:
     if isinstance(cells.get(CHOSEN), list):
         return f"conversations in {CHOSEN!r}"
     drawn = _text(cells.get("caption")) or _prompt(cells)
-    return "pictures in 'images' with captions" if drawn and "images" in cells else None
+    if not drawn or "images" not in cells or any(cells.get(name) is not None for name in ASKED):
+        return None
+    return "pictures in 'images' with captions"
 
 
 def _messages(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> list[Any]:
@@ -414,6 +435,6 @@ def _text(value: Any) -> str | None:
 
 def _prompt(cells: Mapping[str, Any]) -> str | None:
     """What is to be drawn: `prompt` is a caption's name, too, but not beside answers to it."""
-    if cells.get(CHOSEN) is not None or cells.get("rejected") is not None:
+    if any(cells.get(name) is not None for name in (CHOSEN, "rejected", *ASKED)):
         return None
     return next(filter(None, (_text(cells.get(name)) for name in ("prompt", "text"))), None)

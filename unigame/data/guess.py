@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unigame.data.chat import schema_of
+from unigame.data.chat import READ, schema_of
 from unigame.data.images import IMAGE_SUFFIXES
+from unigame.data.likely import likely_question, line_to_copy
 from unigame.data.pairs import find_columns
 from unigame.data.rows import BUILDERS, is_saved, open_rows
 from unigame.data.tables import TABLE_SUFFIXES, read_table
 from unigame.errors import UserError
 
 FIRST_ROWS = 20
-_READ_BY = "write a source with type: and columns: for it (docs/data.md)"
+MOST_NAMED = 12
+_SHOWN = frozenset(("image", "id"))
 
 
 class Guess(NamedTuple):
@@ -45,12 +48,21 @@ def guess_source(text: str) -> Guess:
         cells = (row for _, row in read_table(path))
         return _by_rows(text, cells, {"path": text}, table=True)
     if path.is_file() or any(letter in text for letter in "*?["):
+        if _names_pictures(path):
+            said = f"{text} names pictures without texts, for method reca: type: pictures"
+            return Guess({"type": "pictures", "path": text}, said)
         return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
     owner, _, name = text.partition("/")
     if owner and name and "/" not in name and owner not in (".", "..", "~") and not path.suffix:
         rows = open_rows(text, "train", hub=True)
         return _by_rows(f"{text} (Hub)", rows, {"path": text, "hub": True})
     raise UserError(f"no data at {text!r}; check the path, or give a Hub id such as owner/name")
+
+
+def _names_pictures(path: Path) -> bool:
+    """Whether a file is a picture, or a glob names nothing else."""
+    files = glob.glob(str(path), recursive=True)
+    return bool(files) and all(Path(file).suffix.lower() in IMAGE_SUFFIXES for file in files)
 
 
 def _guess_folder(text: str, folder: Path) -> Guess:
@@ -79,26 +91,58 @@ def _by_rows(
 ) -> Guess:
     """The source for these rows; ``table``: a text table, which has readers of its own."""
     first = list(itertools.islice(rows, FIRST_ROWS))
+    names = list(dict.fromkeys(name for row in first for name in row))
+    if not names:
+        raise UserError(f"{where} holds no rows; was its download cut short?")
     schema = next((found for row in first if (found := schema_of(row))), None)
     if schema is not None:
-        return Guess({"type": "chat", **options}, f"{where} holds {schema}: type: chat")
-    names = list(dict.fromkeys(name for row in first for name in row))
+        said = f"{where} holds {schema}: type: chat{_not_read(names, READ)}"
+        return Guess({"type": "chat", **options}, said)
     fields = find_columns(names, None, where=where)
-    read = ", ".join(f"{field} in {column!r}" for field, column in fields.items())
-    if "question" in fields and ("answer" in fields or "answers" in fields):
+    answered = "answer" in fields or "answers" in fields
+    if "question" in fields and answered:
         what, kind = "questions with answers", "vqa" if table else "hf"
-    elif "caption" in fields:
+    elif "caption" in fields and not answered:
         what, kind = "captions", "captions" if table else "hf"
-    elif "image" in fields and set(names) == set(fields.values()):
+        fields.pop("question", None)  # half a question is none
+    elif "image" in fields and set(names) == {fields[key] for key in fields.keys() & _SHOWN}:
         said = f"{where} holds pictures (in {fields['image']!r}) without texts, for method reca"
         return Guess({"type": "hf", **options, "picture_only": True}, f"{said}: type: hf")
     else:
+        what, kind = "", ""
+    if not what or "image" not in fields:
+        cells = {name: next((row[name] for row in first if name in row), None) for name in names}
+        line = line_to_copy(options, cells, fields, table)
+        lacks = f"{what} and no column of pictures" if what else _lacking(fields)
         raise UserError(
-            f"{where} has no question with its answer, no caption and no conversation among its "
-            f"columns ({', '.join(names) or 'none'}); {_READ_BY}"
+            f"{where} has {lacks} (its columns: {', '.join(names)}); {_name_it(fields, names)} in "
+            f"{line} (unigame data takes the list alone)"
         )
-    if "image" not in fields:
-        raise UserError(
-            f"{where} has {what} and no column of pictures ({', '.join(names)}); {_READ_BY}"
-        )
-    return Guess({"type": kind, **options}, f"{where} holds {what} ({read}): type: {kind}")
+    read = ", ".join(f"{field} in {column!r}" for field, column in fields.items())
+    said = f"{where} holds {what} ({read}): type: {kind}{_not_read(names, fields.values())}"
+    return Guess({"type": kind, **options}, said)
+
+
+def _name_it(fields: Mapping[str, str], names: Sequence[str]) -> str:
+    """What to do, up to the line to copy."""
+    likely = likely_question(fields, [name for name in names if name not in fields.values()])
+    if likely and "question" not in fields and ("answer" in fields or "answers" in fields):
+        return f"is it {likely!r}? name it with columns: {{question: {likely}}}, as"
+    return "name them as"
+
+
+def _lacking(fields: Mapping[str, str]) -> str:
+    """What there is and what is not, of rows that cannot be trained on as they are."""
+    if "answer" in fields or "answers" in fields:
+        return "answers and no column of questions"
+    if "question" in fields:
+        return "questions and no column of answers"
+    return "no question with its answer, no caption and no conversation"
+
+
+def _not_read(names: Sequence[str], read: Iterable[str]) -> str:
+    """The columns that are passed by: one of them may be misspelled."""
+    known = set(read)
+    others = [name for name in names if name not in known]
+    more = ", ..." if len(others) > MOST_NAMED else ""
+    return f"; not read: {', '.join(others[:MOST_NAMED])}{more}" if others else ""

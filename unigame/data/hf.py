@@ -16,6 +16,8 @@ from unigame.data.rows import TableRows, open_rows, root_of
 from unigame.data.stored_rows import StoredRows
 from unigame.errors import UserError
 
+_AS_TEXT = "cast the column to text; in json, put it in quotes"
+
 
 class HFData(RecordDataset):
     """A data set that the ``datasets`` library finds, with questions or captions.
@@ -79,7 +81,9 @@ class HFData(RecordDataset):
 
         self.picture_only = picture_only
         root = root_of(path, hub, images)
-        super().__init__(rows(), where=where, root=root, verify=verify, limit=limit)
+        super().__init__(
+            rows(), where=where, root=root, verify=verify, limit=limit, images_option=True
+        )
 
 
 def _row(
@@ -103,7 +107,7 @@ def _row(
             )
     place = f"{where} row {number}"
     first = images[0] if images else None
-    texts = texts_of(cells, fields, place)
+    texts = texts_of(cells, fields, place, _AS_TEXT)
     row = lenient_row(id, first, texts, place, require_answers, picture_only)
     return _with_all(row, images) if len(images) > 1 else row
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unigame.data.chat import MARKS
 from unigame.data.dataset import NO_TEXT, Row
 from unigame.data.records import SkippedRow, most_common_answer
 from unigame.data.tables import read_table
@@ -29,7 +30,10 @@ DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
 """Names under which a field is looked for, the first present one wins."""
 
 _KNOWN = frozenset(name for names in DEFAULT_COLUMNS.values() for name in names)
-_NO_CAPTION = frozenset((*DEFAULT_COLUMNS["question"], "chosen", "rejected"))
+_ASKED = frozenset(("question", "answer", "answers"))
+_PREFERENCES = frozenset(("chosen", "rejected"))
+_TEXTS = (*_ASKED, "caption")
+IN_QUOTES = "put it in quotes"
 NO_QUESTION: dict[str, Any] = {"question": None, "answer": None, "answers": ()}
 
 
@@ -52,20 +56,24 @@ def find_columns(
         UserError: An unknown field or column in ``chosen``, or a required field without a column.
     """
     names = list(available)
-    found = {
-        field: next(name for name in defaults if name in names)
-        for field, defaults in DEFAULT_COLUMNS.items()
-        if not set(defaults).isdisjoint(names)
-    }
     given = check_fields(chosen)
-    if found.get("caption") == "prompt" and _NO_CAPTION.intersection(names) - {*given.values()}:
-        del found["caption"]  # beside a question it may be anything, beside answers it is one
+    named = {column for field, column in given.items() if field in _TEXTS}
+    found: dict[str, str] = {}
+    for field, defaults in DEFAULT_COLUMNS.items():
+        # A question that is named so is no caption too, whatever its column is called.
+        taken = named if field in _TEXTS else ()
+        free = [name for name in defaults if name in names and name not in taken]
+        found |= {field: free[0]} if free else {}
     for field, column in given.items():
         if column not in names:
             raise UserError(
                 f"{where} has no column {column!r} for the {field}; it has {', '.join(names)}"
             )
         found[field] = column
+    if found.get("caption") == "prompt" and "caption" not in given:
+        # Beside a question it may be anything, beside answers it is one.
+        if _ASKED & found.keys() or _PREFERENCES.intersection(names) - {*given.values()}:
+            del found["caption"]
     for need in required:
         fields = (need,) if isinstance(need, str) else need
         if not found.keys() & set(fields):
@@ -95,33 +103,54 @@ def _missing_column(names: Sequence[str], fields: Sequence[str], where: str) -> 
     return f"{message}; name it with columns: {{{fields[0]}: <column>}}"
 
 
-def texts_of(cells: Mapping[str, Any], columns: Mapping[str, str], place: str) -> dict[str, Any]:
+def texts_of(
+    cells: Mapping[str, Any], columns: Mapping[str, str], place: str, fix: str = IN_QUOTES
+) -> dict[str, Any]:
     """The texts of a :class:`Row`; of several answers the most common one is *the* answer.
+
+    Args:
+        cells: Of the row.
+        columns: Field to column.
+        place: The row, for messages.
+        fix: How a number becomes text there, for messages.
 
     Raises:
         UserError: A cell has the wrong type.
     """
     answers = _answers(cells, columns.get("answers"), place)
-    answer = _text(cells, columns.get("answer"), place)
+    answer = _text(cells, columns.get("answer"), place, fix, answers=True)
     return {
-        "question": _text(cells, columns.get("question"), place),
+        "question": _text(cells, columns.get("question"), place, fix),
         "answer": most_common_answer(answers) if answer is None and answers else answer,
-        "caption": _caption(cells, columns.get("caption"), place),
+        "caption": _caption(cells, columns.get("caption"), place, fix),
         "answers": answers,
     }
 
 
-def _text(cells: Mapping[str, Any], column: str | None, place: str) -> str | None:
-    """The text of a cell, stripped; None where there is no such cell or it is empty."""
+def _text(
+    cells: Mapping[str, Any], column: str | None, place: str, fix: str, answers: bool = False
+) -> str | None:
+    """The text of a cell, stripped; None where there is no such cell or it is empty.
+
+    With ``answers`` several texts have a field of their own.
+    """
     value = None if column is None else cells.get(column)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise UserError(f"{place}: {column} is {value!r:.60}, but must be text (put it in quotes)")
+        kind = ""
+        if isinstance(value, Mapping):
+            kind, fix = ", an object", "write the text itself there"
+        elif isinstance(value, list | tuple):
+            kind, fix = ", a list", "write one text"
+            if answers:
+                fix = "several answers go into a column answers: rename it, or write columns: "
+                fix += f"{{answers: {column}}}"
+        raise UserError(f"{place}: {column} is {value!r:.60}{kind}, but must be text ({fix})")
     return value.strip() or None
 
 
-def _caption(cells: Mapping[str, Any], column: str | None, place: str) -> str | None:
+def _caption(cells: Mapping[str, Any], column: str | None, place: str, fix: str) -> str | None:
     """A text; of several (a list, or an object as json, as BAGEL has it) the first."""
     value = None if column is None else cells.get(column)
     if column == "captions" and isinstance(value, str) and value.lstrip().startswith(("{", "[")):
@@ -133,7 +162,7 @@ def _caption(cells: Mapping[str, Any], column: str | None, place: str) -> str | 
         value = list(value.values())
     if isinstance(value, list):
         value = next(iter(value), None)
-    return _text({str(column): value}, column, place)
+    return _text({str(column): value}, column, place, fix)
 
 
 def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:
@@ -166,19 +195,34 @@ def lenient_row(
 ) -> Row | SkippedRow:
     """The row of a source that no one repairs row by row: without text it is left out.
 
-    With ``picture_only`` it is kept.
+    With ``picture_only`` it is kept. A text with the mark of a picture is left out, too.
     """
     if texts["question"] is None or (texts["answer"] is None and require_answers):
         texts = texts | NO_QUESTION  # half a question is none
     if texts["question"] is None and texts["caption"] is None and not picture_only:
         return SkippedRow(id, NO_TEXT, place)
-    return Row(id=id, image=image, **texts)
+    return _marked(id, texts, place) or Row(id=id, image=image, **texts)
+
+
+def _marked(id: str, texts: Mapping[str, Any], place: str) -> SkippedRow | None:
+    """What is left out because a text has the mark of a picture, as conversations have them.
+
+    Here no mark is needed. It would be read as letters, or as a second picture by a model that has
+    the same one.
+    """
+    for field in ("question", "answer", "caption"):
+        if texts[field] and (mark := MARKS.search(texts[field])):
+            detail = f"{place}: the {field} is {texts[field]!r:.60}; write it without the mark"
+            return SkippedRow(id, f"text with the mark {mark[0].strip()}", detail)
+    return None
 
 
 def table_rows(
     table: Path, columns: Mapping[str, str] | None, needs: Sequence[str | tuple[str, ...]]
-) -> Iterator[Row]:
+) -> Iterator[Row | SkippedRow]:
     """The rows of a json list, jsonl, csv or tsv, each of which must have what is needed.
+
+    A row whose text has the mark of a picture is left out.
 
     Args:
         table: The file.
@@ -201,7 +245,8 @@ def table_rows(
         if "caption" in needs:
             texts |= NO_QUESTION
         id = str(cells.get(fields.get("id", ""), number))
-        yield Row(id=id, image=_named(cells[fields["image"]], place), **texts)
+        image = _named(cells[fields["image"]], place)
+        yield _marked(id, texts, place) or Row(id=id, image=image, **texts)
 
 
 def _named(value: object, place: str) -> str:

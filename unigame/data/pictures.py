@@ -24,8 +24,10 @@ from unigame.data.images import (
     upright_rgb,
 )
 from unigame.data.open_files import read_slice
+from unigame.errors import UserError
 
 _LONGEST_PATH = 1024
+_LONGEST_SHOWN = 200
 
 
 class TableCell(NamedTuple):
@@ -99,12 +101,15 @@ class StoredPicture:
 
         Raises:
             CorruptImage: an empty cell, a path to no file, or an empty file.
+            UserError: a file that may not be read: it would end the run at its batch.
         """
         if isinstance(self.cell, TableCell):  # empty cells of a table are None
             return
         if isinstance(self.cell, TarSlice):
             path, size = self.cell.shard, self.cell.size
         elif path := _file_of(self.cell, self.root):
+            if not os.access(path, os.R_OK):
+                raise closed_file(path)
             size = os.path.getsize(path)
         else:
             self._content()
@@ -160,6 +165,14 @@ def _file_of(cell: Any, root: Path | None) -> str:
     return ""
 
 
+def closed_file(path: Any) -> UserError:
+    """The error for a picture's file that is there and may not be read."""
+    return UserError(
+        f"the picture {str(path)!r} may not be read: its permissions are for others; chmod it, or "
+        "leave its row out"
+    )
+
+
 def _from_base64(text: str, root: Path | None) -> bytes:
     text = re.sub(r"^data:[^,]{0,100};base64,", "", text)
     # A picture of less than 64 base64 letters (48 bytes) does not exist, a file name does.
@@ -168,5 +181,16 @@ def _from_base64(text: str, root: Path | None) -> bytes:
             return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             pass
-    shown = text if len(text) <= 80 else f"{text[:77]}..."
-    raise CorruptImage("", MISSING, f"no file {shown!r} in {root or 'a data set of the Hub'}")
+    raise CorruptImage("", MISSING, _not_found(text, root))
+
+
+def _not_found(name: str, root: Path | None) -> str:
+    """Where a picture was looked for."""
+    shown = name if len(name) <= _LONGEST_SHOWN else f"{name[: _LONGEST_SHOWN - 3]}..."
+    if re.match(r"https?://", name):
+        return f"{shown!r} is a link; download the pictures first"
+    if root is None:
+        return f"no file {shown!r} in a data set of the Hub"
+    tried, folder = os.path.abspath(os.path.join(root, shown)), os.path.abspath(root)
+    other = "" if os.path.isabs(shown) else f", nor in {os.path.join(folder, 'images')!r}"
+    return f"no file {tried!r}{other}"

@@ -131,8 +131,20 @@ def texts_of_rows(dataset: RecordSource, places: Sequence[int]) -> Iterator[Mapp
             yield row
 
 
-def write_sheet(dataset: RecordSource, path: str | Path) -> int:
-    """A contact sheet of at most 24 rows, spread over the data; returns how many pictures it has.
+class Sheet(NamedTuple):
+    """What stands on a contact sheet.
+
+    Attributes:
+        pictures: how many it shows.
+        unread: rows whose picture could not be read, and why.
+    """
+
+    pictures: int
+    unread: list[SkippedRow]
+
+
+def write_sheet(dataset: RecordSource, path: str | Path) -> Sheet:
+    """A contact sheet of at most 24 rows, spread over the data.
 
     Of a mixture they are spread over all rows of its sources, whatever an epoch shows of them. Rows
     of text alone are passed by; several pictures of a row stand side by side.
@@ -145,13 +157,14 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
     wide = _COLUMNS * (_SIDE + _GAP) + _GAP
     sheet = Image.new("RGB", (wide, lines * (_SIDE + _TEXT + _GAP) + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), _font()
-    shown = 0
+    shown, unread = 0, []
     for number, (part, place) in enumerate(places):
         left = _GAP + number % _COLUMNS * (_SIDE + _GAP)
         top = _GAP + number // _COLUMNS * (_SIDE + _TEXT + _GAP)
         row: Any = load_record_or_skip(part, place)
         if isinstance(row, SkippedRow):
             words = f"{row.id}: {row.reason}"
+            unread.append(row)
         else:
             pictures = pictures_of(row)
             _paste(sheet, pictures, left, top)
@@ -165,7 +178,7 @@ def write_sheet(dataset: RecordSource, path: str | Path) -> int:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"the contact sheet cannot be written to {path}: {reason}") from error
-    return shown
+    return Sheet(shown, unread)
 
 
 def _with_pictures(dataset: RecordSource) -> list[tuple[RecordSource, int]]:

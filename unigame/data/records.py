@@ -16,7 +16,7 @@ from typing import Any, NotRequired, Protocol, TypedDict
 
 from PIL import Image
 
-from unigame.data.images import CorruptImage
+from unigame.data.images import MISSING, CorruptImage
 from unigame.errors import UserError
 
 
@@ -100,10 +100,11 @@ def load_rows(
         if tries > min(max_tries, len(dataset)):
             last = rows[-1]
             assert isinstance(last, SkippedRow)
+            look = "check the image folder" if last.reason == MISSING else "download them again"
             raise UserError(
                 f"{len(rows)} rows in a row have unreadable images, the last: row {last.id!r} "
-                f"({last.reason}: {last.detail}); check the image folder, or run the reader with "
-                "verify: decode to drop such rows first"
+                f"({last.reason}: {last.detail}); {look}, or run the reader with verify: decode to "
+                "drop such rows first"
             )
         following = (following + 1) % len(dataset)
         rows.append(load_record_or_skip(dataset, following))

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+MOST_LETTERS = 300
+"""Of a detail in a line; a long path stays whole."""
+
 
 class SkipReport:
     """Which rows were left out and why; a row counts once, however often it is met.
@@ -15,11 +18,14 @@ class SkipReport:
         text_only: Those of them without a picture.
         several: Those of them with several pictures.
         skipped: Reason of every row left out, by row id.
+        details: What exactly was wrong with the first row of each reason, such as the path that
+            was tried; not of every row, because there may be millions.
     """
 
     def __init__(self) -> None:
         self.kept = self.text_only = self.several = 0
         self.skipped: dict[str, str] = {}
+        self.details: dict[str, str] = {}
 
     def keep(self, num_images: int) -> None:
         """Count one row that is kept."""
@@ -27,9 +33,12 @@ class SkipReport:
         self.text_only += num_images == 0
         self.several += num_images > 1
 
-    def add(self, id: str, reason: str) -> None:
+    def add(self, id: str, reason: str, detail: str = "") -> None:
         """Count one row; adding the same id again changes nothing."""
-        self.skipped.setdefault(id, reason)
+        if id not in self.skipped:
+            self.skipped[id] = reason
+            if detail:
+                self.details.setdefault(reason, detail)
 
     def counts(self) -> dict[str, int]:
         """Number of rows left out, by reason, most frequent first."""
@@ -40,7 +49,10 @@ class SkipReport:
         return list(islice((id for id, why in self.skipped.items() if why == reason), n))
 
     def summary(self) -> str:
-        """One line for people, such as ``"98 rows, 2 skipped: 2 missing image (a.jpg, b.jpg)"``."""
+        """One line for people: rows, those left out by reason, their ids, and the first in full.
+
+        ``"98 rows, 2 skipped: 2 missing image (17, 40), first: no file '/data/a.jpg'"``
+        """
         special = [
             f"{count} {what}"
             for count, what in (
@@ -53,9 +65,16 @@ class SkipReport:
         head = f"{self.kept} rows{kinds}, {len(self.skipped)} skipped"
         reasons = [
             f"{count} {reason} ({', '.join(self.examples(reason))}{', ...' if count > 2 else ''})"
+            f"{self._first(reason)}"
             for reason, count in self.counts().items()
         ]
         return f"{head}: {'; '.join(reasons)}" if reasons else head
+
+    def _first(self, reason: str) -> str:
+        """The detail of the first row of a reason, on one line; empty where there is none."""
+        detail = " ".join(self.details.get(reason, "").split())
+        cut = detail if len(detail) <= MOST_LETTERS else f"{detail[: MOST_LETTERS - 3]}..."
+        return f", first: {cut}" if cut else ""
 
     @classmethod
     def merged(cls, reports: Iterable[tuple[str, SkipReport]]) -> SkipReport:
@@ -67,4 +86,5 @@ class SkipReport:
             total.several += report.several
             for id, reason in report.skipped.items():
                 total.add(prefix + id, reason)
+            total.details = {**report.details, **total.details}
         return total

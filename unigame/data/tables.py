@@ -12,6 +12,13 @@ from unigame.errors import UserError
 from unigame.system.json_text import decode_text, parse_json
 
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+_DELIMITERS = {
+    ",": "a csv is read with commas",
+    "\t": "a tsv is read with tabs",
+    ";": "",
+    "|": "",
+}
+"""What may stand between cells, as people save tables; a file is read with the first or second."""
 
 
 def read_json(path: Path) -> Any:
@@ -22,8 +29,11 @@ def read_json(path: Path) -> Any:
     """
     if not path.is_file():
         raise UserError(f"no file {path}; check the folder, or download it first")
+    data = path.read_bytes()
+    if not data.strip():
+        raise UserError(f"{path} is empty, it holds no rows; was its download cut short?")
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(data)
     except ValueError as error:
         said = f"{path} is not valid json ({error}); was its download cut short?"
         raise UserError(said) from None
@@ -105,11 +115,19 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(
-            f"{path} holds a {type(rows).__name__}, but a list of rows is needed; for VQAv2's own "
-            "json give questions:, annotations: and images: instead of path:"
+            f"{path} holds a {type(rows).__name__}, but a list of rows is needed; {_list_in(rows)}"
         )
     for number, row in enumerate(rows):
         yield f"{path}[{number}]", _as_row(row)
+
+
+def _list_in(content: Any) -> str:
+    """What to do with a json that is no list of rows, and may hold one."""
+    lists = content if isinstance(content, dict) else {}
+    key = next((key for key, value in lists.items() if isinstance(value, list)), None)
+    if key is None or key in ("questions", "annotations"):
+        return "for VQAv2's own json give questions:, annotations: and images: instead of path:"
+    return f"the list under {key!r} must stand alone: save it as a file of its own"
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -142,7 +160,7 @@ def _csv_rows(
         if not names:
             named = {cell.strip().lower() for cell in cells}.intersection(known)
             bare = len(cells) == len(headerless) and not named
-            names = headerless if bare else _header(cells, place)
+            names = headerless if bare else _header(cells, place, delimiter)
             if not bare:
                 continue
         if len(cells) == len(names):
@@ -165,8 +183,13 @@ def _table_text(path: Path) -> str:
         ) from None
 
 
-def _header(cells: Sequence[str], place: str) -> list[str]:
+def _header(cells: Sequence[str], place: str, delimiter: str) -> list[str]:
     names = [cell.strip() for cell in cells]
+    others = [mark for mark in _DELIMITERS if mark != delimiter and mark in names[0]]
+    if others and len(names) == 1:
+        raise UserError(
+            f"{place} is separated by {others[0]!r}, and {_DELIMITERS[delimiter]}; save it so"
+        )
     for name in names:
         if name and names.count(name) > 1:
             raise UserError(f"{place} names the column {name!r} twice; rename one of them")

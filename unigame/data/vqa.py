@@ -9,6 +9,7 @@ from typing import Any
 from unigame.data.dataset import RecordDataset, Row
 from unigame.data.pairs import table_rows, texts_of
 from unigame.data.paths import existing_path
+from unigame.data.records import SkippedRow
 from unigame.data.tables import read_json
 from unigame.errors import UserError
 
@@ -61,7 +62,7 @@ class VQA(RecordDataset):
             where = existing_path(path, "path", folder=False)
             root = where.parent if images is None else existing_path(images, "images", folder=True)
             answered = [("answer", "answers")] if require_answers else []
-            rows = table_rows(where, columns, ["question", *answered])
+            rows: Iterator[Row | SkippedRow] = table_rows(where, columns, ["question", *answered])
         else:
             if columns is not None:
                 raise UserError("columns: goes with path:; VQAv2's own files have fixed names")
@@ -72,7 +73,9 @@ class VQA(RecordDataset):
             where = existing_path(questions, "questions", folder=False)
             root = existing_path(images, "images", folder=True)
             rows = _vqav2_rows(where, annotations, image_pattern, require_answers)
-        super().__init__(rows, where=str(where), root=root, verify=verify, limit=limit)
+        super().__init__(
+            rows, where=str(where), root=root, verify=verify, limit=limit, images_option=True
+        )
 
 
 def _vqav2_rows(

@@ -81,6 +81,7 @@ def read_rows(
     config: str | None,
     split: str,
     required: Sequence[str],
+    own: str = "",
 ) -> Rows:
     """All rows of one split.
 
@@ -95,6 +96,7 @@ def read_rows(
         config: its configuration.
         split: its split.
         required: columns without which no row is of use.
+        own: what to say to people who bring a table of their own, where a column is missing.
 
     Raises:
         UserError: nothing there, not readable, or a required column that no row has.
@@ -115,7 +117,7 @@ def read_rows(
         rows, revision = _hub_rows(hub_id, config, split, source.revision)
         root, where = None, f"{hub_id} ({split})"
         info = DatasetInfo(id=hub_id, split=split, config=config or "", revision=revision)
-    _check_columns(rows, required, where)
+    _check_columns(rows, required, where, own)
     return Rows(rows, info, root)
 
 
@@ -143,7 +145,9 @@ def _commit(rows: TableRows | TextRows) -> str:
     return found.group() if found else ""
 
 
-def _check_columns(rows: TableRows | TextRows, required: Sequence[str], where: str) -> None:
+def _check_columns(
+    rows: TableRows | TextRows, required: Sequence[str], where: str, own: str
+) -> None:
     if not rows:
         raise UserError(f"{where} holds no rows; was its download cut short?")
     names = rows.columns
@@ -152,7 +156,7 @@ def _check_columns(rows: TableRows | TextRows, required: Sequence[str], where: s
         raise UserError(
             f"{where} has no column {', '.join(map(repr, missing))}; it has "
             f"{', '.join(names) or 'none'}, but {', '.join(required)} are needed: is this the "
-            "right data set, in its original layout?"
+            f"right data set, in its original layout?{f' {own}' if own else ''}"
         )
 
 

@@ -65,6 +65,7 @@ class RecordCollator:
             has_answer_R=torch.tensor([_has(record, "answer") for record in alone]),
             has_caption_R=torch.tensor([_has(record, "caption") for record in alone]),
             num_skipped=len(skipped),
+            unread=[f"{row.id}: {row.reason} ({row.detail})" for row in skipped],
             left_out=left_out,
             others=self._others(others, whole) if others else None,
         )

@@ -22,6 +22,7 @@ loaded here: a wrong key or value ends in one line of :class:`UserError` before 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -34,7 +35,7 @@ from unigame.backbones.common import lora_settings
 from unigame.backbones.common.quantization import NONE, QUANTIZATIONS
 from unigame.data.build import check_sources
 from unigame.data.guess import Guess, guess_source
-from unigame.data.settings import SOURCES, change_source, check_values
+from unigame.data.settings import REPLACED, SOURCES, change_source, check_values
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.methods.registry import DEFAULT, METHODS, build_methods, kind_of
@@ -61,6 +62,7 @@ BLOCKS: dict[str, Rule] = {
     ),
     "training": Rule(optional=True),
 }
+DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".tar")
 TREES = ("data", "eval_data", "lora", "training")  # read as YAML where they are set as a whole
 
 
@@ -71,6 +73,7 @@ class Recipe:
     Attributes:
         lacks: why this machine could not train it; only where it was read for another machine.
         found: what the data named by ``--data FILE`` turned out to be, a line each.
+        doubts: what is allowed and may not be meant, a line each.
     """
 
     model: str
@@ -84,6 +87,7 @@ class Recipe:
     methods: dict[str, dict[str, Any]] = field(default_factory=lambda: {DEFAULT: {}})
     lacks: str | None = None
     found: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def lora_config(self) -> peft.LoraConfig | None:
         """The LoRA settings, or None to leave them to the backbone's default."""
@@ -119,7 +123,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, here: bool =
     found = apply_overrides(tree, overrides)
     if isinstance(tree["training"], dict) and tree["training"].get("output_dir") is None:
         tree["training"]["output_dir"] = f"runs/{path.stem}"
-    return replace(build_recipe(tree, here=here), found=tuple(found))
+    recipe = build_recipe(tree, here=here)
+    return replace(recipe, found=tuple(found), doubts=tuple(_doubts(recipe, overrides)))
 
 
 def build_recipe(tree: dict[str, Any], *, here: bool = True) -> Recipe:
@@ -182,16 +187,52 @@ def find_recipe(path: str | Path) -> Path:
     named = shipped / f"{Path(path).name.removesuffix('.yaml')}.yaml"
     if named.is_file() and len(Path(path).parts) == 1:
         return named
+    if Path(path).is_dir():
+        raise _no_recipe(Path(path))
     known = ", ".join(sorted(item.stem for item in shipped.glob("*.yaml")))
     raise UserError(f"no recipe at {shown(str(path))}; give a YAML file or a shipped one: {known}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The top-level mapping of a YAML file, its unquoted values as words."""
-    tree = read_yaml_file(path)
+    is_data = path.suffix.lower() in DATA_ENDINGS
+    try:
+        tree = read_yaml_file(path)
+    except UserError:
+        if is_data:
+            raise _no_recipe(path) from None
+        raise
+    if is_data and not (isinstance(tree, dict) and BLOCKS.keys() & tree.keys()):
+        raise _no_recipe(path)
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds {type(tree).__name__}, not settings; see recipes/ for one")
+        raise UserError(
+            f"{path} holds {type(tree).__name__}, not settings; give a YAML file of them, or the "
+            "name of a shipped recipe such as janus_nano"
+        )
     return tree
+
+
+def _no_recipe(path: Path) -> UserError:
+    """The error for data where a recipe belongs."""
+    return UserError(
+        f"{path} is no recipe; data goes after --data: unigame train janus_nano --data "
+        f"{shlex.quote(str(path))}"
+    )
+
+
+def _doubts(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
+    """Own data with the recipe's held-out rows: a loss that says nothing of the data."""
+    paths = [key.split(".") for key, _ in parse_overrides(overrides)]
+    rows = (*REPLACED, "type")
+    own = any(path[0] == "data" and (len(path) < 3 or path[2] in rows) for path in paths)
+    if not own or not recipe.eval_data or any(path[0] == "eval_data" for path in paths):
+        return []
+    held_out = recipe.eval_data[0]
+    named = held_out.get("path") or held_out.get("questions") or held_out["type"]
+    return [
+        f"the data are your own, and the held-out loss is of the recipe's eval_data "
+        f"({shown(plain(named))}); give --eval_data FILE, or --eval_strategy no"
+    ]
 
 
 # ---- overrides -----------------------------------------------------------------------------------
@@ -221,13 +262,15 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     """Put ``--key value`` overrides into a recipe's tree.
 
     What is set of one source counts together, in whatever order: a new ``type`` or ``path`` takes
-    out what it makes void (:func:`unigame.data.settings.change_source`).
+    out what it makes void (:func:`unigame.data.settings.change_source`). ``--data`` that comes
+    twice names sources of one mixture: neither is dropped for the other.
 
     Returns:
         A line for each ``--data FILE``: what was found there.
     """
     found: list[str] = []
     deep: list[tuple[str, Any]] = []
+    named: dict[str, list[Any]] = {}
     changes: dict[tuple[str, str], dict[str, Any]] = {}
     pairs = parse_overrides(words)
     for key, word in pairs:  # which methods are listed says whose other settings are
@@ -243,6 +286,8 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
         if isinstance(value, Guess):
             found.append(f"{block}: {value.said}")
             value = [value.source]
+        if key in ("data", "eval_data") and isinstance(value, list):
+            value = named[key] = [*named.get(key, ()), *value]
         if block in ("data", "eval_data") and len(inner) == 2:
             changes.setdefault((block, inner[0]), {})[inner[1]] = value
         elif block in ("data", "eval_data") and len(inner) > 2:

@@ -147,6 +147,30 @@ def test_another_layout(tmp_path):
         VQAv2().load(DataSource(root=tmp_path))
 
 
+def test_a_table_of_ones_own_is_told_what_it_needs(tmp_path, caplog):
+    """It was told of another layout, of the challenge server, or nothing at all."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.jpg")
+    table = tmp_path / "rows.json"
+    asked = {"question_id": 1, "image_id": 1, "image": "1.jpg", "question": "?"}
+    trained = {"image": "1.jpg", "question": "?", "answer": "a"}
+    table.write_text(json.dumps([trained]))
+    with pytest.raises(
+        UserError, match=r"question_id.*answers \(ten times\).*tutorial\.md, step 4"
+    ):
+        VQAv2().load(DataSource(root=tmp_path))
+    table.write_text(json.dumps([{**asked, "answer": "a"}]))
+    with pytest.raises(UserError, match="has 'answer', VQAv2 wants the list 'answers'"):
+        VQAv2().load(DataSource(root=tmp_path))
+    table.write_text(json.dumps([{**asked, "answers": ["a"] * 10}] * 12))
+    loaded = VQAv2().load(DataSource(root=tmp_path))
+    assert len(loaded.items) == 1
+    assert "most rows are left out" in caplog.text and "11 question_id occurs twice" in caplog.text
+    caplog.clear()
+    rows = [{**asked, "question_id": n, "answers": ["a"] * 10} for n in (1, 2, 2)]
+    table.write_text(json.dumps(rows))
+    assert len(VQAv2().load(DataSource(root=tmp_path)).items) == 2 and not caplog.text
+
+
 def test_no_usable_row(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([row(1, image=None), row(2, image=None)]))
     with pytest.raises(UserError, match="no usable row .*2 missing image"):

@@ -43,6 +43,10 @@ from unigame.reports.metrics import Metric, Unit
 from unigame.system.say import warn
 
 SUBMISSION = "submission"
+OWN_TABLE = (
+    "Your own table: question_id, image_id, image, question, answers (ten times), as in "
+    "docs/tutorial.md, step 4"
+)
 FULL_VOTES = 4
 """Annotators who agree, for a full score: whoever is left out, three others are left."""
 
@@ -77,6 +81,12 @@ class VQAv2(Benchmark):
         data = self._rows(source)
         where = str(data.root or data.info.id)
         if self.parser != SUBMISSION and not any(row.get("answers") for row in data.rows):
+            for name in ("answer", "multiple_choice_answer"):
+                if any(row.get(name) for row in data.rows):
+                    raise UserError(
+                        f"{where} has {name!r}, {self.title} wants the list 'answers', one of each "
+                        "annotator: write a sure answer ten times (docs/tutorial.md, step 4)"
+                    )
             raise UserError(
                 f"{where} has no answers for split {data.info.split!r}: only the challenge server "
                 "can score a test split; use split validation (with its annotations), or "
@@ -88,6 +98,10 @@ class VQAv2(Benchmark):
             raise UserError(
                 f"{where} has no usable row: no question has a picture; is their folder there?"
             )
+        if len(skips.skipped) > len(items):
+            warn(
+                f"{where}: most rows are left out, and the figure is of the rest: {skips.summary()}"
+            )
         for line in self._few_votes(items):
             warn(f"{where}: {line}")
         return loaded(items, data.info, skips)
@@ -98,7 +112,9 @@ class VQAv2(Benchmark):
         if root is not None and _files(root, "questions"):
             return Rows(read_vqa_files(root, split), DatasetInfo(root.name, split=split), root)
         needed = ("question_id", "question", "image")
-        return read_rows(source, hub_id=self.hub_id, config=None, split=split, required=needed)
+        return read_rows(
+            source, hub_id=self.hub_id, config=None, split=split, required=needed, own=OWN_TABLE
+        )
 
     def _item(self, row: Row, root: Path | None) -> Item:
         try:
