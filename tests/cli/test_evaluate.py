@@ -171,7 +171,9 @@ def test_an_adapter_is_another_model(pope, tmp_path, capsys):
     capsys.readouterr()
     assert evaluate(*words, "--output", output) == 2
     error = capsys.readouterr().err
-    assert "another model: adapter was" in error.splitlines()[-1]
+    name, adapter = shared_tiny_janus(), tmp_path / "adapter"
+    said = f"of '{name}' with adapter '{adapter}' in float32, and this is '{name}' in float32"
+    assert f"another model: {said}; give another --output" in error.splitlines()[-1]
 
 
 def test_one_split_of_one_benchmark(pope, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from tests.data.files import png
 from tests.evaluation.fakes import (
@@ -133,15 +134,27 @@ def test_an_item_without_its_picture_counts_as_skipped_and_not_as_unscored_too(t
 
 
 def test_a_benchmark_without_a_readable_picture_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="quiz: accuracy has no units"):
+    said = r"quiz: no item was scored: all 2 skipped, 2 corrupt image \(first: q0: .+\)"
+    with pytest.raises(UserError, match=said):
         run(FakeBackbone(), tmp_path, Quiz(questions(2, bad=[0, 1])))
+
+
+def test_the_record_has_an_example_of_each_reason_that_something_was_skipped_for(tmp_path):
+    record = run(FakeBackbone(), tmp_path, Quiz(questions(4, bad=[1, 2])))
+    entry = record["benchmarks"]["quiz"]
+    wrong = "q1: no kind of picture that Pillow knows"
+    assert entry["examples"] == {"missing column question": "row 9", "corrupt image": wrong}
+    said = io.StringIO()
+    print_record(record, ["quiz"], Console(file=said, width=200))
+    assert "1 missing column question (first: row 9)" in said.getvalue()
+    assert f"2 corrupt image (first: {wrong})" in said.getvalue()
 
 
 def test_further_benchmarks_are_added_to_the_record_of_the_same_model(tmp_path):
     run(FakeBackbone(), tmp_path, Quiz(questions(2)))
     record = run(FakeBackbone(), tmp_path, Easel(prompts(2)))
     assert list(record["benchmarks"]) == ["quiz", "easel"]
-    with pytest.raises(UserError, match=r"another model: sha256 was .*give another --output"):
+    with pytest.raises(UserError, match=r"another model: .* sha256 was .*give another --output"):
         run(FakeBackbone(weight=1.0), tmp_path, Copy(questions(2)))
 
 

@@ -53,8 +53,14 @@ def test_a_record_moved_to_another_place_is_still_the_same_models(tmp_path):
     write_whole(path, open_record(path, model))
     assert open_record(path, {**model, "id": "/elsewhere/m"})["format"] == FORMAT
     adapter = {"id": "a", "sha256": "2"}
-    with pytest.raises(UserError, match='another model: adapter was null and is now "2"'):
+    said = "another model: of 'm' in float32, and this is 'm' with adapter 'a' in float32; give"
+    with pytest.raises(UserError, match=said):
         open_record(path, {**model, "adapter": adapter})
+    said = "of 'm' in float32, and this is 'n' in float32, nf4; give another --output"
+    with pytest.raises(UserError, match=said):
+        open_record(path, {**model, "id": "n", "sha256": "2", "quantization": "nf4"})
+    with pytest.raises(UserError, match="of 'm' in float32 before: sha256 was \"1\" and is now"):
+        open_record(path, {**model, "sha256": "2"})  # trained anew in its place
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -392,6 +393,15 @@ def test_a_figure_that_is_no_number_is_named(tmp_path):
 def test_a_missing_record_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot read .*nowhere.*No such file"):
         read_record(tmp_path / "nowhere")
+
+
+def test_the_folder_of_a_run_names_the_evaluations_inside(tmp_path):
+    (tmp_path / "run1").mkdir()
+    for name in ("evaluation", "base"):
+        write(tmp_path / "run1", name, record(pope()))
+    run = re.escape(str(tmp_path / "run1"))
+    with pytest.raises(UserError, match=f"^{run} is the folder of a run.*: {run}/base, {run}/eval"):
+        read_record(tmp_path / "run1")
 
 
 def test_the_headline_comes_first_whatever_the_order_in_the_file(tmp_path):

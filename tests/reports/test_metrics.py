@@ -207,7 +207,7 @@ def test_the_groups_of_a_unit_are_part_of_its_name():
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (mean_metric([]), "acc has no units"),
+        (mean_metric([]), "acc has no figure: no item was scored"),
         (mean_metric([1.0], statistic="median"), "unknown statistic 'median'; choose from mean"),
         (mean_metric([1.0], statistic="f1"), "unit 'q0' has 1 counts; f1 takes 4"),
         (mean_metric([1.0, float("nan")]), "the counts of 'q1' are"),

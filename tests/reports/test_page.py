@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.reports.record_files import four, record, write
-from tests.reports.run_files import QUESTION, write_drawings, write_run
+from tests.reports.run_files import QUESTION, log, write_drawings, write_run
 from unigame import cli
 from unigame.errors import UserError
 from unigame.reports.page import charts, verdict
@@ -237,6 +237,38 @@ def test_a_run_that_is_not_finished_has_the_weights_of_its_checkpoints(
     found = read_run(run, "game")
     assert list(found.evaluations) == ["game (base)", "game (evaluation)"][: 1 + checkpoint]
     assert found.left_out == (() if checkpoint else (run / "evaluation",))
+
+
+def test_a_run_in_progress_is_shown_by_its_newest_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "game"
+    for step in (20, 100):  # by number, and not by name
+        state = {"global_step": step, "max_steps": 120, "log_history": log(step // 10)}
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    recipe = {"methods": {"sft": {}}, "recipe": {"model": "janus-nano"}}
+    (run / "checkpoint-100" / "run.json").write_text(json.dumps(recipe))
+    page, text = page_of(run)
+    said = "is stopped or in progress at step 100 of 120"
+    assert f"game {said}." in page.text["h1"][0] and "janus-nano" in text
+    assert any(f"--adapter {run / 'checkpoint-100'} " in line for line in commands(page))
+    assert cli.main(["report", str(run)]) == 0
+    assert f"{run} {said}." in capsys.readouterr().out.replace("\n", "")
+    assert f"{run / 'checkpoint-20'} is" not in text
+    page, _ = page_of(run / "checkpoint-20")
+    assert "checkpoint-20 is stopped or in progress at step 20 of 120." in page.text["h1"][0]
+    state = {"global_step": 120, "max_steps": 120, "log_history": log()}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    assert "in progress" not in page_of(run)[0].text["h1"][0]
+    assert "a checkpoint at step 20 of 120" in page_of(run / "checkpoint-20")[0].text["h1"][0]
+
+
+def test_a_checkpoint_before_the_first_log_is_a_run_in_progress(tmp_path: Path) -> None:
+    place = tmp_path / "game" / "checkpoint-2"
+    place.mkdir(parents=True)
+    (place / "trainer_state.json").write_text('{"global_step": 2, "max_steps": 40}')
+    assert "in progress at step 2 of 40" in page_of(tmp_path / "game")[0].text["h1"][0]
 
 
 def test_evaluations_of_a_runs_checkpoints_are_its_own(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ SETTINGS: dict[str, Any] = {
     "keep_examples": 1,
 }
 
+EVALUATED = (1, 5, 7, 8)
+"""Rows: of the first two the second process has no row of its own in its last batch."""
+
 
 def game(model: Path, folder: Path, mode: str) -> UniGameTrainer:
     """Rank 0 sees only answers, rank 1 only captions and, in step 3, a text."""
@@ -55,6 +58,25 @@ def tuned(
         save_strategy="steps",
         save_steps=2,
     )
+
+
+def evaluated(model: Path, folder: Path, mode: str = "none") -> list[float]:
+    """Losses of evaluations whose rows do not fill the batches of two processes."""
+    trainer = make_trainer(
+        model,
+        folder,
+        Records(4, captions=True),
+        methods=["sft"],
+        shard_frozen=mode,
+        generation_weight=0.5,
+        per_device_eval_batch_size=2,
+    )
+    losses = []
+    for size in EVALUATED:
+        data = Records(size, captions=True, long_answers=True)
+        data.items[-1]["caption"] = None
+        losses.append(trainer.evaluate(data)["eval_loss"])  # type: ignore[arg-type]
+    return losses
 
 
 def found(trainer: UniGameTrainer) -> dict[str, Any]:
@@ -105,6 +127,9 @@ def main(model: Path, folder: Path) -> None:
     sft.train()
     record["sft"] = {"losses": Losses(sft.state.log_history).values, "u": lora_weights(sft)}
     record["taught"] = teach(model, folder / "taught", shard_frozen="language+vision")
+    record["evaluated"] = {
+        mode: evaluated(model, folder / f"evaluated-{mode}", mode) for mode in ("none", "language")
+    }
     rank = resumed.args.process_index
     torch.save(record, folder / f"rank{rank}.pt")
     (folder / f"refused{rank}.json").write_text(json.dumps(refused(model, folder)))

@@ -18,7 +18,7 @@ from unigame.training.trainer import UniGameTrainer
 BIG = ("janus_pro_1b", "janus_pro_7b", "bagel_7b", "chameleon", "emu3", "composed_qwen_sd15")
 
 
-@pytest.mark.parametrize(("floor", "told"), [(0.1, "nothing"), (0.5, ""), (0.95, "everything")])
+@pytest.mark.parametrize(("floor", "told"), [(0.1, "none"), (0.5, ""), (0.95, "all")])
 def test_a_floor_is_judged_over_the_first_batches(
     floor: float, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -26,7 +26,9 @@ def test_a_floor_is_judged_over_the_first_batches(
     for start in range(0, ENOUGH, 8):
         assert not caplog.text
         check.see(torch.linspace(0.2, 0.9, ENOUGH)[start : start + 8].view(4, 2))
-    assert (f"clip_floor={floor} rejects {told}" in caplog.text) == bool(told)
+    # Other pictures, such as free drawings, may still become hard samples.
+    said = f"clip_floor={floor} rejects {told} of these candidates"
+    assert (said in caplog.text) == bool(told)
     assert bool(caplog.text) == bool(told)
     check.see(torch.zeros(ENOUGH, 1))
     assert caplog.text.count("clip_floor") == bool(told)

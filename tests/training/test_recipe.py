@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def test_overrides_reach_every_block(recipe: Path) -> None:
     ("words", "message"),
     [
         (["--learning_rat", "1"], "did you mean 'learning_rate'"),
+        (["--resume", "true"], r"did you mean 'resume_from_checkpoint'\?"),  # and not resume_anyway
+        (["--resume_anyways"], r"did you mean 'resume_anyway'\?"),
         (["--lora.rank_patern", "1"], "did you mean 'rank_pattern'"),
         (["--dataa.0.path", "x"], "did you mean 'data'"),
         (["--data.3.path", "x"], "list of 1"),
@@ -119,6 +122,47 @@ def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ok.json", '[{"image": "a.png", "question": "q", "answer": "a"}]'),
+        ("ok.json", '{"image": "a.png", "question": "q", "answer": "a"}'),
+        ("ok.jsonl", '{"image": "a.png"}\n{"image": "b.png"}\n'),
+        ("ok.csv", "image,question\na.png,what: is: it\n"),
+        ("pictures", None),
+    ],
+)
+def test_data_where_a_recipe_belongs_are_told_where_to_go(
+    tmp_path: Path, name: str, content: str | None
+) -> None:
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_text(content)  # type: ignore[func-returns-value]
+    with pytest.raises(UserError, match=f"data goes after --data: .*--data {path}$"):
+        load_recipe(path)
+
+
+def test_a_recipe_may_be_json(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(GOOD))
+    assert load_recipe(path, ["--use_cpu"]).model == GOOD["model"]
+
+
+def test_own_data_beside_the_recipes_held_out_rows_are_doubted(tmp_path: Path) -> None:
+    table = tmp_path / "mine.jsonl"
+    table.write_text('{"image": "a.png", "question": "q", "answer": "a"}\n')
+    own = ["--data", str(table)]
+    (line,) = load_recipe("janus_nano", own).doubts
+    assert "'synthetic'" in line and "--eval_data FILE, or --eval_strategy no" in line
+    assert load_recipe("janus_nano", ["--data.0.type", "hf", "--data.0.path", "x"]).doubts
+    for words in (
+        [*own, "--eval_data", str(table)],
+        [*own, "--eval_strategy", "no"],
+        ["--data.0.size", "10"],
+        [],
+    ):
+        assert load_recipe("janus_nano", words).doubts == ()
 
 
 def test_a_missing_recipe_lists_the_shipped_ones(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from unigame.backbones import load_backbone
 from unigame.backbones.base import Backbone
 from unigame.data import VQA, Mixture
 from unigame.errors import UserError
-from unigame.training import UniGameConfig, UniGameTrainer
+from unigame.training import UniGameConfig, UniGameTrainer, record_checks
 from unigame.training.record_checks import DataCheck, RecordCheck
+from unigame.turns import PICTURE, REPLY, TURN
 
 PLACEHOLDER = "<image_placeholder>"
 
@@ -143,7 +144,7 @@ def test_texts_of_joined_and_cut_datasets_are_found_without_their_pictures(tmp_p
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     table = tmp_path / "t.csv"
-    table.write_text(f"image,question,answer\na.png,what is it,red\na.png,{PLACEHOLDER},red\n")
+    table.write_text("image,question,answer\na.png,what is it,red\na.png,<end_of_image>,red\n")
     read = VQA(path=table)
     (tmp_path / "a.png").unlink()  # nobody needs it
     hugging = datasets.Dataset.from_dict({"question": [PLACEHOLDER], "answer": ["a"]})
@@ -157,6 +158,33 @@ def test_texts_of_joined_and_cut_datasets_are_found_without_their_pictures(tmp_p
     for dataset, named in cases:
         with pytest.raises(UserError, match=named):
             DataCheck(check).look_at(dataset, "train_dataset")
+
+
+def test_words_that_the_tokenizer_does_not_know_are_said_with_their_share(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check = RecordCheck(tiny_backbone().text_rules)
+    chat = f"{PICTURE}what colour is it{REPLY}red{TURN}is it red"  # marks that no model reads
+    known = [{**row, "question": chat} for row in rows_with({})]
+    DataCheck(check).look_at(known, "data")
+    assert not caplog.records
+    foreign = [*known[:15], *({**row, "answer": "它是红色的"} for row in known[15:])]
+    DataCheck(check).look_at(foreign, "data")
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert said.startswith("data: 5 of 20 rows looked at (25%)") and "'它是红色的'" in said
+    DataCheck(check, speaks=False).look_at([*foreign], "data")
+    assert len(caplog.records) == 1
+
+
+def test_unknown_words_are_looked_for_in_rows_spread_over_a_large_dataset(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(record_checks, "READ", 10)
+    rows = rows_with({}, size=40)
+    rows[36]["answer"] = "它"
+    DataCheck(RecordCheck(tiny_backbone().text_rules)).look_at(rows, "data")
+    assert "data: 1 of 10 rows looked at (10%)" in caplog.text
 
 
 def test_looking_at_a_foreign_dataset_leaves_random_states_alone() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,75 @@ def test_mistakes_are_found_before_any_weight_is_loaded(
     monkeypatch.setattr(unigame.backbones, "load_backbone", load)
     with pytest.raises(UserError, match=message):
         main(recipe, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "janus-nan"], "'janus-nan': no such folder"),
+        (["--adapter", "/nowhere"], "adapter folder '/nowhere' has no"),
+        (["--lora.target_modules", "[q_proj, foo]"], "'foo' is no linear layer"),
+    ],
+)
+def test_a_model_that_is_not_there_is_found_before_any_data_are_opened(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.setattr("unigame.data.build_dataset", _refuse)
+    with pytest.raises(UserError, match=message):
+        main(recipe, words)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("answer", "red<begin_of_image>", "'<begin_of_image>' in its answer"),
+        ("answer", "red " * 600, "too many tokens"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused_before_any_weight_is_loaded(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, column: str, value: str, message: str
+) -> None:
+    _edit_rows(recipe, lambda number: {column: value})
+    monkeypatch.setattr(unigame.backbones, "load_backbone", _refuse)
+    with pytest.raises(UserError, match=f"^data: .*{message}"):
+        main(recipe, [])
+
+
+def test_the_folder_of_a_run_is_no_checkpoint_and_names_its_newest(
+    recipe: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "before"
+    for step in (2, 10):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"give {folder}/checkpoint-10, or true") as caught:
+        main(recipe, ["--resume_from_checkpoint", str(folder)])
+    assert "resume_anyway" not in str(caught.value)
+
+
+def test_own_data_are_not_said_to_be_judged_by_the_recipes(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(unigame.backbones, "load_backbone", _refuse)
+    with pytest.raises(AssertionError):
+        main(recipe, ["--data", str(recipe.parent / "rows.jsonl")])
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("warning: the data are your own") == 1, said
+
+
+def test_rows_are_looked_at_once(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _edit_rows(recipe, lambda number: {"answer": "red " * 600} if number == 0 else {}, times=4)
+    main(recipe, ["--max_steps", "1", "--methods", "sft"])
+    said = [record.getMessage() for record in caplog.records if "too many" in record.getMessage()]
+    assert len(said) == 2 and said[0].startswith("data: 23 rows, 1 skipped"), said
+    assert said[1].startswith("eval_data: 23 rows, 1 skipped")
+
+
+def _edit_rows(recipe: Path, change: Callable[[int], dict[str, str]], times: int = 1) -> None:
+    """Change rows of the table by their number, after writing it so many times over."""
+    table = recipe.parent / "rows.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()] * times
+    changed = ({**row, "id": str(at), **change(at)} for at, row in enumerate(rows))
+    table.write_text("\n".join(json.dumps(row) for row in changed))
 
 
 @pytest.fixture
@@ -205,6 +275,47 @@ def test_the_same_command_begins_and_after_a_signal_goes_on(recipe: Path, monkey
     assert len(calls) == 2
     name = "adapter_model.safetensors"
     assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_a_signal_in_the_last_step_costs_no_closing_line_and_no_report(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stepped = UniGameTrainer.training_step
+
+    def stopped(self: UniGameTrainer, *args: Any) -> Any:
+        if self.state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stepped(self, *args)
+
+    def closing() -> str:
+        said = " ".join(capsys.readouterr().out.split())
+        return said[said.index("Trained") : said.index("Adapter")]
+
+    words = ["train", str(recipe), "--methods", "verify,reca", "--resume_from_checkpoint", "auto"]
+    words += ["--verify.verifier", "none", "--verify.every", "1", "--verify.captions", "1"]
+    words += [
+        "--verify.drawings",
+        "1",
+        "--verify.guidance_scale",
+        "1.0",
+        "--generation_weight",
+        "0",
+    ]
+    unbroken, folder = recipe.parent / "unbroken", recipe.parent / "run"
+    assert cli.main([*words, "--output_dir", str(unbroken)]) == 0
+    expected = closing()
+    assert "confirmed 2 of 2" in expected and "RecA: 0 times" not in expected
+    with monkeypatch.context() as patch:
+        patch.setattr(UniGameTrainer, "training_step", stopped)
+        assert cli.main(words) == 128 + signal.SIGTERM
+    assert (folder / "checkpoint-2").is_dir() and not (folder / "about.json").exists()
+    assert cli.main(words) == 0
+    assert closing() == expected
+    shown = "drawings/verify.json"
+    assert (folder / shown).read_bytes() == (unbroken / shown).read_bytes()
+    abouts = [json.loads((one / "about.json").read_text()) for one in (unbroken, folder)]
+    for part in ("steps", "findings", "not_recorded"):
+        assert abouts[0][part] == abouts[1][part]
 
 
 def test_auto_does_not_begin_anew_beside_damaged_checkpoints(recipe: Path) -> None:

@@ -19,7 +19,7 @@ from tests.training.helpers import (
     make_config,
     make_trainer,
 )
-from tests.training.sharded import tuned
+from tests.training.sharded import evaluated, tuned
 from unigame.errors import UserError
 from unigame.methods.selfplay.buffer import HardSample
 from unigame.training.sharding import vision_layers
@@ -100,6 +100,13 @@ def test_two_sharded_ranks_are_one_process_that_accumulates(ranks, tiny_path, tm
     )
     for name, weight in lora_weights(single).items():
         assert torch.allclose(weight, ranks[0]["sft"]["u"][name], atol=1e-4), name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_evaluate_every_row_once(ranks, tiny_path, tmp_path, mode: str) -> None:
+    alone = evaluated(tiny_path, tmp_path)
+    for rank in ranks:
+        assert rank["evaluated"][mode] == pytest.approx(alone, abs=1e-5)
 
 
 def test_a_checkpoint_of_two_ranks_goes_on_with_one(ranks, launched, tiny_path, tmp_path) -> None:

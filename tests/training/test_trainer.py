@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from unigame.backbones import load_backbone
 from unigame.backbones.janus.load import load_processor
 from unigame.errors import UserError
 from unigame.methods.answers import ReadAnswers, own_loss
+from unigame.methods.base import Method, Run
+from unigame.methods.rows import Batch, Rows
 from unigame.methods.selfplay import stack_compact
 from unigame.training.trainer import UniGameTrainer
 
@@ -263,6 +266,52 @@ def test_an_evaluation_with_nothing_to_judge_says_so(tiny_path: Path, tmp_path: 
         row["question"] = row["answer"] = None
     trainer = make_trainer(tiny_path, tmp_path, eval_dataset=data)
     assert math.isnan(trainer.evaluate()["eval_loss"])
+
+
+@dataclass
+class NoSettings:
+    """A method without any."""
+
+
+class Twice(Method):
+    """Adds the answers of a batch again, or the row that stands there for none."""
+
+    name = "twice"
+    Settings = NoSettings
+
+    def setup(self, run: Run) -> None:
+        super().setup(run)
+        self.told: list[tuple[int, int]] = []
+
+    def before_step(self, batch: Batch, step: int) -> None:
+        self.rows = replace(batch.answers, source=[self.name] * len(batch.answers))
+
+    def step_rows(self) -> list[Rows]:
+        return [self.rows]
+
+    def rows_at_most(self, args: Any) -> int:
+        return int(args.per_device_train_batch_size)
+
+    def after_loss(self, clean: ReadAnswers, own: ReadAnswers, step: int) -> None:
+        self.told.append((len(clean), len(own)))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_a_method_is_not_told_of_rows_that_only_keep_step(
+    tiny_path: Path, tmp_path: Path, micro_batch: int | None
+) -> None:
+    trainer = make_trainer(
+        tiny_path,
+        tmp_path,
+        Kinds(4, "answer"),
+        methods=[Twice()],
+        max_steps=4,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        understanding_micro_batch=micro_batch,
+    )
+    trainer.train()
+    assert trainer.method("twice").told == [(0, 0), (1, 1), (0, 0), (1, 1)]
 
 
 class Kinds(Records):

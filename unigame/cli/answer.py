@@ -43,7 +43,7 @@ def answer(
     reply = backbone.answer(images_13SS, [question], max_new_tokens=max_new_tokens)[0]
     make_console().print(reply or "(the model said nothing)")
     if model in options.BUNDLED_MODELS:
-        advice = "post-train on your own questions:  unigame train RECIPE.yaml  (recipes/ has some)"
+        advice = "post-train on your own questions:  unigame train janus_nano --data FILE"
     else:
         advice = f"see what training it would need:  unigame doctor --model {shlex.quote(model)}"
     next_step(advice)

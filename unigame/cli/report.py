@@ -39,4 +39,10 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
     from unigame.reports.page.write import write_report
 
     path = write_report(runs, output)
+    from unigame.reports.page.runs import newest_checkpoint, progress_of
+    from unigame.system.console import make_console
+
+    for run in runs:
+        if (checkpoint := newest_checkpoint(run)) is not None:
+            make_console().print(f"{run} is {progress_of(checkpoint)}.", markup=False)
     next_step(f"open {path} in a browser")

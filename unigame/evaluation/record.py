@@ -21,8 +21,9 @@ from torch import nn
 import unigame
 from unigame.backbones.base import Backbone
 from unigame.backbones.common.quantization import NONE
+from unigame.data import CorruptImage, SkipReport
 from unigame.errors import UserError
-from unigame.evaluation.base import Benchmark, Loaded, Prediction, Scored
+from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
 from unigame.reports.metrics import Metric, to_json
 from unigame.reports.records import FORMAT, unparsed_warning
 from unigame.reports.weights import folder_sha256
@@ -52,10 +53,25 @@ def open_record(path: Path, model: Mapping[str, Any]) -> dict[str, Any]:
     record = _read(path)
     changed = differences(weights_of(record["model"]), weights_of(model))
     if changed:
+        was, now = _said(record["model"]), _said(model)
+        # One that was trained anew has the same name, and only its digest tells.
+        differs = f"{was}, and this is {now}" if was != now else f"{was} before: {changed[0]}"
         raise UserError(
-            f"{path} is the record of another model: {changed[0]}; give another --output"
+            f"{path} is the record of another model: of {differs}; give another --output"
         )
     return record
+
+
+def _said(model: Mapping[str, Any]) -> str:
+    """A model in words: its name, its adapter, and how its weights are kept."""
+    adapter = model.get("adapter")
+    quantization = model.get("quantization", NONE)
+    return (
+        repr(str(model.get("id", "")))
+        + (f" with adapter {str(adapter.get('id', ''))!r}" if adapter else "")
+        + f" in {model['dtype']}"
+        + (f", {quantization}" if quantization != NONE else "")
+    )
 
 
 def weights_of(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +142,7 @@ def benchmark_entry(
     Raises:
         UserError: a metric without units: nothing could be scored.
     """
-    errors = {id: found.error for id, found in predictions.items() if found.error}
+    errors = _errors(predictions)
     skipped = Counter(loaded.skips.counts()) + Counter(errors.values())
     # A scorer may list an item without its picture as unscored too: it counts once, as skipped.
     unscored = {id: why for id, why in scored.unscored.items() if id not in errors}
@@ -137,6 +153,7 @@ def benchmark_entry(
         "skipped": dict(skipped.most_common()),
         "unscored": dict(Counter(unscored.values()).most_common()),
     }
+    examples = left_out_first(loaded, errors)
     return {
         "title": benchmark.title,
         "group": benchmark.group,
@@ -146,11 +163,66 @@ def benchmark_entry(
         "scorer": scored.scorer,
         "generation": dict(generation),
         "counts": counts,
+        **({"examples": examples} if examples else {}),
         "warnings": [*filter(None, [unparsed_warning(counts)]), *scored.warnings],
         "details": {**details, **scored.details},
         "seconds": round(seconds, 3),
         "metrics": metrics_json(scored.metrics),
     }
+
+
+def require_predictions(loaded: Loaded, predictions: Mapping[str, Prediction]) -> None:
+    """Refuse to score where no item could be asked.
+
+    Raises:
+        UserError: it names each reason with the first item that was left out by it.
+    """
+    errors = _errors(predictions)
+    if not loaded.items or len(errors) < len(loaded.items):
+        return
+    first = left_out_first(loaded, errors)
+    reasons = [
+        f"{count} {reason} (first: {first[reason]})"
+        for reason, count in Counter(errors.values()).most_common()
+    ]
+    raise UserError(
+        f"no item was scored: all {len(errors)} skipped, {', '.join(reasons)}; put the pictures "
+        "there, or mend the paths, and run the same command again"
+    )
+
+
+def left_out_first(loaded: Loaded, errors: Mapping[str, str]) -> dict[str, str]:
+    """By reason the first row or item that was left out, and what exactly was wrong with it.
+
+    Args:
+        loaded: the items, and rows that gave none.
+        errors: item id -> why it could not be asked.
+    """
+    found = {reason: _row(loaded.skips, reason) for reason in loaded.skips.counts()}
+    for item in loaded.items:
+        reason = errors.get(item.id)
+        if reason is not None and reason not in found:
+            found[reason] = f"{item.id}{_what_is_wrong(item)}"
+    return found
+
+
+def _errors(predictions: Mapping[str, Prediction]) -> dict[str, str]:
+    return {id: found.error for id, found in predictions.items() if found.error}
+
+
+def _row(skips: SkipReport, reason: str) -> str:
+    detail = skips.details.get(reason)
+    return skips.examples(reason, 1)[0] + (f": {detail}" if detail else "")
+
+
+def _what_is_wrong(item: Item) -> str:
+    """Its pictures are looked at again: a prediction keeps the reason alone."""
+    for picture in item.pictures:
+        try:
+            picture()
+        except CorruptImage as error:
+            return f": {error.detail}"
+    return ""
 
 
 def metrics_json(metrics: Iterable[Metric]) -> dict[str, Any]:

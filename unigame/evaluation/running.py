@@ -188,6 +188,7 @@ class Run:
         self.ask(backbone, batch_size, progress)
         progress.scoring(self.name)
         predictions = self.predictions()
+        records.require_predictions(self.loaded, predictions)
         scored = self.benchmark.score(self.loaded.items, predictions, self.folder)
         if self.changed:
             scored.warnings.append(

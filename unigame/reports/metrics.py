@@ -165,7 +165,7 @@ def _count_width(metric: Metric) -> int:
             f"choose from {', '.join(STATISTICS)}"
         )
     if not metric.units:
-        raise UserError(f"{metric.name} has no units; nothing was scored")
+        raise UserError(f"{metric.name} has no figure: no item was scored")
     width = STATISTICS[metric.statistic][0]
     for unit in metric.units:
         if len(unit.counts) != width:

@@ -100,8 +100,13 @@ def _interval(metric: Mapping[str, Any]) -> str:
 
 def _left_out(entry: Mapping[str, Any]) -> list[str]:
     """Why items and pictures were left out."""
+    first = entry.get("examples") or {}
     lines = [
-        f"{kind}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        f"{kind}: "
+        + ", ".join(
+            f"{count} {reason}" + (f" (first: {first[reason]})" if reason in first else "")
+            for reason, count in reasons.items()
+        )
         for kind, reasons in (
             ("skipped", entry["counts"]["skipped"]),
             ("unscored", entry["counts"]["unscored"]),

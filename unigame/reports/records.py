@@ -102,7 +102,14 @@ def read_record(path: str | Path) -> Record:
             or contradicts itself (``checks.py``).
     """
     path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
+    if path.is_dir():
+        inside = [] if (path / "results.json").is_file() else results_in(path)
+        if inside:
+            raise UserError(
+                f"{path} is the folder of a run, with evaluations inside; pass the one that is "
+                f"meant: {', '.join(str(file.parent) for file in inside)}"
+            )
+        path = path / "results.json"
     try:
         raw = parse_json(path.read_bytes(), strict=True)
     except OSError as error:

@@ -413,9 +413,20 @@ def reject_unknown(names: Iterable[Any], known: Iterable[str], what: str) -> Non
     known = list(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:12])}"
+            near = _meant(str(name), known)
+            advice = f"did you mean {near!r}?" if near else f"known: {', '.join(known[:12])}"
             raise UserError(f"unknown {what} {shown(name)}; {advice}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """The known name that an unknown one begins, or is nearest to.
+
+    Never one that lifts a safeguard (``resume_anyway``), unless that word was typed.
+    """
+    offered = [one for one in known if not one.endswith("_anyway") or "any" in name]
+    begun = [one for one in offered if len(name) >= 3 and one.startswith(name)]
+    near = begun[:1] or difflib.get_close_matches(name, offered, n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def shown(value: Any) -> str:

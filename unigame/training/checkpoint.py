@@ -68,13 +68,22 @@ def saved_by(folder: str | Path) -> int:
 
 
 def require_folder(folder: str | Path) -> None:
-    """Refuse a checkpoint that is no folder.
+    """Refuse a checkpoint that is no folder, or that is the folder of a whole run.
 
     Raises:
-        UserError: naming it.
+        UserError: naming it, and the checkpoint that may have been meant.
     """
-    if not Path(folder).is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise UserError(f"resume_from_checkpoint={str(folder)!r} is no folder; give a checkpoint-N")
+    numbers = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    steps = [int(number) for number in numbers if number.isascii() and number.isdigit()]
+    if steps:  # a checkpoint holds no other one
+        newest = folder / f"checkpoint-{max(steps)}"
+        raise UserError(
+            f"resume_from_checkpoint={str(folder)!r} is the folder of a run, not a checkpoint; "
+            f"give {newest}, or true: the newest whole one of output_dir"
+        )
 
 
 def require_steps_left(folder: str | Path, planned: int) -> None:

@@ -51,6 +51,17 @@ def _require_optimizer(args: UniGameConfig) -> None:
 
 
 def _require_metric(args: UniGameConfig) -> None:
+    """A figure by which the best is chosen, and evaluations that give it."""
+    if args.save_strategy == "best":
+        lacking = [] if args.metric_for_best_model else ["--metric_for_best_model loss"]
+        if args.eval_strategy == "no":
+            lacking.append("--eval_strategy steps")
+        if lacking:
+            raise UserError(
+                "save_strategy='best' needs a figure and evaluations to choose by, and finds "
+                f"metric_for_best_model={args.metric_for_best_model!r} and eval_strategy="
+                f"{str(args.eval_strategy.value)!r}; add {' '.join(lacking)}"
+            )
     if args.metric_for_best_model not in (None, *METRICS):
         raise UserError(
             f"metric_for_best_model={args.metric_for_best_model!r} is not measured while training; "

@@ -18,20 +18,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unigame.backbones.base import Backbone
+from unigame.backbones.base import Backbone, Reading
 from unigame.backbones.common.layout import TextRules
 from unigame.data.images import CorruptImage
+from unigame.data.kinds import holds_pictures_alone
 from unigame.data.peek import peek_texts
 from unigame.data.records import num_pictures, pictures_of
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
+from unigame.methods.base import Method
 from unigame.training.config import UniGameConfig
+from unigame.turns import without_marks, without_places
 
 logger = logging.getLogger(__name__)
 TEXTS = ("question", "answer", "caption")
 MOST = 0.1  # a larger share of unusable rows is a mistake in the data, not a few bad rows
 TOO_MANY = "more pictures than the model takes"
 NEEDS_PICTURE = "no picture, which the model needs"
+EXAMPLES = 3  # of unknown words, in the warning
+READ = 1_000  # rows, spread over a dataset, that are tokenized to find unknown words
 PROBES = 8  # rows of a dataset that are looked at in advance where each costs its picture
 
 
@@ -191,25 +196,55 @@ def record_check(
     """The check for one model and its settings.
 
     Raises:
-        UserError: ``max_length`` is more than the model's positions.
+        UserError: ``max_length`` is more than the model's positions, where a token takes one.
     """
-    _, rules, pictures = backbone.reading
-    positions = rules.max_positions if rules else None
-    if args.max_length and positions and args.max_length > positions:
+    family = backbone.facts.family
+    return _check_by(backbone.reading, family, args, needs_caption, needs_text)
+
+
+def check_before_weights(
+    reading: Reading, family: str, args: UniGameConfig, methods: Sequence[Method], dataset: Any
+) -> RecordCheck:
+    """The check that the trainer will make of a model, whose weights are not there yet.
+
+    Args:
+        reading: of the model, see ``load_reading``.
+        family: its name, for messages.
+        args: of the run.
+        methods: of the run.
+        dataset: to train on.
+
+    Raises:
+        UserError: as ``record_check``.
+    """
+    needs_caption = any(method.refuses_missing_captions for method in methods)
+    pictures = any(own.learns_pictures for own in methods) or holds_pictures_alone(dataset)
+    return _check_by(reading, family, args, needs_caption, needs_text=not pictures)
+
+
+def _check_by(
+    reading: Reading, family: str, args: UniGameConfig, needs_caption: bool, needs_text: bool
+) -> RecordCheck:
+    _, rules, pictures = reading
+    most = rules.max_tokens if rules else None
+    if args.max_length and most and args.max_length > most:
         raise UserError(
-            f"max_length={args.max_length} is more than the model's {positions} positions; lower "
+            f"max_length={args.max_length} is more than the model's {most} positions; lower "
             "it, or leave it out"
         )
     if args.max_length and rules is None:
         raise UserError(
-            f"max_length={args.max_length}: backbone family {backbone.facts.family!r} does not "
-            "count tokens; leave it out"
+            f"max_length={args.max_length}: backbone family {family!r} does not count tokens; "
+            "leave it out"
         )
     return RecordCheck(rules, args.max_length, needs_caption, needs_text, pictures)
 
 
 class DataCheck:
     """Looks at datasets before the first step, and counts what is left out during training.
+
+    ``unigame train`` looks before the weights are loaded and hands the object to the trainer, so
+    each dataset is looked at once.
 
     Args:
         check: of a record.
@@ -228,13 +263,19 @@ class DataCheck:
         self.report = SkipReport()
         self.without_caption = self.with_answer = 0
         self._said: set[str] = set()
+        self._seen: list[Any] = []
 
     def look_at(self, dataset: Any, name: str) -> None:
         """Check all rows of a dataset, or some where that is costly, and say what is left out.
 
+        One that was looked at before is passed by.
+
         Raises:
             UserError: more than a tenth of the rows cannot be used, or none can.
         """
+        if any(dataset is seen for seen in self._seen):
+            return
+        self._seen.append(dataset)
         if isinstance(dataset, Mapping):  # the Trainer takes several evaluation sets by name
             for key, part in dataset.items():
                 self.look_at(part, f"{name}[{key!r}]")
@@ -243,7 +284,9 @@ class DataCheck:
             return
         rows = peek_texts(dataset)
         if rows is not None:
-            self._look_at_all(rows, name, whole=isinstance(dataset, list | tuple))
+            whole = isinstance(dataset, list | tuple)
+            size = len(dataset) if isinstance(dataset, Sized) else 0
+            self._look_at_all(rows, name, whole, size)
         elif isinstance(dataset, Sized):
             self._probe(dataset, name)
 
@@ -257,18 +300,22 @@ class DataCheck:
                 text = "record %r is left out: %s; more like it are only counted"
                 logger.warning(text, id, reason)
 
-    def _look_at_all(self, rows: Iterable[Any], name: str, whole: bool) -> None:
+    def _look_at_all(self, rows: Iterable[Any], name: str, whole: bool, size: int) -> None:
         report, first = SkipReport(), None
+        unknown = _UnknownWords(self.check.rules, size)
         for position, row in enumerate(rows):
             whole_row = whole or (isinstance(row, Mapping) and "image" in row)
             problem = self.check(row, decode=False) if whole_row else self.check.texts(row)
             if problem is None:
                 report.kept += 1
                 self._count_captions(row)
+                unknown.see(position, row)
                 continue
             id = record_id(row) or str(position)
             first = first or problem.of(id)
             report.add(id if id not in report.skipped else f"{id}#{position}", problem.reason)
+        if self.speaks and unknown.rows:
+            logger.warning("%s: %s", name, unknown.said())
         if first is None:
             return
         share = len(report.skipped) / (report.kept + len(report.skipped))
@@ -311,6 +358,53 @@ class DataCheck:
                 f"{name}: {len(problems)} of the {len(problems) + good} rows looked at cannot be "
                 f"used. The first is {problems[0]}"
             )
+
+
+class _UnknownWords:
+    """Counts rows with a word that the tokenizer has no token for: what is trained is its mark.
+
+    Most tokenizers spell any text in bytes; those of small models know a list of words.
+
+    Args:
+        rules: of the model's texts; None: not known, and nothing is counted.
+        size: rows of the dataset, of which at most ``READ`` are read.
+    """
+
+    def __init__(self, rules: TextRules | None, size: int) -> None:
+        self.layout = getattr(rules, "layout", None)
+        self.token = getattr(getattr(self.layout, "tokenizer", None), "unk_token_id", None)
+        self.every = max(1, size // READ)
+        self.read = self.rows = 0
+        self.examples: dict[str, None] = {}  # different ones, in order
+
+    def see(self, position: int, row: Mapping[str, Any]) -> None:
+        """One usable row."""
+        if self.token is None or position % self.every:
+            return
+        self.read += 1
+        # In the place of turns and pictures a model has marks of its own.
+        texts = [without_marks(without_places(row.get(field) or "")) for field in TEXTS]
+        found = [text for text in texts if self._is_unknown(text)]
+        if found:
+            self.rows += 1
+            if len(self.examples) < EXAMPLES:
+                words = [word for text in found for word in text.split() if self._is_unknown(word)]
+                self.examples.update(dict.fromkeys(words or found))
+
+    def _is_unknown(self, text: str) -> bool:
+        assert self.layout is not None
+        return self.token in self.layout.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def said(self) -> str:
+        """One line for people."""
+        assert self.layout is not None
+        mark = self.layout.tokenizer.unk_token
+        shown = ", ".join(repr(word[:40]) for word in list(self.examples)[:EXAMPLES])
+        return (
+            f"{self.rows} of {self.read} rows looked at ({self.rows / self.read:.0%}) hold words "
+            f"that the model's tokenizer does not know, such as {shown}: they are "
+            f"read and learned as {mark!r}; write them in its words, or take another model"
+        )
 
 
 def record_id(record: Any) -> str:

@@ -104,13 +104,30 @@ class ResumableTrainer(Trainer):
             raise OneProcessError(f"process {self.args.process_index}: {error}") from error
 
     def take_up(self, resume_from_checkpoint: str) -> TrainOutput:
-        """The players of a run that made all its steps and was stopped before it saved them."""
+        """A run that made all its steps and was stopped before it saved its result.
+
+        Its players, and all that its methods counted and kept, are as they were after the last
+        step.
+
+        Args:
+            resume_from_checkpoint: the ``checkpoint-N`` of the last step.
+
+        Raises:
+            UserError: the checkpoint is damaged, or of another run.
+        """
         folder = self._checkpoint(resume_from_checkpoint)
         assert folder is not None
         self._require_same_run(folder)
-        self._load_players(folder)
+        self.backbone.load_adapter(folder)
+        steps = self.planned_steps()
+        for method in self.methods:
+            method.create_scheduler(steps)  # its state is a part of the method's
+        self._load_methods(folder)
         state = Path(folder) / checkpoint.TRAINER_STATE_FILE
         self.state = TrainerState.load_from_json(str(state))
+        # The file is the first process's.
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        self.state.is_local_process_zero = self.is_local_process_zero()
         self.guard.restore(self.state)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
@@ -286,8 +303,11 @@ class ResumableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            for method in self.methods:
-                method.load(Path(checkpoint), self.args.process_index, self.args.world_size)
+            self._load_methods(checkpoint)
+
+    def _load_methods(self, folder: str) -> None:
+        for method in self.methods:
+            method.load(Path(folder), self.args.process_index, self.args.world_size)
 
     def _load_best_model(self) -> None:
         """The adapter as it was then, and what each method had trained beside it."""

@@ -19,6 +19,9 @@ from unigame.training.recipe import Recipe, load_recipe
 from unigame.training.resuming import require_same_run, require_undamaged
 
 if TYPE_CHECKING:
+    from unigame.methods.base import Method
+    from unigame.training.config import UniGameConfig
+    from unigame.training.record_checks import DataCheck
     from unigame.training.trainer import UniGameTrainer
 
 
@@ -60,6 +63,8 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
     if recipe.training.process_index == 0:
         for line in recipe.found:
             make_console(stderr=True).print(line)
+        for line in recipe.doubts:
+            make_console(stderr=True).print(f"warning: {line}", markup=False)
     result = run_recipe(recipe)
     if recipe.training.process_index != 0:
         return None
@@ -149,9 +154,10 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
 
 
 def _trainer(recipe: Recipe) -> UniGameTrainer:
-    """Data first: a wrong path should cost seconds, not the loading of a model."""
+    """Small files first, then data, weights last: a mistake should cost seconds."""
     from unigame.backbones import load_backbone
     from unigame.backbones.common.quantization import require_quantization
+    from unigame.backbones.loading import find_model
     from unigame.training.health import require_work
     from unigame.training.preflight import check_before_loading, require_hub
     from unigame.training.sharding import loading_device
@@ -161,6 +167,8 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     args = recipe.training
     lora = recipe.lora_config()
     methods = recipe.build_methods()
+    adds_lora = recipe.adapter is None and not args.train_parts
+    _, family = find_model(recipe.model, adapter=recipe.adapter, lora=lora if adds_lora else None)
     check_before_loading(args, methods)
     require_quantization(recipe.quantization)
     train_data = _open("data", recipe.data, args.seed)
@@ -168,6 +176,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     for data, block in ((train_data, "data"), (eval_data, "eval_data")):
         report_skips(data, block, args.max_skipped_share, speaks=args.process_index == 0)
     require_work(args, train_data, methods)
+    looked = _look_at_rows(recipe.model, family, args, methods, train_data, eval_data)
     require_hub(args)
     half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
@@ -186,7 +195,36 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
         methods=methods,
     )
     trainer.recipe, trainer.folder_is_held = _blocks(recipe), True
+    trainer.data_check = looked or trainer.data_check
     return trainer
+
+
+def _look_at_rows(
+    model: str,
+    family: str,
+    args: UniGameConfig,
+    methods: Sequence[Method],
+    train_data: Any,
+    eval_data: Any,
+) -> DataCheck | None:
+    """Rows that the model cannot be trained on, found by its small files alone.
+
+    None: of a family that needs its weights to say; the trainer looks then.
+
+    Raises:
+        UserError: there are too many such rows.
+    """
+    from unigame.backbones.loading import reading_without_weights
+    from unigame.training.record_checks import DataCheck, check_before_weights
+
+    reading = reading_without_weights(model)
+    if reading is None:
+        return None
+    check = check_before_weights(reading, family, args, methods, train_data)
+    looked = DataCheck(check, speaks=args.process_index == 0)
+    looked.look_at(train_data, "data")
+    looked.look_at(eval_data, "eval_data")
+    return looked
 
 
 def _blocks(recipe: Recipe) -> dict[str, Any]:
@@ -209,4 +247,6 @@ def _open(block: str, sources: list[dict[str, Any]], seed: int) -> Any:
     try:
         return build_dataset(sources, seed=seed)
     except UserError as error:
-        raise UserError(f"{block}: {error}") from error
+        # Of other data than the user's own, as a shipped recipe names some.
+        without = ", or --eval_strategy no" if block == "eval_data" else ""
+        raise UserError(f"{block}: {error}{without}") from error

@@ -12,8 +12,9 @@ With ``methods=["sft"]`` nothing is added, and the run is plain supervised fine-
 knows the protocol of ``methods/base.py`` and no method.
 
 What rows count for: an answer or caption of the records is divided by what the whole optimizer step
-holds (all micro-batches, all ranks), so 1 x 8, 8 x 1 and two ranks of 4 are the same step. Rows
-that a method adds count as ``weight`` times their mean over the micro-batch.
+holds (all micro-batches, all ranks), so 1 x 8, 8 x 1 and two ranks of 4 are the same step, but for
+noise and dropout, which each rank draws for itself. Rows that a method adds count as ``weight``
+times their mean over the micro-batch.
 """
 
 from __future__ import annotations
@@ -47,11 +48,17 @@ from unigame.training.collator import RecordCollator
 from unigame.training.config import UniGameConfig
 from unigame.training.coverage import Sources, write_coverage
 from unigame.training.epochs import EpochOfData, require_map_style, require_rows
+from unigame.training.even_batches import EvenBatches, even_batches, without_stand_in
 from unigame.training.guard import require_finite
 from unigame.training.health import Watch, require_work
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
-from unigame.training.ranks import average_over_ranks, gather_from_ranks, sum_over_ranks
+from unigame.training.ranks import (
+    OwnNoise,
+    average_over_ranks,
+    gather_from_ranks,
+    sum_over_ranks,
+)
 from unigame.training.record_checks import DataCheck, record_check
 from unigame.training.resumable import ResumableTrainer
 from unigame.training.shard_order import ShardOrder
@@ -153,6 +160,7 @@ class UniGameTrainer(ResumableTrainer):
         )
         self.epochs = EpochOfData(train_dataset)
         self.add_callback(self.epochs)
+        self.add_callback(OwnNoise())
         self._order: ShardOrder | None = None
         # transformers before loss_is_scaled_for_ga decides by this alone.
         self.model_accepts_loss_kwargs = True
@@ -221,13 +229,25 @@ class UniGameTrainer(ResumableTrainer):
         self.timer.memory.on = True
         output = super().train(resume_from_checkpoint, **kwargs)
         self.timer.memory.on = False
+        self._write_about()
+        return output
+
+    def take_up(self, resume_from_checkpoint: str) -> Any:
+        """See ``ResumableTrainer.take_up``; the report gets what the stopped run did not write."""
+        output = super().take_up(resume_from_checkpoint)
+        self.path.on_train_begin(self.args, self.state, self.control)  # keeps what it has
+        self._finish()
+        self._write_about()
+        return output
+
+    def _write_about(self) -> None:
+        """What the report says of the run, and its map of pictures."""
         with self._in_step():  # the first process looks at pictures, for the map
             coverage = self._map_pictures() if self.is_world_process_zero() else ""
         if self.is_world_process_zero():
             lacking = {"path": self.path.why_not, "coverage": coverage}
             steps = self.state.global_step
             write_about(self.args, steps, self.health(), lacking, self.train_dataset)
-        return output
 
     def _finish(self) -> None:
         """All steps are done. Not where a signal ends the run, nor on weights that broke."""
@@ -291,7 +311,7 @@ class UniGameTrainer(ResumableTrainer):
         self.meter.add("skipped_images", batch.num_skipped)
         self.meter.add("skipped_records", len(batch.left_out))
         self.data_check.found(batch.left_out)
-        self.unreadable.count("data", len(batch), batch.num_skipped)
+        self.unreadable.count("data", len(batch), batch.num_skipped, batch.unread)
         records, others = batch.records, batch.others
         if records.counts:
             used_R = batch.has_answer_R
@@ -490,9 +510,10 @@ class UniGameTrainer(ResumableTrainer):
     def _tell(self, read: ReadAnswers, groups: Sequence[Rows], counts: bool) -> None:
         """Each method hears what U found.
 
-        ``*_ce`` is what U learns, ``*_answer_ce`` is without end marks.
+        ``*_ce`` is what U learns, ``*_answer_ce`` is without end marks. Rows that only keep the
+        ranks in step are nobody's answers.
         """
-        source = [name for rows in groups for name in rows.source]
+        source = [name if rows.counts else "" for rows in groups for name in rows.source]
         clean = read[: len(groups[0]) if counts else 0]
         if len(clean):
             self.meter.add_mean("clean_ce", clean.loss_B)
@@ -534,6 +555,13 @@ class UniGameTrainer(ResumableTrainer):
         return sum(float(self._items(rows).sum()) for rows in groups if rows.counts)
 
     # ---- evaluation ----------------------------------------------------------------------------
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; an evaluation on several processes reads every row once."""
+        if not kwargs.get("is_training"):
+            batch, processes = self.args.eval_batch_size, self.accelerator.num_processes
+            dataset = even_batches(dataset, batch, processes)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -543,9 +571,9 @@ class UniGameTrainer(ResumableTrainer):
     ) -> tuple[Tensor, None, None]:
         """Evaluation: the clean loss of one batch. Answers are judged by ``unigame evaluate``."""
         with torch.no_grad():
-            batch = inputs.to(self.args.device)
+            batch = without_stand_in(inputs.to(self.args.device))
             self.data_check.found(batch.left_out)
-            self.unreadable.count("eval_data", len(batch), batch.num_skipped)
+            self.unreadable.count("eval_data", len(batch), batch.num_skipped, batch.unread)
             loss = torch.zeros((), device=self.args.device)
             for name, groups in self._parts_of_records(batch, None).items():
                 of_loss = self._loss_of(model, name, groups)
@@ -557,10 +585,17 @@ class UniGameTrainer(ResumableTrainer):
                 loss = loss + of_loss
         return loss.detach(), None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
         """As the base class, with a loss that counts every answer, and not every batch, alike."""
         self._evaluated = EvaluationLoss(self.args.device)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(
+            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
+        dataset = getattr(dataloader, "dataset", None)
+        if isinstance(dataset, EvenBatches):
+            output = output._replace(num_samples=len(dataset.rows))
         loss = self._evaluated.mean(self.args.generation_weight, self._sum_over_ranks)
         output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output

@@ -62,14 +62,15 @@ class FloorCheck:
         clean = ""
         if self._clean:
             clean = f", of unaltered pictures {_spread(torch.cat(self._clean))}"
-        what = "nothing" if below == 0 else "everything"
+        what = "none" if below == 0 else "all"
         advice = (
             "raise it toward the lower end of these, or say similarity=none"
             if below == 0
-            else "no hard sample is kept; lower it below the middle of these"
+            else "none of them becomes a hard sample; lower it below the middle of these"
         )
         logger.warning(
-            "clip_floor=%g rejects %s: similarities (%s) of the first %d candidates are %s%s; %s",
+            "clip_floor=%g rejects %s of these candidates: similarities (%s) of the first %d are "
+            "%s%s; %s",
             self.floor,
             what,
             self.scorer,

@@ -61,6 +61,7 @@ def _mend(run: RunFiles) -> list[Step]:
 
 def _measure(run: RunFiles) -> list[Step]:
     model, folder = shlex.quote(_model(run)), run.folder
+    trained = run.checkpoint or folder
     # The bundled models' benchmarks need no data of others.
     what = f"--benchmarks {'all' if model in BUNDLED_MODELS else 'pope,mmmu'}"
     return [
@@ -68,7 +69,7 @@ def _measure(run: RunFiles) -> list[Step]:
             "Measure what changed: nothing on this page says whether the model answers better.",
             (
                 f"unigame evaluate --model {model} {what} --output {_quoted(folder / 'base')}",
-                f"unigame evaluate --model {model} --adapter {_quoted(folder)} {what} "
+                f"unigame evaluate --model {model} --adapter {_quoted(trained)} {what} "
                 f"--output {_quoted(_free(run))}",
                 f"unigame report {_quoted(folder)}",
             ),

@@ -8,9 +8,10 @@
     run.json, unigame_config.json          model, data, methods; every setting
     results.json, */results.json           evaluations
 
-Each may be missing. An evaluation of other weights than those in the folder and its checkpoints is
-left out: a run that was trained anew, or further, is not what was measured. A demo's folder stands
-for its arms: their evaluations and drawings, and the game's run.
+Each may be missing: of a run without a result yet the newest checkpoint is read. An evaluation of
+other weights than those in the folder and its checkpoints is left out: a run that was trained anew,
+or further, is not what was measured. A demo's folder stands for its arms: their evaluations and
+drawings, and the game's run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ DEMO_LABELS = {
     "unigame": "UniGame",
     "reca": "RecA",
 }
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+STATE, ADAPTER_WEIGHTS = "trainer_state.json", "adapter_model.safetensors"
 WHOLE_MODEL = ("model*.safetensors", "connector.safetensors")  # the latter of a warm-up's run
 BEGUN = ("_replaced", "_unfinished")  # what training leaves until it has a result
 
@@ -59,6 +60,7 @@ class RunFiles:
         evaluations: records of it and of its base, by label; of a demo, those of its arms.
         left_out: folders of evaluations that are of other weights.
         is_demo: whether the folder is a demo's.
+        checkpoint: the newest one, where the run has no result yet; of a checkpoint the folder.
     """
 
     folder: Path
@@ -74,12 +76,18 @@ class RunFiles:
     evaluations: Mapping[str, Record] = field(default_factory=dict)
     left_out: tuple[Path, ...] = ()
     is_demo: bool = False
+    checkpoint: Path | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show of it."""
         found = (self.log, self.examples, self.drawings, self.evaluations, self.left_out)
-        return not any(found)
+        return not any(found) and self.checkpoint is None
+
+    @property
+    def progress(self) -> str:
+        """Of a run without a result how far it came, of a checkpoint where it stands; else ""."""
+        return "" if self.checkpoint is None else progress_of(self.checkpoint)
 
 
 def read_run(folder: Path, label: str) -> RunFiles:
@@ -97,12 +105,13 @@ def read_run(folder: Path, label: str) -> RunFiles:
         if arms
         else _evaluations(folder, label)
     )
-    places = (training, training / "adapter")
+    checkpoint = newest_checkpoint(training)
+    places = (training, training / "adapter", *([checkpoint] if checkpoint else []))
     about = _first(places, "about.json", {})
     found = RunFiles(
         folder=folder,
         label=label,
-        log=_log(training),
+        log=_log(checkpoint or training),
         about=about if about.get("format") == ABOUT_FORMAT else {},
         record=_first(places, "run.json", {}),
         settings=_first(places, "unigame_config.json", {}),
@@ -117,13 +126,40 @@ def read_run(folder: Path, label: str) -> RunFiles:
         evaluations=evaluations,
         left_out=left_out,
         is_demo=bool(arms),
+        checkpoint=checkpoint,
     )
     if found.is_empty:
         raise UserError(
             f"{str(folder)!r} holds no run (trainer_state.json), no examples/ and no results.json; "
-            "give the output_dir of a finished run, or the folder of an evaluation"
+            "give the output_dir of a run that has a result or a checkpoint, or the folder of an "
+            "evaluation"
         )
     return found
+
+
+def progress_of(checkpoint: Path) -> str:
+    """How far the run of a checkpoint came by it, as the end of a sentence."""
+    state = _read(checkpoint / STATE, {})
+    step, planned = (int(state.get(name) or 0) for name in ("global_step", "max_steps"))
+    where = f"step {step} of {planned}" if planned else f"step {step}"
+    ended = (checkpoint.parent / STATE).is_file()
+    return f"a checkpoint at {where}" if ended else f"stopped or in progress at {where}"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The one that stands for a run without a result; a checkpoint stands for itself."""
+    if _step(folder) >= 0 and (folder / STATE).is_file():
+        return folder
+    if any((folder / name).is_file() for name in (STATE, "log.json")):
+        return None
+    there = [place for place in folder.glob("checkpoint-*") if (place / STATE).is_file()]
+    return max((place for place in there if _step(place) >= 0), key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    """The N of ``checkpoint-N``; -1 for another name."""
+    number = checkpoint.resolve().name.removeprefix("checkpoint-")
+    return int(number) if number.isascii() and number.isdigit() else -1
 
 
 def demo_arms(folder: Path) -> dict[str, Path]:
@@ -210,7 +246,7 @@ def _weights(folder: Path) -> _Weights | None:
 
 
 def _log(folder: Path) -> list[Mapping[str, Any]]:
-    state = _read(folder / "trainer_state.json", {})
+    state = _read(folder / STATE, {})
     log = state.get("log_history") or _read(folder / "log.json", [])
     return [entry for entry in log if isinstance(entry, Mapping)]
 

@@ -200,7 +200,8 @@ def section(run: RunFiles, number: int) -> Section:
     if run.evaluations or run.left_out:
         summary = summary.partition("; no evaluation")[0].rstrip(".") + "." if summary else ""
     left_out = verdict.of_other_weights(run.left_out, measured=bool(run.evaluations))
-    summary = " ".join(filter(None, [summary, left_out]))
+    came = f"{run.label} is {run.progress}." if run.progress else ""
+    summary = " ".join(filter(None, [came, summary, left_out]))
     cards, phases = pictures.cards(run.examples), charts.phases(run.log)
     return Section(
         id=f"run{number}",
