@@ -123,6 +123,7 @@ def test_a_folder_that_goes_with_nothing_is_refused(odd, tiny_path, capsys):
         (["{type: synthetic}"], "write [ and ] around it"),
         (["[x]", "--images", "my photos"], "source 0 needs a type"),
         (["[x"], "not valid YAML"),
+        (["[xy]*.jsonl"], "[xy]*.jsonl does not exist"),  # a glob
     ):
         assert cli.main(["data", *words]) == 2
         assert said in capsys.readouterr().err

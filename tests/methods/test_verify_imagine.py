@@ -488,7 +488,7 @@ def test_given_answers_that_no_reply_can_give_are_said(
     make_trainer(tiny_path, tmp_path / "run", methods=[method])
     method.begin(1)
     said = "\n".join(caplog.messages)
-    assert "1 of 1 answers" in said and "longer than answer_tokens=2" in said
+    assert "1 of the 1 answers" in said and "longer than answer_tokens=2" in said
     assert "captions=9 is more than the 1 captions of a process's part" in said
     assert "capacity=3 below captions * drawings = 18" in said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,8 @@ def data(
 def _named(source: str, model: str | None) -> Named:
     """What the argument names; ``model`` stands in where a recipe names none."""
     words = ["RECIPE", "--data", source]
-    if source[:1] in ("[", "{"):  # YAML, as of `train --data`
+    # YAML, as of `train --data`; "[ab]*.jsonl" is a glob.
+    if source[:1] in ("[", "{") and not re.match(r"\[[^\]{}:]*\].", source):
         from unigame.settings.yaml_words import parse_yaml
 
         listed = parse_yaml(source, "the list of sources")

@@ -557,7 +557,8 @@ class UniGameTrainer(ResumableTrainer):
     # ---- evaluation ----------------------------------------------------------------------------
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As the base class; an evaluation on several processes reads every row once."""
-        if not kwargs.get("is_training"):
+        # A collator of somebody's own may not know the stand-ins.
+        if not kwargs.get("is_training") and isinstance(self.data_collator, RecordCollator):
             batch, processes = self.args.eval_batch_size, self.accelerator.num_processes
             dataset = even_batches(dataset, batch, processes)
         return super()._get_dataloader(dataset, *args, **kwargs)

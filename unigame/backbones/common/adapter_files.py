@@ -231,7 +231,7 @@ def naming_its_base(folder: str | Path, name: str) -> Iterator[None]:
             raise
         raise UserError(
             f"adapter {str(folder)!r} was made for the base model {own!r} and does not fit "
-            f"{name!r}; load it with its own base: --model {shlex.quote(own)}"
+            f"{name!r}; load it with its own base: --model {shlex.quote(own)} ({error})"
         ) from error
 
 

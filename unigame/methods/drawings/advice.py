@@ -9,6 +9,9 @@ from unigame.methods.drawings.questions import GIVEN, KeptQuestions
 from unigame.methods.drawings.readers import BASE
 from unigame.methods.drawings.settings import BY_QUESTIONS
 
+LOOKED_AT = 1_000
+"""Given answers, spread over the file, that are tokenized to see whether they are too long."""
+
 if TYPE_CHECKING:
     from unigame.methods.drawings.method import DrawingMethod
 
@@ -100,14 +103,16 @@ def _cut_answers(method: DrawingMethod) -> str:
     most = method.settings.answer_tokens
     if method.settings.question_maker != GIVEN or not pairs:
         return ""
-    questions, answers = ([pair[place] for pair in pairs] for place in (0, 1))
+    looked = pairs[:: -(-len(pairs) // LOOKED_AT)]
+    questions, answers = ([pair[place] for pair in looked] for place in (0, 1))
     lengths = method.run.backbone.answer_lengths(questions, answers) - 1  # without the end mark
     cut, longest = int((lengths > most).sum()), int(lengths.max())
     if not cut:
         return ""
     return (
-        f"{cut} of {len(pairs)} answers in {method.settings.texts} are longer than answer_tokens="
-        f"{most}, where replies are cut, so that no reply agrees with them; raise it to {longest}"
+        f"{cut} of the {len(looked)} answers in {method.settings.texts} that were looked at are "
+        f"longer than answer_tokens={most}, where replies are cut, so that no reply agrees with "
+        f"them; raise it to {longest}"
     )
 
 

@@ -35,7 +35,7 @@ from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, digest, read_lines
 from unigame.methods.drawings.verifying import ask, rendered
 from unigame.methods.findings import Finding
-from unigame.methods.rows import Batch, LossName, Rows
+from unigame.methods.rows import STAND_IN, Batch, LossName, Rows
 from unigame.settings.rules import Number, Switch, Whole, setting, shown
 from unigame.settings.rules import Text as TextRule
 
@@ -159,7 +159,8 @@ class Imagine(DrawingMethod):
     def _check_old(self) -> None:
         rules = self.run.backbone.text_rules
         for question in self.old_questions if rules is not None else ():
-            problem = rules.problem({"question": question}, max_length=self.run.args.max_length)  # type: ignore[union-attr]
+            row = {"question": question, "answer": STAND_IN}  # a row without one is not measured
+            problem = rules.problem(row, max_length=self.run.args.max_length)  # type: ignore[union-attr]
             if problem is not None:
                 raise UserError(
                     f"old_questions={self.settings.old_questions!r}: {shown(question)} has "

@@ -75,6 +75,8 @@ class Examples:
         """Draw, ask, write and show. A fault here costs the run nothing but its pictures."""
         folder = Path(game.run.args.output_dir) / FOLDER
         if not self._parts:
+            if self.count:
+                warn("the report will have no pictures of the game: no step was played just now")
             return
         try:
             with noise_kept(game):
