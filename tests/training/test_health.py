@@ -86,7 +86,7 @@ def test_a_connector_alone_wants_something_that_is_drawn(tmp_path: Path) -> None
 def test_captions_without_a_weight_are_refused(
     tmp_path: Path, no_weights: None, methods: list[str]
 ) -> None:
-    path = recipe(tmp_path, tmp_path / "model", only_captions(), methods=methods)
+    path = recipe(tmp_path, shared_tiny_janus(), only_captions(), methods=methods)
     with pytest.raises(UserError, match="generation_weight=0 .* 6 rows"):
         run.main(path)
     mixed = [table(tmp_path, only_captions(3), "a"), table(tmp_path, only_captions(2), "b")]
@@ -97,7 +97,7 @@ def test_captions_without_a_weight_are_refused(
 
 
 def test_a_game_on_captions_alone_is_refused(tmp_path: Path, no_weights: None) -> None:
-    path = recipe(tmp_path, tmp_path / "model", only_captions(), generation_weight=1.0)
+    path = recipe(tmp_path, shared_tiny_janus(), only_captions(), generation_weight=1.0)
     with pytest.raises(UserError, match="selfplay"):
         run.main(path)
     require_work(make_config(tmp_path, generation_weight=1.0), only_captions(), [SFT()])
@@ -113,7 +113,7 @@ def test_a_game_on_captions_alone_is_refused(tmp_path: Path, no_weights: None) -
 def test_a_buffer_that_can_never_be_full_enough_is_refused(
     tmp_path: Path, no_weights: None, rows: int, settings: dict[str, Any]
 ) -> None:
-    path = recipe(tmp_path, tmp_path / "model", Records(rows), **settings)
+    path = recipe(tmp_path, shared_tiny_janus(), Records(rows), **settings)
     with pytest.raises(UserError, match=rf"{rows} rows .*buffer_min_size=(64|6)"):
         run.main(path)
     data = Records(rows)
