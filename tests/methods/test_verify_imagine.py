@@ -21,6 +21,7 @@ from tests.training.helpers import (
     whole_and_resumed,
 )
 from unigame.errors import UserError
+from unigame.methods.drawings.advice import lines_at_start
 from unigame.methods.drawings.readers import Reader
 from unigame.methods.drawings.verifying import Verifier
 from unigame.methods.imagine import Imagine
@@ -202,7 +203,7 @@ def test_a_reply_that_fits_no_row_is_not_rehearsed(
     trainer = make_trainer(tiny_path, tmp_path, methods=[method], max_steps=1)
     asked = "is it red"
     assert method._can_be_learned(asked, "yes")
-    needs = trainer.backbone.text_rules.layout.reading_length(asked, "yes", 1)
+    needs = len(trainer.backbone.text_rules.layout.reading_row(asked, "yes", 1))
     for length, fits in ((needs, True), (needs - 1, False)):
         trainer.args.max_length = length
         assert method._can_be_learned(asked, "yes") == fits
@@ -430,6 +431,24 @@ def test_a_round_draws_no_caption_of_another_pass(
     assert method.choice.reached(1) == 4
 
 
+def test_captions_that_are_left_are_told_with_a_knob_that_acts(
+    tiny_path: Path, tmp_path: Path, texts: str
+) -> None:
+    """More captions in a round than a process has of the file would change nothing."""
+
+    def said(**changed: Any) -> str:
+        (method,) = build_methods({"imagine": {**listed(texts)["imagine"], **changed}})
+        trainer = make_trainer(tiny_path, tmp_path, methods=["sft"])
+        run = trainer._run()
+        run.args = type("Args", (), {**vars(run.args), "world_size": 3})()
+        method.setup(run)
+        return lines_at_start(method, 1)[0]
+
+    assert "will draw 3 of the 4 captions" in said(captions=16)
+    assert "1 rounds of 1;" in said(captions=16) and "raise captions" not in said(captions=16)
+    assert "lower every=2" in said(captions=16)
+
+
 def test_a_reader_may_speak_in_numpys_booleans(tiny_path: Path, tmp_path: Path) -> None:
     backbone = make_trainer(tiny_path, tmp_path, methods=["sft"]).backbone
     reader = Reader("own", lambda images, captions: np.array([True, False])[: len(images)])
@@ -512,7 +531,8 @@ def test_a_written_question_with_a_mark_of_the_model_is_not_asked(
     mark = method.run.backbone.text_rules.marks[0]
     good, bad = ("is it red?", "yes"), (f"is {mark} red?", "yes")
     assert method._that_fit([good, bad, good]) == [good, good]
-    assert sum("is not asked" in text for text in caplog.messages) == 1
+    (told,) = [text for text in caplog.messages if "is not asked" in text]
+    assert "mend its line in verify_questions.jsonl" in told
 
 
 def test_imagine_goes_on_only_with_its_old_questions(

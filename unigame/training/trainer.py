@@ -233,7 +233,10 @@ class UniGameTrainer(ResumableTrainer):
         return output
 
     def take_up(self, resume_from_checkpoint: str) -> Any:
-        """See ``ResumableTrainer.take_up``; the report gets what the stopped run did not write."""
+        """See ``ResumableTrainer.take_up``; the report gets what the stopped run did not write.
+
+        But for what a method keeps of the latest batches only, such as the pictures of the game.
+        """
         output = super().take_up(resume_from_checkpoint)
         self.path.on_train_begin(self.args, self.state, self.control)  # keeps what it has
         self._finish()

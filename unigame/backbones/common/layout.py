@@ -137,10 +137,6 @@ class TokenLayout(ABC):
         prompt = self.question_ids(question, num_images)
         return [*prompt, *self.answer_ids(question, answer, num_images)]
 
-    def reading_length(self, question: str, answer: str, num_images: int = 1) -> int:
-        """Tokens of pictures, question and answer, all marks included."""
-        return len(self.reading_row(question, answer, num_images))
-
     def held_picture(self, text: str, what: str = "question", mark: str = "") -> UserError:
         """The error for a question, or another text, that itself holds the mark of a picture."""
         return UserError(

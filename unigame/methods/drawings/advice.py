@@ -32,10 +32,13 @@ def _not_drawn(method: DrawingMethod, max_steps: int) -> str:
     settings, reached = method.settings, method.choice.reached(max_steps)
     if reached >= len(method.texts):
         return ""
+    number, knob = settings.captions, f"raise captions, or lower every={settings.every}"
+    if number >= method.choice.own:  # a round takes no more
+        number, knob = method.choice.own, f"lower every={settings.every}"
     return (
         f"method {method.name} will draw {reached} of the {len(method.texts)} captions in "
         f"{settings.texts}: {max_steps} steps have {-(-max_steps // settings.every)} rounds of "
-        f"{settings.captions}; raise captions, or lower every={settings.every}"
+        f"{number}; {knob}"
     )
 
 

@@ -196,16 +196,17 @@ class DrawingMethod(Method):
 
     def _check_texts(self) -> None:
         """Refuse captions and questions that the model could not lay out, before any drawing."""
-        rules = self.run.backbone.text_rules
-        for text in self.texts if rules is not None else ():
+        for text in self.texts:
+            where = f"texts={self.settings.texts!r}: caption {shown(text.caption)}"
             for question, answer in text.questions or (("", ""),):
-                texts = {"caption": text.caption, "question": question, "answer": answer}
-                problem = rules.problem(texts, max_length=self.run.args.max_length)  # type: ignore[union-attr]
-                if problem is not None:
-                    raise UserError(
-                        f"texts={self.settings.texts!r}: caption {shown(text.caption)} has "
-                        f"{problem[0]}: {problem[1]}"
-                    )
+                row = {"caption": text.caption, "question": question, "answer": answer}
+                if problem := self.problem(row):
+                    raise UserError(f"{where} has {problem[0]}: {problem[1]}")
+
+    def problem(self, row: Mapping[str, str]) -> tuple[str, str] | None:
+        """Why the model cannot lay out a row of texts, with what to do; None where it can."""
+        rules = self.run.backbone.text_rules
+        return None if rules is None else rules.problem(row, max_length=self.run.args.max_length)
 
     def _scorer(self) -> SimilarityScorer | None:
         """What compares drawings with captions, where that verifies."""
@@ -313,19 +314,18 @@ class DrawingMethod(Method):
 
     def _that_fit(self, asked: Sequence[QA]) -> list[QA]:
         """Without what a model wrote and no row can hold: one of its own marks, or too long."""
-        rules, most = self.run.backbone.text_rules, self.run.args.max_length
-        if rules is None:
-            return list(asked)
-        texts = [{"question": question, "answer": answer} for question, answer in asked]
-        problems = [rules.problem(text, max_length=most) for text in texts]
-        for (question, _), problem in zip(asked, problems, strict=True):
-            if problem is not None and question not in self._said:
+        found = []
+        for question, answer in asked:
+            problem = self.problem({"question": question, "answer": answer})
+            if problem is None:
+                found.append((question, answer))
+            elif question not in self._said:
                 self._said.add(question)
                 warn(
                     f"method {self.name}: the question {shown(question)} has {problem[0]}, and is "
-                    "not asked"
+                    f"not asked; mend its line in {self.name}_questions.jsonl"
                 )
-        return [pair for pair, problem in zip(asked, problems, strict=True) if problem is None]
+        return found
 
     def codes_of(self, drawings: Sequence[StoredDrawing]) -> Tensor:
         """Of drawings, on the device: codes, (D, N), as numbers of the codebook, or latents."""

@@ -157,15 +157,11 @@ class Imagine(DrawingMethod):
         return [] if path is None else read_lines(path, "old_questions")
 
     def _check_old(self) -> None:
-        rules = self.run.backbone.text_rules
-        for question in self.old_questions if rules is not None else ():
-            row = {"question": question, "answer": STAND_IN}  # a row without one is not measured
-            problem = rules.problem(row, max_length=self.run.args.max_length)  # type: ignore[union-attr]
-            if problem is not None:
-                raise UserError(
-                    f"old_questions={self.settings.old_questions!r}: {shown(question)} has "
-                    f"{problem[0]}: {problem[1]}"
-                )
+        for question in self.old_questions:
+            # A row without an answer is not measured.
+            if problem := self.problem({"question": question, "answer": STAND_IN}):
+                where = f"old_questions={self.settings.old_questions!r}: {shown(question)}"
+                raise UserError(f"{where} has {problem[0]}: {problem[1]}")
 
     def setup(self, run: Run) -> None:
         """See ``DrawingMethod.setup``; a line of ``old_questions`` that fits no row is refused."""
@@ -188,7 +184,7 @@ class Imagine(DrawingMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """That of all such methods, and which old questions these are."""
-        return {**super().state_dict(), "old": old_digest(self.old_questions)}
+        return {**super().state_dict(), "old": _old_digest(self.old_questions)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave.
@@ -196,7 +192,7 @@ class Imagine(DrawingMethod):
         Raises:
             UserError: the file of old questions has changed since.
         """
-        if state.get("old", now := old_digest(self.old_questions)) != now:
+        if state.get("old", now := _old_digest(self.old_questions)) != now:
             raise UserError(
                 f"old_questions={self.settings.old_questions!r} holds other questions than when "
                 "the run was begun, so it cannot go on exactly; give the file of that time, or "
@@ -386,7 +382,7 @@ class Imagine(DrawingMethod):
             self._add("retained", rehearsed.right_B.sum(), len(rehearsed))
 
 
-def old_digest(questions: Sequence[str]) -> str:
+def _old_digest(questions: Sequence[str]) -> str:
     """Which old questions these are."""
     return digest([Text(question) for question in questions])
 

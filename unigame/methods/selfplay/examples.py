@@ -76,7 +76,10 @@ class Examples:
         folder = Path(game.run.args.output_dir) / FOLDER
         if not self._parts:
             if self.count:
-                warn("the report will have no pictures of the game: no step was played just now")
+                warn(
+                    "the report will have no pictures of the game: no step was played here, as "
+                    "where a run is taken up after its last one; train on to have some"
+                )
             return
         try:
             with noise_kept(game):
