@@ -1,5 +1,6 @@
 """Set before any library is imported: no test reaches the network or grabs both cores."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,10 @@ from pathlib import Path  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.tiny import make_tiny_janus  # noqa: E402
+
+# Every training run ends with a collection of garbage. What was imported is none, and is millions
+# of objects: without looking at them again the tests of training take a third less time.
+gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,7 @@ def main(model: Path, folder: Path) -> None:
         max_steps=4,  # the fourth is the second epoch's
         buffer_min_size=1,
         missing_captions="model",
+        keep_examples=2,  # of rank 0 alone
     )
     game.train()
     read = torch.tensor(len(game_of(game).buffer))

@@ -24,11 +24,16 @@ from unigame.training.trainer import UniGameTrainer
 
 @pytest.fixture
 def recipe(tiny_path: Path, tmp_path: Path) -> Path:
+    return write_recipe(tiny_path, tmp_path)
+
+
+def write_recipe(model: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     rows = []
     for item in Records(6, captions=True).items:
-        item["image"].save(tmp_path / f"{item['id']}.png")
+        item["image"].save(folder / f"{item['id']}.png")
         rows.append({**item, "image": f"{item['id']}.png"})
-    table = tmp_path / "rows.jsonl"
+    table = folder / "rows.jsonl"
     table.write_text("\n".join(json.dumps(row) for row in rows))
     source = {"type": "vqa", "path": str(table)}
     settings: dict[str, Any] = {
@@ -38,10 +43,10 @@ def recipe(tiny_path: Path, tmp_path: Path) -> Path:
         "per_device_train_batch_size": 3,
         "generation_weight": 0.5,
         "disable_tqdm": True,
-        "output_dir": str(tmp_path / "run"),
+        "output_dir": str(folder / "run"),
     }
-    path = tmp_path / "recipe.yaml"
-    tree = {"model": str(tiny_path), "data": [source], "eval_data": [source], "lora": {"r": 2}}
+    path = folder / "recipe.yaml"
+    tree = {"model": str(model), "data": [source], "eval_data": [source], "lora": {"r": 2}}
     path.write_text(yaml.safe_dump({**tree, "training": settings}))
     return path
 
@@ -153,16 +158,27 @@ def _edit_rows(recipe: Path, change: Callable[[int], dict[str, str]], times: int
     table.write_text("\n".join(json.dumps(row) for row in changed))
 
 
-@pytest.fixture
-def finished(recipe: Path) -> Path:
-    """The folder of a run that is done."""
+@pytest.fixture(scope="module")
+def whole_run(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is done, its recipe and rows, to be copied."""
+    recipe = write_recipe(tiny_path, tmp_path_factory.mktemp("whole") / "work")
     main(recipe, [])
-    return recipe.parent / "run"
+    return Path(shutil.copytree(recipe.parent, recipe.parent.parent / "kept"))
+
+
+@pytest.fixture
+def finished(whole_run: Path) -> Path:
+    """The folder of that run, where it was trained, as it was at its end."""
+    work = whole_run.parent / "work"
+    shutil.rmtree(work)
+    shutil.copytree(whole_run, work)
+    return work / "run"
 
 
 def test_a_run_is_not_written_over_without_being_asked(
-    recipe: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = finished.parent / "recipe.yaml"
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(unigame.backbones, "load_backbone", _refuse)
@@ -180,8 +196,9 @@ def test_a_run_is_not_written_over_without_being_asked(
 
 
 def test_the_old_run_is_there_until_the_new_one_is_done(
-    recipe: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = finished.parent / "recipe.yaml"
     adapter = (finished / "adapter_model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(UniGameTrainer, "training_step", _refuse)
@@ -193,8 +210,9 @@ def test_the_old_run_is_there_until_the_new_one_is_done(
 
 
 def test_a_checkpoint_of_elsewhere_does_not_open_a_folder_that_is_taken(
-    recipe: Path, finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path
 ) -> None:
+    recipe = finished.parent / "recipe.yaml"
     other = shutil.copytree(finished / "checkpoint-1", tmp_path / "other" / "checkpoint-1")
     with pytest.raises(UserError, match="already holds a run"):
         main(recipe, ["--resume_from_checkpoint", str(other)])
@@ -232,8 +250,9 @@ def test_a_run_that_was_stopped_before_it_saved_its_result_is_finished(
     ],
 )
 def test_another_recipe_is_not_resumed_and_no_weight_loaded(
-    recipe: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], named: str
+    finished: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], named: str
 ) -> None:
+    recipe = finished.parent / "recipe.yaml"
     monkeypatch.setattr(unigame.backbones, "load_backbone", _refuse)
     more = ["--max_steps", "3", "--resume_from_checkpoint", "true"]
     with pytest.raises(UserError, match=named):
@@ -241,8 +260,9 @@ def test_another_recipe_is_not_resumed_and_no_weight_loaded(
 
 
 def test_which_checkpoint_is_resumed_is_said_before_the_model_is_loaded(
-    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    recipe = finished.parent / "recipe.yaml"
     (finished / "checkpoint-2" / "optimizer.pt").unlink()
     main(recipe, ["--max_steps", "3", "--resume_from_checkpoint", "true"])
     said = capsys.readouterr().out

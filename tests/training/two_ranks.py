@@ -65,6 +65,7 @@ def main(model: Path, folder: Path) -> None:
         save_strategy="steps",
         save_steps=2,
         missing_captions="model",  # rank 1 has nothing to describe
+        keep_examples=2,  # of rank 0 alone
     )
     game.train()
     rank = game.args.process_index

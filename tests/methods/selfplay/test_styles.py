@@ -119,6 +119,7 @@ def test_captions_are_drawn_in_styles_by_the_base_and_enter_the_buffer(
     tiny_path: Path, tmp_path: Path
 ) -> None:
     game = {**STYLED, "num_candidates": 2, "challenge_share": 0.25, "buffer_per_source": None}
+    game["keep_examples"] = 4
     trainer = make_trainer(tiny_path, tmp_path, Records(captions=True), max_steps=2, **game)
     backbone, asked = trainer.backbone, []
     original = backbone.generate_compact
