@@ -4,9 +4,10 @@
         --json dynamics.json --figure dynamics.png
 
 A column for each arm. Rows, after the paper's figures of training: losses (clean, attacked, hard);
-who is ahead (right answers that the attack takes, less those that redrawing alone takes); and
-which styles C chooses. Lines are means over seeds, bands one standard deviation. ``--json`` keeps
-what the picture shows, since an output folder is seldom kept; ``--from`` draws it again.
+who is ahead (right answers that the attack takes, less those that redrawing alone takes); which
+styles C chooses; and how many verified drawings of each style U misreads: C gains by choosing only
+where these differ. Lines are means over seeds, bands one standard deviation. ``--json`` keeps what
+the picture shows, since an output folder is seldom kept; ``--from`` draws it again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ LOSSES = (
     ("hard_answer_ce", "hard (replayed)", "HARD"),
 )
 TAKEN, ALONE, AHEAD = "attack_success_rate", "redrawn_success_rate", "ahead"
+OF_STYLES = ("_used", "_misread")
 PERCENT = 100
 
 
@@ -94,7 +96,7 @@ def curves(logs: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, list[di
 
 def _figures(entry: Mapping[str, Any]) -> dict[str, float]:
     known = [name for name, _, _ in LOSSES]
-    known += [name for name in entry if name.startswith("style_") and name.endswith("_used")]
+    known += [name for name in entry if name.startswith("style_") and name.endswith(OF_STYLES)]
     found = {name: float(entry[name]) for name in known if name in entry}
     if TAKEN in entry and ALONE in entry:
         found[AHEAD] = float(entry[TAKEN]) - float(entry[ALONE])
@@ -138,7 +140,9 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
     names = [text.partition(" ")[0] for text in found["styles"]]
     # An arm of one style draws plainly: there is nothing to choose.
     has_styles = bool(names) and any("style_1_used" in arm["curves"] for arm in arms.values())
-    rows = 3 if has_styles else 2
+    # Logs that were kept before this figure was have no row of it.
+    is_misread = has_styles and any("style_1_misread" in arm["curves"] for arm in arms.values())
+    rows = 2 + has_styles + is_misread
     most = sorted(range(len(names)), key=lambda number: -_most_used(arms, number))[:2]
     shown = dict(zip(most, (style.HARD, style.DRAWN), strict=False))
     with pyplot.rc_context(style.RC):
@@ -161,13 +165,14 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
             for number in range(len(names) if "style_1_used" in own else 0):
                 colour = shown.get(number, style.MUTED)
                 label = names[number] if number in shown else "the others"
-                _line(column[2], own.get(f"style_{number}_used"), label, colour, PERCENT)
+                for axis, what in zip(column[2:], OF_STYLES, strict=False):
+                    _line(axis, own.get(f"style_{number}{what}"), label, colour, PERCENT)
             last = rows - 1 if rows < 3 or column[2].has_data() else 1
             for axis in column[last + 1 :]:  # an arm without a choice of styles
                 axis.axis("off")
             column[last].tick_params(labelbottom=True)
             column[last].set_xlabel("step")
-        texts = ("nats a token", "taken by C, points", "drawings by style, %")
+        texts = ("nats a token", "taken by C, points", "drawings by style, %", "misread of them, %")
         for row, text in zip(axes, texts, strict=False):
             first = next(axis for axis in row if axis.axison)
             first.set_ylabel(text)

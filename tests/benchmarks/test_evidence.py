@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import unigame
@@ -431,6 +432,7 @@ def test_dynamics_are_means_over_seeds(scripts, tmp_path):
 
     one = {"step": 20, "adversarial_ce": 1.0, "attack_success_rate": 0.5, "style_0_used": 0.25}
     two = {**one, "adversarial_ce": 2.0, "redrawn_success_rate": 0.125, "style_1_used": 0.75}
+    two |= {"style_1_misread": 0.5}
     keep(3, "selfplay", one, {**one, "step": 40, "adversarial_ce": math.nan}, {"step": 40})
     keep(4, "selfplay", two)
     keep(3, "sft", {"step": 20, "loss": 1.0})
@@ -448,6 +450,11 @@ def test_dynamics_are_means_over_seeds(scripts, tmp_path):
     again = ["--from", str(tmp_path / "d.json"), "--figure", str(tmp_path / "e.png")]
     assert scripts.evidence_dynamics.main(again) == found
     assert (tmp_path / "e.png").read_bytes() == (tmp_path / "d.png").read_bytes()
+    assert own["style_1_misread"] == [{"step": 20, "mean": 0.5, "sd": 0.0}]
+    del own["style_1_misread"]  # as in logs kept before this figure was: a row less
+    scripts.evidence_dynamics.draw(found, tmp_path / "less.png")
+    whole, less = (Image.open(tmp_path / name).height for name in ("d.png", "less.png"))
+    assert less < whole
     with pytest.raises(UserError, match="has no arm sft; it has selfplay"):
         scripts.evidence_dynamics.main([*again, "--arms", "sft"])
     keep(3, "paper", two)  # an arm without styles, named first, hides no style of another
