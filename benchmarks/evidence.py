@@ -114,11 +114,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seeds": options.seeds,
         "metrics": (metrics := collect(jobs)),
         "differences": evidence_statistics.differences(metrics),
+        "hard_rows": hard_rows(jobs),
         "settings_sha256": sha256,
         "command": command(options, split),
         "machine": {**record.machine()["machine"], "code": code_of(jobs, console)},
     }
-    write(result, output, options, console, rows_line(jobs))
+    write(result, output, options, console)
     return result
 
 
@@ -196,14 +197,12 @@ def code_of(jobs: list[Job], console: Console) -> list[str]:
     return found
 
 
-def rows_line(jobs: list[Job]) -> str:
-    """How many hard rows a step U learned from, of each arm that mines any."""
-    of_arm: dict[str, list[float]] = {}
+def hard_rows(jobs: list[Job]) -> dict[str, list[float | None]]:
+    """``{arm: [hard rows that U learned from in a step, of each seed]}``, of arms that mine any."""
+    found: dict[str, list[float | None]] = {}
     for job in jobs:
-        if (rows := job.hard_rows()) is not None:
-            of_arm.setdefault(job.arm, []).append(rows)
-    means = ", ".join(f"{arm} {sum(rows) / len(rows):.1f}" for arm, rows in of_arm.items())
-    return f"Hard rows a step: {means}." if means else ""
+        found.setdefault(job.arm, []).append(job.hard_rows())
+    return {arm: rows for arm, rows in found.items() if any(row is not None for row in rows)}
 
 
 def command(options: argparse.Namespace, split: str) -> str:
@@ -218,13 +217,13 @@ def command(options: argparse.Namespace, split: str) -> str:
 
 
 def write(
-    result: dict[str, Any], output: Path, options: argparse.Namespace, console: Console, rows: str
+    result: dict[str, Any], output: Path, options: argparse.Namespace, console: Console
 ) -> None:
     """The table on the terminal and in the folder, the result and the figure where asked for.
 
     Beside the result stand the settings that its hash is of: a preset may change later.
     """
-    shown = "\n".join(filter(None, [evidence_report.show(result), rows]))
+    shown = evidence_report.show(result)
     console.print("\n" + shown)
     (output / "table.md").write_text(shown + "\n", encoding="utf-8")
     if options.json:

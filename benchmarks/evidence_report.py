@@ -51,6 +51,8 @@ GOALS = (
     *(("t2i_exact", "all", "verify", 0.0), ("old_tasks", "all", "imagine", -2.0)),
 )
 """What the methods beside the game are for: metric, arm, another arm, by how many points more."""
+FORGOTTEN = ("t2i_exact", "score")
+"""What fine-tuning on a new task alone forgets, so that any arm is far above it."""
 OF_ONE_METHOD = ("unverified", "oracle", "no_rehearsal")
 """Controls of the method that the preset is about: where ``imagine`` is an arm, of ``imagine``."""
 OF_REAL_SCENES = 90.0
@@ -80,6 +82,8 @@ def table(result: Mapping[str, Any]) -> list[str]:
     for metric, values in metrics.items():
         mean = _number(interval(known(values[CONTROL]))["mean"], "")
         cells = [_cell(difference(values, arm, CONTROL)) for arm in others]
+        # A seed may have an arm and lack this figure of it.
+        cells = [cell + fewer(result, arm, metric) for cell, arm in zip(cells, others, strict=True)]
         lines.append(f"| {metric} | {mean} | " + " | ".join(cells) + " |")
     return _turned(lines) if len(arms) > MANY else lines
 
@@ -144,7 +148,10 @@ def goals(metrics: Metrics) -> list[str]:
             and not (arm == "verify" and other in OF_ONE_METHOD and "imagine" in arms)
         ):
             found = difference(arms, arm, other)
-            lines.append(f"{metric}, {arm} - {other}: {_cell(found)}; {_reached(found, least)}.")
+            said = _reached(found, least)
+            if other == CONTROL and metric in FORGOTTEN and "new_task" in metrics:
+                said = f"no goal here: {CONTROL} on a new task forgets it"
+            lines.append(f"{metric}, {arm} - {other}: {_cell(found)}; {said}.")
     arms = metrics.get("new_task", {})
     if "imagine" in arms and "real_scenes" in arms:
         pairs = zip(arms["imagine"], arms["real_scenes"], strict=True)
@@ -251,15 +258,30 @@ def pool(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                             f"seed {seed}, {arm}: more than one result has it; leave one out"
                         )
                     places[seeds.index(seed)] = value
+    rows = _rows_of_all(results, seeds)
     code = sorted({text for result in results for text in result["machine"].get("code", [])})
     return {
         **first,
         "seeds": seeds,
         "metrics": metrics,
         "differences": differences(metrics),
+        **({"hard_rows": rows} if rows else {}),
         "command": " && ".join(result["command"] for result in results),
         "machine": {**first["machine"], "code": code},  # of the first result; its code, of all
     }
+
+
+def _rows_of_all(
+    results: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> dict[str, list[float | None]]:
+    """Hard rows a step of every arm and seed; results that were kept before they were have none."""
+    rows: dict[str, list[float | None]] = {}
+    for result in results:
+        for arm, values in result.get("hard_rows", {}).items():
+            places = rows.setdefault(arm, [None] * len(seeds))
+            for seed, value in zip(result["seeds"], values, strict=True):
+                places[seeds.index(seed)] = value
+    return rows
 
 
 def split_of(result: Mapping[str, Any]) -> str:
@@ -272,7 +294,16 @@ def show(result: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
     """The table, of these metrics or all, and the verdict on all of them, as Markdown."""
     whole: Metrics = result["metrics"]
     lines = table(only(result, metrics) if metrics else result)
-    return "\n".join([*lines, "", *verdict(whole), *goals(whole)])
+    return "\n".join([*lines, "", *verdict(whole), *goals(whole), *rows_line(result)])
+
+
+def rows_line(result: Mapping[str, Any]) -> list[str]:
+    """How many hard rows U learned from in a step, in the mean over seeds that tell."""
+    told = [
+        f"{arm} {statistics.mean(known(rows)):.1f}"
+        for arm, rows in result.get("hard_rows", {}).items()
+    ]
+    return [f"Hard rows a step: {', '.join(told)}."] if told else []
 
 
 def only(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -59,8 +59,19 @@ def known(values: Values) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def fewer(result: Mapping[str, Any], arm: str) -> str:
-    """How many seeds have an arm, where it is not all of them."""
+def fewer(result: Mapping[str, Any], arm: str, metric: str | None = None) -> str:
+    """How many seeds have an arm, where it is not all of them.
+
+    Of one metric: how many its difference to fine-tuning is of, where that is not all of the arm's.
+    """
     metrics: Metrics = result["metrics"]
     found = max(len(known(arms[arm])) for arms in metrics.values())
-    return "" if found == len(result["seeds"]) else f", {found} seeds"
+    if metric is None:
+        return "" if found == len(result["seeds"]) else f", {_seeds(found)}"
+    pairs = zip(metrics[metric][arm], metrics[metric][CONTROL], strict=True)
+    own = sum(None not in pair for pair in pairs)
+    return "" if own in (0, found) else f" ({_seeds(own)})"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"

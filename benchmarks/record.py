@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import transformers
 
+import unigame
+
 
 def write(figures: dict[str, Any], settings: dict[str, Any], file: Path | None) -> dict[str, Any]:
     """Print the record of a run, and write it to ``file`` if there is one; returns the record."""
@@ -47,11 +49,19 @@ def machine() -> dict[str, Any]:
 
 
 def code() -> str:
-    """The commit that runs, and the libraries that most figures hang on, in a line."""
-    here = Path(__file__).parent
-    commit = _git(here, "rev-parse", "--short=12", "HEAD") or "no commit"
-    changed = "+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else ""
-    return f"{commit}{changed}, torch {torch.__version__}, transformers {transformers.__version__}"
+    """The commit that runs, and the libraries that most figures hang on, in a line.
+
+    An installed ``unigame`` may be of another checkout than this script: then both are named.
+    """
+    here, library = (_commit(Path(file).parent) for file in (__file__, unigame.__file__))
+    commit = here if here == library else f"{here} with unigame of {library}"
+    return f"{commit}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def _commit(folder: Path) -> str:
+    commit = _git(folder, "rev-parse", "--short=12", "HEAD") or "no commit"
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if changed else commit
 
 
 def _git(folder: Path, *words: str) -> str:

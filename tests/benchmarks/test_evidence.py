@@ -69,8 +69,11 @@ def done(scripts, model, tmp_path_factory):
 def test_the_record_has_its_keys_and_one_value_a_seed(done):
     result = json.loads((done / "new" / "r.json").read_text())
     assert set(result) == {
-        *("preset", "seeds", "metrics", "differences", "settings_sha256", "command", "machine")
+        *("preset", "seeds", "metrics", "differences", "settings_sha256", "command", "machine"),
+        "hard_rows",
     }
+    (mined,) = result["hard_rows"].values()
+    assert list(result["hard_rows"]) == ["selfplay"] and len(mined) == 2
     assert result["preset"] == "smoke" and result["seeds"] == [0, 1]
     assert set(result["metrics"]) == {*METRICS, *(f"ood/{name}" for name in CONDITIONS)}
     assert (done / "new" / "r-settings.json").read_text() == (done / "settings.json").read_text()
@@ -192,10 +195,14 @@ def test_hard_rows_are_told_of_arms_that_have_them(scripts, done):
     ]
     before = (folder / "trained.json").read_text()
     (folder / "trained.json").write_text(json.dumps({**record, "log": log}))
-    own = jobs[4:5] + jobs[:4]
-    assert scripts.evidence.rows_line(own) == "Hard rows a step: selfplay 1.5."
+    rows = scripts.evidence.hard_rows(jobs[4:5] + jobs[:4])
     (folder / "trained.json").write_text(before)
-    assert scripts.evidence.rows_line(jobs[:4]) == ""
+    assert rows == {"selfplay": [1.5]}
+    assert scripts.evidence_report.rows_line({"hard_rows": rows}) == [
+        "Hard rows a step: selfplay 1.5."
+    ]
+    assert scripts.evidence.hard_rows(jobs[:4]) == {}
+    assert scripts.evidence_report.rows_line({}) == [], "a result that was kept before they were"
 
 
 def test_a_folder_of_other_settings_is_refused(scripts, done, model):
@@ -367,8 +374,10 @@ def test_the_goals_of_the_methods_are_judged(scripts):
         },
         "old_tasks": {"base": [90, 90], "imagine": [89, 87.5]},
     }
-    said = "\n".join(scripts.evidence_report.goals(metrics))
+    said = "\n".join(scripts.evidence_report.goals({"t2i_exact": metrics["t2i_exact"]}))
     assert "verify - sft: +11.1 [+10.4, +11.7]; the goal of +10 is surely reached" in said
+    said = "\n".join(scripts.evidence_report.goals(metrics))
+    assert "verify - sft: +11.1 [+10.4, +11.7]; no goal here: sft on a new task forgets it" in said
     assert "verify - real_pairs: -1.4" in said and "goal of +0 is not reached" in said
     assert "imagine - base: -1.8" in said and "goal of -2 is in the mean reached" in said
     assert "imagine in % of real_scenes: +95.5" in said and "new_task, imagine - sft: ; not" in said
@@ -496,6 +505,12 @@ def test_results_of_the_same_settings_are_pooled_by_seed(scripts):
     assert (
         "| selfplay - sft, 2 seeds | uniform - sft, 2 seeds |" in title and "3 seeds | sft" in title
     )
+    pooled["metrics"]["attack"] = {**pooled["metrics"]["ood"], "uniform": [None, None, 61.0]}
+    _, _, ood, attack = scripts.evidence_report.table(pooled)
+    assert attack.endswith("| +1.0 (1 seed) |") and "seed" not in ood
+    pooled = scripts.evidence_report.pool([{**first, "hard_rows": {"selfplay": [29, 31]}}, later])
+    assert pooled["hard_rows"] == {"selfplay": [None, 29, 31]}
+    assert "Hard rows a step: selfplay 30.0." in scripts.evidence_report.show(pooled)
     earlier = {**first, "command": "python benchmarks/evidence.py --seeds 10 11"}  # said no split
     assert scripts.evidence_report.pool([earlier])["metrics"] == first["metrics"]
 
