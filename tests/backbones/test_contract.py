@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from PIL import Image
@@ -74,6 +75,10 @@ def test_its_lora_layers_are_known_without_weights_or_not_said(
         assert info.lora_targets == ()
     else:
         assert info.lora_targets == backbone.facts.lora_targets
+        for name in ("q_proj", "gate_proj"):  # which a family may complete, as BAGEL does
+            find_model(checkpoint, lora=peft.LoraConfig(target_modules=[name]))
+        with pytest.raises(UserError, match="'gate_pro' is no linear layer"):
+            find_model(checkpoint, lora=peft.LoraConfig(target_modules=["gate_pro"]))
 
 
 # ---- shapes ------------------------------------------------------------------------------------

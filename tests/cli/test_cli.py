@@ -15,6 +15,7 @@ from PIL import Image
 from tests.reports.run_files import write_run
 from unigame import __version__, cli
 from unigame.cli.app import app
+from unigame.cli.endings import fault_line
 from unigame.errors import UserError
 
 
@@ -284,3 +285,10 @@ def test_answer_prints_the_answer_as_it_is(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert shown.startswith("[how [many] ?] 1\n")  # brackets are not markup
     assert "Next:" in shown
+
+
+def test_running_out_of_memory_names_what_each_kind_of_run_can_lower():
+    line = fault_line(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    settings = ("batch size", "challenge_micro_batch", "draw_batch", "gradient_checkpointing")
+    assert "\n" not in line and all(setting in line for setting in settings)
+    assert fault_line(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

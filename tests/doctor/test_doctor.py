@@ -131,6 +131,31 @@ def test_doctor_counts_a_packed_base(sound, capsys, monkeypatch, tmp_path):
     assert "2.3 of frozen weights" in shown and "bfloat16, nf4, batch" in shown
 
 
+def test_doctor_counts_weights_as_training_would_load_them(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    recipe = tmp_path / "mine.yaml"
+    for training, dtype, frozen in (("", "float32", "7.7"), ("bf16: true", "bfloat16", "4.0")):
+        recipe.write_text(f"model: folder\ndata: [{{type: synthetic}}]\ntraining: {{{training}}}\n")
+        assert cli.main(["doctor", "--recipe", str(recipe)]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"(folder, {dtype}, batch" in shown and f"{frozen} of frozen weights" in shown
+
+
+def test_doctor_judges_a_recipe_with_the_settings_it_will_be_trained_with(
+    sound, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    words = ["--quantization", "nf4", "--per_device_train_batch_size=3"]
+    assert cli.main(["doctor", "--recipe", "janus_pro_7b", *words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "bfloat16, nf4, batch 3)" in shown
+    assert f"unigame train janus_pro_7b {' '.join(words)}" in shown
+    assert cli.main(["doctor", "--recipe", "janus_pro_7b", "--quantisation", "nf4"]) == 2
+    assert "did you mean 'quantization'" in capsys.readouterr().err
+    assert cli.main(["doctor", "--quantization", "nf4"]) == 2
+    assert "--quantization: is no option of unigame doctor" in capsys.readouterr().err
+
+
 def test_doctor_says_what_a_recipe_s_figure_is_made_of(sound, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
     recipe = tmp_path / "mine.yaml"

@@ -8,9 +8,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -25,13 +27,22 @@ from tests.evaluation.fakes import (
     questions,
 )
 from tests.evaluation.tables import write_parquet
+from tests.tiny import shared_tiny_janus
+from tests.tiny_bagel import shared_tiny_bagel
+from unigame.backbones import load_backbone
 from unigame.backbones.common.seeded import draw_seeded
 from unigame.data.pictures import TableCell
 from unigame.errors import UserError
 from unigame.evaluation.ask import Drawing, cut, picture_name
 from unigame.evaluation.bars import Bars
 from unigame.evaluation.base import DataSource, Item, Scored
-from unigame.evaluation.batching import BatchSize, automatic_size, in_batches, in_order
+from unigame.evaluation.batching import (
+    BatchSize,
+    automatic_size,
+    in_batches,
+    in_order,
+    numbers_of_a_token,
+)
 from unigame.evaluation.run import evaluate
 from unigame.evaluation.running import asked
 from unigame.evaluation.source import picture
@@ -353,6 +364,53 @@ def test_the_automatic_batch_shrinks_with_the_model_and_never_below_one():
         small.facts, num_parameters=7 * 10**9, hidden_size=4096, num_image_tokens=10**6
     )
     assert automatic_size(huge, "answer") == 1
+
+
+def test_the_automatic_batch_counts_the_layers_and_the_heads_that_are_cached(monkeypatch):
+    """By hand, in bfloat16, with 192 tokens of text; half of what the weights leave may be used.
+
+    BAGEL caches 2 * 28 layers * 4 heads * 128 = 28,672 numbers a token, and there are two of them;
+    6 * 3584 + 3 * 18944 = 78,336 pass a layer: 135,680 numbers. A row of 1024 + 192 tokens takes
+    330 MB; 80 GiB less 29.4 GB of weights leave 56.5 GB, half of which has 85 of them: 64.
+
+    Janus-Pro-7B caches 2 * 30 * 32 * 128 = 245,760; 2 * that + 6 * 4096 + 3 * 11008 = 549,120. A
+    row of 576 + 192 tokens takes 843 MB; 80 GiB less 14.8 GB leave 71.1 GB, half of which has 42:
+    32, which is 27 GB. By the rule of twelve H^2 it was 16.
+    """
+
+    def size(weights: int, image_tokens: int, **config: Any) -> tuple[int, int]:
+        model = FakeBackbone()
+        model.facts = replace(
+            model.facts,
+            num_parameters=weights,
+            hidden_size=config["hidden_size"],
+            num_image_tokens=image_tokens,
+            dtype=torch.bfloat16,
+        )
+        model.language_model = torch.nn.Module()
+        model.language_model.config = SimpleNamespace(**config)
+        left = 80 * 2**30 - 2 * weights
+        monkeypatch.setattr("unigame.evaluation.batching._free_bytes", lambda device: left)
+        return automatic_size(model, "answer"), automatic_size(model, "draw")
+
+    bagel = {"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    bagel |= {"hidden_size": 3584, "intermediate_size": 18944}
+    assert size(14_700_000_000, 1024, **bagel) == (64, 32)
+    janus = {"num_hidden_layers": 30, "num_attention_heads": 32, "num_key_value_heads": 32}
+    janus |= {"hidden_size": 4096, "intermediate_size": 11008, "head_dim": 128}
+    assert size(7_420_000_000, 576, **janus) == (32, 16)
+    of_each_layer = {"hidden_size": 4096, "num_key_value_heads": [8, 4], "intermediate_size": None}
+    assert size(7_420_000_000, 576, **of_each_layer)[0] in (16, 32), "what there is"
+
+
+@pytest.mark.parametrize("checkpoint", [shared_tiny_bagel, shared_tiny_janus])
+def test_families_show_the_config_of_their_language_model(checkpoint):
+    backbone = load_backbone(checkpoint(), device="cpu")
+    known = numbers_of_a_token(backbone)
+    config = backbone.language_model.config
+    config.num_hidden_layers += 1
+    width = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
+    assert numbers_of_a_token(backbone) == known + 4 * width
 
 
 # ---- pictures ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from unigame.methods.drawings.verifying import Verifier
 from unigame.methods.imagine import Imagine
 from unigame.methods.registry import build_methods
 from unigame.methods.verify import Verify
+from unigame.system.at_once import AtOnce
 
 COLOURS = ("red", "green", "blue", "yellow")
 CAPTIONS = [f"a {colour} circle" for colour in COLOURS]
@@ -286,10 +287,16 @@ def test_a_third_of_the_rehearsal_describes(tiny_path: Path, tmp_path: Path, tex
 def test_both_beside_each_other_resume_bit_exactly(
     tiny_path: Path, tmp_path: Path, texts: str
 ) -> None:
-    data = Records(8, captions=True)
+    """What is resumed draws fewer pictures at a time, which nobody has to allow."""
+    data, at_once = Records(8, captions=True), iter((5, 5, 3))
     whole, resumed = whole_and_resumed(
-        tiny_path, tmp_path, data, lambda: build_methods(listed(texts)), steps=3
+        tiny_path,
+        tmp_path,
+        data,
+        lambda: build_methods(listed(texts, draw_batch=next(at_once))),
+        steps=3,
     )
+    assert resumed.method("verify").settings.draw_batch == 3
     for name in ("verify", "imagine"):
         one, other = (trainer.method(name) for trainer in (whole, resumed))
         assert one.counts == other.counts and one.choice.used == other.choice.used
@@ -452,7 +459,7 @@ def test_captions_that_are_left_are_told_with_a_knob_that_acts(
 def test_a_reader_may_speak_in_numpys_booleans(tiny_path: Path, tmp_path: Path) -> None:
     backbone = make_trainer(tiny_path, tmp_path, methods=["sft"]).backbone
     reader = Reader("own", lambda images, captions: np.array([True, False])[: len(images)])
-    verifier = Verifier(backbone, "reader", 1.0, reader, 2, 8)
+    verifier = Verifier(backbone, "reader", 1.0, reader, 2, AtOnce(8))
     codes = torch.zeros(2, backbone.facts.num_image_tokens, dtype=torch.long)
     found = verifier(codes, ["a", "b"], [[], []])
     assert found.right == found.confirmed == [True, False]

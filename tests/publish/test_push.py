@@ -143,7 +143,9 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
 def test_a_merged_model_is_plain(run: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     words = ["push", str(run), ID, "--merged", "--dry-run", str(out), "--license", "mit"]
-    assert main(words) == 0
+    assert main([*words, "--device", "nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "model.safetensors" in said and "README.md" in said and f"sent to {ID}" in said
     card = ModelCard.load(out / "README.md")

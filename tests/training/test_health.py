@@ -223,6 +223,19 @@ def test_settings_that_do_nothing_in_this_run_are_warned_of(
     assert re.search(named, said), said
 
 
+@pytest.mark.parametrize(("save_steps", "told"), [(200, True), (199, False)])
+def test_a_long_run_without_a_checkpoint_before_its_end_is_warned_of(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, save_steps: int, told: bool
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": save_steps, "methods": ["sft"]}
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=200, **settings)
+    trainer.state.save_steps = save_steps
+    trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 200), trainer.control)
+    said = [line for line in warnings_of(caplog) if "no checkpoint is written before" in line]
+    assert bool(said) == told
+    assert not told or "save_steps=200, and the run has 200 steps; with save_steps=40" in said[0]
+
+
 @pytest.mark.parametrize(
     ("shared", "told"), [(shared_tiny_bagel, True), (shared_tiny_janus, False)]
 )

@@ -43,6 +43,21 @@ def test_overrides_reach_every_block(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "dtype"),
+    [
+        ([], "float32"),
+        (["--bf16"], "bfloat16"),
+        (["--bf16", "--dtype", "float32"], "float32"),
+        (["--dtype", "bfloat16"], "bfloat16"),
+    ],
+)
+def test_weights_are_loaded_as_said_or_as_they_are_trained(
+    recipe: Path, words: list[str], dtype: str
+) -> None:
+    assert load_recipe(recipe, words).weights_dtype == dtype
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--learning_rat", "1"], "did you mean 'learning_rate'"),

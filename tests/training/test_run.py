@@ -18,7 +18,7 @@ import unigame.backbones
 from tests.training.helpers import Records
 from unigame import cli
 from unigame.errors import UserError
-from unigame.training.run import main
+from unigame.training.run import RunResult, main
 from unigame.training.trainer import UniGameTrainer
 
 
@@ -66,6 +66,17 @@ def test_a_run_leaves_an_adapter_and_says_what_to_do_next(
     more = ["--learning_rate", "1e-3", "--max_steps", "3"]
     main(recipe, [*more, "--resume_from_checkpoint", str(folder / "checkpoint-1")])
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4"])
+def test_what_to_type_next_loads_the_base_as_it_was_trained(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    done = RunResult(recipe.parent / "run", steps=2, loss=1.0, metrics={})
+    monkeypatch.setattr("unigame.training.run.run_recipe", lambda recipe: done)
+    main(recipe, ["--quantization", kind])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("--quantization nf4") == (2 if kind == "nf4" else 0)
 
 
 @pytest.mark.parametrize(

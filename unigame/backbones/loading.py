@@ -115,7 +115,8 @@ def find_model(
     if lora is not None and info is not None and info.lora_targets:
         from unigame.backbones.common.lora import language_model_lora
 
-        language_model_lora(lora, info.lora_targets)
+        short = [name.rpartition(".")[2] for name in info.lora_targets]  # a family may complete it
+        language_model_lora(lora, (*info.lora_targets, *short))
     return checkpoint, model_type
 
 

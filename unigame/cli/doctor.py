@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from unigame.cli.app import command, option
+from unigame.cli.app import argument, command, option
 from unigame.cli.endings import next_step
 from unigame.errors import UserError
 
 
-@command("check the installation, the devices, and what fits in memory")
+@command(
+    "check the installation, the devices, and what fits in memory",
+    context_settings={"ignore_unknown_options": True},  # they are the recipe's settings
+)
 @option(
     "--model",
     help="also check this checkpoint (folder or Hub id); with --game: in the place of the recipe's",
@@ -21,6 +25,13 @@ from unigame.errors import UserError
 @option("--data", help="file, folder or Hub id in the place of the recipe's data, with --game")
 @option("--pictures", type=click.IntRange(min=8), help="of the data, with --game (default: 96)")
 @option("--json", metavar="FILE", help="file for the figures of --game")
+@argument(
+    "overrides",
+    "settings of that recipe to change, as for unigame train: --quantization nf4",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="[--key value]...",
+)
 def doctor(
     model: str | None,
     recipe: str | None,
@@ -28,6 +39,7 @@ def doctor(
     data: str | None,
     pictures: int | None,
     json: str | None,
+    overrides: tuple[str, ...],
 ) -> int:
     """Check the installation, the devices, and what fits in memory.
 
@@ -37,13 +49,18 @@ def doctor(
     Exit code 1: something that every command needs is broken.
     """
     if game:
-        return _play(game, model, recipe, data, pictures, Path(json) if json else None)
+        return _play(game, model, recipe, data, pictures, Path(json) if json else None, overrides)
+    if overrides and recipe is None:
+        raise UserError(
+            f"{overrides[0]}: is no option of unigame doctor, and there is no --recipe or --game "
+            "whose setting it could be; see unigame doctor --help"
+        )
     for name, value in (("--data", data), ("--pictures", pictures), ("--json", json)):
         if value is not None:
             raise UserError(f"{name} {value}: belongs to --game RECIPE, which is not given")
     from unigame.doctor.report import report
 
-    sound, advice = report(model=model, recipe=recipe)
+    sound, advice = report(model=model, recipe=recipe, overrides=overrides)
     next_step(*advice)
     return 0 if sound else 1
 
@@ -55,6 +72,7 @@ def _play(
     data: str | None,
     pictures: int | None,
     file: Path | None,
+    overrides: Sequence[str],
 ) -> int:
     """``--model`` and ``--data`` are the overrides of that name of ``unigame train``."""
     if recipe is not None:
@@ -65,5 +83,5 @@ def _play(
 
     given = (("model", model), ("data", data))
     words = [f"--{name}={value}" for name, value in given if value is not None]
-    next_step(*game_report(game, words, pictures, file))
+    next_step(*game_report(game, [*overrides, *words], pictures, file))
     return 0

@@ -96,8 +96,9 @@ def fault_line(error: BaseException) -> str | None:
     kind = type(error).__name__
     if kind == "OutOfMemoryError" or isinstance(error, MemoryError):
         return (
-            f"out of memory ({text.partition('. ')[0] or kind}); lower the batch size or "
-            "challenge_micro_batch, or set gradient_checkpointing"
+            f"out of memory ({text.partition('. ')[0] or kind}); lower the batch size, "
+            "challenge_micro_batch, or draw_batch of verify and imagine, or set "
+            "gradient_checkpointing"
         )
     if lost_process(error):
         return (

@@ -56,9 +56,9 @@ def attack(
 ) -> dict[str, Any]:
     """The record's entry on the attacked benchmark."""
     from unigame.evaluation.attacks import robustness_record
-    from unigame.evaluation.batching import is_out_of_memory
     from unigame.evaluation.world import ReaderCheck
     from unigame.synthetic.reader import can_read
+    from unigame.system.at_once import is_out_of_memory
     from unigame.system.console import make_console
 
     count = len(attacked.loaded.items)

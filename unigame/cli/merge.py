@@ -15,8 +15,9 @@ from unigame.system.writable import require_writable
 @argument("output", "folder to write; new or empty", type=options.PATH)
 @option("--model", help="the base, where it is no longer where the adapter says")
 @options.dtype
-def merge(run: str, output: Path, model: str | None, dtype: str) -> None:
-    """Write a checkpoint that plain transformers loads, without PEFT and without unigame.
+@options.device
+def merge(run: str, output: Path, model: str | None, dtype: str, device: str | None) -> None:
+    """Write a checkpoint in the base's own layout: plain transformers loads it where it loads that.
 
     It is loaded again and its outputs are compared with the adapter's before this says done. A
     composed model is written in the form of its own folder, its language model merged.
@@ -29,7 +30,12 @@ def merge(run: str, output: Path, model: str | None, dtype: str) -> None:
     console = make_console()
     with kept(lambda: f"Stopped; {output} was not written. Run the same command again."):
         done = write(
-            run, output, model=model, dtype=dtype, say=lambda line: console.print(f"  {line}")
+            run,
+            output,
+            model=model,
+            dtype=dtype,
+            device=device,
+            say=lambda line: console.print(f"  {line}"),
         )
     drawn = ""
     if done.pixel_gap is not None:

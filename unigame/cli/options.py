@@ -27,6 +27,9 @@ dtype = option(
     default="auto",
     help="of the weights",
 )
+device = option(
+    "--device", help="cpu, cuda or cuda:1, where it is computed [default: a GPU if there is one]"
+)
 quantization = option(
     "--quantization",
     type=click.Choice(("none", "nf4", "int8")),

@@ -34,6 +34,7 @@ from unigame.system.writable import require_writable
 @option("--license", metavar="ID", help="of these weights, as the Hub names it: apache-2.0")
 @option("--data-license", metavar="TEXT", help="of the training data, one sentence")
 @options.dtype
+@options.device
 def push(
     run: Path,
     hub_id: str,
@@ -45,6 +46,7 @@ def push(
     license: str | None,
     data_license: str | None,
     dtype: str,
+    device: str | None,
 ) -> None:
     """Upload what others need to use a run: weights in safetensors, and a model card.
 
@@ -69,6 +71,7 @@ def push(
             evaluations=evaluations,
             wishes=Wishes(license, data_license),
             dtype=dtype,
+            device=device,
             say=lambda line: console.print(f"  {line}"),
         )
     for place in done.passed_over:

@@ -211,12 +211,11 @@ def _ready(
     settings = replace(settings, challenge_share=1.0, challenge_micro_batch=at_once)
     size = min(batch, len(records) // 2)
     args.per_device_train_batch_size = size
-    half = args.bf16 if plan.dtype == "auto" else plan.dtype == "bfloat16"
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir = folder
         backbone = load_backbone(
             plan.model,
-            dtype="bfloat16" if half else "float32",
+            dtype=plan.weights_dtype,
             device=args.device,
             adapter=plan.adapter,
             quantization=plan.quantization,

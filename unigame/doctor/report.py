@@ -41,8 +41,15 @@ _OPTIONAL = ("tensorboard", "trackio", "wandb")  # integrations of --report_to
 _BATCHES = (1, 8)
 
 
-def report(*, model: str | None = None, recipe: str | None = None) -> tuple[bool, list[str]]:
+def report(
+    *, model: str | None = None, recipe: str | None = None, overrides: Sequence[str] = ()
+) -> tuple[bool, list[str]]:
     """Print the report; whether what every command needs is sound, and what to do next.
+
+    Args:
+        model: a checkpoint to check too.
+        recipe: a recipe to check too.
+        overrides: of the recipe's settings, as for ``unigame train``.
 
     Raises:
         UserError: ``model`` or ``recipe`` is not usable; said before any weight is loaded.
@@ -52,7 +59,7 @@ def report(*, model: str | None = None, recipe: str | None = None) -> tuple[bool
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from unigame.training.recipe import load_recipe
 
-    plan = load_recipe(recipe, here=False) if recipe else None
+    plan = load_recipe(recipe, overrides, here=False) if recipe else None
     asked = ([model] if model else []) + ([plan.model] if plan else [])
     sizes = [size_of(name) for name in dict.fromkeys(asked)]
     _print_block("Environment", _environment())
@@ -65,7 +72,7 @@ def report(*, model: str | None = None, recipe: str | None = None) -> tuple[bool
     if plan is not None:
         _print_recipe(plan, named[plan.model])
     if sound:
-        return True, _advice(model, recipe)
+        return True, _advice(model, recipe, overrides)
     return False, ["mend the bundled model: install unigame again, from its wheel or a full clone"]
 
 
@@ -223,7 +230,7 @@ def setting_of(plan: Recipe) -> Setting:
 def _print_recipe(plan: Recipe, size: ModelSize) -> None:
     """What the settings of this very recipe would take."""
     setting = setting_of(plan)
-    dtype: Dtype = "float32" if plan.dtype == "float32" else "bfloat16"
+    dtype: Dtype = plan.weights_dtype
     needed = estimate(size, setting, dtype, plan.quantization)
     kept = dtype if plan.quantization == NONE else f"{dtype}, {plan.quantization}"
     parts = (needed.weights, needed.trained, needed.activations)
@@ -253,7 +260,8 @@ def _uncounted(plan: Recipe) -> str:
         return ""
     return (
         f"Not counted: rounds of drawing and asking without gradient ({', '.join(batches)} "
-        "pictures at a time, twice the rows with guidance); lower draw_batch if they do not fit."
+        "pictures at a time, twice the rows with guidance); draw_batch is halved where they do not "
+        "fit, except with shard_frozen."
     )
 
 
@@ -284,9 +292,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _advice(model: str | None, recipe: str | None) -> list[str]:
+def _advice(model: str | None, recipe: str | None, overrides: Sequence[str]) -> list[str]:
     if recipe:
-        return [f"train it:  unigame train {shlex.quote(recipe)}"]
+        return [f"train it:  unigame train {shlex.join([recipe, *overrides])}"]
     if model:
         return [f"ask it something:  unigame answer IMAGE QUESTION --model {shlex.quote(model)}"]
     return [

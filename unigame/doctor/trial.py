@@ -96,14 +96,15 @@ def try_recipe(
     if sliced and config is None:
         config = _janus_config(plan.model)
     rows, size = sample_rows(plan)
-    half = args.bf16 if plan.dtype == "auto" else plan.dtype == "bfloat16"
     if sliced:
         assert config is not None
-        found = _sliced(plan, config, rows, half)
+        found = _sliced(plan, config, rows)
     else:
-        dtype = "bfloat16" if half else "float32"
         backbone = load_backbone(
-            plan.model, dtype=dtype, device=args.device, quantization=plan.quantization
+            plan.model,
+            dtype=plan.weights_dtype,
+            device=args.device,
+            quantization=plan.quantization,
         )
         found = _steps(plan, backbone, rows)
     memory = max(found.challenging, found.understanding)
@@ -143,10 +144,10 @@ def sample_rows(plan: Recipe) -> tuple[list[dict[str, Any]], int | None]:
     return [dict(row) for row in rows if isinstance(row, dict)], len(data)
 
 
-def _sliced(plan: Recipe, config: JanusConfig, rows: list[dict[str, Any]], half: bool) -> _Step:
+def _sliced(plan: Recipe, config: JanusConfig, rows: list[dict[str, Any]]) -> _Step:
     """What a step of the whole model takes, from those of three slices."""
     base, language, vision = (
-        _steps(plan, _slice(plan, config, *blocks, half), rows)
+        _steps(plan, _slice(plan, config, *blocks), rows)
         for blocks in ((1, 1), (BLOCKS, 1), (1, BLOCKS))
     )
     more = (config.text_config.num_hidden_layers - 1) / (BLOCKS - 1)
@@ -159,9 +160,7 @@ def _sliced(plan: Recipe, config: JanusConfig, rows: list[dict[str, Any]], half:
     )
 
 
-def _slice(
-    plan: Recipe, config: JanusConfig, layers: int, vision_layers: int, half: bool
-) -> Backbone:
+def _slice(plan: Recipe, config: JanusConfig, layers: int, vision_layers: int) -> Backbone:
     """Random weights of the model's widths, with so many blocks of its two transformers."""
     import torch
     from transformers import JanusForConditionalGeneration
@@ -181,7 +180,7 @@ def _slice(
     text.vocab_size = max(text.vocab_size, len(processor.tokenizer))
     with torch.device(device):
         model = JanusForConditionalGeneration(config)
-    model = model.to(torch.bfloat16 if half else torch.float32)  # a config may name another type
+    model = model.to(getattr(torch, plan.weights_dtype))  # a config may name another type
     backbone = JanusBackbone(model, processor)
     return backbone if plan.quantization == NONE else backbone.quantize(plan.quantization, device)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -12,6 +11,7 @@ import torch
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.evaluation.base import Item, Task
+from unigame.system.at_once import AtOnce, is_out_of_memory
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -48,46 +48,24 @@ def in_batches(items: Sequence[Item], size: BatchSize) -> Iterator[list[Item]]:
         start = stop
 
 
-class BatchSize:
+class BatchSize(AtOnce):
     """Rows per batch; halved for the rest of the run when memory did not suffice."""
 
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def each(self, rows: Sequence[R], ask: Callable[[Sequence[R]], list[T]]) -> list[T]:
-        """``ask`` for all rows, in parts of this size; a part that is too large is asked in halves.
+    def each(self, rows: Sequence[R], work: Callable[[Sequence[R]], list[T]]) -> list[T]:
+        """See ``AtOnce.each``.
 
         Raises:
             UserError: a single row does not fit.
         """
-        done: list[T] = []
-        while len(done) < len(rows):
-            part = rows[len(done) : len(done) + self.value]
-            try:
-                done += ask(part)
-                continue
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Only here, when the exception and the tensors in its frames are gone, is memory free.
-            if len(part) == 1:
-                raise UserError(
-                    "out of memory with a batch of one; use --dtype bfloat16, a device with more "
-                    "memory, or close what else runs there"
-                )
-            self.value = len(part) // 2
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        return done
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine ran out of memory, rather than something being wrong."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
+        try:
+            return super().each(rows, work)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise UserError(
+            "out of memory with a batch of one; use --dtype bfloat16, a device with more memory, "
+            "or close what else runs there"
+        )
 
 
 def automatic_size(backbone: Backbone, task: Task, pictures: int = 1) -> int:
@@ -100,15 +78,40 @@ def automatic_size(backbone: Backbone, task: Task, pictures: int = 1) -> int:
     """
     facts = backbone.facts
     most = MOST_ANSWERS if task == "answer" else MOST_DRAWINGS
-    # Twelve H^2 weights a layer are the rule for transformers; it overestimates the layers where
-    # towers and vocabulary weigh much, which errs on the safe side.
-    layers = max(1, facts.num_parameters // (12 * facts.hidden_size**2))
     tokens = pictures * facts.num_image_tokens + _TEXT_TOKENS
     element = torch.finfo(facts.dtype).bits // 8
-    # Keys and values, as much again while they grow by a token, and the activations beside them.
-    row = 2 * layers * tokens * facts.hidden_size * element * 3 * (1 if task == "answer" else 2)
+    row = tokens * numbers_of_a_token(backbone) * element * (1 if task == "answer" else 2)
     fitting = max(1, _free_bytes(backbone.device) // 2 // row)
     return min(most, 1 << (fitting.bit_length() - 1))
+
+
+def numbers_of_a_token(backbone: Backbone) -> int:
+    """Numbers that the language model holds for a token at the most: cache and activations."""
+    facts, config = backbone.facts, _language_config(backbone)
+    hidden = facts.hidden_size
+    # Without a config: twelve H^2 weights a layer are the rule for transformers; it overestimates
+    # the layers where towers and vocabulary weigh much, which errs on the safe side.
+    layers = _whole(config, "num_hidden_layers") or max(1, facts.num_parameters // (12 * hidden**2))
+    heads = _whole(config, "num_attention_heads")
+    groups = _whole(config, "num_key_value_heads") or heads
+    width = _whole(config, "head_dim") or hidden // (heads or 1)
+    kept = 2 * layers * (groups * width or hidden)  # keys and values
+    # Of one layer, while it reads the prompts: the stream and its norm, query, key, value and what
+    # was attended, and gate, value and product of the MLP.
+    passing = 6 * hidden + 3 * (_whole(config, "intermediate_size") or 4 * hidden)
+    return 2 * kept + passing  # keys and values are there twice while they grow by a token
+
+
+def _language_config(backbone: Backbone) -> object:
+    """The language model's config; None where the family does not show one."""
+    config: Any = getattr(getattr(backbone, "language_model", None), "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _whole(config: object, name: str) -> int:
+    """A size of the config; 0 where it has none, or one for each layer."""
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) else 0
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -158,7 +158,7 @@ def _code_of_own(trained: Trained, hub_id: str, merged: bool) -> tuple[str, str]
         )
     lines.insert(0, "from peft import PeftModel")
     lines += [
-        f"model = load_backbone({trained.base.name!r})",
+        f"model = load_backbone({trained.base.name!r}, dtype='auto')",
         f"model.model = PeftModel.from_pretrained(model.model, {hub_id!r}).eval()",
     ]
     return "\n".join(lines), ""

@@ -57,6 +57,7 @@ def push(
     evaluations: Sequence[str | Path] = (),
     wishes: Wishes | None = None,
     dtype: str = "auto",
+    device: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
     """Publish the result of a run.
@@ -71,6 +72,7 @@ def push(
         evaluations: further records for the card, such as the base's: differences are to the first.
         wishes: licences, as the user says them.
         dtype: of merged weights; "auto": the base's own.
+        device: where they are merged; None: a GPU if there is one.
         say: takes a line on what is done now.
 
     Raises:
@@ -94,7 +96,7 @@ def push(
         api = _logged_in()
         url, hub_id = _repository(api, hub_id, private)
     with _workplace(dry_run) as folder:
-        kind = _write_merged(trained, folder, dtype, say) if merged else None
+        kind = _write_merged(trained, folder, dtype, device, say) if merged else None
         if not merged:
             _write_adapter(trained, folder)
         write_card(
@@ -249,10 +251,12 @@ def _write_adapter(trained: Trained, folder: Path) -> None:
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_merged(trained: Trained, folder: Path, dtype: str, say: Callable[[str], None]) -> str:
+def _write_merged(
+    trained: Trained, folder: Path, dtype: str, device: str | None, say: Callable[[str], None]
+) -> str:
     """The merged model, compared with the adapter; returns transformers' class of it."""
     model = trained.base_place or None
-    merge(trained.adapter, folder, model=model, dtype=dtype, say=say)
+    merge(trained.adapter, folder, model=model, dtype=dtype, device=device, say=say)
     place = folder / "language" if trained.is_composed else folder
     file = place / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -21,6 +21,7 @@ from unigame.training.config import UniGameConfig
 if TYPE_CHECKING:
     from unigame.training.trainer import StepCounts
 
+LONG = 100  # steps of a run that is worth a checkpoint
 IDLE_STEPS = 10  # at the start of a run, after which it is plain that nothing can be learnt
 
 
@@ -111,6 +112,13 @@ class Watch(TrainerCallback):
             warn(
                 f"U's warm-up of {args.get_warmup_steps(steps)} steps is as long as the run of "
                 f"{steps}: learning_rate={args.learning_rate} is never reached; lower warmup_steps"
+            )
+        rare = args.save_strategy == "steps" and state.save_steps >= steps
+        if rare and steps >= LONG:
+            warn(
+                "no checkpoint is written before the end: "
+                f"save_steps={state.save_steps:g}, and the run has {steps} steps; with "
+                f"save_steps={steps // 5} a run that is killed can go on"
             )
         if args.generation_weight > 0:
             kinds = kinds_of(self.dataset, captions=True)

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 
@@ -88,6 +88,12 @@ class Recipe:
     lacks: str | None = None
     found: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """In which the model is loaded; by ``dtype: auto`` as ``bf16`` trains it."""
+        half = self.training.bf16 if self.dtype == "auto" else self.dtype == "bfloat16"
+        return "bfloat16" if half else "float32"
 
     def lora_config(self) -> peft.LoraConfig | None:
         """The LoRA settings, or None to leave them to the backbone's default."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unigame.backbones.common.quantization import NONE
 from unigame.errors import UserError
 from unigame.methods.findings import Finding
 from unigame.system.console import make_console
@@ -72,6 +73,8 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
     folder = shlex.quote(str(result.output_dir))
     use = f"--model {shlex.quote(recipe.model)} --adapter {folder}"
+    if recipe.quantization != NONE:  # whoever trained so has no room for the whole weights
+        use += f" --quantization {recipe.quantization}"
     what = "Adapter"
     if recipe.training.train_parts:  # a warm-up: its result is a model of its own
         use, what = f"--model {folder}", "Model"
@@ -178,10 +181,9 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     require_work(args, train_data, methods)
     looked = _look_at_rows(recipe.model, family, args, methods, train_data, eval_data)
     require_hub(args)
-    half = args.bf16 if recipe.dtype == "auto" else recipe.dtype == "bfloat16"
     backbone = load_backbone(
         recipe.model,
-        dtype="bfloat16" if half else "float32",
+        dtype=recipe.weights_dtype,
         device=loading_device(args),
         adapter=recipe.adapter,
         quantization=recipe.quantization,

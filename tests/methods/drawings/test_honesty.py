@@ -13,6 +13,7 @@ from unigame.methods.drawings.readers import Honesty, Judged, build_reader
 from unigame.methods.drawings.verifying import Verdicts, Verifier
 from unigame.synthetic.from_captions import WorldQuestions
 from unigame.synthetic.world import CELLS, Scene, Thing, render
+from unigame.system.at_once import AtOnce
 
 CAPTION = "northwest red disc, south blue cross"
 THINGS = (Thing(0, "red", "disc"), Thing(7, "blue", "cross"))
@@ -70,7 +71,7 @@ class Model:
 def verifier(
     model: Model, who: str = "base", reader: str | None = "world", **more: Any
 ) -> Verifier:
-    given = {"confirm": 1.0, "max_new_tokens": 3, "batch": 2, **more}
+    given = {"confirm": 1.0, "max_new_tokens": 3, "batch": AtOnce(2), **more}
     return Verifier(model, who, reader=build_reader(reader), **given)  # type: ignore[arg-type]
 
 
@@ -173,7 +174,7 @@ def test_a_g_that_draws_worse_is_no_drift_of_u() -> None:
 def test_a_verifier_that_takes_to_confirming_everything_is_told() -> None:
     """Confirmation bias, planted: after a while U sees in every drawing what it was drawn by."""
     model, honesty = Model(), Honesty()
-    check = verifier(model, "current", "world", batch=64)
+    check = verifier(model, "current", "world", batch=AtOnce(64))
     scenes = [THINGS, OTHER] * 12
     for _ in range(2):
         honesty.see(Judged.of(judged(check, *scenes)))

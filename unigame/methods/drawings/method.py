@@ -50,6 +50,7 @@ from unigame.methods.rows import Batch, Rows
 from unigame.methods.semantics import ClipSimilarity, SimilarityScorer, build_scorer
 from unigame.seeds import derive_seed
 from unigame.settings.rules import shown
+from unigame.system.at_once import AtOnce
 from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
@@ -164,6 +165,9 @@ class DrawingMethod(Method):
         usual = 1.0 if self.latents else COOL
         self.temperature = usual if settings.temperature is None else settings.temperature
         self.goes_on = run.backbone.adapter_loaded  # a checkpoint to resume comes later
+        # Layers in shards are gathered by all processes together: none may try again alone.
+        name = f"{self.name}.draw_batch"
+        self.at_once = AtOnce(settings.draw_batch, name, halves=not run.sharded)
         self.maker = self._make_maker()
         reader = build_reader(settings.reader)
         self.verifier = Verifier(
@@ -172,7 +176,7 @@ class DrawingMethod(Method):
             settings.confirm,
             reader,
             settings.answer_tokens,
-            settings.draw_batch,
+            self.at_once,
             self._scorer(),
             settings.clip_floor,
         )
@@ -284,7 +288,7 @@ class DrawingMethod(Method):
                 seeds,
                 temperature=self.temperature,
                 guidance_scale=settings.guidance_scale,
-                batch=settings.draw_batch,
+                batch=self.at_once,
             )
         with run.phase(self.phases[1]), run.autocast():
             asked = self._questions(texts)

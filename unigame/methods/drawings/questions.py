@@ -211,6 +211,7 @@ class KeptQuestions:
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _NEGATIONS = {"no", "not", "never", "neither", "nor", "nothing", "without", "0"}
+_CHOICES = {"or", "either", "maybe", "perhaps", "possibly"}
 _NOT = re.compile(
     r"\b(?:cannot|\w+n't|(?:is|are|was|were|do|does|did|has|have|ca|wo|could|would)nt)\b"
 )
@@ -251,8 +252,9 @@ def agrees(reply: str, answer: str) -> bool:
 
     To yes and no its first word counts. Another answer must stand in the reply, word for word and
     in one piece, and the reply may have four words more: "it is a red ball" gives "red ball", and
-    "it is not a red ball" does not. An answer that is an article alone, such as the letter of a
-    choice, is the whole reply.
+    "it is not a red ball" does not. Nor does a reply that leaves a choice, "red or blue", or names
+    two numbers. Numbers up to ten are one in words and in digits. An answer that is an article
+    alone, such as the letter of a choice, is the whole reply.
     """
     said, wanted = plain_words(reply), plain_words(answer)
     if not wanted:
@@ -262,8 +264,18 @@ def agrees(reply: str, answer: str) -> bool:
         return False
     if wanted in (["yes"], ["no"]):
         return said[0] == wanted[0]
-    denied = _NEGATIONS.intersection(said) - _NEGATIONS.intersection(wanted)
-    if denied or len(said) > len(wanted) + 4:
+    if _doubts(said) - _doubts(wanted) or len(said) > len(wanted) + 4:
+        return False
+    if len(wanted) == 1 and wanted[0].isdigit() and _numbers(said) != {wanted[0]}:
         return False
     starts = range(len(said) - len(wanted) + 1)
     return any(said[start : start + len(wanted)] == wanted for start in starts)
+
+
+def _doubts(words: Sequence[str]) -> set[str]:
+    """Those that deny what stands beside them, or leave a choice."""
+    return (_NEGATIONS | _CHOICES).intersection(words)
+
+
+def _numbers(words: Sequence[str]) -> set[str]:
+    return {word for word in words if word.isdigit()}

@@ -53,7 +53,16 @@ class DrawingSettings:
     guidance_scale: float = setting(
         5.0, Number(low=0), "Of classifier-free guidance in drawing; 1 is none."
     )
-    draw_batch: int = setting(64, _COUNT, "Pictures drawn, and questions asked, at a time.")
+    # Free: each drawing has a seed of its own, and each question is asked by itself. Other rows and
+    # padding beside them round otherwise, as in any batch of another size; that turns a code or a
+    # word only where two were all but equal.
+    draw_batch: int = setting(
+        64,
+        _COUNT,
+        "Pictures drawn, and questions asked, at a time. Halved, and said once, where they do not "
+        "fit into memory.",
+        free=True,
+    )
 
     # ---- verifying -----------------------------------------------------------------------------
     verifier: str = setting(

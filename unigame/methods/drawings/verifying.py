@@ -10,7 +10,7 @@ nothing of what U believes, and sees less of what a picture shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from torch import Tensor
 from unigame.methods.drawings.questions import agrees
 from unigame.methods.drawings.settings import BY_SIMILARITY
 from unigame.methods.drawings.texts import QA
+from unigame.system.at_once import AtOnce
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
@@ -36,22 +37,23 @@ def draw(
     *,
     temperature: float,
     guidance_scale: float,
-    batch: int,
+    batch: AtOnce,
 ) -> Tensor:
     """A free-running drawing of each caption, by its own seed, in compact form, (D, N) or latents.
 
     The model draws as it is now, adapter included. ``batch`` of them are drawn at a time.
     """
-    parts = [
-        backbone.generate_compact(
-            captions[start : start + batch],
-            seeds=seeds[start : start + batch],
+
+    def drawn(rows: Sequence[int]) -> list[Tensor]:
+        codes = backbone.generate_compact(
+            [captions[row] for row in rows],
+            seeds=[seeds[row] for row in rows],
             temperature=temperature,
             guidance_scale=guidance_scale,
         )
-        for start in range(0, len(captions), batch)
-    ]
-    return torch.cat(parts)
+        return list(codes)
+
+    return torch.stack(batch.each(range(len(captions)), drawn))
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def ask(
     *,
     base: bool,
     max_new_tokens: int,
-    batch: int,
+    batch: AtOnce,
 ) -> list[list[str]]:
     """U's greedy replies to questions about drawings.
 
@@ -74,30 +76,39 @@ def ask(
         max_new_tokens: of a reply.
         batch: pictures, and questions, at a time.
     """
-    said: list[list[str]] = [[] for _ in asked]
+
+    def said_of(rows: Sequence[int]) -> list[list[str]]:
+        said: list[list[str]] = [[] for _ in rows]
+        pairs = [(place, text) for place, row in enumerate(rows) for text in asked[row]]
+        if not pairs:
+            return said
+        images = rendered(backbone, codes[list(rows)])
+        replies = batch.each(pairs, lambda some: _replies(backbone, images, some, max_new_tokens))
+        for (place, _), reply in zip(pairs, replies, strict=True):
+            said[place].append(reply)
+        return said
+
     off: AbstractContextManager[None] = backbone.lora_disabled() if base else nullcontext()
     with off:
-        for start in range(0, len(asked), batch):
-            some = asked[start : start + batch]
-            if not any(some):
-                continue
-            images = rendered(backbone, codes[start : start + batch])
-            pairs = [(row, question) for row, own in enumerate(some) for question in own]
-            for piece in _pieces(pairs, batch):
-                replies = _replies(backbone, images, piece, max_new_tokens)
-                for (row, _), reply in zip(piece, replies, strict=True):
-                    said[start + row].append(reply)
-    return said
+        return batch.each(range(len(asked)), said_of)
+
+
+@torch.no_grad()
+def describe(backbone: Backbone, codes: Tensor, *, max_new_tokens: int, batch: AtOnce) -> list[str]:
+    """What the model with LoRA off says of each drawing, ``batch`` at a time."""
+
+    def described(rows: Sequence[int]) -> list[str]:
+        images = rendered(backbone, codes[list(rows)])
+        said = backbone.caption(images, max_new_tokens=max_new_tokens)
+        return [text.strip() for text in said]
+
+    with backbone.lora_disabled():
+        return batch.each(range(len(codes)), described)
 
 
 def rendered(backbone: Backbone, codes: Tensor) -> Tensor:
     """The pictures (D, 3, S, S) of drawings in compact form, float32 in [0, 1]."""
     return backbone.render(codes.to(backbone.device)).float().clamp(0, 1)
-
-
-def _pieces(pairs: list[tuple[int, str]], size: int) -> Iterator[list[tuple[int, str]]]:
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
 
 
 def _replies(
@@ -156,7 +167,7 @@ class Verifier:
     confirm: float
     reader: Reader | None
     max_new_tokens: int
-    batch: int
+    batch: AtOnce
     scorer: SimilarityScorer | None = None
     floor: float = -1.0
 
@@ -208,13 +219,15 @@ class Verifier:
     @torch.no_grad()
     def _similarity(self, codes: Tensor, captions: Sequence[str]) -> list[float]:
         """Cosine of each drawing with its caption."""
-        assert self.scorer is not None
-        found: list[float] = []
-        for start in range(0, len(captions), self.batch):
-            rows = slice(start, start + self.batch)
-            images = rendered(self.backbone, codes[rows])
-            found += self.scorer(images, images, captions[rows]).tolist()
-        return found
+        scorer = self.scorer
+        assert scorer is not None
+
+        def compared(rows: Sequence[int]) -> list[float]:
+            images = rendered(self.backbone, codes[list(rows)])
+            found: list[float] = scorer(images, images, [captions[row] for row in rows]).tolist()
+            return found
+
+        return self.batch.each(range(len(captions)), compared)
 
     def _read(
         self, codes: Tensor, captions: Sequence[str], asked: Sequence[Sequence[QA]]
@@ -224,14 +237,15 @@ class Verifier:
         if self.reader.asks:  # the base model, by the same questions
             shares, _, _ = self._agreement(codes, asked, base=True)
             return [None if share is None else share >= self.confirm for share in shares]
-        found: list[bool | None] = []
-        for start in range(0, len(captions), self.batch):
-            rows = slice(start, start + self.batch)
-            images = rendered(self.backbone, codes[rows]).cpu()
+        judge = self.reader.judge
+
+        def judged(rows: Sequence[int]) -> list[bool | None]:
+            images = rendered(self.backbone, codes[list(rows)]).cpu()
             # Of a package's reader, which may say it with numpy's or torch's own booleans.
-            said = self.reader.judge(images, captions[rows])
-            found += [None if right is None else bool(right) for right in said]
-        return found
+            said = judge(images, [captions[row] for row in rows])
+            return [None if right is None else bool(right) for right in said]
+
+        return self.batch.each(range(len(captions)), judged)
 
 
 Judge = Callable[[Tensor, Sequence[str]], Sequence[bool | None]]

@@ -3,7 +3,8 @@
 It is asked twice for each phrase, with LoRA off, by the two templates below: for a question with
 yes or no, and for an open one. A reply is taken only in the form that it was asked for; everything
 else counts as unparsed. What it answers *from the caption* is the answer; the game then sees
-whether it answers the same *from the picture*.
+whether it answers the same *from the picture*. Open questions get the field's usual instruction, so
+that a reply is as short as the answer.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ OPEN = (
 TEMPLATES = (YES_NO, OPEN)
 _FORM = re.compile(r"question:\s*([^\n?]{3,160}\?)\s+answer:\s*([^\n]{1,60}?)\.?\s*", re.I)
 LONGEST_ANSWER = 3  # words
+SHORTLY = " Answer the question using a single word or phrase."
+"""What ends an open question. A model tuned to chat says "There are two dogs in the picture." to a
+bare one: cut after a few tokens, and too long to agree with "2".
+
+It is added where a question is written, not where one is asked. So the file holds what is asked,
+word for word; a run that goes on with lines written before, without it, asks those as they stand;
+and ``imagine`` learns the short answer to the instruction, as benchmarks ask, and not that a bare
+question wants one word."""
 
 
 def parse(reply: str, yes_no: bool) -> QA | None:
@@ -74,10 +83,11 @@ class WrittenQuestions:
         self.reply = reply
         self.asked = self.unparsed = 0
         self.failed: list[int] = []
+        # Without SHORTLY: what was written before it came is still asked, and not paid for twice.
         self.key = hashlib.sha256("\n".join((writer, *TEMPLATES)).encode()).hexdigest()[:16]
 
     def __call__(self, captions: Sequence[str]) -> list[list[QA]]:
-        """Up to two questions for each noun phrase of each caption."""
+        """Up to two questions for each noun phrase of each caption; open ones with ``SHORTLY``."""
         orders = [
             (number, template, phrase)
             for number, caption in enumerate(captions)
@@ -96,8 +106,12 @@ class WrittenQuestions:
             if pair is None:
                 self.unparsed += 1
                 self.failed[number] += 1
-            elif pair not in made[number]:
-                made[number].append(pair)
+                continue
+            question, answer = pair
+            if template is OPEN:
+                question += SHORTLY
+            if (question, answer) not in made[number]:
+                made[number].append((question, answer))
         return made
 
 

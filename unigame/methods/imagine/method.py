@@ -33,7 +33,7 @@ from unigame.methods.drawings.questions import GIVEN, held_out
 from unigame.methods.drawings.settings import BY_QUESTIONS, MOST, DrawingSettings
 from unigame.methods.drawings.store import StoredDrawing
 from unigame.methods.drawings.texts import QA, Text, digest, read_lines
-from unigame.methods.drawings.verifying import ask, rendered
+from unigame.methods.drawings.verifying import ask, describe, rendered
 from unigame.methods.findings import Finding
 from unigame.methods.rows import STAND_IN, Batch, LossName, Rows
 from unigame.settings.rules import Number, Switch, Whole, setting, shown
@@ -258,10 +258,11 @@ class Imagine(DrawingMethod):
             questions,
             base=True,
             max_new_tokens=self.settings.rehearsal_tokens,
-            batch=self.settings.draw_batch,
+            batch=self.at_once,
         )
         if self.settings.describe:
-            described = self._described(codes)
+            most = self.settings.rehearsal_tokens
+            described = describe(self.run.backbone, codes, max_new_tokens=most, batch=self.at_once)
             questions = [[*own, CAPTION_QUESTION] for own in questions]
             said = [[*replies, text] for replies, text in zip(said, described, strict=True)]
         given = [
@@ -289,17 +290,6 @@ class Imagine(DrawingMethod):
             return False
         own = int(backbone.answer_lengths([question], [reply])) - 1  # without the end mark
         return own < most - most // UNSURE
-
-    @torch.no_grad()
-    def _described(self, codes: Tensor) -> list[str]:
-        """The base's description of each drawing."""
-        backbone, found = self.run.backbone, list[str]()
-        size, most = self.settings.draw_batch, self.settings.rehearsal_tokens
-        with backbone.lora_disabled():
-            for start in range(0, len(codes), size):
-                images = rendered(backbone, codes[start : start + size])
-                found += backbone.caption(images, max_new_tokens=most)
-        return [text.strip() for text in found]
 
     def found(self) -> list[Finding]:
         """Also whether replies to rehearse are mostly cut, or there are none."""
