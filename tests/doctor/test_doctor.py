@@ -152,6 +152,10 @@ def test_doctor_judges_a_recipe_with_the_settings_it_will_be_trained_with(
     assert f"unigame train janus_pro_7b {' '.join(words)}" in shown
     assert cli.main(["doctor", "--recipe", "janus_pro_7b", "--quantisation", "nf4"]) == 2
     assert "did you mean 'quantization'" in capsys.readouterr().err
+    assert cli.main(["doctor", "--recipe", "janus_pro_7b", "--data", "nowhere.json"]) == 2
+    assert "no data at 'nowhere.json'" in capsys.readouterr().err
+    assert cli.main(["doctor", "--data", "nowhere.json"]) == 2
+    assert "give --recipe or --game" in capsys.readouterr().err
     assert cli.main(["doctor", "--quantization", "nf4"]) == 2
     assert "--quantization: is no option of unigame doctor" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,11 @@ def launched(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return launch(tiny_path, tmp_path_factory.mktemp("launched"))
     folder = tmp_path_factory.getbasetemp().parent / "launched"
     with FileLock(f"{folder}.lock"):
-        if not (folder / "whole").exists():
-            folder.mkdir(exist_ok=True)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker whose launch failed
+            folder.mkdir()
             launch(tiny_path, folder)
-            (folder / "whole").touch()
+            (folder / "done").touch()
     return folder
 
 

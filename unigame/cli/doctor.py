@@ -22,7 +22,7 @@ from unigame.errors import UserError
 )
 @option("--recipe", help="also check this recipe (file or shipped name); not with --game")
 @option("--game", metavar="RECIPE", help="instead, measure what this recipe's game can win")
-@option("--data", help="file, folder or Hub id in the place of the recipe's data, with --game")
+@option("--data", help="file, folder or Hub id in the place of the recipe's data")
 @option("--pictures", type=click.IntRange(min=8), help="of the data, with --game (default: 96)")
 @option("--json", metavar="FILE", help="file for the figures of --game")
 @argument(
@@ -55,12 +55,15 @@ def doctor(
             f"{overrides[0]}: is no option of unigame doctor, and there is no --recipe or --game "
             "whose setting it could be; see unigame doctor --help"
         )
-    for name, value in (("--data", data), ("--pictures", pictures), ("--json", json)):
+    if data is not None and recipe is None:
+        raise UserError(f"--data {data}: in the place of which recipe's? give --recipe or --game")
+    for name, value in (("--pictures", pictures), ("--json", json)):
         if value is not None:
             raise UserError(f"{name} {value}: belongs to --game RECIPE, which is not given")
     from unigame.doctor.report import report
 
-    sound, advice = report(model=model, recipe=recipe, overrides=overrides)
+    words = [*overrides, *([f"--data={data}"] if data is not None else [])]
+    sound, advice = report(model=model, recipe=recipe, overrides=words)
     next_step(*advice)
     return 0 if sound else 1
 

@@ -17,7 +17,7 @@ from unigame.system.writable import require_writable
 @options.dtype
 @options.device
 def merge(run: str, output: Path, model: str | None, dtype: str, device: str | None) -> None:
-    """Write a checkpoint in the base's own layout: plain transformers loads it where it loads that.
+    """Write a checkpoint in the base's own layout: transformers loads it if it loads the base.
 
     It is loaded again and its outputs are compared with the adapter's before this says done. A
     composed model is written in the form of its own folder, its language model merged.

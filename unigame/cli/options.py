@@ -28,7 +28,8 @@ dtype = option(
     help="of the weights",
 )
 device = option(
-    "--device", help="cpu, cuda or cuda:1, where it is computed [default: a GPU if there is one]"
+    "--device",
+    help="cpu, cuda or cuda:1, where weights are merged [default: a GPU if there is one]",
 )
 quantization = option(
     "--quantization",

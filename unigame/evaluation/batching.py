@@ -78,7 +78,9 @@ def automatic_size(backbone: Backbone, task: Task, pictures: int = 1) -> int:
     """
     facts = backbone.facts
     most = MOST_ANSWERS if task == "answer" else MOST_DRAWINGS
-    tokens = pictures * facts.num_image_tokens + _TEXT_TOKENS
+    # A picture may be drawn in more tokens than it is read in: BAGEL's at 1024 px.
+    drawn = max(facts.num_image_tokens, facts.state_tokens)
+    tokens = (pictures * facts.num_image_tokens if task == "answer" else drawn) + _TEXT_TOKENS
     element = torch.finfo(facts.dtype).bits // 8
     row = tokens * numbers_of_a_token(backbone) * element * (1 if task == "answer" else 2)
     fitting = max(1, _free_bytes(backbone.device) // 2 // row)

@@ -17,14 +17,14 @@ class AtOnce:
 
     Args:
         value: rows at once, to begin with.
-        setting: what gives that number; then one line says that it was too large.
+        setting: what gives that number; then a line says that it was too large.
         halves: False where processes compute together: who tried again would leave the others
             waiting. What runs out of memory is raised.
     """
 
     def __init__(self, value: int, setting: str = "", *, halves: bool = True) -> None:
         self.value, self.halves = value, halves
-        self._setting, self._given, self._warned = setting, value, False
+        self._setting, self._said, self._tried = setting, value, value
 
     def each(self, rows: Sequence[R], work: Callable[[Sequence[R]], list[T]]) -> list[T]:
         """What ``work`` gives for each row, in parts of this size; one too large is tried again.
@@ -43,17 +43,18 @@ class AtOnce:
                 if not (self.halves and len(part) > 1 and is_out_of_memory(error)):
                     raise
             # Only here, when the exception and the tensors in its frames are gone, is memory free.
+            self._tried = len(part)
             self.value = min(self.value, len(part) // 2)  # work may have halved it, too
             free_memory()
         return done
 
     def _say(self) -> None:
-        """Once, and only when it is known what does fit."""
-        if self._setting and not self._warned and self.value < self._given:
-            self._warned = True
+        """Only when it is known what does fit, and again if that is less."""
+        if self._setting and self.value < self._said:
+            self._said = self.value
             warn(
-                f"{self._setting}={self._given} does not fit into memory; it goes on with "
-                f"{self.value} at a time, as {self._setting}={self.value} would from the first"
+                f"{self._tried} at once do not fit into memory: {self.value} from now on, as with "
+                f"{self._setting}={self.value}"
             )
 
 

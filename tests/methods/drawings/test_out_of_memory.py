@@ -91,7 +91,7 @@ def read(model: Any, batch: AtOnce) -> list[bool | None]:
 
 
 @pytest.mark.parametrize("work", [drawn, asked, said, compared, read])
-def test_what_does_not_fit_is_halved_stays_so_and_is_said_once(
+def test_what_does_not_fit_is_halved_stays_so_and_is_said(
     work: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, batch, small = work(Model(99), AtOnce(64)), AtOnce(64, "verify.draw_batch"), Model(3)
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_halved_stays_so_and_is_said_once(
     tried, left = ([15, 7], 3) if work is asked else ([11, 5], 2)
     assert [rows for rows in small.rows if rows > 3] == tried and batch.value == left
     (line,) = caplog.messages
-    assert "verify.draw_batch=64" in line and f"with {left} at a time" in line
+    assert f"{tried[-1]} at once do not fit" in line and f"verify.draw_batch={left}" in line
     assert "\n" not in line
 
 
@@ -111,6 +111,14 @@ def test_what_does_not_fit_is_halved_stays_so_and_is_said_once(
 def test_a_single_picture_that_does_not_fit_is_raised_as_it_is(work: Any) -> None:
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
         work(Model(0), AtOnce(64))
+
+
+def test_what_falls_further_later_is_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    batch = AtOnce(64, "verify.draw_batch")
+    drawn(Model(5), batch)
+    asked(Model(3), batch)
+    assert ["draw_batch=5" in caplog.messages[0], "draw_batch=2" in caplog.messages[1]] == [1, 1]
+    assert len(caplog.messages) == 2
 
 
 def test_what_is_no_lack_of_memory_is_not_tried_again() -> None:
@@ -163,7 +171,7 @@ def test_rounds_of_a_run_go_on_with_fewer_pictures(
     pairs = zip(whole.store.drawings, small.store.drawings, strict=True)
     assert all(torch.equal(one.codes, other.codes) for one, other in pairs)
     (line,) = [text for text in caplog.messages if "draw_batch" in text]
-    assert "verify.draw_batch=8 does not fit" in line and "with 2 at a time" in line
+    assert "2 from now on, as with verify.draw_batch=2" in line
 
 
 def test_a_run_in_shards_does_not_try_again(tiny_path: Path, tmp_path: Path) -> None:

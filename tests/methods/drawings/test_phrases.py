@@ -114,7 +114,7 @@ def test_a_long_description_asks_a_few_questions_from_its_begin_to_its_end() -> 
         ("are there parked motorcycles?", "yes"),
         ("are there three metal lanterns?", "yes"),
         ("is there a gray umbrella?", "no"),
-        ("are there two blue taxis?", "no"),
+        ("is there a blue umbrella?", "no"),
         ("is there a red van?", "no"),
         ("are there brown awnings?", "no"),
     ]
@@ -124,9 +124,9 @@ def test_a_long_description_asks_a_few_questions_from_its_begin_to_its_end() -> 
         ("is there a young girl?", "yes"),
         ("is there a metal shelf?", "yes"),
         ("are there white apples?", "no"),
-        ("are there blue apples?", "no"),
-        ("are there yellow tulips?", "no"),
-        ("is there a long glass counter?", "no"),
+        ("is there a green rug?", "no"),
+        ("is there a blue dress?", "no"),
+        ("is there a purple dress?", "no"),
     ]
     assert PhraseQuestions()([STREET]) == [street], "the same ones each time"
 
@@ -147,45 +147,58 @@ def test_no_more_than_eight_and_half_of_them_no(things: int, yes: int, no: int) 
 
 
 @pytest.mark.parametrize(
-    ("caption", "malformed"),
+    ("caption", "things"),
     [
-        ("a man sits", "man sits"),
-        ("the man sits on it", "man sits"),
-        ("a child plays nearby", "child plays"),
-        ("a child nearby plays", "plays"),
-        ("red shirt holds a bag", "red shirt holds"),
-        ("the bird flies", "bird flies"),
-        ("a red car parked nearby", "red car parked"),
-        ("a cat outside", "cat outside"),
-        ("a man and a woman stand there", "woman stand"),
-        ("above the street hang three lamps", "street hang"),
-        ("a man who plays and sings", "sings"),
-        ("he sits", "he"),
-        ("a large, brown dog", "large"),
-        ("a red and white bus", "red"),
-        ("the wall is white", "white"),
-        ("a man dressed in black", "man dressed"),
-        ("one dog", "one dog"),
-        ("a couple of dogs", "couple"),
-        ("a few dogs", "few dogs"),
-        ("a two story house", "two story house"),
-        ("the dog is the man's", "man's"),
-        ("a man happily eats", "man happily"),
-        ("jumping in the air", "air"),
+        ("a man sits", ["man"]),
+        ("the man sits on it", ["man"]),
+        ("a child plays nearby", ["child"]),
+        ("a child nearby plays", ["child"]),
+        ("red shirt holds a bag", ["red shirt", "bag"]),
+        ("the bird flies", ["bird"]),
+        ("a red car parked nearby", ["red car"]),
+        ("a cat outside", ["cat"]),
+        ("a man and a woman stand there", ["man"]),
+        ("above the street hang three lamps", ["three lamps"]),
+        ("a man who plays and sings", ["man"]),
+        ("he sits", []),
+        ("a large, brown dog", ["brown dog"]),
+        ("a red and white bus", ["red and white bus"]),
+        ("the wall is white", ["wall"]),
+        ("a man dressed in black", ["man"]),
+        ("one dog", ["dog"]),
+        ("a couple of dogs", ["dogs"]),
+        ("a few dogs", ["dogs"]),
+        ("a two story house", []),
+        ("the dog is the man's", ["dog"]),
+        ("a man happily eats", ["man"]),
+        ("jumping in the air", []),
+        ("the bird perches on a branch", ["bird", "branch"]),
+        ("the sun sets behind a hill", ["sun", "hill"]),
+        ("trees line both sides of the street", ["trees", "street"]),
+        ("a couple of sheep stand in a field", ["sheep", "field"]),
+        ("three deer graze", ["three deer"]),
+        ('a sign that reads "Main St" on a pole', ["sign", "pole"]),
+        ("a close-up of a red apple", ["red apple"]),
     ],
 )
-def test_what_is_no_thing_is_not_asked_for(caption: str, malformed: str) -> None:
-    assert malformed not in noun_phrases(caption)
+def test_what_is_no_thing_is_not_asked_for(caption: str, things: list[str]) -> None:
+    assert noun_phrases(caption) == things
 
 
-def test_no_phrase_of_these_captions_ends_with_a_verb_or_an_adverb() -> None:
-    never_last = {
-        *"sits plays holds flies rides stands carries pushes sells shows stirs hangs leans".split(),
-        *"parked filled painted dressed nearby outside together large young red white his".split(),
-    }
-    for caption in (*ASKED, STREET, KITCHEN):
-        for phrase in noun_phrases(caption):
-            assert phrase.split()[-1] not in never_last, (caption, phrase)
+@pytest.mark.parametrize(
+    ("caption", "denied"),
+    [
+        ("a red rose and white flowers", []),
+        ("a red car and a yellow taxi", []),
+        ("a brick building beside a wooden house", []),
+        ("a black bear cub follows a brown bear", ["is there a brown bear cub?"]),
+        ("a white clock on a black clock tower", ["is there a white clock tower?"]),
+        ("a white puppy and an orange cat", ["is there a white cat?", "is there an orange puppy?"]),
+    ],
+)
+def test_what_another_word_may_name_is_not_denied(caption: str, denied: list[str]) -> None:
+    (asked,) = PhraseQuestions()([caption])
+    assert [question for question, answer in asked if answer == "no"] == denied
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ nothing is taken from the rest of the sentence: what is not there is not asked f
 The questions with "no" exchange the colours of two things, or their materials, so that a model that
 says yes to everything confirms nothing where a caption names two coloured things. Nothing else is
 exchanged: a street on a rainy evening is a rainy street, and a wooden table may be a white one.
+Nor is anything between words that may name one thing, a red rose and white flowers.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ _DENIALS = frozenset("no not none never nor neither without nothing nobody canno
 _MANY = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 # Names of the picture itself, of a part or a number of something, and of what nobody can see.
 _NO_THINGS = frozenset(
-    "air back background bottom bunch camera center centre closeup collection couple day distance "
-    "drawing edge end foreground group half illustration image kind left lot lots number painting "
-    "pair part photo photograph picture piece pile rendering right row scene set shot sketch sort "
-    "stack time type variety view way".split()
+    "air back background baseball basketball bottom bunch camera captivity center centre "
+    "close-up closeup collection couple crowd day distance drawing edge end flock football "
+    "foreground group half herd illustration image kind left lot lots night number painting "
+    "pair part photo photograph picture piece pile portrait rendering right row scene selfie "
+    "set shot side sides sketch soccer sort stack tennis time trick type variety view way".split()
 )
 _NOUNS_IN_ING = frozenset(
     "building ceiling clothing earring king morning evening painting ring sibling spring string "
@@ -88,10 +90,37 @@ _PLURALS = {
     "women": "woman",
 }
 _NOT_COUNTED = frozenset(
-    "bread broccoli cheese clothing coffee dirt food fruit furniture grass hair ice juice lettuce "
-    "luggage meat milk mud pasta rice sand snow tea traffic water wine".split()
+    "bread broccoli butter cereal cheese clothing coffee dirt foliage food fruit furniture "
+    "graffiti grass greenery hair ice jewelry juice ketchup lettuce luggage meat milk mud "
+    "mustard pasta rain rice sand smoke snow soup steam sunlight tea traffic water wine".split()
 )
 _PLURAL_TOO = frozenset("aircraft bison deer fish sheep".split())
+# Words of one line may name one thing: what is said of one may be true of another.
+_ALIKE = tuple(
+    frozenset(line.split())
+    for line in (
+        "dog puppy",
+        "cat kitten",
+        "foal horse pony",
+        "lamb sheep",
+        "calf cow",
+        "bird chick chicken crow dove duck eagle goose gull owl parrot pigeon rooster seagull swan",
+        "barn building cabin church home house shop skyscraper store tower",
+        "automobile cab car jeep suv taxi truck van vehicle",
+        "bicycle bike moped motorbike motorcycle scooter",
+        "blouse coat dress hoodie jacket jersey shirt suit sweater t-shirt top uniform vest",
+        "boy child girl guy kid lady man person player rider skateboarder skier surfer woman",
+        "armchair bench chair couch recliner seat sofa stool",
+        "bag backpack handbag luggage purse suitcase",
+        "bloom blossom bouquet daisy flower lily orchid rose sunflower tulip",
+        "boat canoe kayak sailboat ship vessel",
+        "bowl cup dish glass jar mug plate pot vase",
+        "cap hat helmet",
+        "airplane jet plane",
+        "locomotive train tram",
+        "counter desk table",
+    )
+)
 _ADVERBS = frozenset(
     "again ahead almost alone already also always apart aside away close downhill even ever "
     "forward here indoors just maybe nearby now often only outdoors outside overhead perhaps "
@@ -110,16 +139,17 @@ _ADJECTIVES = frozenset(
 # Not those whose forms are rather things of a picture: parks, lights, plants, signs, waves, faces.
 _VERBS = frozenset(
     "appear approach arrive bark become begin bend bite blow bring build buy carry catch "
-    "celebrate chase check chew clean climb come compete contain cook crawl cross crouch cut "
-    "dance dangle depict display dive do drag drink drive eat enjoy enter examine explore fall "
-    "feature feed fill float fly follow gather gaze get give glide glow go grab graze grow hang "
-    "have help hit hold hover hug include jump keep kick kneel land laugh lay lead lean leap "
-    "learn lick lie lift listen look make march meet melt move munch observe open overlook pass "
-    "pedal peek peer perform play point pose pour prepare pull push race raise reach read receive "
-    "recline reflect relax rest ride rise run sail say see seem sell serve share shine show sing "
-    "sip sit sleep slide smile sniff soar speak spread squat stand stare start stay stop stretch "
-    "stroll surround swim swing take talk throw toss touch travel try turn use wag wait walk "
-    "wander watch wear work write".split()
+    "celebrate chase check chew clean climb come compete contain cook cover crash crawl cross "
+    "crouch cut dance dangle depict display dive do drag drink drive eat enjoy enter examine "
+    "explore fall feature feed fill float fly follow gather gaze get give glide glow go grab "
+    "graze grow hang have help hit hold hover hug include jump keep kick kneel land laugh lay "
+    "lead lean leap learn lick lie lift line listen look make march meet melt move munch nap "
+    "observe open overlook pass pedal peek peer perch perform play point pose pour prepare "
+    "pull push race raise reach read receive recline reflect relax rest ride rise run sail "
+    "say see seem sell serve set share shine show sing sip sit sleep slide smile sniff soar "
+    "speak spray spread squat stand stare start stay stop stretch stroll surround swim swing "
+    "take talk throw toss touch travel try turn use wag wait walk wander watch wear work "
+    "write".split()
 )
 _PASTS = frozenset(
     "ate bent bitten blew blown bought broke broken brought built came caught cut dove drank "
@@ -208,7 +238,7 @@ def _is_finite(word: str, before: str) -> bool:
     if _needs_noun(before):
         return False  # "a stand", "two drinks", "a large broken window"
     if word in _VERBS or _is_participle(word):  # "two men stand", and not "a fruit stand"
-        return _is_plural(before) or word in _PASTS
+        return _is_plural(before) or before in _PLURAL_TOO or word in _PASTS
     return word in _FORMS
 
 
@@ -219,6 +249,7 @@ def noun_phrases(caption: str) -> list[str]:
     A phrase has five words at most; one that only names the picture itself is no thing.
     """
     found: dict[str, None] = {}
+    caption = re.sub(r'"[^"]*"|\u201c[^\u201d]*\u201d', ",", caption)  # what a sign says
     for sentence in re.split(r"[.;!?]", caption.lower().replace("\u2019", "'")):
         # Marks and dashes that stand alone end a phrase; those inside a word belong to it.
         for piece in re.split(r"[^\w\s'-]|(?<!\w)-+|-+(?!\w)", _until_denied(sentence)):
@@ -319,12 +350,17 @@ def swapped(phrases: Sequence[str]) -> list[str]:
         said = [words for words in every if _of_kind(words, kind)]
         for first, second in pairwise(said):
             for one, other in ((first, second), (second, first)):
-                asked, noun = set(_of_kind(one, kind)), _singular(other[-1])
-                known = [set(_of_kind(own, kind)) for own in every if _singular(own[-1]) == noun]
-                may_be = any(asked <= own or own <= asked for own in known)
-                if not may_be and _singular(one[-1]) != noun:
+                asked, named = set(_of_kind(one, kind)), _names(other[-1:])
+                known = [set(_of_kind(own, kind)) for own in every if named & _names(own)]
+                if not any(asked <= own or own <= asked for own in known):
                     found[" ".join(_exchanged(other, one, kind))] = None
     return list(found)
+
+
+def _names(words: Sequence[str]) -> set[str]:
+    """What things of these words may be called: of "a bear cub" both, and what is like either."""
+    own = set(map(_singular, words))
+    return own.union(*(alike for alike in _ALIKE if alike & own))
 
 
 def _of_kind(words: Sequence[str], kind: frozenset[str]) -> list[str]:

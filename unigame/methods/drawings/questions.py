@@ -210,6 +210,11 @@ class KeptQuestions:
 # ---- agreement ---------------------------------------------------------------------------------
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
+_LARGER = frozenset(
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty "
+    "thirty forty fifty sixty seventy eighty ninety dozen dozens hundred hundreds thousand "
+    "thousands".split()
+)
 _NEGATIONS = {"no", "not", "never", "neither", "nor", "nothing", "without", "0"}
 _CHOICES = {"or", "either", "maybe", "perhaps", "possibly"}
 _NOT = re.compile(
@@ -253,8 +258,8 @@ def agrees(reply: str, answer: str) -> bool:
     To yes and no its first word counts. Another answer must stand in the reply, word for word and
     in one piece, and the reply may have four words more: "it is a red ball" gives "red ball", and
     "it is not a red ball" does not. Nor does a reply that leaves a choice, "red or blue", or names
-    two numbers. Numbers up to ten are one in words and in digits. An answer that is an article
-    alone, such as the letter of a choice, is the whole reply.
+    another number beside an answer that is one. Numbers up to ten are alike in words and in digits.
+    An answer that is an article alone, such as the letter of a choice, is the whole reply.
     """
     said, wanted = plain_words(reply), plain_words(answer)
     if not wanted:
@@ -278,4 +283,4 @@ def _doubts(words: Sequence[str]) -> set[str]:
 
 
 def _numbers(words: Sequence[str]) -> set[str]:
-    return {word for word in words if word.isdigit()}
+    return {word for word in words if word.isdigit() or word in _LARGER}
