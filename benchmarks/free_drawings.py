@@ -35,6 +35,7 @@ from unigame.methods.semantics import build_scorer
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.synthetic.reader import shows
+from unigame.system.at_once import AtOnce
 from unigame.training.recipe import load_recipe
 
 
@@ -85,7 +86,7 @@ def measure(
         [derive_seed(options.seed, "drawing", index) for index in range(len(rows))],
         temperature=temperature,
         guidance_scale=options.guidance_scale,
-        batch=140,
+        batch=AtOnce(140),
     )
     images = rendered(backbone, codes)
     scorer = build_scorer(

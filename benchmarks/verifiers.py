@@ -32,6 +32,7 @@ from unigame.methods.semantics import build_scorer
 from unigame.seeds import derive_seed
 from unigame.synthetic import SyntheticDataset
 from unigame.synthetic.from_captions import WorldQuestions
+from unigame.system.at_once import AtOnce
 
 BATCH = 100  # drawings, and questions, at a time
 
@@ -66,14 +67,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         [derive_seed(options.seed, "drawing", index) for index in range(len(captions))],
         temperature=options.temperature,
         guidance_scale=1.0,
-        batch=BATCH,
+        batch=AtOnce(BATCH),
     )
     asked = WorldQuestions()(captions)
     scorer = build_scorer(
         "clip", backbone, clip_model=options.similarity_model, clip_mode="image-text"
     )
     verdicts = {
-        who: Verifier(backbone, who, 1.0, build_reader("world"), 8, BATCH, scorer)(
+        who: Verifier(backbone, who, 1.0, build_reader("world"), 8, AtOnce(BATCH), scorer)(
             codes, captions, asked
         )
         for who in ("base", BY_SIMILARITY)

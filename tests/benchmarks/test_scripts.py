@@ -30,6 +30,7 @@ def scripts():
     """The scripts by name; they import each other as when one of them is run."""
     names = ("gpu", "kernel_times", "meters", "models", "scaling", "scaling_picture", "step_cost")
     more = ("busy_machine", "decoder", "demo_arm", "digests", "generation", "seeds", "verifiers")
+    more += ("free_drawings",)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in (*names, *more)})
@@ -482,3 +483,13 @@ def test_verifiers_judge_the_same_drawings(scripts, tmp_path):
     assert everything["confirmed"] == 1 and everything["precision"] == found["right"]
     assert nothing == {"confirmed": 0, "precision": None, "recall": 0}
     assert found["verifiers"].keys() == {"base", "clip, -1", "clip, 1"}
+
+
+def test_free_drawings_are_judged_by_floor_and_style(scripts, tmp_path):
+    words = ["--drawings", "7", "--temperatures", "0.2", "--floors", "-1", "1"]
+    scripts.free_drawings.main([*words, "--json", str(tmp_path / "free.json")])
+    found = read(tmp_path / "free.json")["temperatures"]["0.2"]
+    everything, nothing = found["floors"]["-1.0"], found["floors"]["1.0"]
+    assert everything["kept"] == 1 and everything["precision"] == found["right"]
+    assert (nothing["kept"], nothing["precision"], nothing["misread"]) == (0, None, None)
+    assert len(everything["styles"]) == len(nothing["styles"]) > 1

@@ -166,7 +166,9 @@ def test_an_architecture_that_transformers_lacks(run: Path, tmp_path: Path) -> N
     (own / "adapter_config.json").write_text(json.dumps(config))
     push(own, ID, base=BASE, dry_run=tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "load_backbone('someone/tiny-janus')" in text and "JanusForCond" not in text
+    assert (
+        "load_backbone('someone/tiny-janus', dtype='auto')" in text and "JanusForCond" not in text
+    )
     assert "Nothing of unigame is needed" not in text
 
 
