@@ -13,8 +13,8 @@ import pytest  # noqa: E402
 
 from tests.tiny import make_tiny_janus  # noqa: E402
 
-# Every training run ends with a collection of garbage. What was imported is none, and is millions
-# of objects: without looking at them again the tests of training take a third less time.
+# Every training run ends with a collection of garbage. What was imported is none, and is most of
+# what there is: it is not looked at again in each of some hundred runs.
 gc.freeze()
 
 

@@ -160,6 +160,16 @@ def test_doctor_judges_a_recipe_with_the_settings_it_will_be_trained_with(
     assert "--quantization: is no option of unigame doctor" in capsys.readouterr().err
 
 
+def test_the_game_is_measured_with_the_settings_that_follow(monkeypatch):
+    heard = []
+    monkeypatch.setattr("unigame.doctor.game.game_report", lambda *given: heard.append(given) or [])
+    words = ["--quantization", "nf4", "--data", "my.json", "--lora.r=4"]
+    assert cli.main(["doctor", "--game", "janus_nano", *words]) == 0
+    ((recipe, given, *_),) = heard
+    assert recipe == "janus_nano"
+    assert given == ["--quantization", "nf4", "--lora.r=4", "--data=my.json"]
+
+
 def test_doctor_says_what_a_recipe_s_figure_is_made_of(sound, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
     recipe = tmp_path / "mine.yaml"

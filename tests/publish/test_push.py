@@ -143,6 +143,8 @@ def test_the_card(run: Path, tmp_path: Path) -> None:
 def test_a_merged_model_is_plain(run: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     words = ["push", str(run), ID, "--merged", "--dry-run", str(out), "--license", "mit"]
+    assert main(["push", str(run), ID, "--dry-run", str(out), "--device", "cpu"]) == 2
+    assert "--device cpu: only --merged" in capsys.readouterr().err and not out.exists()
     assert main([*words, "--device", "nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err and not out.exists()
     assert main([*words, "--device", "cpu"]) == 0

@@ -65,7 +65,7 @@ GAME: dict[str, Any] = {
     "clip_floor": -1.0,
     "hard_quantile": 0.0,
     "missing_captions": "question",  # a random model's descriptions are long, and say nothing
-    "keep_examples": 0,  # pictures for a report, which few tests look at, take as long as the game
+    "keep_examples": 0,  # pictures for a report are slow to make, and few tests look at them
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from unigame.cli import options
 from unigame.cli.app import argument, command, option
 from unigame.cli.endings import kept, next_step
+from unigame.errors import UserError
 from unigame.system.writable import require_writable
 
 
@@ -53,6 +54,10 @@ def push(
     The card names base, data, settings, results with intervals, licences as far as known, and how
     plain PEFT or transformers loads it. Pictures of the training data are not sent.
     """
+    if device is not None and not merged:
+        raise UserError(
+            f"--device {device}: only --merged computes anything; add it, or leave this out"
+        )
     if dry_run is not None:
         require_writable(dry_run, "--dry-run")
     from unigame.publish.card import Wishes

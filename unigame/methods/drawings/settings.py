@@ -59,7 +59,7 @@ class DrawingSettings:
     draw_batch: int = setting(
         64,
         _COUNT,
-        "Pictures drawn, and questions asked, at a time. Halved, and said once, where they do not "
+        "Pictures drawn, and questions asked, at a time. Halved, which is said, where they do not "
         "fit into memory.",
         free=True,
     )
