@@ -16,7 +16,15 @@ from torch.utils.data import IterableDataset
 import unigame.backbones
 from tests.tiny import shared_tiny_janus
 from tests.tiny_bagel import shared_tiny_bagel
-from tests.training.helpers import Records, blocks, game_of, make_config, make_game, make_trainer
+from tests.training.helpers import (
+    LORA,
+    Records,
+    blocks,
+    game_of,
+    make_config,
+    make_game,
+    make_trainer,
+)
 from unigame.backbones.base import Backbone
 from unigame.data import build_dataset
 from unigame.data.kinds import kinds_of
@@ -246,6 +254,35 @@ def test_a_cache_of_codes_says_where_it_keeps_nothing(
     trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 3), trainer.control)
     said = [line for line in warnings_of(caplog) if "cache_codes=true keeps nothing" in line]
     assert bool(said) == told
+
+
+@pytest.mark.parametrize(
+    ("shared", "settings", "told"),
+    [
+        (shared_tiny_bagel, {"methods": ["verify", "reca"]}, "what is learned by verify and reca goes"),
+        (shared_tiny_bagel, {"generation_weight": 1.0}, "what is learned by generation_weight goes"),
+        (shared_tiny_bagel, {"methods": ["sft"]}, ""),
+        (shared_tiny_bagel, {"methods": ["selfplay"], "generation_weight": 1.0}, ""),
+        (shared_tiny_bagel, {"methods": ["verify"], "all_layers": True}, ""),
+        (shared_tiny_janus, {"methods": ["verify"]}, ""),
+    ],
+)
+def test_drawing_that_trains_the_weights_that_answer_is_told(
+    shared: Callable[[], Path],
+    settings: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"methods": ["sft"], "generation_weight": 0.0} | settings
+    if settings.pop("all_layers", False):
+        monkeypatch.setitem(LORA, "target_modules", "all-linear")
+    trainer = make_trainer(shared(), tmp_path, Records(8, captions=True), **settings)
+    trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 3), trainer.control)
+    said = [line for line in warnings_of(caplog) if "draws and does not train" in line]
+    assert len(said) == bool(told)
+    assert not told or told in said[0]
 
 
 def _at(trainer: Any, steps: int) -> Any:

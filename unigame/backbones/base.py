@@ -549,6 +549,14 @@ class Backbone(nn.Module, ABC):
         )
 
     @property
+    def frozen_expert(self) -> str:
+        """Name of weights that draw and do not answer, where none of them trains; else empty.
+
+        What drawing teaches then moves the weights that answer.
+        """
+        return ""
+
+    @property
     def saved_files(self) -> tuple[str, ...]:
         """Files that ``save_pretrained`` writes while this backbone trains."""
         return "adapter_model.safetensors", "adapter_config.json"

@@ -56,12 +56,18 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
 
 def _require_drawing(args: UniGameConfig, methods: Sequence[Method]) -> None:
     """Refuse to train the connector alone where nothing is drawn: answers do not reach it."""
-    drawn = any({"generation", "reconstruction"}.intersection(own.losses) for own in methods)
-    if args.train_parts == ["connector"] and args.generation_weight == 0 and not drawn:
+    if args.train_parts == ["connector"] and not _draws(args, methods):
         raise UserError(
             "train_parts=['connector'] with generation_weight=0: the connector learns from "
             "drawing alone; set generation_weight=1, or list a method that draws (verify, reca)"
         )
+
+
+def _draws(args: UniGameConfig, methods: Sequence[Method]) -> list[str]:
+    """What of a run trains drawing, by name."""
+    weighted = ["generation_weight"] if args.generation_weight > 0 else []
+    drawing = {"generation", "reconstruction"}
+    return weighted + [own.name for own in methods if drawing.intersection(own.losses)]
 
 
 def _learns_otherwise(methods: Sequence[Method]) -> bool:
@@ -107,6 +113,15 @@ class Watch(TrainerCallback):
             warn(
                 f"cache_codes=true keeps nothing: backbone family {model.facts.family!r} draws "
                 "latents, which are encoded anew at every step; leave it out"
+            )
+        drawing = _draws(args, self.methods)
+        # Beside a game the loss of captions only keeps drawing as it is.
+        meant = drawing != ["generation_weight"] or all(own.name == "sft" for own in self.methods)
+        if drawing and meant and isinstance(model, Backbone) and model.frozen_expert:
+            warn(
+                f"the {model.frozen_expert} draws and does not train: what is learned by "
+                f"{' and '.join(drawing)} goes into the weights that answer; to train it too, set "
+                "lora.target_modules=all-linear"
             )
         if args.lr_scheduler_type != "constant" and args.get_warmup_steps(steps) >= steps:
             warn(

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tests.training.helpers import Records, make_trainer
+from unigame.methods.drawings.questions import KeptQuestions
 from unigame.methods.drawings.readers import Reader
 from unigame.methods.drawings.verifying import Verifier, ask, describe, draw
+from unigame.methods.drawings.written import ModelQuestions
 from unigame.methods.imagine import Imagine
 from unigame.methods.verify import Verify
 from unigame.system.at_once import AtOnce
@@ -53,6 +55,13 @@ class Model:
         self._begin(len(images))
         return [f"{float(image.mean()):.2f}" for image in images]
 
+    def reply(self, texts: Sequence[str], **_: Any) -> list[str]:
+        self._begin(len(texts))
+        return [text.upper() for text in texts]
+
+    def weights_digest(self) -> str:
+        return "weights"
+
     @contextmanager
     def lora_disabled(self) -> Iterator[None]:
         yield
@@ -80,6 +89,12 @@ def compared(model: Any, batch: AtOnce) -> list[float]:
     return check(CODES, CAPTIONS, [()] * 11).similarity
 
 
+def written(model: Any, batch: AtOnce) -> list[str]:
+    maker = ModelQuestions(model, Verify().settings)
+    maker.at_once = batch
+    return list(maker.reply(CAPTIONS))
+
+
 def read(model: Any, batch: AtOnce) -> list[bool | None]:
     def judge(images: torch.Tensor, _: Any) -> list[bool]:
         model._begin(len(images))
@@ -90,7 +105,7 @@ def read(model: Any, batch: AtOnce) -> list[bool | None]:
     ).right
 
 
-@pytest.mark.parametrize("work", [drawn, asked, said, compared, read])
+@pytest.mark.parametrize("work", [drawn, asked, said, compared, read, written])
 def test_what_does_not_fit_is_halved_stays_so_and_is_said(
     work: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,7 +122,7 @@ def test_what_does_not_fit_is_halved_stays_so_and_is_said(
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("work", [drawn, asked, said, compared, read])
+@pytest.mark.parametrize("work", [drawn, asked, said, compared, read, written])
 def test_a_single_picture_that_does_not_fit_is_raised_as_it_is(work: Any) -> None:
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
         work(Model(0), AtOnce(64))
@@ -180,6 +195,16 @@ def test_a_run_in_shards_does_not_try_again(tiny_path: Path, tmp_path: Path) -> 
         method = Verify()
         method.setup(replace(run, sharded=sharded))
         assert method.at_once.halves is not sharded
+
+
+def test_questions_are_written_as_many_at_a_time_as_pictures_are_drawn(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    method = Verify(question_maker="model", draw_batch=5)
+    method.setup(make_trainer(tiny_path, tmp_path, methods=["sft"])._run())
+    assert isinstance(method.maker, KeptQuestions)
+    assert isinstance(method.maker.maker, ModelQuestions)
+    assert method.maker.maker.at_once is method.at_once and method.at_once.value == 5
 
 
 def test_how_many_are_drawn_at_a_time_is_free_to_change() -> None:

@@ -356,10 +356,15 @@ class BagelBackbone(ReadingBackbone):
         elif not isinstance(wanted, str):
             config.target_modules = {f"mlp.{name}" if name in MLP else name for name in wanted}
         super().add_lora(config)
-        if any(GEN in name and "lora_" in name for name, _ in self.named_parameters()):
+        if not self.frozen_expert:
             frozen = tuple(part for part in self.facts.frozen_parts if part != GENERATION_EXPERT)
             self.facts = replace(self.facts, frozen_parts=frozen)
         return self
+
+    @property
+    def frozen_expert(self) -> str:
+        trained = any(GEN in name and "lora_" in name for name, _ in self.named_parameters())
+        return "" if trained else GENERATION_EXPERT
 
 
 def _warn_of_shapes(config: BagelConfig) -> None:

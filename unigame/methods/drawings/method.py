@@ -45,6 +45,7 @@ from unigame.methods.drawings.store import (
 from unigame.methods.drawings.tally import Tally
 from unigame.methods.drawings.texts import QA, Text, read_texts
 from unigame.methods.drawings.verifying import Verdicts, Verifier, draw, rendered
+from unigame.methods.drawings.written import ModelQuestions
 from unigame.methods.findings import Finding, Log, u_does_not_learn
 from unigame.methods.rows import Batch, Rows
 from unigame.methods.semantics import ClipSimilarity, SimilarityScorer, build_scorer
@@ -227,6 +228,8 @@ class DrawingMethod(Method):
         if self.settings.question_maker == GIVEN:
             return None
         maker = build_maker(self.settings.question_maker, self.run.backbone, self.settings)
+        if isinstance(maker, ModelQuestions):
+            maker.at_once = self.at_once
         if getattr(maker, "keeps", False):
             return KeptQuestions(maker, self.run.args.output_dir, self.name, self.run.rank)
         return maker

@@ -18,6 +18,7 @@ import torch
 
 from unigame.methods.drawings.phrases import noun_phrases
 from unigame.methods.drawings.texts import QA
+from unigame.system.at_once import AtOnce
 
 if TYPE_CHECKING:
     from unigame.backbones.base import Backbone
@@ -121,16 +122,17 @@ class ModelQuestions(WrittenQuestions):
     Args:
         backbone: the model; it must have ``reply``.
         settings: the method's; ``draw_batch`` texts are written at a time.
+
+    Attributes:
+        at_once: the same number; a method puts its own here, which may have been halved.
     """
 
     def __init__(self, backbone: Backbone, settings: Any) -> None:
-        self.backbone, self.batch = backbone, settings.draw_batch
+        # It cannot know here whether processes compute together, and then none may try again.
+        self.backbone, self.at_once = backbone, AtOnce(settings.draw_batch, halves=False)
         super().__init__(self._replies, f"model {backbone.weights_digest()}")
 
     @torch.no_grad()
     def _replies(self, texts: Sequence[str]) -> list[str]:
-        said: list[str] = []
         with self.backbone.lora_disabled():
-            for start in range(0, len(texts), self.batch):
-                said += self.backbone.reply(texts[start : start + self.batch])
-        return said
+            return self.at_once.each(texts, self.backbone.reply)
