@@ -259,8 +259,8 @@ def test_a_cache_of_codes_says_where_it_keeps_nothing(
 @pytest.mark.parametrize(
     ("shared", "settings", "told"),
     [
-        (shared_tiny_bagel, {"methods": ["verify", "reca"]}, "what is learned by verify and reca goes"),
-        (shared_tiny_bagel, {"generation_weight": 1.0}, "what is learned by generation_weight goes"),
+        (shared_tiny_bagel, {"methods": ["verify", "reca"]}, "learned by verify and reca goes"),
+        (shared_tiny_bagel, {"generation_weight": 1.0}, "learned by generation_weight goes"),
         (shared_tiny_bagel, {"methods": ["sft"]}, ""),
         (shared_tiny_bagel, {"methods": ["selfplay"], "generation_weight": 1.0}, ""),
         (shared_tiny_bagel, {"methods": ["verify"], "all_layers": True}, ""),
