@@ -15,7 +15,9 @@ from unigame.data.chat import (
     MORE_MARKS,
     PLACEHOLDERS,
     UNCHOSEN,
+    UNKNOWN_MARK,
     UNLEARNED,
+    UNNAMED,
     UNREAD,
     UNSHOWN,
     WRONG,
@@ -57,6 +59,35 @@ SCHEMAS = {
         "conversations": said("Which colour?<image>", "red"),
     },
     "swift": {"images": ["red ü.png"], "messages": spoken("<image>Which colour?", "red")},
+    "another column": {"image_path": "red ü.png", "messages": spoken("Which colour?", "red")},
+    "a file in the mark": {
+        "conversations": said("<img>red ü.png</img>\nWhich colour?", "red"),
+    },
+    "an object with a link": {
+        "images": [{"url": "red ü.png"}],
+        "messages": spoken("Which colour?", "red"),
+    },
+    "a path in a part": {
+        "messages": spoken([{"type": "image", "path": "red ü.png"}, TEXT], "red"),
+    },
+    "a link in a part": {
+        "messages": spoken([{"type": "image", "url": "red ü.png"}, TEXT], "red"),
+    },
+    "base64 in a part": {
+        "messages": spoken([{"type": "image", "base64": DATA.split(",")[1]}, TEXT], "red"),
+    },
+    "base64 in lines": {
+        "image": base64.encodebytes(png(RED)).decode(),
+        "messages": spoken("Which colour?", "red"),
+    },
+    "messages as json": {
+        "image": "red ü.png",
+        "conversations": json.dumps(said("Which colour?", "red")),
+    },
+    "messages inside out": {
+        "image": "red ü.png",
+        "conversations": {"from": ["human", "gpt"], "value": ["Which colour?", "red"]},
+    },
     "no mark": {"image": "red ü.png", "messages": spoken("Which colour?", "red")},
     "query": {"images": ["red ü.png"], "query": "<image>Which colour?", "response": "red"},
     "trl": {
@@ -153,6 +184,24 @@ def test_every_schema_gives_the_same_record(folder, schema, form):
     assert color_of(record.pop("image")) == "red"
     question = "␟Be brief.␞Which colour?" if "system" in schema else "Which colour?"
     assert record == {"id": "a", "question": question, "answer": "red", "caption": None}
+
+
+def test_a_path_as_windows_or_a_browser_writes_it(folder):
+    write(folder / "in/red.png", png(RED))
+    names = ["in\\red.png", (folder / "in/red.png").as_uri()]
+    rows = [{"image": name, "messages": spoken("?", "x")} for name in names]
+    data = Chat(write_jsonl(folder / "t.jsonl", rows))
+    assert [color_of(record["image"]) for record in data] == ["red", "red"]
+
+
+def test_pictures_beside_tables_of_several_folders_need_whole_paths(folder):
+    row = {"image": "red ü.png", "messages": spoken("?", "x")}
+    for name in ("a", "b"):
+        write(folder / name / "red ü.png", png(RED))
+        write_jsonl(folder / name / "t.jsonl", [row])
+    assert len(Chat(folder / "a/*.jsonl")) == 1
+    with pytest.raises(UserError, match="lie in several folders; write whole paths"):
+        Chat(folder / "*/t.jsonl")
 
 
 def test_tables_of_datasets(tmp_path):
@@ -266,6 +315,13 @@ def test_a_table_of_datasets_with_several_pictures(folder):
         ({"image": "blue.png", "messages": spoken("<audio>?", "x"), "audios": ["a.wav"]}, UNREAD),
         ({"image": "blue.png", "messages": spoken("?", "<bbox>"), "objects": {}}, PLACEHOLDERS),
         ({"image": "blue.png", "messages": spoken("?", "x"), "label": False}, WRONG),
+        ({"image": "blue.png", "messages": spoken("?", "x"), "kto_tag": 0}, WRONG),
+        ({"image": "blue.png", "prompt": "?", "completion": "x", "label": 0}, WRONG),
+        ({"image": "blue.png", "messages": spoken("<ImageHere>?", "x")}, UNKNOWN_MARK),
+        ({"image": "blue.png", "messages": spoken("<image_1> and <IMAGE>?", "x")}, UNKNOWN_MARK),
+        ({"pic": "blue.png", "messages": spoken("?", "x")}, UNNAMED),
+        ({"pic": [{"path": "blue.png"}], "messages": spoken("<image>?", "x")}, UNNAMED),
+        ({"image": "blue.png", "messages": [{"role": "user", "content": 2}]}, MALFORMED),
         ({"image": "blue.png", "prompt": "?", "completion": "x", "kto_tag": "False"}, WRONG),
         ({"image": "blue.png", "prompt": "?", "rejected": "x"}, UNCHOSEN),
         ({"image": "blue.png", "prompt": "?", "chosen": "", "rejected": "x"}, MALFORMED),

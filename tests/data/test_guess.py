@@ -47,6 +47,41 @@ def test_a_table_by_its_columns(folder, name, row, kind):
         assert len(build_dataset([source])) == 1
 
 
+def test_a_name_with_tar_in_it_is_no_shard(folder):
+    for place in ("x.tar_unpacked/t.json", "data.target.json"):
+        path = write_json(folder / place, [{**ASKED, "image": str(folder / "a.png")}])
+        assert guess_source(str(path)).source["type"] == "vqa"
+
+
+def test_splits_of_an_image_folder_are_not_joined(folder):
+    home = folder.parent / "splits"
+    for split, number in (("train", 2), ("test", 3)):
+        rows = [{"file_name": f"{n}.png", "text": f"{split} {n}"} for n in range(number)]
+        write_jsonl(home / split / "metadata.jsonl", rows)
+        for row in rows:
+            write(home / split / row["file_name"], png())
+    source = guess_source(str(home)).source
+    assert source["type"] == "hf"
+    assert [record["caption"] for record in build_dataset([source])] == ["train 0", "train 1"]
+
+
+def test_tables_of_a_repository_of_the_hub_lie_further_down(folder):
+    home = folder.parent / "clone"
+    write(home / "README.md", "# Data")
+    (home / "data").mkdir()
+    row = {"image": {"bytes": png(), "path": None}, "question": "Which?", "answer": "red"}
+    Dataset.from_list([row]).to_parquet(home / "data/train-00000-of-00001.parquet")
+    source = guess_source(str(home)).source
+    assert source["type"] == "hf" and len(build_dataset([source])) == 1
+
+
+def test_the_folder_of_shards_further_down_is_named(folder):
+    shards = folder.parent / "shards"
+    write_tar(shards / "train/0.tar", {"a.png": png(), "a.txt": "a red square"})
+    with pytest.raises(UserError, match=r"further down; give the folder .*shards/train$"):
+        guess_source(str(shards))
+
+
 def test_csv_parquet_shards_and_pairs(folder):
     picture = {"bytes": png(), "path": None}
     table = Dataset.from_list([{"image": picture, "question": "Which?", "answer": "red"}])

@@ -46,6 +46,19 @@ VQAV2 = Features(
 )
 
 
+@pytest.mark.parametrize("metadata", ["metadata.jsonl", "metadata.parquet"])
+def test_pictures_that_the_hub_gives_as_files_are_found(tmp_path, metadata):
+    """An image folder stands for one of the Hub: its pictures have a path and no bytes."""
+    row = {"file_name": "a.png", "text": "a red square"}
+    write(tmp_path / "d/train/a.png", png(RED))
+    if metadata.endswith("jsonl"):
+        write_jsonl(tmp_path / "d/train" / metadata, [row])
+    else:
+        Dataset.from_list([row]).to_parquet(tmp_path / "d/train" / metadata)
+    (record,) = HFData(tmp_path / "d", hub=True)
+    assert color_of(record["image"]) == "red" and record["caption"] == "a red square"
+
+
 def vqav2(answer=("red", "blue"), images=None):
     blobs = images or [png(RED), jpeg(BLUE)]
     return Dataset.from_dict(

@@ -114,6 +114,22 @@ def test_float_pixels_have_no_defined_colour():
         decode_image(saved(Image.new("F", (4, 4), 0.5), "TIFF"))
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int16])
+def test_integers_of_an_unknown_range_have_no_defined_colour(kind):
+    data = saved(Image.fromarray(np.arange(64, dtype=kind).reshape(8, 8)), "TIFF")
+    with pytest.raises(CorruptImage, match="of an unknown range; convert the file to 8-bit"):
+        decode_image(data)
+
+
+def test_whatever_a_decoder_raises_is_the_pictures_own_fault(monkeypatch):
+    def broken(self):
+        raise RuntimeError("Failed to decode frame 0")  # a damaged AVIF
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", broken)
+    with pytest.raises(CorruptImage, match="frame 0"):
+        decode_image(png())
+
+
 def test_missing_file_is_missing_but_a_sick_file_system_is_not(tmp_path, monkeypatch):
     with pytest.raises(CorruptImage) as caught:
         read_file(tmp_path / "no.jpg")

@@ -139,7 +139,7 @@ def test_table_of_questions(tmp_path, suffix):
         ({"image": "a.png", "question": "Q", "answer": ""}, "empty answer"),
         ({"image": "a.png", "question": "Q", "answer": 3}, "answer is 3, but must be text"),
         ({"image": "a.png", "question": "Q", "answers": []}, "empty answer"),
-        ({"image": "a.png", "question": "Q", "answers": "yes"}, "answers is 'yes'"),
+        ({"image": "a.png", "question": "Q", "answers": 3}, "answers is 3, but must"),
         ({"image": "a.png", "question": "Q", "answers": [{"text": "yes"}]}, "list of texts"),
         ({"image": None, "question": "Q", "answer": "x"}, "image is None"),
         ({"image": "https://x.y/a.png", "question": "Q", "answer": "x"}, "is a link"),

@@ -1,5 +1,7 @@
 """One rule for all tables: what pandas writes comes back, and training and evaluation agree."""
 
+import json
+
 import datasets
 import pandas as pd
 import pyarrow as pa
@@ -98,6 +100,28 @@ def test_cells_and_the_lines_they_start_on(text, rows):
     assert list(split_cells(text, ",")) == rows
 
 
+def test_a_text_of_several_lines_is_no_quote_that_was_left_open(tmp_path):
+    cell = "one, two\nthree, a.png and so on\nfour, five"
+    table = write(tmp_path / "t.csv", f'image,caption\na.png,"{cell}"\n')
+    assert [row["caption"] for _, row in read_table(table)] == [cell]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json"])
+def test_lines_of_json_in_utf_16(tmp_path, name):
+    rows = [{"q": "ü"}, {"q": "猫"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    table = write(tmp_path / name, text.encode("utf-16"))
+    assert [row for _, row in read_table(table)] == rows
+
+
+def test_answers_of_a_csv_are_one_text_or_a_list_as_json(tmp_path):
+    write(tmp_path / "a.png", png())
+    cells = ["red", '"[""two"", ""two"", ""2""]"', '"[sic]"']
+    rows = "".join(f"a.png,?,{cell}\n" for cell in cells)
+    data = VQA(path=write(tmp_path / "t.csv", f"image,question,answers\n{rows}"))
+    assert [record["answer"] for record in data] == ["red", "two", "[sic]"]
+
+
 def test_many_open_quotes_cost_no_more_than_their_length():
     text = "\n".join(['"open\tx'] * 20_000)
     assert sum(1 for _ in split_cells(text, "\t")) == 20_000
@@ -111,8 +135,11 @@ def test_many_open_quotes_cost_no_more_than_their_length():
         ("t.tsv", "image\tq\na\tb".encode("utf-16")[:-1], r"t\.tsv:\d+ is malformed"),
         ("t.csv", b"image,q\na,b\nc\n", r"t\.csv:3 has 1 cells"),
         ("t.json", b"[" * 200_000, r"t\.json is not valid json \(nested too deeply"),
-        ("t.json", b'["\\ud83d"]', r"t\.json is not valid json \(lone surrogate .ud83d"),
-        ("t.json", b'["\xff"]', r"t\.json is not valid json"),
+        ("t.json", b'["a", "\\ud83d"]', r"t\.json\[1\] is not valid json \(lone surrogate .ud83d"),
+        ("t.json", b'["a",\n"\xff"]', r"t\.json:2 is not valid json .* save it as UTF-8"),
+        ("t.json", b'["a",', r"t\.json is not valid json .* was its download cut short"),
+        ("t.tsv", b'image\tq\na.png\t"stop\nb.png\t2\nc.png\t5"\n', r"t\.tsv:2 .* on line 4"),
+        ("t.csv", b'image,q\na.png,"stop\nb.png,5"\n', r"t\.csv:2 begins a cell with a quote"),
         ("t.jsonl", b'{"q": "\\udc00"}', r"t\.jsonl:1 is not valid json \(lone surrogate"),
         ("t.jsonl", b'{"a": 1}\n{"q": ' + b"[" * 200_000, r"t\.jsonl:2 .*nested too deeply"),
         ("t.jsonl", b'{"a": 1}\n\n"text"', r"t\.jsonl:3 is 'text'"),

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from unigame.data.dataset import NO_TEXT, RecordDataset, Row
+from unigame.data.images import IMAGE_COLUMNS
 from unigame.data.links import Links, NotFetched
-from unigame.data.pictures import TableCell
+from unigame.data.pictures import TableCell, looks_like_picture, unwrapped
 from unigame.data.records import SkippedRow
 from unigame.data.rows import open_file, open_rows, root_of
 from unigame.errors import UserError
+from unigame.system.json_text import parse_json
 from unigame.turns import PICTURE, join_turns, without_places
 
 MARKS = re.compile(r"\s*<image(?:_placeholder)?>\s*")
+NAMED = re.compile(r"<img>\s*([^<>\s][^<>]*?)\s*</img>")
+"""A mark that names its picture's file (Qwen-VL)."""
+
+OTHER_MARKS = re.compile(
+    r"<(?:ImageHere|IMAGE|Image|image[ _]?\d+)>|<\|image_\d+\|>|<img>\s*</img>"
+)
+"""Marks of other families: nothing here puts a picture in their place."""
+
 TAGS = {
     "user": ("user", "human", "User", "USER"),
     "assistant": ("assistant", "gpt", "Assistant", "ASSISTANT", "model"),
@@ -43,7 +54,7 @@ PAIRS = (
     ("prompt", CHOSEN),
 )
 JUDGED = ("label", "kto_tag")
-"""Columns that are false where the answer is a wrong one (KTO)."""
+"""Columns that are false, or 0, where the answer is a wrong one (KTO)."""
 
 LEARNED = ("loss", "weight")
 """Of a message; false or 0 where it is not to be learned (ms-swift, OpenAI)."""
@@ -58,7 +69,8 @@ ASKED = ("question", "answer", "answers", "multiple_choice_answer")
 READ = (
     *MESSAGES,
     *dict.fromkeys(name for pair in PAIRS for name in pair),
-    *("rejected", "history", "system", "image", "images", "caption", "text", "objects", "id"),
+    *("rejected", "history", "system", "images", "caption", "text", "objects", "id"),
+    *IMAGE_COLUMNS,
     *JUDGED,
     *OTHER_MEDIA,
 )
@@ -75,6 +87,8 @@ UNLEARNED = "answer marked as not to be learned"
 DRAWN = "answer with a picture"
 UNREAD = "video or audio"
 PLACEHOLDERS = "marks of 'objects' without their values"
+UNKNOWN_MARK = "mark of another model's for a picture"
+UNNAMED = "picture in a column that is not read"
 
 
 class BadChat(Exception):
@@ -272,7 +286,7 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
         BadChat: It is none, its pictures and their marks do not agree, its answer is a wrong one,
             or it is about a video, a sound, or boxes that stand elsewhere.
     """
-    pictures = _listed(cells.get("images")) or _listed(cells.get("image"))
+    pictures = _pictures_of(cells)
     caption = _text(cells.get("caption"))
     messages = _messages(cells, speakers)
     if not messages:
@@ -287,6 +301,8 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
     within = [cell for message in spoken for cell in message.pictures]
     if within and pictures:
         within = []  # parts that name the pictures of the row's own column
+    if not within and not pictures:
+        _require_none_unread(cells)
     pictures = [_picture(each) for each in within or pictures]
     marks = [len(MARKS.findall(message.text)) for message in spoken]
     if sum(marks) > len(pictures):
@@ -304,15 +320,37 @@ def _check_usable(cells: Mapping[str, Any], spoken: Sequence[Message]) -> None:
     """Refuse rows that would teach a wrong answer, or marks in place of what they stand for."""
     for name in JUDGED:
         value = cells.get(name)
-        if value is False or (isinstance(value, str) and value.strip().lower() == "false"):
+        # A number in a column label may be a class, unless the schema is that of KTO.
+        by_number = name != "label" or cells.get("completion") is not None
+        said = str(value).strip().lower()
+        if said == "false" or (by_number and said in ("0", "0.0")):
             raise BadChat(WRONG, f"{name}: {value}")
     for name in OTHER_MEDIA:
         if any(each is not None for each in _listed(cells.get(name))):
             raise BadChat(UNREAD, f"in {name!r}")
-    if cells.get("objects") is not None:
+    boxes = [] if cells.get("objects") is None else [(PLACEHOLDERS, BOXES)]
+    for reason, marks in [(UNKNOWN_MARK, OTHER_MARKS), *boxes]:
         for message in spoken:
-            if mark := BOXES.search(message.text):
-                raise BadChat(PLACEHOLDERS, f"{mark[0]} in {message.text!r:.60}")
+            if mark := marks.search(message.text):
+                raise BadChat(reason, f"{mark[0]} in {message.text!r:.60}")
+
+
+def _pictures_of(cells: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a row; under a name that is not ``image`` or ``images`` only what is one."""
+    for name in ("images", "image"):
+        if found := _listed(cells.get(name)):
+            return found
+    for name in IMAGE_COLUMNS:
+        if looks_like_picture(cells.get(name)):
+            return _listed(cells[name])
+    return []
+
+
+def _require_none_unread(cells: Mapping[str, Any]) -> None:
+    """Refuse a row that would be learned as text alone while its picture is in another column."""
+    for name, cell in cells.items():
+        if name not in READ and looks_like_picture(cell):
+            raise BadChat(UNNAMED, f"{name!r} holds {cell!r:.60}; call the column image")
 
 
 def _turns(spoken: Sequence[Message], marks: Sequence[int]) -> list[Turn]:
@@ -338,7 +376,7 @@ def _turns(spoken: Sequence[Message], marks: Sequence[int]) -> list[Turn]:
 def schema_of(cells: Mapping[str, Any]) -> str | None:
     """Which of the schemas a row has, in words; None: it is no conversation."""
     for name, words in MESSAGES.items():
-        if isinstance(cells.get(name), list):
+        if isinstance(_opened(cells.get(name)), list):
             return words
     for asked, said in PAIRS:
         if cells.get(asked) is not None and cells.get(said) is not None:
@@ -356,7 +394,7 @@ def _messages(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> list[Any
     chosen = [] if cells.get(CHOSEN) is None else _as_messages(cells[CHOSEN], "assistant")
     for name in MESSAGES:
         if cells.get(name) is not None:
-            messages = _listed(cells[name])
+            messages = _listed(_opened(cells[name]))
             return messages + chosen if _speaker(messages[-1:], speakers) == "user" else messages
     if _speaker(chosen[:1], speakers) in ("user", "system"):
         return chosen  # with the question in it
@@ -374,6 +412,21 @@ def _messages(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> list[Any
                 *_as_messages(cells[said], "assistant"),
             ]
     return []
+
+
+def _opened(value: Any) -> Any:
+    """Messages as a list, also where they are json text or were turned inside out.
+
+    ``datasets`` keeps a ``Sequence`` of objects as one object of lists.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = parse_json(value)
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        columns = list(value.values())
+        if len({len(column) for column in columns}) == 1:
+            return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return value
 
 
 def _as_messages(value: Any, speaker: str) -> list[Any]:
@@ -397,18 +450,22 @@ def _spoken(message: Any, speakers: Mapping[str, str]) -> Message:
         raise BadChat(MALFORMED, f"{word!r:.40} speaks; name it with tags:")
     learned = all(message.get(name) != 0 for name in LEARNED)  # False is 0, None is not
     if isinstance(content, str):
-        return Message(speakers[word], content, learned=learned)
+        files = NAMED.findall(content)
+        return Message(speakers[word], NAMED.sub("<image>", content), files, learned)
+    if not isinstance(content, list):
+        raise BadChat(MALFORMED, f"a message's text is {content!r:.60}")
     texts: list[str] = []
     pictures: list[Any] = []
-    for part in content if isinstance(content, list) else [None]:
+    for part in content:
         part = part if isinstance(part, Mapping) else {"type": part}
         kind = part.get("type")
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind in ("image", "image_url"):
             texts.append("<image>")
-            cell = part.get(kind)
-            cell = cell.get("url") if kind == "image_url" and isinstance(cell, Mapping) else cell
+            names = (kind, "url", "path", "base64")
+            cell = next((part[name] for name in names if part.get(name) is not None), None)
+            cell = unwrapped(cell) if isinstance(cell, Mapping) else cell
             pictures += [] if cell is None else [cell]
         else:
             raise BadChat(MALFORMED, f"a part is {part!r:.60}")
@@ -417,7 +474,7 @@ def _spoken(message: Any, speakers: Mapping[str, str]) -> Message:
 
 def _picture(cell: Any) -> Any:
     if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
+        cell = unwrapped(cell)
     if not isinstance(cell, str | bytes | TableCell | None):
         raise BadChat(MALFORMED, f"a picture is {type(cell).__name__}")
     return cell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,16 @@ from unigame.data.chat import READ, schema_of
 from unigame.data.images import IMAGE_SUFFIXES
 from unigame.data.likely import likely_question, line_to_copy
 from unigame.data.pairs import find_columns
-from unigame.data.rows import BUILDERS, is_saved, open_rows
+from unigame.data.rows import BUILDERS, METADATA, is_saved, open_rows
 from unigame.data.tables import TABLE_SUFFIXES, read_table
 from unigame.errors import UserError
 
 FIRST_ROWS = 20
 MOST_NAMED = 12
+LOOKED_AT = 10_000
+"""Files of a folder and the folders in it."""
+
+_SHARDS = re.compile(r"\.tar(?:$|[.,*?\[{}\s])")
 _SHOWN = frozenset(("image", "id"))
 
 
@@ -40,7 +45,7 @@ def guess_source(text: str) -> Guess:
         return Guess({"type": "synthetic"}, "synthetic is the built-in world")
     path = Path(text).expanduser()
     shards = {"type": "webdataset", "path": text}
-    if ".tar" in text and not path.is_dir():
+    if _SHARDS.search(path.name) and not path.is_dir():
         return Guess(shards, f"{text} names shards: type: webdataset")
     if path.is_dir():
         return _guess_folder(text, path)
@@ -76,7 +81,13 @@ def _guess_folder(text: str, folder: Path) -> Guess:
         return guess_source(str(Path(text) / tables[0].name))
     if tables:
         return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
-    found = [file.suffix.lower() for file in itertools.islice(folder.rglob("*"), 10_000)]
+    within = list(itertools.islice(folder.rglob("*"), LOOKED_AT))
+    if any(file.suffix in (".parquet", ".arrow") or file.name in METADATA for file in within):
+        # As the Hub keeps data sets: data/train-00000.parquet, train/metadata.jsonl
+        return _by_rows(text, open_rows(text, "train", hub=False), {"path": text})
+    if shards := sorted({str(file.parent) for file in within if file.suffix == ".tar"}):
+        raise UserError(f"{text} has its shards further down; give the folder {shards[0]}")
+    found = [file.suffix.lower() for file in within]
     if ".txt" in found:
         said = f"{text} holds pictures with a caption in a text file beside each: type: captions"
         return Guess({"type": "captions", "path": text}, said)

@@ -20,10 +20,24 @@ MAX_PIXELS = 89_478_485
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+IMAGE_COLUMNS = (
+    "image",
+    "image_path",
+    "file_name",
+    "filename",
+    "path",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+)
+"""Columns in which a row's picture is looked for; the first present one wins."""
+
 # Everything that Pillow's decoders are known to raise on damaged input.
 DECODE_ERRORS = (
     OSError,  # also UnidentifiedImageError and truncated files
     SyntaxError,
+    RuntimeError,  # a damaged AVIF
     ValueError,
     TypeError,
     IndexError,
@@ -90,7 +104,7 @@ def decode_image(data: bytes) -> Image.Image:
 
     Raises:
         CorruptImage: Not an image, truncated, larger than :data:`MAX_PIXELS`, or of a kind without
-            a defined way to 8-bit RGB (floating-point TIFF).
+            a defined way to 8-bit RGB (TIFF of floating-point or 32-bit integer pixels).
     """
     try:
         with warnings.catch_warnings():
@@ -145,10 +159,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode to RGB; transparent pixels on white, 16-bit grey scaled to 8 bits.
 
     Raises:
-        ValueError: A floating-point image, whose range of values is unknown.
+        ValueError: A floating-point image or a TIFF of 32-bit integers (signed 16-bit ones, too),
+            whose range of values is unknown.
     """
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; convert the file to 8-bit RGB")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise ValueError(f"{kind} pixels, of an unknown range; convert the file to 8-bit RGB")
     if image.mode == "I" or image.mode.startswith("I;16"):
         return _from_16_bits(image)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info

@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unigame.data.images import IMAGE_SUFFIXES
 from unigame.data.pairs import DEFAULT_COLUMNS
-from unigame.data.pictures import TableCell
+from unigame.data.pictures import looks_like_picture
 
 YOURS = "YOUR_COLUMN"
 """Stands in the line for a column that nothing tells."""
@@ -63,7 +61,7 @@ def line_to_copy(
     columns: dict[str, str] = {}
     free = [name for name in first if name not in fields.values()]
     if "image" not in fields:
-        shown = [name for name in free if _is_picture(first[name])]
+        shown = [name for name in free if looks_like_picture(first[name])]
         columns["image"] = next(iter(shown), None) or likely_column("image", free) or YOURS
     free = [name for name in free if name not in columns.values()]
     found: dict[str, str | None] = {}
@@ -84,10 +82,3 @@ def line_to_copy(
         [source], default_flow_style=True, sort_keys=False, allow_unicode=True, width=1_000_000
     )
     return f"--data {shlex.quote(written.strip())}"
-
-
-def _is_picture(cell: Any) -> bool:
-    if isinstance(cell, list):
-        return bool(cell) and _is_picture(cell[0])
-    named = isinstance(cell, str) and Path(cell).suffix.lower() in IMAGE_SUFFIXES
-    return named or isinstance(cell, TableCell | bytes)

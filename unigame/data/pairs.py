@@ -14,13 +14,14 @@ from typing import Any
 
 from unigame.data.chat import MARKS
 from unigame.data.dataset import NO_TEXT, Row
+from unigame.data.images import IMAGE_COLUMNS
 from unigame.data.records import SkippedRow, most_common_answer
 from unigame.data.tables import read_table
 from unigame.errors import UserError
 from unigame.system.json_text import parse_json
 
 DEFAULT_COLUMNS: dict[str, tuple[str, ...]] = {
-    "image": ("image", "image_path", "file_name", "filename", "path", "jpg", "jpeg", "png", "webp"),
+    "image": IMAGE_COLUMNS,
     "question": ("question",),
     "answer": ("multiple_choice_answer", "answer"),
     "answers": ("answers",),
@@ -168,11 +169,13 @@ def _caption(cells: Mapping[str, Any], column: str | None, place: str, fix: str)
 def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:
     """Raw answers: a list of texts or of ``{"answer": text}``, or ``{"answer": [texts]}``.
 
-    Empty answers are left out.
+    Empty answers are left out. A text is one answer, or a list as json, which a csv can hold.
     """
     value = None if column is None else cells.get(column)
     if value is None:
         return ()
+    if isinstance(value, str):
+        value = _list_as_json(value) or [value]
     # Older releases of `datasets` turn lists of dicts inside out.
     items = value.get("answer") if isinstance(value, Mapping) else value
     if isinstance(items, list | tuple):
@@ -183,6 +186,17 @@ def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[
     raise UserError(
         f'{place}: {column} is {value!r:.80}, but must be a list of texts or of {{"answer": text}}'
     )
+
+
+def _list_as_json(text: str) -> list[Any] | None:
+    """The list that a text is; None: it is another text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, list) else None
 
 
 def lenient_row(

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
 from unigame.data.images import (
     CORRUPT,
     DECODE_ERRORS,
+    IMAGE_SUFFIXES,
     MISSING,
     CorruptImage,
     decode_image,
@@ -122,8 +125,7 @@ class StoredPicture:
         if isinstance(cell, TableCell | TarSlice):
             cell = cell.load()
         if isinstance(cell, Mapping):
-            embedded = cell.get("bytes")
-            cell = embedded if embedded is not None else cell.get("path")
+            cell = unwrapped(cell)
         if isinstance(cell, bytes | Image.Image):
             return cell
         if isinstance(cell, Path):
@@ -157,12 +159,38 @@ def _file_of(cell: Any, root: Path | None) -> str:
     """The file that a cell names, if it is there."""
     if isinstance(cell, Path):
         return str(cell) if os.path.isfile(cell) else ""
-    if isinstance(cell, str) and root is not None and len(cell) <= _LONGEST_PATH:
-        for name in dict.fromkeys((cell, cell.strip())):
-            for path in (os.path.join(root, name), os.path.join(root, "images", name)):
-                if os.path.isfile(path):
-                    return path
+    if not isinstance(cell, str) or len(cell) > _LONGEST_PATH:
+        return ""
+    bare = cell.strip()
+    if bare.startswith("file://"):
+        bare = url2pathname(urlsplit(bare).path)
+    for name in dict.fromkeys((cell, bare, bare.replace("\\", "/"))):  # as Windows writes paths
+        if root is None:  # of the Hub: what `datasets` downloaded it names by its whole path
+            places = [name] if os.path.isabs(name) else []
+        else:
+            places = [os.path.join(root, name), os.path.join(root, "images", name)]
+        for path in places:
+            if os.path.isfile(path):
+                return path
     return ""
+
+
+def unwrapped(cell: Mapping[str, Any]) -> Any:
+    """The bytes of a picture that is given as an object, else its path or link; None: it has none.
+
+    Empty bytes are a picture that was lost, and no reason to look at the path.
+    """
+    return next((cell[key] for key in ("bytes", "path", "url") if cell.get(key) is not None), None)
+
+
+def looks_like_picture(cell: Any) -> bool:
+    """Whether a cell holds a picture or names one by its suffix; of a list, its first."""
+    if isinstance(cell, list):
+        return bool(cell) and looks_like_picture(cell[0])
+    if isinstance(cell, Mapping):
+        cell = unwrapped(cell)
+    named = isinstance(cell, str) and Path(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
+    return named or isinstance(cell, TableCell | bytes)
 
 
 def closed_file(path: Any) -> UserError:
@@ -175,10 +203,11 @@ def closed_file(path: Any) -> UserError:
 
 def _from_base64(text: str, root: Path | None) -> bytes:
     text = re.sub(r"^data:[^,]{0,100};base64,", "", text)
+    whole = "".join(text.split()) if "\n" in text else text  # as mail has it
     # A picture of less than 64 base64 letters (48 bytes) does not exist, a file name does.
-    if len(text) > 64:
+    if len(whole) > 64:
         try:
-            return base64.b64decode(text, validate=True)
+            return base64.b64decode(whole, validate=True)
         except (binascii.Error, ValueError):
             pass
     raise CorruptImage("", MISSING, _not_found(text, root))
@@ -191,6 +220,11 @@ def _not_found(name: str, root: Path | None) -> str:
         return f"{shown!r} is a link; download the pictures first"
     if root is None:
         return f"no file {shown!r} in a data set of the Hub"
+    if any(letter in str(root) for letter in "*?[") and not root.exists():
+        return (
+            f"no file {shown!r}: the tables of {str(root)!r} lie in several folders; write whole "
+            "paths, or name each table for itself"
+        )
     tried, folder = os.path.abspath(os.path.join(root, shown)), os.path.abspath(root)
     other = "" if os.path.isabs(shown) else f", nor in {os.path.join(folder, 'images')!r}"
     return f"no file {tried!r}{other}"

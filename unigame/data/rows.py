@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +28,9 @@ BUILDERS = {
     ".jsonl": "json",
     ".csv": "csv",
 }
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""Of an image folder: its pictures' texts."""
+
 _TIMES = ("timestamp", "date", "time", "duration")
 _BATCH = 1_000
 
@@ -214,7 +216,10 @@ def root_of(path: str | Path, hub: bool, images: str | Path | None) -> Path | No
     local = Path(path).expanduser()
     if images is not None:
         return Path(images).expanduser()
-    return None if hub else local if local.is_dir() else local.parent
+    if hub or local.is_dir():
+        return None if hub else local
+    folders = {Path(file).parent for file in glob.glob(str(local), recursive=True)}
+    return folders.pop() if len(folders) == 1 else local.parent
 
 
 def open_local(path: str | Path, split: str, **options: Any) -> Rows:
@@ -378,8 +383,8 @@ def _text_rows(files: Iterable[str], kind: str) -> list[dict[str, Any]]:
 
 def _metadata(files: Iterable[str]) -> list[Path]:
     """The metadata files among those of an image folder on this machine."""
-    names = ("metadata.csv", "metadata.jsonl")
-    return [Path(file) for file in files if os.path.basename(file) in names and "://" not in file]
+    here = (Path(file) for file in files if "://" not in file)
+    return [file for file in here if file.name in METADATA]
 
 
 def _described(files: Iterable[str]) -> list[dict[str, Any]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unigame.data.images import IMAGE_SUFFIXES
 from unigame.errors import UserError
-from unigame.system.json_text import decode_text, parse_json
+from unigame.system.json_text import UTF16_MARKS, decode_text, parse_json, text_lines
 
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+PICTURE_FILE = re.compile(rf"[^\s\"]+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})", re.I)
 _DELIMITERS = {
     ",": "a csv is read with commas",
     "\t": "a tsv is read with tabs",
@@ -35,8 +39,35 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(data)
     except ValueError as error:
-        said = f"{path} is not valid json ({error}); was its download cut short?"
-        raise UserError(said) from None
+        place, advice = str(path), "was its download cut short?"
+        if not_text := _not_text(data):
+            place, advice = f"{path}:{not_text}", "save it as UTF-8, or was its download cut short?"
+        elif (number := _half_letter(data)) is not None:
+            place, advice = f"{path}[{number}]", "mend that row, or leave it out"
+        raise UserError(f"{place} is not valid json ({error}); {advice}") from None
+
+
+def _not_text(data: bytes) -> int:
+    """The line of the first byte that is no UTF-8; 0: all of it is."""
+    try:
+        decode_text(data)
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 0
+
+
+def _half_letter(data: bytes) -> int | None:
+    """The number of the first row with half of a surrogate pair, which ``parse_json`` refuses."""
+    try:
+        rows = json.loads(decode_text(data))
+    except (ValueError, RecursionError):
+        return None
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return number
+    return None
 
 
 class MalformedRow(dict[str, Any]):
@@ -98,7 +129,7 @@ def scan_table(
 
 def _is_whole_json(path: Path, suffix: str) -> bool:
     """One json value, rather than one object a line: the content says which, not the name."""
-    with path.open("rb") as file:
+    with _lines_of(path) as file:
         lines = (line.removeprefix(codecs.BOM_UTF8).strip() for line in file)
         first = next((line for line in lines if line), b"")
         if first.startswith(b"["):
@@ -109,6 +140,19 @@ def _is_whole_json(path: Path, suffix: str) -> bool:
             return not isinstance(parse_json(first), dict) or next(filter(None, lines), b"") == b""
         except ValueError:
             return True
+
+
+@contextmanager
+def _lines_of(path: Path) -> Iterator[Iterator[bytes]]:
+    """Lines in UTF-8, read as they are asked for; of a file in UTF-16 they are made of the whole.
+
+    Raises:
+        UserError: it has the mark of UTF-16, and is none.
+    """
+    with path.open("rb") as file:
+        marked = file.read(2) in UTF16_MARKS
+        file.seek(0)
+        yield iter(_table_text(path).encode().splitlines(keepends=True)) if marked else file
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -131,7 +175,7 @@ def _list_in(content: Any) -> str:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as lines:
+    with _lines_of(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -163,12 +207,32 @@ def _csv_rows(
             names = headerless if bare else _header(cells, place, delimiter)
             if not bare:
                 continue
+        if closed := _swallowed(cells, delimiter, number):
+            said = f"begins a cell with a quote that closes on line {closed}, behind other rows"
+            fix = "close it there, or write the quote twice and the cell in quotes"
+            yield place, MalformedRow("quote that is not closed", said, fix)
+            continue
         if len(cells) == len(names):
             yield place, dict(zip(names, cells, strict=True))
             continue
         wrong = f"has {len(cells)} cells where {len(names)} are needed ({', '.join(names)})"
         advice = "fix that line (quote commas in csv)"
         yield place, MalformedRow("wrong number of cells", wrong, advice)
+
+
+def _swallowed(cells: Sequence[str], delimiter: str, line: int) -> int:
+    """The line on which a quoted cell ends that holds whole rows; 0: none does.
+
+    A line of it is a row where one of its cells names a picture, as no line of a text does.
+    """
+    for cell in cells:
+        inner = text_lines(cell)[1:]
+        line += len(inner)
+        for each in inner:
+            parts = each.split(delimiter)
+            if len(parts) > 1 and any(PICTURE_FILE.fullmatch(part.strip()) for part in parts):
+                return line
+    return 0
 
 
 def _table_text(path: Path) -> str:

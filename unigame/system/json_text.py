@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _LONGEST_INTEGER = 300  # digits; a float holds 308
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -20,7 +20,7 @@ def decode_text(data: bytes) -> str:
     Raises:
         ValueError: it is neither.
     """
-    if data.startswith(_UTF16):
+    if data.startswith(UTF16_MARKS):
         return data.decode("utf-16")
     return data.decode("utf-8-sig")
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from unigame.backbones.base import Backbone, Reading
 from unigame.backbones.common.layout import TextRules
-from unigame.data.images import CorruptImage
+from unigame.data.images import DECODE_ERRORS, CorruptImage
 from unigame.data.kinds import holds_pictures_alone
 from unigame.data.peek import peek_texts
 from unigame.data.records import num_pictures, pictures_of
@@ -177,7 +177,8 @@ def _picture_problem(image: Any, decode: bool) -> Problem | None:
             f"image of type {type(image).__name__}",
             f"image={image!r:.60} is no PIL picture; open it with PIL.Image.open",
         )
-    if image.mode == "F" or not image.width * image.height:
+    unknown = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
+    if unknown or not image.width * image.height:
         return Problem(
             "no picture that can be shown",
             f"it is {image.width} x {image.height} pixels of mode {image.mode}; give 8-bit RGB",
@@ -185,7 +186,7 @@ def _picture_problem(image: Any, decode: bool) -> Problem | None:
     try:
         if decode:
             image.load()  # a file that was only opened is read now
-    except (OSError, SyntaxError, ValueError) as error:
+    except DECODE_ERRORS as error:
         return Problem("corrupt image", str(error) or type(error).__name__)
     return None
 
