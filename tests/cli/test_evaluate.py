@@ -288,6 +288,32 @@ def test_the_adversary_practises_on_the_whole_data_whatever_the_limit(
     assert measured == (6 if limit else 18) and len(whole) == 18
 
 
+def test_what_cannot_be_attacked_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, capsys):
+    """NaturalBench asks two questions about two pictures."""
+    monkeypatch.setattr("unigame.cli.evaluate._load_model", pytest.fail)
+    words = ["--benchmarks", "naturalbench", "--limit", 4, "--robustness", "corruptions"]
+    assert evaluate("--data-root", "synthetic", *words, "--output", tmp_path / "out") == 2
+    assert "naturalbench has none; add a benchmark that has" in capsys.readouterr().err
+
+
+def test_an_adversary_that_would_leave_nothing_is_refused_before_a_model_is_loaded(
+    pope, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("unigame.cli.evaluate._load_model", pytest.fail)
+    monkeypatch.setattr("unigame.evaluation.attacks.adversary.MOST_SET_ASIDE", 1)
+    words = ["--data-root", pope, "--robustness", "adversary", "--output", tmp_path / "out"]
+    assert evaluate(*words) == 2
+    assert "practises on all pictures of these 18" in capsys.readouterr().err
+
+
+def test_one_benchmark_is_not_read_from_the_folder_of_another(pope, tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/vqav2").mkdir()
+    words = ["--benchmarks", "advqa", "--data-root", tmp_path / "data"]
+    assert evaluate(*words, "--output", tmp_path / "out") == 2
+    assert "has no folder 'advqa'; it has vqav2" in capsys.readouterr().err
+
+
 def test_an_attack_that_does_not_fit_names_the_batch_size(pope, tmp_path, monkeypatch, capsys):
     asked: list[int] = []
 
@@ -306,15 +332,23 @@ def test_an_attack_that_does_not_fit_names_the_batch_size(pope, tmp_path, monkey
     "answer",
     [
         Answer(307, headers={"Location": "http://127.0.0.1:9/v1/chat/completions"}),
-        Answer(content="I would rather not say."),
         Answer(400, body=b"no"),
     ],
 )
-def test_a_judge_that_scores_nothing_is_not_a_success(answer, tmp_path, monkeypatch, capsys):
+def test_a_judge_that_takes_nothing_is_found_before_anything_is_drawn(answer, tmp_path, capsys):
+    words = ["evaluate", "--benchmarks", "wise", "--limit", "2", "--output", str(tmp_path / "out")]
+    with judge_server(answer) as server:
+        assert cli.main([*words, "--judge", f"openai:m@{server.url}"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "judges no picture" in line
+    assert not (tmp_path / "out/wise").exists()
+
+
+def test_a_judge_that_scores_nothing_is_not_a_success(tmp_path, monkeypatch, capsys):
     """Here WISE on the bundled model's own world; its figures would all be missing."""
     monkeypatch.setattr("unigame.evaluation.scorers.judging.Retry.wait", lambda *_: 0.0)
     words = ["evaluate", "--benchmarks", "wise", "--limit", "2", "--output", str(tmp_path / "out")]
-    with judge_server(answer) as server:
+    with judge_server(Answer(content="I would rather not say.")) as server:
         assert cli.main([*words, "--judge", f"openai:m@{server.url}"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "wise: nothing was scored (2 judge" in line

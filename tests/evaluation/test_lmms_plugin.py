@@ -289,6 +289,12 @@ def test_drawing_can_be_asked_for_and_seeded(models, tmp_path):
     assert bytes_of[0] != bytes_of[1]
 
 
+@pytest.mark.parametrize("task", ["ueval_draw", "t2i-bench"])
+def test_the_whole_name_of_a_task_asks_for_drawing(models, task, tmp_path):
+    model = make(models.UniGameSimple, [], task, draw_tasks=task, output_dir=str(tmp_path))
+    assert model._is_drawn(task)
+
+
 def test_a_name_that_only_contains_the_word_is_not_drawn(models):
     model = make(models.UniGameSimple, task="pairwise_vqa")
     assert (

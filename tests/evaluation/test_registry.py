@@ -95,6 +95,9 @@ def test_choices_for_all_and_for_one():
     check_choices(["pope"], "pope=random", "split")
     with pytest.raises(UserError, match="--split mmmu=dev: mmmu is not among"):
         check_choices(["pope"], "mmmu=dev", "split")
+    for text in ("popular,random", "pope=popular,pope=random"):
+        with pytest.raises(UserError, match="two values.*'popular' and 'random'"):
+            choice_for("pope", text)
 
 
 def test_an_unknown_variant_in_python_lists_those_there_are():

@@ -87,6 +87,13 @@ def test_the_shards_of_the_split_are_read_in_order_and_no_others(tmp_path):
         read(tmp_path, split="validation")
 
 
+def test_a_set_of_which_parts_are_missing_is_refused(tmp_path):
+    for shard in (0, 3):
+        table(2).to_parquet(str(tmp_path / f"test-0000{shard}-of-00005.parquet"))
+    with pytest.raises(UserError, match=r"has 2 of the 5 files of test.*00001, 00002, 00004\)"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("names", "split", "read_from"),
     [

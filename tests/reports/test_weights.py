@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import pytest
 
-from tests.data.files import write
+from tests.data.files import write, write_json
 from unigame.errors import UserError
 from unigame.reports import weights as module
-from unigame.reports.weights import file_sha256, folder_sha256
+from unigame.reports.weights import file_sha256, folder_sha256, setup_sha256
 
 
 def test_a_folder_is_known_by_its_weights_and_their_names_only(tmp_path):
@@ -24,6 +26,40 @@ def test_a_folder_is_known_by_its_weights_and_their_names_only(tmp_path):
     assert folder_sha256(tmp_path / "a") != first
     with pytest.raises(UserError, match="holds no weights"):
         folder_sha256(tmp_path)
+
+
+def test_what_weights_are_read_with_is_known_too(tmp_path):
+    for name in "ab":
+        folder = tmp_path / name
+        write(folder / "model.safetensors", b"weights")
+        write_json(folder / "config.json", {"model_type": "m", "_name_or_path": name})
+        write_json(folder / "adapter_config.json", {"r": 4, "base_model_name_or_path": name})
+        write_json(folder / "trainer_state.json", {"step": name})  # of no answer
+    first = setup_sha256(tmp_path / "a")
+    assert first == setup_sha256(tmp_path / "b") and len(first) == 64
+    changes = {
+        "adapter_config.json": json.dumps({"r": 4, "lora_alpha": 400}),
+        "processor_config.json": json.dumps({"image_mean": [0.2]}),
+        "chat_template.jinja": "{{ messages }}",
+    }
+    for name, content in changes.items():
+        write(tmp_path / "b" / name, content)
+        assert setup_sha256(tmp_path / "b") != first, name
+        shutil.copytree(tmp_path / "a", tmp_path / "b", dirs_exist_ok=True)
+        if not (tmp_path / "a" / name).exists():
+            (tmp_path / "b" / name).unlink()
+        assert setup_sha256(tmp_path / "b") == first
+
+
+def test_a_folder_that_a_configuration_names_counts_as_what_lies_in_it(tmp_path):
+    def composed(name, weights):
+        part = tmp_path / f"part-{name}"
+        write(part / "text" / "model.safetensors", weights)
+        write_json(part / "config.json", {})
+        write_json(tmp_path / name / "config.json", {"language": str(part), "denoiser": "o/n"})
+        return setup_sha256(tmp_path / name)
+
+    assert composed("a", b"one") == composed("b", b"one") != composed("c", b"two")
 
 
 def test_a_large_file_is_read_once_until_it_changes(tmp_path, monkeypatch):

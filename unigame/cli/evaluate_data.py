@@ -51,9 +51,12 @@ def _folder(root: Path, name: str, alone: bool) -> Path:
         raise UserError(f"--data-root {root} is no folder; check the spelling, or say synthetic")
     if (root / name).is_dir():
         return root / name
-    if alone:  # the folder of the benchmark itself
+    from unigame.evaluation.registry import BENCHMARKS
+
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if alone and not set(BENCHMARKS).intersection(folders):  # the folder of the benchmark itself
         return root
-    there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir())) or "none"
+    there = ", ".join(folders) or "none"
     raise UserError(
         f"--data-root {root} has no folder {name!r}; it has {there}: download the data into "
         f"{root / name}, or leave {name} out of --benchmarks"

@@ -85,14 +85,37 @@ def attack(
 
 
 def attacked_of(jobs: Sequence[Any]) -> Any:
-    """The first benchmark that asks questions.
+    """The first benchmark with questions that can be attacked.
 
     Raises:
-        UserError: all of them ask to draw.
+        UserError: there is none.
     """
     from unigame.evaluation.attacks.robustness_record import check_benchmark
+    from unigame.evaluation.examples import from_items
 
-    for job in jobs:
-        if job.benchmark.task == "answer":
+    asking = [job for job in jobs if job.benchmark.task == "answer"]
+    for job in asking:
+        if from_items(job.loaded.items):
             return job
+    if asking:
+        names = ", ".join(job.benchmark.name for job in asking)
+        raise UserError(
+            f"--robustness needs questions about one picture with one text answer, and {names} "
+            "has none; add a benchmark that has, such as vqav2, pope or advqa"
+        )
     check_benchmark(jobs[0].benchmark)
+    return None
+
+
+def check_practice(attacked: Any, attacks: Any, whole: Sequence[Any]) -> None:
+    """See that the adversary leaves something to measure, before any model is asked.
+
+    Raises:
+        UserError: it practises on all pictures, or there are too few.
+    """
+    from unigame.evaluation.attacks.adversary import set_aside
+    from unigame.evaluation.examples import from_items
+
+    if attacks.adversary is not None:
+        practice = set_aside(from_items(whole), attacks.adversary.practice)
+        practice.others(from_items(attacked.loaded.items))

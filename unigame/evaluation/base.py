@@ -196,6 +196,13 @@ class Benchmark(ABC):
             UserError: no data there, or not in a layout that this benchmark has.
         """
 
+    def right(self, item: Item, reply: str) -> float | None:
+        """How right one reply is, in [0, 1], by the benchmark's own parser; None: it has none.
+
+        Robustness judges attacked replies by it, and by VQA's match where it is None.
+        """
+        return None
+
     @abstractmethod
     def score(
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path

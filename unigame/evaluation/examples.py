@@ -10,7 +10,7 @@ from PIL import Image
 
 from unigame.data import Record, most_common_answer
 from unigame.data.records import num_pictures, pictures_of
-from unigame.evaluation.base import Item
+from unigame.evaluation.base import Benchmark, Item
 from unigame.evaluation.tasks.vqav2.rules import normalise, soft_score
 
 
@@ -35,6 +35,8 @@ class Example:
     answers: tuple[str, ...] = ()
     caption: str = ""
     cluster: str = ""
+    judge: Callable[[str], float | None] | None = None
+    """Of a benchmark with a parser of its own: how right a reply is."""
 
 
 Score = Callable[[str, Example], float]
@@ -46,6 +48,15 @@ def vqa_match(reply: str, example: Example) -> float:
     if example.answers:
         return soft_score(reply, example.answers)
     return float(normalise(reply) == normalise(example.answer))
+
+
+def own_match(reply: str, example: Example) -> float:
+    """By the benchmark's own parser where it has one, else ``vqa_match``.
+
+    VQA's match takes the letter A for an article, and an empty reply for it.
+    """
+    own = None if example.judge is None else example.judge(reply)
+    return vqa_match(reply, example) if own is None else own
 
 
 def from_records(records: Iterable[Record]) -> list[Example]:
@@ -64,16 +75,23 @@ def from_records(records: Iterable[Record]) -> list[Example]:
     ]
 
 
-def from_items(items: Iterable[Item]) -> list[Example]:
-    """Examples of a benchmark's items, with its prompts: those with one picture and an answer."""
+def from_items(items: Iterable[Item], benchmark: Benchmark | None = None) -> list[Example]:
+    """Examples of a benchmark's items, with its prompts: those with one picture and an answer.
+
+    Args:
+        items: of the benchmark.
+        benchmark: judges replies, where it can judge a single one.
+    """
     examples = []
     for item in items:
         raw = item.reference.get("answers") or ()
         answers = tuple(a if isinstance(a, str) else str(a["answer"]) for a in raw)
         answer = item.reference.get("answer") or (most_common_answer(answers) if answers else "")
         if len(item.pictures) == 1 and isinstance(answer, str) and answer:
+            judge = None if benchmark is None else partial(benchmark.right, item)
+            picture = item.pictures[0]
             examples.append(
-                Example(item.id, item.pictures[0], item.prompt, answer, answers, "", item.cluster)
+                Example(item.id, picture, item.prompt, answer, answers, "", item.cluster, judge)
             )
     return examples
 

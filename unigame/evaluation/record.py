@@ -26,7 +26,7 @@ from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
 from unigame.reports.metrics import Metric, to_json
 from unigame.reports.records import FORMAT, unparsed_warning
-from unigame.reports.weights import folder_sha256
+from unigame.reports.weights import folder_sha256, setup_sha256
 from unigame.system.json_text import parse_json
 
 
@@ -79,7 +79,9 @@ def weights_of(model: Mapping[str, Any]) -> dict[str, Any]:
     adapter = model.get("adapter")
     return {
         "sha256": model["sha256"],
+        "setup": model.get("setup"),
         "adapter": adapter["sha256"] if adapter else None,
+        "adapter_setup": adapter.get("setup") if adapter else None,
         "dtype": model["dtype"],
         "quantization": model.get("quantization", NONE),
     }
@@ -304,13 +306,20 @@ def model_entry(
     Raises:
         UserError: a folder without weights.
     """
-    entry = {
+    entry: dict[str, Any] = {
         "id": id or backbone.facts.family,
         "family": backbone.facts.family,
         "sha256": folder_sha256(folder) if folder is not None else weights_sha256(backbone),
-        "adapter": {"id": str(adapter), "sha256": folder_sha256(adapter)} if adapter else None,
+        "setup": setup_sha256(folder) if folder is not None else None,
+        "adapter": None,
         "dtype": str(backbone.facts.dtype).removeprefix("torch."),
     }
+    if adapter:
+        entry["adapter"] = {
+            "id": str(adapter),
+            "sha256": folder_sha256(adapter),
+            "setup": setup_sha256(adapter),
+        }
     if backbone.quantization != NONE:
         entry["quantization"] = backbone.quantization
     return entry

@@ -136,7 +136,18 @@ def check_variants(names: Sequence[str], text: str | None, kind: str) -> None:
 
 
 def _parts(text: str | None) -> dict[str, str]:
-    """``"a"`` -> {"": "a"}; ``"pope=a,mmmu=b"`` -> {"pope": "a", "mmmu": "b"}."""
-    parts = (part.strip() for part in (text or "").split(",") if part.strip())
-    pairs = (part.rpartition("=") for part in parts)
-    return {name.strip().lower(): variant.strip() for name, _, variant in pairs}
+    """``"a"`` -> {"": "a"}; ``"pope=a,mmmu=b"`` -> {"pope": "a", "mmmu": "b"}.
+
+    Raises:
+        UserError: two values for one benchmark, or for all.
+    """
+    found: dict[str, str] = {}
+    for part in (part.strip() for part in (text or "").split(",") if part.strip()):
+        name, _, value = (each.strip() for each in part.rpartition("="))
+        name = name.lower()
+        if found.setdefault(name, value) != value:
+            raise UserError(
+                f"{text!r} gives two values{f' for {name}' if name else ''}, {found[name]!r} and "
+                f"{value!r}; give one, or one for each benchmark as in pope=a,mmmu=b"
+            )
+    return found

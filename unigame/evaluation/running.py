@@ -145,7 +145,12 @@ class Run:
             "dataset": {"id": info.id, "config": info.config, "split": info.split},
             "prompt": self.benchmark.prompt,
             **self.generation(),
+            **({} if self.benchmark.task == "answer" else {"samples": self._samples()}),
         }
+
+    def _samples(self) -> int:
+        """Pictures that are drawn for a prompt."""
+        return max((item.samples for item in self.loaded.items), default=1)
 
     def generation(self) -> dict[str, Any]:
         """How text and pictures are generated, for the record."""

@@ -30,7 +30,7 @@ TABLES = (".tsv", ".csv", ".jsonl", ".json")
 
 T = TypeVar("T")
 
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 _YEAR = re.compile(r"(?<=[a-z_-])(?:19|20)\d\d(?!\d)")
 _DIGITS = re.compile(r"[0-9a-f]*\d[0-9a-f]*")
 # Spellings of splits. Not dev for validation: MMMU has both.
@@ -208,11 +208,11 @@ def _of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
     """The files of the split: named after it, or the only ones there, if they name no other."""
     suffix = files[0].suffix
     if chosen := _named(files, split):
-        return chosen
+        return _whole(chosen, folder)
     synonyms = [_named(files, name) for name in _SPLITS if _same_split(name, split)]
     spelled = [chosen for chosen in synonyms if chosen]
     if len(spelled) == 1:
-        return spelled[0]
+        return _whole(spelled[0], folder)
     shards = [found.group(1) for file in files if (found := _SHARD.fullmatch(file.stem))]
     if shards:
         raise UserError(
@@ -231,6 +231,24 @@ def _of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
             f"choose that with --split {other}, or rename the file {split}{suffix} if it is the "
             "right one"
         )
+    return files
+
+
+def _whole(files: list[Path], folder: Path) -> list[Path]:
+    """The files, if their names do not count more of them than there are.
+
+    Raises:
+        UserError: a part is missing: a figure of the rest would be no figure of the benchmark.
+    """
+    found = [parts for file in files if (parts := _SHARD.fullmatch(file.stem))]
+    for name, number in sorted({(parts[1], parts[3]) for parts in found}):
+        here = {int(parts[2]) for parts in found if (parts[1], parts[3]) == (name, number)}
+        if lacking := [part for part in range(int(number)) if part not in here]:
+            shown = ", ".join(f"{part:05d}" for part in lacking[:5])
+            raise UserError(
+                f"{folder} has {len(here)} of the {int(number)} files of {name}; download the "
+                f"others ({shown}{', ...' if len(lacking) > 5 else ''})"
+            )
     return files
 
 

@@ -73,10 +73,10 @@ class Record:
         return " + ".join(Path(str(id)).name for id in ids if id) or self.path.parent.name
 
     @property
-    def weights(self) -> tuple[Any, Any]:
-        """Hashes of model and adapter: two records with the same are the same model."""
-        adapter = self.model.get("adapter")
-        return self.model.get("sha256"), adapter and adapter.get("sha256")
+    def weights(self) -> tuple[Any, ...]:
+        """Hashes of model and adapter and of what they are read with: the same are one model."""
+        adapter = self.model.get("adapter") or {}
+        return tuple(part.get(key) for key in ("sha256", "setup") for part in (self.model, adapter))
 
     def is_of_adapter(self, digest: str) -> bool:
         """Whether it is of the adapter with this ``folder_sha256``; of no adapter it is not."""

@@ -26,7 +26,8 @@ from unigame.evaluation.attacks.robustness import (
 )
 from unigame.evaluation.attacks.robustness_record import robustness_entry
 from unigame.evaluation.base import DatasetInfo, Item, Loaded
-from unigame.evaluation.examples import Example, from_items, from_records, vqa_match
+from unigame.evaluation.examples import Example, from_items, from_records, own_match, vqa_match
+from unigame.evaluation.tasks.mmbench.task import MMBench
 from unigame.evaluation.tasks.pope.task import POPE
 from unigame.evaluation.tasks.unifiedbench.task import UnifiedBench
 from unigame.methods.rows import Rows
@@ -256,6 +257,21 @@ def test_records_and_items_become_examples():
         ("votes", "red", ("blue", "red", "red")),
     ]
     assert examples[0].question == "what ?\nAnswer." and examples[0].cluster == "p"
+
+
+def test_a_benchmark_judges_attacked_replies_by_its_own_parser():
+    """VQA's match takes A for an article: an empty reply would be right wherever A is."""
+    benchmark = MMBench()
+    reference = {"answer": "A", "options": {"A": "cat", "B": "dog"}, "base": 1}
+    item = Item("1", "What?", (pictures(1)[0].copy,), reference)
+    (example,) = from_items([item], benchmark)
+    assert [own_match(reply, example) for reply in ("A. cat", "", "B")] == [1, 0, 0]
+    (bare,) = from_items([item])
+    assert own_match("A", bare) == vqa_match("A", bare) == 1
+    pope = POPE()
+    said = Item("1", "Is it?", item.pictures, {"answer": "yes", "subset": "random"})
+    (asked,) = from_items([said], pope)
+    assert [own_match(reply, asked) for reply in ("Yes, there is.", "", "No.")] == [1, 0, 0]
 
 
 def test_the_entry_of_the_record(backbone):

@@ -103,6 +103,29 @@ def test_failures_are_retried_with_back_off_and_then_counted(bench, failure, rea
         assert 2**i <= wait <= 2 ** (i + 1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(401), "does not take the key"),
+        (Answer(404), "no such model or address"),
+        (Answer(400, body=b"no images"), "HTTP 400 .no images.*takes pictures"),
+        (Answer(drop=True), "connection lost"),
+    ],
+)
+def test_a_judge_that_cannot_work_is_found_before_anything_is_drawn(answer, said, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with judge_server(answer) as server, pytest.raises(UserError, match=said):
+        OpenAIJudge("m", server.url).check()
+
+
+@pytest.mark.parametrize("status", [200, 429, 503])
+def test_a_judge_that_answers_or_is_busy_is_taken(status):
+    with judge_server(Answer(status)) as server:
+        OpenAIJudge("m", server.url).check()
+    (request,) = server.requests
+    assert request["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png")
+
+
 def test_a_failure_that_passes_costs_nothing_but_time(bench):
     def answer(number, body):
         return [Answer(429), Answer(500), Answer(content="hm"), Answer()][number % 4]

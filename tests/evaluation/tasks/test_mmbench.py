@@ -82,7 +82,9 @@ def test_parquet_to_scores(tmp_path):
     loaded = load(tmp_path)
     ids = ["1", "2", "3", "1000001", "1000002", "1000003", "2000001", "2000003"]
     assert [item.id for item in loaded.items] == ids and loaded.skips.kept == 8
-    assert loaded.items[4].cluster == "2" and color_of(loaded.items[4].pictures[0]()) == "blue"
+    assert (
+        loaded.items[4].reference["base"] == 2 and color_of(loaded.items[4].pictures[0]()) == "blue"
+    )
     assert loaded.items[1].prompt == (
         "What is it? There are several options:\nA. yes\nB. no\n\n"
         "Answer with the option's letter from the given choices directly."
@@ -110,7 +112,7 @@ def test_option_texts_are_read_too(tmp_path):
     bare = load(tmp_path, prompt="bare")
     assert {item.prompt for item in bare.items} == {"What is it?"}
     words = {"1": "a cat", "2": "no", "3": "cat"}
-    assert figures(score(bare, lambda item: words[item.cluster]))["circular"] == 100
+    assert figures(score(bare, lambda item: words[str(item.reference["base"])]))["circular"] == 100
 
 
 def test_tsv_with_base64_pictures_and_pointers(tmp_path):
@@ -146,8 +148,34 @@ def test_indices_may_be_strings(tmp_path):
 
 
 def test_limit_keeps_whole_questions(tmp_path):
-    assert [item.cluster for item in load(tmp_path, limit=4).items] == ["1", "2", "1", "2", "1"]
-    assert {item.cluster for item in load(tmp_path, limit=1).items} == {"1"}
+    assert [item.reference["base"] for item in load(tmp_path, limit=4).items] == [1, 2, 1, 2, 1]
+    assert {item.reference["base"] for item in load(tmp_path, limit=1).items} == {1}
+
+
+def test_questions_about_one_picture_share_their_luck(tmp_path):
+    loaded = load(tmp_path)
+    of_base = {item.reference["base"]: item.cluster for item in loaded.items}
+    assert of_base[1] == of_base[3] != of_base[2]
+    for metric in score(loaded, right_letter).metrics:
+        assert {unit.id: unit.cluster for unit in metric.units} == {
+            str(base): cluster for base, cluster in of_base.items()
+        }
+
+
+def test_a_single_reply_is_judged_by_the_letter_that_is_read(tmp_path):
+    item = load(tmp_path).items[0]
+    bench, letter = MMBench(), right_letter(item)
+    said = [f"{letter}. cat", f"({letter})", "", "the"]
+    assert [bench.right(item, reply) for reply in said] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("name", "config"), [("DEV_EN", "cn"), ("DEV_CN", None), ("cc", "en")])
+def test_a_table_named_after_another_configuration_is_refused(tmp_path, name, config):
+    table = tmp_path / f"MMBench_{name}.tsv"
+    table.write_text("index\tquestion\tA\tB\tanswer\timage\n")
+    other = name[-2:].lower()
+    with pytest.raises(UserError, match=rf"after configuration '{other}'.*mmbench={other}"):
+        MMBench().load(DataSource(root=tmp_path, config=config))
 
 
 def test_a_question_without_all_replies_is_left_out(tmp_path):

@@ -163,6 +163,11 @@ def test_original_files(tmp_path, place):
     assert loaded.skips.counts() == {"not a json object": 6, "missing image": 3}
     assert [item.pictures[0]().width for item in loaded.items[:2]] == [5, 6]
     assert loaded.items[0].prompt == "Dog?"
+    one = benchmark.load(DataSource(root=tmp_path, split="random"))
+    assert [item.id for item in one.items] == ["random/1", "random/2"]
+    assert one.dataset.split == "random"
+    with pytest.raises(UserError, match="no split 'bogus' here; choose from adversarial, popular"):
+        benchmark.load(DataSource(root=tmp_path, split="bogus"))
     scored = benchmark.score(
         loaded.items, say(loaded.items, lambda item: item.reference["answer"]), tmp_path
     )

@@ -12,7 +12,7 @@ from unigame.errors import UserError
 from unigame.evaluation.attacks.adversary import ContentCheck, set_aside
 from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, measure_robustness
 from unigame.evaluation.base import Benchmark, Item, Loaded
-from unigame.evaluation.examples import Score, from_items, vqa_match
+from unigame.evaluation.examples import Score, from_items, own_match
 from unigame.evaluation.record import metrics_json
 from unigame.evaluation.running import pictures_digest
 
@@ -41,7 +41,7 @@ def robustness_entry(
     *,
     whole: Sequence[Item] | None = None,
     check: ContentCheck | None = None,
-    score: Score = vqa_match,
+    score: Score = own_match,
     report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """The record's entry ``robustness``, measured on a benchmark's own items and prompts.
@@ -51,8 +51,8 @@ def robustness_entry(
 
     Items are scored, or counted as skipped: those without exactly one picture and a text answer,
     those about pictures of the practice, and those whose picture cannot be read. Replies are judged
-    by ``score``, VQA's match by default, and not by the benchmark's parser: on clean pictures the
-    figure may differ from the benchmark's own.
+    by ``score``: by default the benchmark's own parser where it judges single replies (POPE,
+    MMBench, MMMU), else VQA's match, so that on clean pictures a figure may differ from its own.
 
     Args:
         backbone: the model; left as it is.
@@ -70,14 +70,14 @@ def robustness_entry(
     """
     check_benchmark(benchmark)
     config, started = config or RobustnessConfig(), time.perf_counter()
-    examples, skips = from_items(loaded.items), SkipReport()
+    examples, skips = from_items(loaded.items, benchmark), SkipReport()
     usable = {example.id for example in examples}
     for item in loaded.items:
         if item.id not in usable:
             skips.add(item.id, "not one picture with one text answer")
     practice = None
     if config.adversary is not None:
-        pool = examples if whole is None else from_items(whole)
+        pool = examples if whole is None else from_items(whole, benchmark)
         practice = set_aside(pool, config.adversary.practice)
         measured = {example.id for example in practice.others(examples)}
         for example in examples:

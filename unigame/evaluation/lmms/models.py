@@ -211,7 +211,8 @@ class _UniGame(lmms):
             yield from self._drawings(group, task)
 
     def _is_drawn(self, task: str) -> bool:
-        return bool(self.draw_words & set(re.split(r"[^a-z0-9]+", task.lower())))
+        name = task.lower()
+        return bool(self.draw_words & {name, *re.split(r"[^a-z0-9]+", name)})
 
     def _answers(
         self, requests: Sequence[Request], max_new_tokens: int, stop: Sequence[str]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import mimetypes
 import os
@@ -21,6 +22,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import openai
+from PIL import Image
 
 from unigame.errors import UserError
 from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
@@ -36,6 +38,9 @@ _SHOWN = 160  # characters of a server's message
 _MESSAGE_BYTES = 1 << 16
 _SHORTEST_SECRET = 3  # shorter "keys" are no secret, and taking them out would spoil replies
 _LIKE_A_KEY = 8  # a dummy such as "vllm" may well be part of a model's name
+CHECKS = 4
+"""Requests before any drawing; two of them may only find out which options are wanted."""
+
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -92,6 +97,33 @@ class OpenAIJudge(Judge):
     def settings(self) -> dict[str, Any]:
         """Address, and the options of the requests as the endpoint took them."""
         return {"base_url": self.base_url, **self._options}
+
+    def check(self) -> None:
+        """One short request with a picture: what is wrong with it is known before hours of drawing.
+
+        A server that is only busy is taken for one that works.
+
+        Raises:
+            UserError: the key, the model or the address is wrong, pictures are not taken, or nobody
+                answers.
+        """
+        failed = JudgeUnavailable("judge: no reply")
+        for tried in range(CHECKS):
+            try:
+                asyncio.run(self._ask(_probe()))
+                return
+            except JudgeUnavailable as error:
+                if "HTTP" in error.reason and error.retryable:
+                    return
+                failed = error
+                if not error.retryable:
+                    break
+                time.sleep(0 if error.retry_after == 0 else tried)
+        reason = failed.reason.removeprefix("judge: ")
+        raise UserError(
+            f"{self.name}@{self.base_url} judges no picture ({reason}); see that it is up, that it "
+            "takes pictures, and that the address is right"
+        )
 
     def reply(self, prompt: str, explanation: str, picture: Path, rubric: Rubric) -> str:
         """One request. See ``Judge.reply``; 401, 403 and 404 are errors of the user."""
@@ -209,6 +241,18 @@ class OpenAIJudge(Judge):
             return False
         self._options = changed
         return True
+
+
+def _probe() -> list[dict[str, Any]]:
+    """A question about a small grey picture."""
+    file = io.BytesIO()
+    Image.new("RGB", (56, 56), (128, 128, 128)).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = [
+        {"type": "text", "text": "Say yes."},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    return [{"role": "user", "content": content}]
 
 
 async def _read(chunks: AsyncIterator[bytes], most: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data import SkipReport
+from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Prediction, Scored
 from unigame.evaluation.items import Row, loaded, replies, require, shares, shown
@@ -104,6 +106,7 @@ class MMBench(Benchmark):
             raise UserError(
                 f"MMBench has no configuration {config!r}; choose from {', '.join(CONFIGS)}"
             )
+        _require_config(source, config)
         rows = read_rows(
             source,
             hub_id="lmms-lab/MMBench",
@@ -154,10 +157,11 @@ class MMBench(Benchmark):
         if answer not in options:
             raise BadRow("answer is not the letter of an option" if answer else "no answer")
         l2_category = _text(row, "l2-category") or _text(row, "L2-category")
+        picture = shown(row, root)
         return Item(
             id=str(index),
             prompt=build_prompt(question, options, _text(row, "hint"), self.prompt, config),
-            pictures=(shown(row, root),),
+            pictures=(picture,),
             reference={
                 "base": index % _ROTATION,
                 "question": question,
@@ -166,8 +170,13 @@ class MMBench(Benchmark):
                 "category": _text(row, "category") or "uncategorized",
                 "l2_category": l2_category or "uncategorized",
             },
-            cluster=str(index % _ROTATION),
+            cluster=content_key(picture),
         )
+
+    def right(self, item: Item, reply: str) -> float:
+        """Whether the letter that the parser reads is the true one; the matcher is not asked."""
+        letter = PARSERS[self.parser](reply, item.reference["options"])
+        return float(letter == item.reference["answer"])
 
     def score(
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path
@@ -187,8 +196,9 @@ class MMBench(Benchmark):
                 [one.letter for one in rotations],
             )
             about = rotations[0].item.reference
-            circular.append(Unit(base, (float(hit),), group=about["category"]))
-            vanilla.append(Unit(base, (float(rotations[0].right),), group=about["category"]))
+            shared = (rotations[0].item.cluster, about["category"])
+            circular.append(Unit(base, (float(hit),), *shared))
+            vanilla.append(Unit(base, (float(rotations[0].right),), *shared))
             categories.append((about["category"], hit))
             l2_categories.append((about["l2_category"], hit))
         asked = [one for rotations in questions.values() for one in rotations]
@@ -217,7 +227,7 @@ class MMBench(Benchmark):
         parse, said = PARSERS[self.parser], {i.id: text for i, text in replies(items, predictions)}
         questions: dict[str, list[Item]] = {}
         for item in sorted(items, key=lambda item: int(item.id)):
-            questions.setdefault(item.cluster, []).append(item)
+            questions.setdefault(str(item.reference["base"]), []).append(item)
         asked: dict[str, list[_Asked]] = {}
         unscored: dict[str, str] = {}
         for base, rotations in questions.items():
@@ -300,6 +310,25 @@ class MMBench(Benchmark):
 
 
 # ---- rows ----------------------------------------------------------------------------------------
+
+
+def _require_config(source: DataSource, config: str) -> None:
+    """Refuse tables that are all named after other configurations: MMBench_DEV_CN.tsv is cn."""
+    root = None if source.root is None else source.root.expanduser()
+    if root is None or not root.is_dir() or (root / config).is_dir():
+        return
+    tables = [file for file in sorted(root.iterdir()) if file.suffix in (".tsv", ".csv")]
+    named = {
+        file.name: found[1].lower()
+        for file in tables
+        if (found := re.search(r"_(en|cn|cc)(?![a-z])", file.stem, re.I))
+    }
+    if named and len(named) == len(tables) and config not in named.values():
+        file, other = next(iter(named.items()))
+        raise UserError(
+            f"{root / file} is named after configuration {other!r}, and {config!r} is asked for, "
+            f"whose instruction is in another language; choose --config mmbench={other}"
+        )
 
 
 def _whole_questions(

@@ -149,6 +149,11 @@ class MMMU(Benchmark):
             warnings=warnings,
         )
 
+    def right(self, item: Item, reply: str) -> float:
+        """Whether the reply is right; a letter that was drawn for an unreadable one is not."""
+        right, _, random = self.mark(item, reply)
+        return float(right and not random)
+
     def mark(self, item: Item, reply: str) -> tuple[bool, bool, bool]:
         """Whether a reply is right, whether it could be read, and whether its letter was drawn."""
         gold = item.reference["answer"]

@@ -104,6 +104,14 @@ class POPE(Benchmark):
             cluster=str(row.get("image_source") or ""),
         )
 
+    def _label(self, reply: str) -> str:
+        return official_label(reply) if self.parser == "official" else lmms_eval_label(reply)
+
+    def right(self, item: Item, reply: str) -> float:
+        """Whether the label that the parser reads is the true one; a reply without one is wrong."""
+        said = _YES_OR_NO.search(reply) is not None
+        return float(said and self._label(reply) == item.reference["answer"])
+
     def score(
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], folder: Path
     ) -> Scored:
@@ -114,7 +122,7 @@ class POPE(Benchmark):
         misread = 0
         for item, reply in replies(items, predictions):
             truth, subset = item.reference["answer"], item.reference["subset"]
-            label = official_label(reply) if self.parser == "official" else lmms_eval_label(reply)
+            label = self._label(reply)
             units.append(Unit(item.id, confusion(label, truth), item.cluster, subset))
             truths.append(Unit(item.id, (float(truth == "yes"),), item.cluster, subset))
             if label not in ("yes", "no") or not _YES_OR_NO.search(reply):
@@ -178,7 +186,7 @@ def read_pope(source: DataSource, hub_id: str) -> Rows:
     """The rows of a source, in any of the layouts."""
     root = None if source.root is None else source.root.expanduser()
     if root is not None and (files := _original_files(root)):
-        return _original(root, files)
+        return _original(root, _chosen(source, files))
     needed = ("question_id", "question", "answer", "image")
     read = partial(read_rows, hub_id=hub_id)
     if not _has_split_per_subset(source, root):
@@ -217,6 +225,22 @@ def _original_files(root: Path) -> dict[str, Path]:
                 if path.is_file():
                     found.setdefault(subset, path)
     return found
+
+
+def _chosen(source: DataSource, files: Mapping[str, Path]) -> Mapping[str, Path]:
+    """The files of the split that is asked for.
+
+    Raises:
+        UserError: it is no subset, or not there.
+    """
+    if source.split in (None, "test"):
+        return files
+    if source.split not in files:
+        raise UserError(
+            f"POPE has no split {source.split!r} here; choose from {', '.join(files)}, or leave "
+            "--split out for all of them"
+        )
+    return {source.split: files[source.split]}
 
 
 def _original(root: Path, files: Mapping[str, Path]) -> Rows:

@@ -39,7 +39,7 @@ from unigame.evaluation.scorers.judges import (
     Rubric,
     parse_judge,
 )
-from unigame.evaluation.scorers.judging import Judgement, Retry
+from unigame.evaluation.scorers.judging import UNREADABLE, Judgement, Retry
 from unigame.evaluation.scorers.judging import collect as judge_all
 from unigame.evaluation.source import BadRow, field, read_json, read_rows
 from unigame.evaluation.store import JsonlStore
@@ -175,7 +175,7 @@ class WISE(Benchmark):
                 "rubric": {"name": self.rubric.name, "sha256": self.rubric.sha256},
             },
             details=_details(items, scores),
-            warnings=_warnings(items, scores),
+            warnings=_warnings(items, scores, self._unread(found)),
         )
 
     def _judgements(
@@ -202,6 +202,12 @@ class WISE(Benchmark):
             retry=self.retry,
             progress=self.progress,
         )
+
+    def _unread(self, found: Mapping[str, Judgement]) -> int:
+        """Replies that this reader cannot read and another one may; 0 by the most lenient one."""
+        if self.parser == "lenient":
+            return 0
+        return sum(judgement.reason == UNREADABLE for judgement in found.values())
 
     def _read_reply(self, reply: str) -> Mapping[str, float] | None:
         scores = READERS[self.parser](reply)
@@ -246,12 +252,15 @@ def _details(items: Sequence[Item], scores: Mapping[str, Mapping[str, float]]) -
     }
 
 
-def _warnings(items: Sequence[Item], scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _warnings(
+    items: Sequence[Item], scores: Mapping[str, Mapping[str, float]], unread: int
+) -> list[str]:
     warnings = []
     if len(scores) < len(items):
+        zero = _details(items, scores)["wiscore_with_unscored_as_0"]
         warnings.append(
             f"{len(items) - len(scores)} of {len(items)} prompts have no score and enter no "
-            "average; run again for those only"
+            f"average (counted as 0 the WiScore is {zero:.3f}); run again for those only"
         )
     present = {item.reference["category"] for item in items if item.id in scores}
     missing = [name for name in CATEGORY_IDS if name not in present]
@@ -259,6 +268,12 @@ def _warnings(items: Sequence[Item], scores: Mapping[str, Mapping[str, float]]) 
         warnings.append(
             f"no score in {', '.join(missing)}; the weights of the other categories were "
             "renormalised, so this is not WISE's overall score"
+        )
+    if unread:
+        warnings.append(
+            f"{unread} replies of the judge are not in the form that was asked for, and one that "
+            "always says the same will say so again; --parser wise=lenient reads more of them, "
+            "without asking"
         )
     if (which := identity(items)) not in ("legacy WISE", "part of legacy WISE"):
         warnings.append(f"{which}: not comparable with published scores")
