@@ -99,6 +99,20 @@ def test_steps_without_a_challenge_count(tmp_path: Path, monkeypatch) -> None:
     assert try_recipe(plain).seconds == 3.0
 
 
+def test_steps_in_which_c_plays_alone_are_not_those_that_are_tried(
+    tmp_path: Path, monkeypatch
+) -> None:
+    alone = []
+
+    def timed(trainer, batch) -> float:
+        alone.append(trainer.method("selfplay").settings.warm_up_steps)
+        return 1.0
+
+    monkeypatch.setattr(trial, "_timed", timed)
+    try_recipe(recipe(shared_tiny_janus(), tmp_path, warm_up_steps=5))
+    assert set(alone) == {0}
+
+
 def _with_layers(model: Path, layers: int) -> JanusConfig:
     config = JanusConfig.from_json_file(model / "config.json")
     config.text_config.num_hidden_layers = layers

@@ -14,15 +14,18 @@ from huggingface_hub import ModelCard
 from transformers import JanusForConditionalGeneration
 
 from tests.reports import record_files
-from tests.tiny import shared_tiny_janus
+from tests.tiny import make_tiny_janus, shared_tiny_janus
 from tests.training.helpers import Records, make_trainer
 from unigame.backbones import load_backbone
-from unigame.backbones.common.adapter_files import read_base
+from unigame.backbones.common.adapter_files import Base, read_base, write_base
 from unigame.cli import main
 from unigame.errors import UserError
 from unigame.publish import push as pushing
-from unigame.publish.card import public
+from unigame.publish.card import Wishes, write_card
+from unigame.publish.merged_base import require_its_base
+from unigame.publish.public import public, public_command
 from unigame.publish.push import push
+from unigame.publish.trained import Trained
 from unigame.reports.weights import folder_sha256
 
 ID, BASE = "me/mine", "someone/tiny-janus"
@@ -253,6 +256,174 @@ def test_a_checkpoint_can_be_pushed(run: Path, tmp_path: Path) -> None:
     copied(run, tmp_path / "run" / "checkpoint-7", "own", "other")
     done = push(tmp_path / "run" / "checkpoint-7", ID, base=BASE, dry_run=tmp_path / "out")
     assert done.url == "" and "7 steps" in (tmp_path / "out" / "README.md").read_text()
+
+
+def about(run: Path, **changes: Any) -> None:
+    file = run / "about.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# ---- a base that is another ----------------------------------------------------------------------
+@pytest.fixture
+def moved(run: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The run, its adapter naming a folder in which another model of equal shapes lies by now."""
+    other, own = make_tiny_janus(tmp_path / "other", seed=1), copied(run, tmp_path / "run")
+    named = read_base(own)
+    write_base(own, named._replace(name=str(other)))
+    return own, other
+
+
+def test_a_wrong_base_is_not_merged(
+    moved: tuple[Path, Path], tmp_path: Path, hub: list[Any], capsys: Any
+) -> None:
+    own, other = moved
+    digests = [read_base(own).digest, load_backbone(other, device="cpu").weights_digest()]
+    words = ["merge", str(own), str(tmp_path / "out"), "--device", "cpu"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert all(digest in said for digest in digests) and "--model ITS_BASE" in said
+    assert not (tmp_path / "out").exists()
+    for dry in (tmp_path / "out", None):
+        with pytest.raises(UserError, match=digests[1]):
+            push(own, ID, merged=True, base=BASE, dry_run=dry, device="cpu")
+    assert not (tmp_path / "out").exists()
+    assert not {"create_repo", "upload_folder"} & set(dict(hub)), "no empty repository is left"
+    # Its own base, wherever it lies, is taken.
+    assert main([*words, "--model", str(shared_tiny_janus())]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_fix_names_the_base_of_an_adapter(run: Path, tmp_path: Path) -> None:
+    other = make_tiny_janus(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match=f"--model {shared_tiny_janus()}$"):
+        require_its_base(run, model=str(other), device="cpu")
+
+
+def test_the_card_states_the_digest_of_what_was_merged(run: Path, tmp_path: Path) -> None:
+    own = copied(run, tmp_path / "run")
+    digest = read_base(own).digest
+    write_base(own, read_base(own)._replace(digest=""))  # as PEFT alone would have saved it
+    push(own, ID, merged=True, base=BASE, dry_run=tmp_path / "out", device="cpu")
+    assert f"digest `{digest}`" in (tmp_path / "out" / "README.md").read_text()
+
+
+# ---- what the card says --------------------------------------------------------------------------
+def test_benchmarks_of_several_folders_are_one_model(
+    run: Path, tmp_path: Path, capsys: Any
+) -> None:
+    own = copied(run, tmp_path / "run", "other")
+    found, _ = record_files.four(0.8)
+    for name, taken in (("own2", ("pope",)), ("own3", ("advqa",))):
+        found["advqa"] = record_files.benchmark("advqa", record_files.mean_metric([1.0] * 60))
+        content = record_files.record(
+            {key: found[key] for key in taken}, adapter=folder_sha256(own)
+        )
+        record_files.write(own, name, content)
+    content["model"]["quantization"] = "nf4"
+    record_files.write(own, "own4", content)
+    assert main(["push", str(own), ID, "--base", BASE, "--dry-run", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out of the card: POPE of" in said and "other weights" not in said
+    text = (tmp_path / "out" / "README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| this model")]
+    assert any(line.startswith("| this model | 100.0 [100.0, 100.0]") for line in rows)
+    assert any(line.startswith("| this model (nf4) |") for line in rows)
+
+
+@pytest.mark.parametrize("name", ["connector.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_of_a_whole_model_is_no_unfinished_one(
+    name: str, ended: bool, run: Path, tmp_path: Path
+) -> None:
+    own = copied(run, tmp_path / "warm", "adapter*")
+    (own / "checkpoint-1").mkdir()
+    (own / "checkpoint-1" / name).touch()
+    if ended:
+        (own / name).touch()
+    with pytest.raises(UserError, match=rf"{name}, weights of a whole model") as caught:
+        push(own, ID, base=BASE)
+    assert "not finished" not in str(caught.value)
+
+
+def test_the_card_names_no_folder_of_this_machine(run: Path, tmp_path: Path) -> None:
+    own = copied(run, tmp_path / "run")
+    typed = (
+        "unigame train my.yaml --model someone/tiny-janus --data 'wards/ward 7/x|y.json' "
+        "--eval_data=wards/held.json --images '/data/ward 7/pictures' --output_dir runs/ward7 "
+        "--run_name ward-seven --hub_token hf_a --hub-token=hf_b --hub_model_id me/ward"
+    )
+    finding = {"symptom": "C dead", "says": "rate is 0", "knob": "raise it"}
+    about(own, command=typed, findings=[finding], data=[{"where": "wards/x|y.json", "rows": 8}])
+    record = json.loads((own / "run.json").read_text())
+    record["recipe"]["data"][0]["path"] = "wards/x|y.json"
+    (own / "run.json").write_text(json.dumps(record))
+    push(own, ID, base=BASE, dry_run=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "unigame train my.yaml --model someone/tiny-janus --data 'x|y.json' --eval_data=held.json "
+        "--images pictures --output_dir ward7\n" in text
+    )
+    assert not any(word in text for word in ("wards", "ward 7", "seven", "hf_a", "hf_b", "me/ward"))
+    assert "`x\\|y.json`" in text and "- C dead: rate is 0; raise it" in text
+
+
+def composed(language: str) -> Trained:
+    return Trained(
+        run=Path(),
+        adapter=Path(),
+        base=Base("someone/composed", "aa"),
+        base_place="",
+        base_class="Qwen2_5_VLForConditionalGeneration",
+        family="composed",
+        language=language,
+    )
+
+
+def test_the_code_of_a_composed_model_names_a_language_model_that_can_be_had(
+    tmp_path: Path,
+) -> None:
+    def card(language: str) -> str:
+        trained = composed(language)
+        write_card(trained, ID, tmp_path, merged_class=None, others={}, wishes=Wishes())
+        return (tmp_path / "README.md").read_text()
+
+    (tmp_path / "language").mkdir()
+    for private in ("", str(tmp_path / "language"), "language"):
+        text = card(private)
+        assert "load_backbone('someone/composed'" in text and "base = " not in text
+        assert "AutoProcessor" not in text and "Nothing of unigame" not in text
+    text = card("Qwen/Qwen2.5-VL-3B-Instruct")
+    assert "base = 'Qwen/Qwen2.5-VL-3B-Instruct'" in text and "load_backbone(" not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("train --data a/b.json --n 3", "train --data b.json --n 3"),
+        ("train --data=a/b", "train --data=b"),
+        ("train --data.0.path 'my cats/b'", "train --data.0.path b"),
+        (
+            "train --data '[{type: vqa, path: /me/my cats/a.json, size: 3}]'",
+            "train --data '[{type: vqa, path: a.json, size: 3}]'",
+        ),
+        ("train --data org/known --model org/other", "train --data org/known --model other"),
+        ("train --note 'it is 1/2 of a/b'", "train --note 'it is 1/2 of a/b'"),
+        ("train secret/recipe.yaml --x ~/y/z", "train recipe.yaml --x z"),
+        ("train --hub_private_repo --lr 1", "train --lr 1"),
+        ("train --data C:\\\\me\\\\b.json", "train --data b.json"),
+        ("train 'half", ""),
+    ],
+)
+def test_a_command_keeps_last_names_only(typed: str, shown: str) -> None:
+    assert public_command(typed, {"org/known"}) == shown
+
+
+def test_a_word_of_a_command_that_exists_here_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ward" / "seven").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_command("train --init ward/seven") == "train --init seven"
 
 
 @pytest.mark.parametrize(

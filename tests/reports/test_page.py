@@ -176,7 +176,7 @@ def test_a_run_beside_a_demo_is_compared_with_its_sft(tmp_path: Path) -> None:
 def test_evaluations_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("game", "game (base)"):
         for part in ("base", "evaluation") if name == "game" else (".",):
-            write(tmp_path / name, part, record(four(0.5)[0]))
+            write(tmp_path / name, part, record(four(0.5)[0], sha=part))
     with pytest.raises(UserError, match=r"'game \(base\)'"):
         write_report([tmp_path / "game", tmp_path / "game (base)"])
 
@@ -300,6 +300,54 @@ def test_an_evaluation_of_the_base_alone_does_not_bear_the_runs_name(tmp_path: P
     assert list(read_run(run, "game").evaluations) == ["game (base)"]
 
 
+# ---- evaluations of one model in several folders -------------------------------------------------
+def test_benchmarks_of_one_model_in_several_folders_are_one_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game", examples=0)
+    (run / "adapter_model.safetensors").write_bytes(b"first")
+    found, _ = four(0.8)
+    own = {"id": str(run), "sha256": folder_sha256(run)}
+    for name, taken in (("evaluation", ("vqav2", "mmmu")), ("evaluation-2", ("mmmu", "pope"))):
+        content = record({key: found[key] for key in taken})
+        content["model"]["adapter"] = own
+        write(run, name, content)
+    whole = read_run(run, "game")
+    (joined,) = whole.evaluations.values()
+    assert list(whole.evaluations) == ["game"] and set(joined.benchmarks) == {
+        "vqav2",
+        "mmmu",
+        "pope",
+    }
+    assert whole.twice == (f"MMMU of {run / 'evaluation-2'}, which {run / 'evaluation'} has too",)
+    page, text = page_of(run)
+    assert "same weights" not in text and f"MMMU of {run / 'evaluation-2'}" in text
+    assert "no measurable" not in page.text["h1"][0] and "nothing to compare" in page.text["h1"][0]
+    # The same weights in another precision answer otherwise, and are not the same model.
+    content["model"]["quantization"] = "nf4"
+    write(run, "evaluation-3", content)
+    assert list(read_run(run, "game").evaluations) == [
+        "game (evaluation, evaluation-2)",
+        "game (evaluation-3)",
+    ]
+
+
+def test_a_score_of_several_benchmarks_is_not_put_together_from_two_folders(
+    tmp_path: Path,
+) -> None:
+    found, summary = four(0.8)
+    reason = {"understanding": {"value": None, "reason": "needs mmmu as well"}}
+    for name, taken, said in (
+        ("a", ("vqav2",), reason),
+        ("b", ("mmmu",), reason),
+        ("c", tuple(found), summary),
+    ):
+        content = record({key: found[key] for key in taken}, summary=said)
+        write(tmp_path / "game", name, content)
+    page_of(tmp_path / "game")  # a score whose parts are another record's contradicts itself
+    (joined,) = read_run(tmp_path / "game", "game").evaluations.values()
+    assert joined.summary["understanding"]["value"] is None
+    assert "one evaluation" in joined.summary["understanding"]["reason"]
+
+
 # ---- what a log says -----------------------------------------------------------------------------
 def test_a_loss_is_called_what_it_is() -> None:
     log = [{"step": n, "loss": 5 - n / 10, "clean_answer_ce": math.nan} for n in range(1, 7)]
@@ -307,6 +355,20 @@ def test_a_loss_is_called_what_it_is() -> None:
     log[0]["clean_answer_ce"], log[5]["clean_answer_ce"] = 2.0, 1.0
     said = verdict.of_training(log, 6)
     assert "U's loss on clean answers fell from 2.000 to 1.000" in said and "nan" not in said
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ((0.0511,), "the training loss was 0.051"),
+        ((0.0511, 0.0513), "the training loss stayed at 0.051"),
+        ((0.0513, 0.0511), "the training loss stayed at 0.051"),
+        ((0.051, 0.052), "the training loss rose from 0.051 to 0.052"),
+    ],
+)
+def test_a_figure_that_shows_no_change_did_not_rise(losses: tuple[float, ...], said: str) -> None:
+    log = [{"step": n, "loss": loss} for n, loss in enumerate(losses, start=1)]
+    assert f"{said};" in verdict.of_training(log, len(log))
 
 
 # ---- dynamics ------------------------------------------------------------------------------------
@@ -395,6 +457,50 @@ def test_a_run_that_was_not_measured_says_how_to(tmp_path: Path) -> None:
     findings = [{"symptom": "C dead", "says": "x", "knob": "raise it", "figures": {}}]
     _, text = page_of(write_run(tmp_path / "sick", findings=findings))
     assert "Mend" in text and "raise it" in text
+
+
+@pytest.mark.parametrize("weights", ["connector.safetensors", "model.safetensors"])
+def test_a_run_without_an_adapter_is_measured_as_a_model(weights: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "warm", examples=0)
+    (run / weights).write_bytes(b"first")
+    _, own, _ = commands(page_of(run)[0])[:3]
+    assert own.startswith(f"unigame evaluate --model {run} --benchmarks") and "--adapter" not in own
+    for name, right, model in (("base", 0.4, "b"), ("own", 0.9, str(run))):
+        benchmarks, summary = four(right)
+        digest = folder_sha256(run) if name == "own" else "base"
+        content = record(benchmarks, sha=digest, summary=summary)
+        content["model"]["id"] = model
+        write(run, name, content)
+    page, _ = page_of(run)
+    assert "is better than" in page.text["h1"][0]
+    assert not any("unigame merge" in line for line in commands(page)), "there is no adapter"
+
+
+@pytest.mark.parametrize(
+    ("typed", "again"),
+    [
+        (
+            "unigame train my.yaml --seed 3 --output_dir runs/a --beta 0.5",
+            "unigame train my.yaml --beta 0.5",
+        ),
+        (
+            "unigame train my.yaml --resume_from_checkpoint true --hub_token=... --seed=3 "
+            "--push_to_hub --hub-model-id me/mine --output-dir=x --training.hub_strategy end "
+            "--data.0.seed 3",
+            "unigame train my.yaml --push_to_hub --data.0.seed 3",
+        ),
+        ("unigame train my.yaml --resume_from_checkpoint --beta 1", "unigame train my.yaml --beta"),
+        ("unigame train --hub_token ... b'", "unigame train RECIPE"),
+    ],
+)
+def test_a_repetition_has_nothing_of_the_first_run(typed: str, again: str, tmp_path: Path) -> None:
+    run = measured_run(tmp_path / "game")
+    about = json.loads((run / "about.json").read_text()) | {"command": typed}
+    (run / "about.json").write_text(json.dumps(about))
+    line = next(line for line in commands(page_of(run)[0]) if line.startswith("unigame train"))
+    assert line.startswith(again) and line.endswith(f" --seed 4 --output_dir {run}-seed4")
+    assert line.count("seed") == 2 + again.count("seed")
+    assert "hub_" not in line and "resume" not in line
 
 
 def test_large_pictures_do_not_make_it_huge(tmp_path: Path) -> None:

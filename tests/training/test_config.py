@@ -100,6 +100,9 @@ def test_the_trackers_are_those_of_transformers() -> None:
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         ({"eval_strategy": "sometimes"}, "sometimes"),
         ({"logging_steps": 0}, "logging_steps"),
+        ({"include_num_input_tokens_seen": "all"}, "no batch of token ids"),
+        ({"include_for_metrics": ["inputs"]}, "which no metric takes"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=true is not"),
     ],
 )
 def test_impossible_values(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

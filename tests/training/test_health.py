@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch.utils.data import IterableDataset
 
@@ -283,6 +284,52 @@ def test_drawing_that_trains_the_weights_that_answer_is_told(
     said = [line for line in warnings_of(caplog) if "draws and does not train" in line]
     assert len(said) == bool(told)
     assert not told or told in said[0]
+
+
+def test_checkpoints_of_weights_alone_are_told(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 10, "save_only_model": True}
+    trainer = make_trainer(tiny_path, tmp_path, max_steps=200, methods=["sft"], **settings)
+    trainer.state.save_steps = 10
+    trainer.callback_handler.on_train_begin(trainer.args, _at(trainer, 200), trainer.control)
+    (said,) = [line for line in warnings_of(caplog) if "save_only_model" in line]
+    assert "cannot go on" in said
+
+
+def test_an_adapter_says_which_lora_settings_are_not_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    run._warn_of_other_lora(str(tmp_path), {"r": 16, "lora_alpha": 32})
+    assert not warnings_of(caplog)
+    run._warn_of_other_lora(str(tmp_path), {"r": 4, "lora_dropout": 0.5})
+    (said,) = warnings_of(caplog)
+    assert "r 16, not 4; lora_dropout 0.05, not 0.5" in said
+
+
+def test_micro_batches_of_u_count_in_fine_tuning_alone(tiny_path: Path, tmp_path: Path) -> None:
+    plain = {"methods": ["sft"], "per_device_train_batch_size": 4}
+    whole = make_trainer(tiny_path, tmp_path / "a", **plain)
+    parts = make_trainer(tiny_path, tmp_path / "b", understanding_micro_batch=1, **plain)
+    assert (whole._num_passes(), parts._num_passes()) == (1, 4)
+    asked: list[int] = []
+    original = parts._descend
+
+    def counted(model: Any, rows: Any, counts: Any) -> Any:
+        asked.append(sum(len(part) for part in rows["answer"]))
+        return original(model, rows, counts)
+
+    parts._descend = counted  # type: ignore[method-assign]
+    parts.args.max_steps = whole.args.max_steps = 1
+    whole.train()
+    parts.train()
+    assert asked == [4]
+    mine = dict(whole.backbone.named_parameters())
+    for name, weight in parts.backbone.named_parameters():
+        if weight.requires_grad:
+            torch.testing.assert_close(weight, mine[name], rtol=1e-3, atol=1e-5)
 
 
 def _at(trainer: Any, steps: int) -> Any:

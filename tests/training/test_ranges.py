@@ -236,7 +236,7 @@ def test_a_typo_gets_the_nearest_name(recipe: Path) -> None:
     for words, nearest in (
         (["--report_to", "tensorbord"], "tensorboard"),
         (["--optim", "adamw_torc"], "adamw_torch"),
-        (["--lora.bias", "lora_onyl"], "lora_only"),
+        (["--lora.init_lora_weights", "gausian"], "gaussian"),
         (["--data.0.tipe", "vqa"], "type"),
     ):
         with pytest.raises(UserError, match=f"did you mean '{nearest}'"):

@@ -116,6 +116,21 @@ def test_methods_are_listed_and_set(
     assert made.settings_of("other") is None
 
 
+def test_names_of_methods_keep_what_the_recipe_says_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "methods": {"selfplay": {"beta": 0.3}, "sft": {}}}))
+    for words in ("selfplay,reca", "[selfplay, reca]"):
+        made = load_recipe(path, ["--methods", words, "--reca.share", "0.25"])
+        assert list(made.methods) == ["selfplay", "reca"]
+        assert made.settings_of("selfplay").beta == 0.3
+        assert made.settings_of("reca").share == 0.25
+    anew = load_recipe(path, ["--methods", "{selfplay: {}}"])  # a mapping says all of it
+    assert anew.settings_of("selfplay").beta == 0.5
+    shipped = load_recipe("janus_nano", ["--methods", "selfplay,reca"])
+    own = load_recipe("janus_nano")
+    assert shipped.settings_of("selfplay") == own.settings_of("selfplay")
+
+
 def test_a_recipe_of_before_methods_says_what_to_write() -> None:
     tree = {**GOOD, "training": {"beta": 0.25, "use_cpu": True}}
     with pytest.raises(UserError, match=r"training.beta .*methods: \{selfplay: \{beta: 0.25\}\}"):

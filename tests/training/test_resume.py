@@ -120,6 +120,78 @@ def test_extra_files_are_there_before_rotation_and_push(
     assert wanted <= {path.name for path in left[0].iterdir()}
 
 
+def test_a_run_goes_on_logging_and_saving_as_often_as_it_is_asked_now(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"save_strategy": "steps", "methods": ["sft"]}
+    make_trainer(tiny_path, tmp_path, max_steps=2, save_steps=2, logging_steps=2, **common).train()
+    more = {"max_steps": 4, "save_steps": 1, "logging_steps": 1, "resume_anyway": True}
+    trainer = make_trainer(tiny_path, tmp_path, **more, **common)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [entry["step"] for entry in history(trainer, 2)] == [3, 4]
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_other_rates_are_followed_where_a_run_is_made_to_go_on(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    common: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+    common |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 2}
+    make_trainer(tiny_path, tmp_path, learning_rate=1e-3, **common).train()
+    other = {"learning_rate": 1e-6, "perturber_learning_rate": 2e-6, "resume_anyway": True}
+    trainer = make_trainer(tiny_path, tmp_path, **other, **common)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    (entry,) = history(trainer, 1)
+    assert entry["learning_rate"] == pytest.approx(1e-6)
+    assert entry["perturber_learning_rate"] == pytest.approx(2e-6)
+
+
+def test_evaluating_changes_nothing_that_is_learned(tiny_path: Path, tmp_path: Path) -> None:
+    found = []
+    for name, settings in (
+        ("without", {"eval_strategy": "no"}),
+        ("with", {"eval_strategy": "steps", "eval_steps": 1}),
+    ):
+        trainer = make_trainer(
+            tiny_path,
+            tmp_path / name,
+            Records(8),
+            eval_dataset=Records(4),
+            dropout=0.3,
+            max_steps=3,
+            methods=["sft"],
+            learning_rate=1e-2,
+            **settings,
+        )
+        trainer.train()
+        found.append(lora_weights(trainer))
+    for name, weight in found[0].items():
+        assert torch.equal(weight, found[1][name]), name
+
+
+def test_the_best_step_is_one_that_has_a_checkpoint(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tiny_path,
+        tmp_path,
+        eval_dataset=Records(4),
+        max_steps=4,
+        learning_rate=5.0,  # each step makes it worse
+        lr_scheduler_type="constant",
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        methods=["sft"],
+    )
+    trainer.train()
+    scores = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert scores[0] < scores[1]  # the best of all has no checkpoint
+    assert trainer.state.best_model_checkpoint is not None
+    kept = min(scores[1], scores[3])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(kept, rel=1e-5)
+
+
 def test_the_best_adapter_is_loaded_at_the_end(tiny_path: Path, tmp_path: Path) -> None:
     trainer = make_trainer(
         tiny_path,

@@ -14,8 +14,10 @@ from tests.training.helpers import LORA, Records, make_config, make_game, make_t
 from unigame.backbones import load_backbone
 from unigame.data.mixture import Mixture
 from unigame.errors import UserError
+from unigame.methods.verify import Verify
 from unigame.training.trainer import UniGameTrainer
 
+DRAWN: dict[str, Any] = {"guidance_scale": 1.0, "drawings": 1, "captions": 1}
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 
 
@@ -32,6 +34,19 @@ def refused(trainer: UniGameTrainer, checkpoint: Path) -> str:
     assert trainer.state.global_step == 0
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_another_order_of_methods_is_another_run(tiny_path: Path, tmp_path: Path) -> None:
+    """One method may take what those before it offer."""
+    more = {"generation_weight": 1.0, "data": Records(6, captions=True), "max_steps": 1}
+    listed = [Verify(every=5, verifier="none", **DRAWN), "sft"]
+    make_trainer(tiny_path, tmp_path, methods=listed, **more, **SAVING).train()
+    again = [Verify(every=5, verifier="none", **DRAWN), "sft"][::-1]
+    said = refused(
+        make_trainer(tiny_path, tmp_path, methods=again, **{**more, "max_steps": 2}, **SAVING),
+        tmp_path / "checkpoint-1",
+    )
+    assert "methods: verify, sft there, sft, verify here" in said
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def push(
         )
     for place in done.passed_over:
         console.print(f"left out of the card: {place}, which is of other weights")
+    for line in done.twice:
+        console.print(f"left out of the card: {line}")
     for name, size in done.files:
         console.print(f"{_size(size):>10}  {name}")
     total = _size(sum(size for _, size in done.files))

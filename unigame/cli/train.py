@@ -43,7 +43,8 @@ def _kept(recipe: str, overrides: Sequence[str]) -> str:
     from unigame.training.run_folder import checkpoints, is_finished, step_of
 
     try:
-        folder = Path(load_recipe(recipe, overrides).training.output_dir or "runs")
+        training = load_recipe(recipe, overrides).training
+        folder = Path(training.output_dir or "runs")
     except UserError:
         return "Stopped before training began; nothing was written."
     found = checkpoints(folder)
@@ -51,6 +52,11 @@ def _kept(recipe: str, overrides: Sequence[str]) -> str:
         return f"Stopped; no checkpoint was due yet in {folder}, so a new run starts over."
     if is_finished(folder, step_of(found[0])):
         return f"Stopped; the training was done and its result is in {folder}."
+    if training.save_only_model:
+        return (
+            f"Stopped; kept {found[0]}, of the weights alone (save_only_model), so that no run can "
+            "go on from it exactly; one can start from it with --adapter"
+        )
     rest = _without(overrides, "--resume_from_checkpoint", "--overwrite_output_dir")
     words = ["unigame", "train", recipe, *rest, "--resume_from_checkpoint", str(found[0])]
     return f"Stopped; kept {found[0]}. Resume: {shlex.join(words)}"

@@ -200,6 +200,7 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
     for game in games:
         game.clip_floor, game.buffer_min_size = -1.0, 1  # as in a run whose buffer has filled
         game.drop_learned = False
+        game.warm_up_steps = 0  # in those U does not learn, and a step costs less
         if game.redrawn_every > 1:
             game.redrawn_every = 0  # the tried steps would all be those with a baseline
     args.eval_strategy = IntervalStrategy.NO

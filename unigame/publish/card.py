@@ -19,13 +19,13 @@ from huggingface_hub import ModelCardData
 from unigame import __version__
 from unigame.bundled import BUNDLED_MODELS, bundled_place
 from unigame.publish.licences import UNKNOWN, Licence, base_licence, data_licence
-from unigame.publish.trained import Trained
+from unigame.publish.public import public, public_command, public_value, public_values
+from unigame.publish.trained import Trained, is_hub_id
 from unigame.reports.compare import compare
 from unigame.reports.records import Record
 from unigame.reports.tables import to_markdown
 
 CARD_FILE = "README.md"
-_PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{0,2})/(?:[^\s/'\"=,:;()]+/)+")
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def write_card(
         code=code,
         hint=hint,
         commands=_commands(trained, hub_id, merged),
-        needs=_needs(trained),
+        needs=_needs(trained, merged),
         tables=_tables(trained, others),
-        findings=[public(str(f.get("line"))) for f in trained.about.get("findings", [])],
-        facts=list(_facts(trained)),
-        command=public(str(trained.about.get("command") or f"# {UNKNOWN}: not written down")),
+        findings=[_finding(found) for found in trained.about.get("findings", [])],
+        facts=[(name, _cell(text)) for name, text in _facts(trained)],
+        command=_command(trained),
         versions=_versions(trained),
         settings=_settings(trained),
         base_licence=licence.text,
@@ -91,9 +91,9 @@ def write_card(
     (folder / CARD_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def public(text: str) -> str:
-    """The text without the folders of this machine: ``/home/me/cats.json`` -> ``cats.json``."""
-    return _PATH.sub("", text)
+def _cell(text: str) -> str:
+    """A text for a cell of a Markdown table, which a bar or a new line would end."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 # ---- metadata ------------------------------------------------------------------------------------
@@ -129,10 +129,16 @@ def _hub_datasets(trained: Trained) -> list[str]:
     return [str(name) for name in named if isinstance(name, str) and name.count("/") == 1]
 
 
+def _known(trained: Trained) -> set[str]:
+    """Ids of the Hub that the card names in any case."""
+    base = {trained.base.name} if trained.base_is_public else set()
+    return base | set(_hub_datasets(trained))
+
+
 # ---- text ----------------------------------------------------------------------------------------
 def _summary(trained: Trained, merged: bool) -> str:
     name = trained.base.name
-    linked = f"[{name}](https://huggingface.co/{name})" if "/" in name else f"`{public(name)}`"
+    linked = f"[{name}](https://huggingface.co/{name})" if "/" in name else f"`{name}`"
     if not trained.base_is_public:
         linked = f"a base that is not published (`{Path(name).name or UNKNOWN}`)"
     what = "A whole model: a LoRA adapter merged into" if merged else "A LoRA adapter for"
@@ -140,10 +146,12 @@ def _summary(trained: Trained, merged: bool) -> str:
     return f"{what} {linked}, post-trained for {trained.steps} steps (method: {methods})."
 
 
-def _needs(trained: Trained) -> str:
+def _needs(trained: Trained, merged: bool) -> str:
     """What of unigame it takes to load the weights."""
     if not trained.is_plain:
         return "transformers does not have this architecture; unigame has it:"
+    if not merged and _is_of_a_private_language(trained):
+        return "The language model under the adapter has no name on the Hub; unigame loads it:"
     rest = " to read pictures" if trained.is_composed else ""
     return f"Nothing of unigame is needed{rest}:"
 
@@ -164,12 +172,19 @@ def _code_of_own(trained: Trained, hub_id: str, merged: bool) -> tuple[str, str]
     return "\n".join(lines), ""
 
 
+def _is_of_a_private_language(trained: Trained) -> bool:
+    """Whether the adapter lies on the language model of a composed one that nobody can name."""
+    return trained.is_composed and not is_hub_id(trained.language)
+
+
 def _code(trained: Trained, hub_id: str, merged_class: str | None) -> tuple[str, str]:
     """How plain libraries load it, and what must be known beside."""
     if not trained.is_plain:
         return _code_of_own(trained, hub_id, merged_class is not None)
     if merged_class is not None:
         return _code_of_merged(trained, hub_id, merged_class)
+    if _is_of_a_private_language(trained):
+        return _code_of_own(trained, hub_id, merged=False)
     kind = trained.base_class or "AutoModel"
     lines = [
         "from peft import PeftModel",
@@ -184,7 +199,7 @@ def _code(trained: Trained, hub_id: str, merged_class: str | None) -> tuple[str,
         )
         revision = ""
     elif trained.is_composed:
-        lines[-1] = f"base = {(public(trained.language) or UNKNOWN)!r}  # its language model"
+        lines[-1] = f"base = {trained.language!r}  # its language model"
         revision = ""
         hint = (
             f"`{trained.base.name}` is composed of several models, and the adapter lies on its "
@@ -225,7 +240,7 @@ def _commands(trained: Trained, hub_id: str, merged: bool) -> str:
 
 
 def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
-    yield "base", f"`{public(trained.base.name) or UNKNOWN}`"
+    yield "base", f"`{_shown_base(trained) or UNKNOWN}`"
     if trained.base.name in BUNDLED_MODELS:
         version = (trained.about.get("versions") or {}).get("unigame", __version__)
         yield "base's revision", f"bundled with unigame {version}"
@@ -246,12 +261,21 @@ def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
     yield "rows", f"{rows:,}" if isinstance(rows, int) else UNKNOWN
 
 
+def _shown_base(trained: Trained) -> str:
+    name = trained.base.name
+    return name if trained.base_is_public else Path(name).name
+
+
 def _source(source: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     """One source of the data: what it is, and how many rows were kept and left out."""
     named = source.get("path") or source.get("questions") or known.get("where") or ""
     names = ("name", "split", "revision", "size", "seed", "limit", "weight")
     more = [f"{name} {source[name]}" for name in names if source.get(name) is not None]
-    parts = [str(source.get("type") or ""), f"`{_last(named)}`" if named else "", *more]
+    parts = [
+        str(source.get("type") or ""),
+        f"`{_last(named, is_id=bool(source.get('hub')))}`" if named else "",
+        *more,
+    ]
     if known.get("rows") is not None:
         parts.append(f"{known['rows']:,} rows")
     if known.get("skipped"):
@@ -259,11 +283,10 @@ def _source(source: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part) or UNKNOWN
 
 
-def _last(path: Any) -> str:
-    """A Hub id as it is; of a path its last name."""
+def _last(path: Any, is_id: bool = False) -> str:
+    """Of a path its last name; what is an id of the Hub stays as it is."""
     text = str(path[0] if isinstance(path, list) and path else path)
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not Path(text).exists()
-    return text if is_id and not text.startswith(".") else Path(text).name
+    return text if is_id and is_hub_id(text) else Path(text).name or text
 
 
 def _sources(trained: Trained) -> list[Mapping[str, Any]]:
@@ -299,8 +322,22 @@ def _settings(trained: Trained) -> str:
     training = filled.get("training")
     if isinstance(training, Mapping):
         filled["training"] = {k: v for k, v in training.items() if not k.startswith(hidden)}
-    text = yaml.safe_dump(filled, sort_keys=False, allow_unicode=True) if filled else UNKNOWN
-    return public(text.rstrip())
+    if not filled:
+        return UNKNOWN
+    shown = public_values(filled, _known(trained))
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _finding(found: Mapping[str, Any]) -> str:
+    """What a run found wrong with itself, in a line."""
+    said = [str(found[name]) for name in ("symptom", "says") if found.get(name)]
+    return public("; ".join(filter(None, [": ".join(said), str(found.get("knob") or "")])))
+
+
+def _command(trained: Trained) -> str:
+    """The command that trained it, for people elsewhere."""
+    command = public_command(str(trained.about.get("command") or ""), _known(trained))
+    return command or f"# {UNKNOWN}: not written down"
 
 
 # ---- results -------------------------------------------------------------------------------------
@@ -317,6 +354,6 @@ def _tables(trained: Trained, others: Mapping[str, Record]) -> str:
     for record in records.values():
         for found in record.benchmarks.values():
             parts = [found.dataset.get(key) for key in ("id", "config", "split", "revision")]
-            where = ", ".join(_last(part) for part in parts if part) or UNKNOWN
+            where = ", ".join(public_value(str(part)) for part in parts if part) or UNKNOWN
             seen[f"- {found.title}: {where}; {found.counts.get('scored', '?')} items scored"] = None
     return "\n".join([*lines, *seen])

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from unigame.backbones.common.adapter_files import ADAPTER_CONFIG, ADAPTER_WEIGH
 from unigame.backbones.merging import merge
 from unigame.errors import UserError
 from unigame.publish.card import Wishes, write_card
+from unigame.publish.merged_base import require_its_base
 from unigame.publish.trained import Trained, read_trained, refuse_pickles
 from unigame.reports.records import Record, read_record
 
@@ -39,11 +40,13 @@ class Pushed:
         url: of the repository; empty after a dry run.
         files: names and sizes in bytes.
         passed_over: evaluations beside the run that are of other weights.
+        twice: a line for each benchmark that was left out, because another evaluation has it.
     """
 
     url: str
     files: tuple[tuple[str, int], ...]
     passed_over: tuple[str, ...]
+    twice: tuple[str, ...] = ()
 
 
 def push(
@@ -77,8 +80,9 @@ def push(
 
     Raises:
         UserError: no finished run with an adapter, a pickle, a malformed id, a base that nobody
-            else can get, no token, or a Hub that does not take it. All of this before anything is
-            merged or sent, except what only the Hub's own answer to an upload can tell.
+            else can get or that is not the adapter's, no token, or a Hub that does not take it.
+            All of this before anything is merged or sent, except what only the Hub's own answer
+            to an upload can tell.
     """
     _require_id(hub_id)
     trained = read_trained(run, base)
@@ -94,6 +98,11 @@ def push(
         _require_new(Path(dry_run))
     else:
         api = _logged_in()
+    if merged:
+        place = trained.base_place or None
+        digest = require_its_base(trained.adapter, model=place, dtype=dtype, device=device, say=say)
+        trained = replace(trained, base=trained.base._replace(digest=digest))
+    if dry_run is None:
         url, hub_id = _repository(api, hub_id, private)
     with _workplace(dry_run) as folder:
         kind = _write_merged(trained, folder, dtype, device, say) if merged else None
@@ -110,10 +119,10 @@ def push(
         refuse_pickles(folder)
         files = listed(folder)
         if dry_run is not None:
-            return Pushed("", files, trained.passed_over)
+            return Pushed("", files, trained.passed_over, trained.twice)
         say(f"uploading {len(files)} files to {url}")
         _upload(api, folder, hub_id, f"{'Merged model' if merged else 'Adapter'} and card")
-    return Pushed(url, files, trained.passed_over)
+    return Pushed(url, files, trained.passed_over, trained.twice)
 
 
 def listed(folder: Path) -> tuple[tuple[str, int], ...]:

@@ -24,8 +24,9 @@ from unigame.backbones.common.adapter_files import (
 )
 from unigame.bundled import BUNDLED_MODELS
 from unigame.errors import UserError
+from unigame.reports.joined import joined
 from unigame.reports.records import Record, read_record, results_in
-from unigame.reports.weights import folder_sha256
+from unigame.reports.weights import folder_sha256, whole_model
 from unigame.system.json_text import parse_json
 from unigame.training.checkpoint import TRAINER_STATE_FILE
 from unigame.training.run_folder import checkpoints, step_of
@@ -51,8 +52,9 @@ class Trained:
         about: of ``about.json``.
         record: of ``run.json``.
         settings: of ``unigame_config.json``.
-        evaluations: records of this very adapter, by label.
+        evaluations: records of this very adapter, by label; those of one model are one.
         passed_over: evaluations beside it that are of other weights.
+        twice: a line for each benchmark that was left out, because another evaluation has it.
     """
 
     run: Path
@@ -69,6 +71,7 @@ class Trained:
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Mapping[str, Record] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
+    twice: tuple[str, ...] = ()
 
     @property
     def is_composed(self) -> bool:
@@ -108,7 +111,7 @@ def read_trained(folder: str | Path, base: str | None = None) -> Trained:
     mapping = _read(folder / ADAPTER_CONFIG).get("auto_mapping") or {}
     record = _read(folder / "run.json")
     family = str((record.get("model") or {}).get("family") or "")
-    evaluations, passed_over = _evaluations(folder, run)
+    evaluations, passed_over, twice = _evaluations(folder, run)
     return Trained(
         run=run,
         adapter=folder,
@@ -124,6 +127,7 @@ def read_trained(folder: str | Path, base: str | None = None) -> Trained:
         settings=_read(folder / "unigame_config.json"),
         evaluations=evaluations,
         passed_over=passed_over,
+        twice=twice,
     )
 
 
@@ -176,13 +180,22 @@ def _require_adapter(folder: Path) -> None:
                 "save_pretrained, which writes safetensors"
             )
     newest = next(iter(checkpoints(folder)), None)
+    # First: a finished run of a whole model has checkpoints too, and is none that goes on.
+    for place in filter(None, (folder, newest)):
+        weights = whole_model(place)
+        if weights:
+            raise UserError(
+                f"{str(folder)!r} has no {ADAPTER_WEIGHTS}: its run trained {weights[0].name}, "
+                f"weights of a whole model, and push sends adapters; upload {str(place)!r} by "
+                "`hf upload`"
+            )
     if newest is not None:
         raise UserError(
             f"the run in {str(folder)!r} is not finished, it has no adapter yet; go on with "
             f"--resume_from_checkpoint true, or push what there is: unigame push {newest} HUB_ID"
         )
-    other = next((n for n in ("model.safetensors", "config.json") if (folder / n).is_file()), None)
-    also = f" (but {other}: a whole model; upload that by `hf upload`)" if other else ""
+    also = " (but config.json: a model that was not trained here)"
+    also = also if (folder / "config.json").is_file() else ""
     raise UserError(
         f"{str(folder)!r} has no {ADAPTER_WEIGHTS}{also}; give the output_dir of a finished run"
     )
@@ -212,18 +225,28 @@ def _steps(folder: Path, run: Path) -> int:
     return steps
 
 
-def _evaluations(adapter: Path, run: Path) -> tuple[dict[str, Record], tuple[str, ...]]:
-    """Records in the run's folder, by what they are of: the first of each adapter counts."""
+def _evaluations(
+    adapter: Path, run: Path
+) -> tuple[dict[str, Record], tuple[str, ...], tuple[str, ...]]:
+    """Records of this adapter by label, files of those of others, and what is there twice."""
     digest = folder_sha256(adapter)
-    found: dict[str, Record] = {}
-    passed_over = []
+    own, passed_over = list[Record](), list[str]()
     for place in results_in(adapter, run):
         record = read_record(place)
         if record.is_of_adapter(digest):
-            found.setdefault("this model", record)
+            own.append(record)
         else:
             passed_over.append(str(place))
-    return found, tuple(passed_over)
+    groups = joined(own)
+    found: dict[str, Record] = {}
+    for group in groups:
+        label = "this model"
+        if found:  # the same adapter in another precision, or on another base
+            label = f"this model ({group.record.kept or group.record.path.parent.name})"
+        if label in found:
+            label = f"this model ({group.record.path.parent.name})"
+        found[label] = group.record
+    return found, tuple(passed_over), tuple(line for group in groups for line in group.twice)
 
 
 def _language(place: str) -> str:

@@ -78,6 +78,13 @@ class Record:
         adapter = self.model.get("adapter") or {}
         return tuple(part.get(key) for key in ("sha256", "setup") for part in (self.model, adapter))
 
+    @property
+    def kept(self) -> str:
+        """In which precision, and how quantised, its weights were: ``"bfloat16, nf4"``."""
+        quantization = self.model.get("quantization") or "none"
+        parts = [self.model.get("dtype"), quantization if quantization != "none" else None]
+        return ", ".join(str(part) for part in parts if part)
+
     def is_of_adapter(self, digest: str) -> bool:
         """Whether it is of the adapter with this ``folder_sha256``; of no adapter it is not."""
         adapter = self.model.get("adapter")

@@ -15,6 +15,8 @@ from typing import Any
 from unigame.errors import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin")
+WHOLE_MODEL = ("model*.safetensors", "connector.safetensors")
+"""Names of a whole model's weights; the latter is what a warm-up of a composed one trains."""
 _SETUP = (
     "config.json",
     "adapter_config.json",
@@ -58,6 +60,11 @@ def folder_sha256(folder: Path) -> str:
         raise UserError(f"{folder} holds no weights ({' or '.join(_WEIGHTS)})")
     lines = [f"{file.name} {file_sha256(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def whole_model(folder: Path) -> list[Path]:
+    """Weights in a folder that are a model's own, or those of a composed model; of none: empty."""
+    return sorted(file for pattern in WHOLE_MODEL for file in folder.glob(pattern))
 
 
 def setup_sha256(folder: Path) -> str:

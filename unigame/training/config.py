@@ -30,6 +30,8 @@ UNSUPPORTED: dict[str, str] = {
     "enable_jit_checkpoint": "save_on_signal writes an exact checkpoint on SIGTERM; unset it",
     "fp16": "C's gradient has no loss scaling; use bf16",
     "use_liger_kernel": "its patched losses are not the per-sample losses of the game; unset it",
+    "include_num_input_tokens_seen": "rows are no batch of token ids; leave it out",
+    "include_for_metrics": "batches hold pictures, which no metric takes; leave it out",
     "neftune_noise_alpha": "it perturbs embeddings behind the methods' back; unset it",
 }
 # What transformers raises for settings that it refuses.
@@ -144,7 +146,7 @@ class UniGameConfig(TrainingArguments):
         for name, rule in training_rules(type(self)).items():  # type: ignore[arg-type]
             setattr(self, name, rule.check(name, getattr(self, name)))
         for name, advice in UNSUPPORTED.items():
-            if getattr(self, name):
+            if getattr(self, name) not in (None, False, 0, "", "no", []):
                 raise UserError(f"{name}={getattr(self, name)!r} is not supported: {advice}")
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes"):
             raise UserError(
@@ -205,6 +207,11 @@ class UniGameConfig(TrainingArguments):
                     f"{name}={getattr(self, name)!r} with dataloader_num_workers=0: there are no "
                     "worker processes; set dataloader_num_workers, or leave it out"
                 )
+        if self._loading("dispatch_batches"):
+            raise UserError(
+                "accelerator_config.dispatch_batches=true is not supported: it takes batches of "
+                "tensors apart, and ours hold pictures and texts; leave it out"
+            )
         if self.reading_order == "shards":
             self._check_reading_by_shard()
         if getattr(self, "train_sampling_strategy", None) == "group_by_length":
@@ -221,14 +228,16 @@ class UniGameConfig(TrainingArguments):
                 f"reading_order='shards' with train_sampling_strategy={strategy!r}: both say in "
                 "which order rows come; leave one of them out"
             )
-        loading: Any = self.accelerator_config or {}
-        for name in ("split_batches", "dispatch_batches"):
-            given = loading.get(name) if isinstance(loading, dict) else getattr(loading, name, None)
-            if given:
-                raise UserError(
-                    f"reading_order='shards' with accelerator_config.{name}={given}: no process "
-                    "would read its own rows; leave one of them out"
-                )
+        if given := self._loading("split_batches"):
+            raise UserError(
+                f"reading_order='shards' with accelerator_config.split_batches={given}: no process "
+                "would read its own rows; leave one of them out"
+            )
+
+    def _loading(self, name: str) -> Any:
+        """A setting of ``accelerator_config``, which may be a mapping."""
+        given: Any = self.accelerator_config or {}
+        return given.get(name) if isinstance(given, dict) else getattr(given, name, None)
 
     def _check_trackers(self) -> None:
         """``none`` and ``all`` stand alone; they are texts to transformers, not lists."""

@@ -70,7 +70,8 @@ class StepGuard(TrainerCallback, ExportableState):
 
     # ---- what happens then ---------------------------------------------------------------------
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on with the checkpoint's sums."""
+        """Go on with the checkpoint's sums; log, save and evaluate as often as this run says."""
+        state.compute_steps(args, state.max_steps)
         self.stopping, self._loss = False, None
         self.restore(state)
 

@@ -63,6 +63,29 @@ def _require_drawing(args: UniGameConfig, methods: Sequence[Method]) -> None:
         )
 
 
+def _speak_of_length(args: Any, state: Any) -> None:
+    """A warm-up or checkpoints that a run of so many steps makes nothing of."""
+    steps = state.max_steps
+    if args.lr_scheduler_type != "constant" and args.get_warmup_steps(steps) >= steps:
+        warn(
+            f"U's warm-up of {args.get_warmup_steps(steps)} steps is as long as the run of "
+            f"{steps}: learning_rate={args.learning_rate} is never reached; lower warmup_steps"
+        )
+    if steps < LONG:
+        return
+    if args.save_strategy == "steps" and state.save_steps >= steps:
+        warn(
+            "no checkpoint is written before the end: "
+            f"save_steps={state.save_steps:g}, and the run has {steps} steps; with "
+            f"save_steps={steps // 5} a run that is killed can go on"
+        )
+    elif args.save_only_model and args.save_strategy != "no":
+        warn(
+            "save_only_model=true: checkpoints hold no optimizer, so that a run that is stopped "
+            "cannot go on; leave it out to be able to"
+        )
+
+
 def _draws(args: UniGameConfig, methods: Sequence[Method]) -> list[str]:
     """What of a run trains drawing, by name."""
     weighted = ["generation_weight"] if args.generation_weight > 0 else []
@@ -108,33 +131,9 @@ class Watch(TrainerCallback):
         """What the settings say of a run of this length, with this model."""
         if not state.is_world_process_zero:
             return
-        steps = state.max_steps
-        if args.cache_codes and isinstance(model, Backbone) and model.facts.codebook_size is None:
-            warn(
-                f"cache_codes=true keeps nothing: backbone family {model.facts.family!r} draws "
-                "latents, which are encoded anew at every step; leave it out"
-            )
-        drawing = _draws(args, self.methods)
-        # Beside a game the loss of captions only keeps drawing as it is.
-        meant = drawing != ["generation_weight"] or all(own.name == "sft" for own in self.methods)
-        if drawing and meant and isinstance(model, Backbone) and model.frozen_expert:
-            warn(
-                f"the {model.frozen_expert} draws and does not train: what is learned by "
-                f"{' and '.join(drawing)} goes into the weights that answer; to train it too, set "
-                "lora.target_modules=all-linear"
-            )
-        if args.lr_scheduler_type != "constant" and args.get_warmup_steps(steps) >= steps:
-            warn(
-                f"U's warm-up of {args.get_warmup_steps(steps)} steps is as long as the run of "
-                f"{steps}: learning_rate={args.learning_rate} is never reached; lower warmup_steps"
-            )
-        rare = args.save_strategy == "steps" and state.save_steps >= steps
-        if rare and steps >= LONG:
-            warn(
-                "no checkpoint is written before the end: "
-                f"save_steps={state.save_steps:g}, and the run has {steps} steps; with "
-                f"save_steps={steps // 5} a run that is killed can go on"
-            )
+        if isinstance(model, Backbone):
+            self._speak_of_model(args, model)
+        _speak_of_length(args, state)
         if args.generation_weight > 0:
             kinds = kinds_of(self.dataset, captions=True)
             if kinds is not None and kinds.whole and not kinds.captioned:
@@ -148,7 +147,24 @@ class Watch(TrainerCallback):
                 "no listed method learns from them; add reca to methods"
             )
         for method in self.methods:
-            method.begin(steps)
+            method.begin(state.max_steps)
+
+    def _speak_of_model(self, args: Any, model: Backbone) -> None:
+        """Settings that do nothing with this model, or something else than they say."""
+        if args.cache_codes and model.facts.codebook_size is None:
+            warn(
+                f"cache_codes=true keeps nothing: backbone family {model.facts.family!r} draws "
+                "latents, which are encoded anew at every step; leave it out"
+            )
+        drawing = _draws(args, self.methods)
+        # Beside a game the loss of captions only keeps drawing as it is.
+        meant = drawing != ["generation_weight"] or all(own.name == "sft" for own in self.methods)
+        if drawing and meant and model.frozen_expert:
+            warn(
+                f"the {model.frozen_expert} draws and does not train: what is learned by "
+                f"{' and '.join(drawing)} goes into the weights that answer; to train it too, set "
+                "lora.target_modules=all-linear"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Each method looks after itself."""

@@ -101,6 +101,7 @@ def run_record(
         "lora": _lora(backbone),
         "data": _rows(dataset),
         "methods": {method.name: method.as_dict() for method in methods},
+        "method_order": [method.name for method in methods],  # keys are sorted when written
         "recipe": dict(recipe) if recipe else None,
     }
     return json.loads(to_json(record))
@@ -150,7 +151,9 @@ def differences(
                 "(adapter: FOLDER in the recipe)"
             )
         if "methods" in here:
+            order = [side.pop("method_order", None) for side in (there, here)]
             found += _methods_between(there.pop("methods"), here.pop("methods"))
+            found += _order_between(*order)
         found += _between(there, here)
     return found
 
@@ -205,6 +208,13 @@ def _methods_between(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
             if old != new and setting not in kind.free():
                 found.append(_said(f"{name}.{setting}", old, new))
     return found
+
+
+def _order_between(there: list[str] | None, here: list[str] | None) -> list[str]:
+    """The same methods in another order: one may take what those before it offer."""
+    if there is None or here is None or there == here or sorted(there) != sorted(here):
+        return []
+    return [_said("methods", ", ".join(there), ", ".join(here))]
 
 
 def _said(name: str, old: Any, new: Any) -> str:
@@ -298,10 +308,15 @@ def _rows(dataset: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
-    """Within: what a dataset draws is not missing from the run's own random numbers."""
+def own_randomness(cuda: bool = False) -> Iterator[None]:
+    """Within: what is drawn is not missing from the run's own random numbers.
+
+    Args:
+        cuda: also those of this process's GPU.
+    """
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    devices = [torch.cuda.current_device()] if cuda and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:

@@ -281,7 +281,7 @@ def apply_overrides(tree: dict[str, Any], words: Sequence[str]) -> list[str]:
     pairs = parse_overrides(words)
     for key, word in pairs:  # which methods are listed says whose other settings are
         if key == "methods":
-            tree["methods"] = _valued(key, word)
+            tree["methods"] = _listed(_valued(key, word), _methods(tree))
     tree["methods"] = _methods(tree)
     for key, word in pairs:
         if key == "methods":
@@ -392,6 +392,13 @@ def _methods(tree: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                 "write one"
             )
     return {str(name): dict(settings or {}) for name, settings in value.items()}
+
+
+def _listed(value: Any, there: Mapping[str, dict[str, Any]]) -> Any:
+    """What ``--methods`` says: of names alone, each with the settings that the recipe gives it."""
+    if isinstance(value, Mapping) or value is None:
+        return value
+    return {name: there.get(name, {}) for name in _methods({"methods": value})}
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -28,6 +28,7 @@ from unigame.backbones.base import Backbone
 from unigame.errors import Diverged, OneProcessError, UserError
 from unigame.methods.base import Method
 from unigame.system import signals
+from unigame.system.following import follow_settings
 from unigame.training import checkpoint, run_folder
 from unigame.training.config import UniGameConfig
 from unigame.training.guard import EvaluationCut, StepGuard, require_finite
@@ -202,6 +203,17 @@ class ResumableTrainer(Trainer):
             logger.warning("%s was not written: %s", folder, error)
         return f"kept: {', '.join(kept)}" if kept else "there is no checkpoint of before"
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of a run that ends with its best checkpoint, only a step that is saved can be the best.
+
+        transformers remembers a better loss between two checkpoints, and then ends with the last
+        weights without a word.
+        """
+        saved = self.control.should_save or self.args.save_strategy == "best"
+        if self.args.load_best_model_at_end and not saved:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, *args: Any, **kwargs: Any) -> None:
         try:
             super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
@@ -301,7 +313,8 @@ class ResumableTrainer(Trainer):
         self.backbone.load_adapter(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        load = partial(super()._load_optimizer_and_scheduler, checkpoint)
+        follow_settings(self.optimizer, self.lr_scheduler, load)
         if checkpoint is not None:
             self._load_methods(checkpoint)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unigame.backbones.common.quantization import NONE
+from unigame.backbones.model_files import read_json
 from unigame.errors import UserError
 from unigame.methods.findings import Finding
+from unigame.settings.yaml_words import plain
 from unigame.system.console import make_console
+from unigame.system.say import warn
 from unigame.training import run_folder
 from unigame.training.checkpoint import require_folder, require_steps_left, steps_done
 from unigame.training.lock import locked
@@ -171,6 +174,8 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     lora = recipe.lora_config()
     methods = recipe.build_methods()
     adds_lora = recipe.adapter is None and not args.train_parts
+    if recipe.adapter is not None:
+        _warn_of_other_lora(recipe.adapter, recipe.lora)
     _, family = find_model(recipe.model, adapter=recipe.adapter, lora=lora if adds_lora else None)
     check_before_loading(args, methods)
     require_quantization(recipe.quantization)
@@ -199,6 +204,28 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     trainer.recipe, trainer.folder_is_held = _blocks(recipe), True
     trainer.data_check = looked or trainer.data_check
     return trainer
+
+
+def _warn_of_other_lora(adapter: str, wanted: Mapping[str, Any]) -> None:
+    """Say which LoRA settings of the recipe are not those of the adapter that the run goes on with.
+
+    The adapter's layers are there, so that its own settings count.
+    """
+    try:
+        content = read_json(Path(adapter).expanduser() / "adapter_config.json")
+    except UserError:
+        return  # of the Hub, or none: loading says so
+    names = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
+    other = [
+        f"{name} {content[name]}, not {wanted[name]}"
+        for name in names
+        if name in wanted and name in content and plain(wanted[name]) != content[name]
+    ]
+    if other:
+        warn(
+            f"adapter={adapter} has LoRA settings of its own, which the run keeps: "
+            f"{'; '.join(other)}; to train with others, start anew without adapter"
+        )
 
 
 def _look_at_rows(

@@ -51,6 +51,7 @@ from unigame.training.epochs import EpochOfData, require_map_style, require_rows
 from unigame.training.even_batches import EvenBatches, even_batches, without_stand_in
 from unigame.training.guard import require_finite
 from unigame.training.health import Watch, require_work
+from unigame.training.identity import own_randomness
 from unigame.training.metrics import EvaluationLoss, Meter, PhaseTimer
 from unigame.training.models import as_backbone, seed_everything
 from unigame.training.ranks import (
@@ -442,7 +443,7 @@ class UniGameTrainer(ResumableTrainer):
         """The same on every rank and step, with or without added rows at hand."""
         batch = self.args.per_device_train_batch_size
         most = sum(method.rows_at_most(self.args) for method in self.methods)
-        if not most:
+        if not most and self.args.understanding_micro_batch is None:
             return 1
         return math.ceil((batch + most) / (self.args.understanding_micro_batch or batch))
 
@@ -594,9 +595,10 @@ class UniGameTrainer(ResumableTrainer):
     ) -> Any:
         """As the base class, with a loss that counts every answer, and not every batch, alike."""
         self._evaluated = EvaluationLoss(self.args.device)
-        output = super().evaluation_loop(
-            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
-        )
+        with own_randomness(cuda=True):  # dropout afterwards is that of a run without it
+            output = super().evaluation_loop(
+                dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
         dataset = getattr(dataloader, "dataset", None)
         if isinstance(dataset, EvenBatches):
             output = output._replace(num_samples=len(dataset.rows))

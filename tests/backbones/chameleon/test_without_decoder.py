@@ -157,15 +157,15 @@ def test_only_the_attack_that_draws_is_refused(
 
 @pytest.fixture
 def pope(tmp_path: Path) -> Path:
-    """One question in each subset."""
+    """One question in each subset, each about a picture of its own."""
     rows = [
         {
             "id": str(number),
             "question_id": "1",
             "question": "Is there a red circle in the image?",
             "answer": "yes",
-            "image_source": "COCO_val2014_000000000001",
-            "image": {"bytes": png((200, 0, 0)), "path": None},
+            "image_source": f"COCO_val2014_00000000000{number}",
+            "image": {"bytes": png((200, number, 0)), "path": None},
             "category": subset,
         }
         for number, subset in enumerate(("adversarial", "popular", "random"))

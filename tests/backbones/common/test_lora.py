@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import make_tiny_janus, shared_tiny_janus, stir_lora, tiny_backbone
+from tests.tiny import (
+    make_tiny_janus,
+    random_images,
+    shared_tiny_janus,
+    stir_lora,
+    tiny_backbone,
+)
 from unigame.backbones import load_backbone
 from unigame.backbones.common import lora
 from unigame.backbones.common.hub_model import LORA_TARGETS
+from unigame.backbones.common.lora_settings import STARTS, check_lora
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.errors import UserError
 
@@ -72,11 +80,79 @@ def test_only_the_named_layers_learn(chosen: list[int] | int, tmp_path: Path) ->
     tiny_backbone().load_adapter(tmp_path)  # PEFT reads its settings again
 
 
-def test_a_layer_or_module_that_is_not_there_is_named() -> None:
+def test_a_layer_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match="does not fit the model"):
         tiny_backbone().add_lora(peft.LoraConfig(layers_to_transform=[999]))
-    with pytest.raises(UserError, match=r"modules_to_save.*no module 'nothing'"):
-        tiny_backbone().add_lora(peft.LoraConfig(modules_to_save=["nothing"]))
+
+
+OFF_IS_NOT_BASE = [
+    ("init_lora_weights", "olora"),
+    ("init_lora_weights", "OLoRA"),
+    ("init_lora_weights", "pissa"),
+    ("init_lora_weights", "pissa_niter_4"),
+    ("init_lora_weights", "corda"),
+    ("init_lora_weights", "lora_ga"),
+    ("init_lora_weights", "loftq"),
+    ("bias", "all"),
+    ("bias", "lora_only"),
+    ("modules_to_save", ["aligner"]),
+    ("layer_replication", [[0, 2], [1, 2]]),
+]
+"""Settings with which PEFT rewrites or trains the base model's own weights."""
+
+
+@pytest.mark.parametrize(("name", "value"), OFF_IS_NOT_BASE)
+def test_what_would_change_the_base_model_is_refused(name: str, value: Any, adapter: Path) -> None:
+    backbone, config = tiny_backbone(), peft.LoraConfig(r=4)
+    setattr(config, name, value)  # peft asks some of them for a second setting
+    with pytest.raises(UserError, match=f"lora.{name}=.*no longer the base"):
+        backbone.add_lora(config)
+    config.target_modules = r".*\.language_model\..*q_proj"
+    with pytest.raises(UserError, match=f"lora.{name}=.*no longer the base"):
+        lora.wrap(backbone.model, config, "language_model")
+    with pytest.raises(UserError, match=f"lora.{name}=.*no longer the base"):
+        check_lora({name: value})
+    assert not backbone.trainable_parameters() and not isinstance(backbone.model, peft.PeftModel)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(UserError, match=f"adapter_config.json': {name}=.*not loaded") as caught:
+        backbone.load_adapter(adapter)
+    assert "\n" not in str(caught.value) and not isinstance(backbone.model, peft.PeftModel)
+
+
+@pytest.mark.parametrize("start", [True, *STARTS])
+def test_without_lora_every_start_is_the_base_model(start: bool | str) -> None:
+    config = peft.LoraConfig(**check_lora({"r": 4, "init_lora_weights": start}))
+    backbone, base = tiny_backbone().add_lora(config), tiny_backbone()
+    asked = (random_images(2), ["what colour is it"] * 2, ["red", "blue"])
+    with backbone.lora_disabled():
+        assert torch.equal(backbone.answer_loss(*asked), base.answer_loss(*asked))
+    own = dict(base.named_parameters())
+    for name, weight in backbone.named_parameters():
+        if "lora_" not in name:
+            plain = name.replace("base_model.model.", "").replace(".base_layer", "")
+            assert torch.equal(weight, own[plain]) and not weight.requires_grad
+
+
+def test_an_adapter_of_a_start_that_leaves_the_base_alone_is_loaded(adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    expected = tiny_backbone()
+    expected.load_adapter(adapter)
+    settings = {"init_lora_weights": "orthogonal", "bias": "none", "modules_to_save": []}
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    backbone = tiny_backbone()
+    backbone.load_adapter(adapter)
+    pairs = zip(backbone.trainable_parameters(), expected.trainable_parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_nothing_learns_outside_the_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "check_lora_config", lambda config: None)  # as if it knew no biases
+    backbone = tiny_backbone()
+    with pytest.raises(UserError, match="would also train 'base_model.model.model.vision_model"):
+        backbone.add_lora(peft.LoraConfig(r=4, bias="all"))
+    assert not backbone.trainable_parameters() and not isinstance(backbone.model, peft.PeftModel)
+    assert not any("lora_" in name for name, _ in backbone.named_parameters())
 
 
 def test_the_users_settings_are_not_changed() -> None:

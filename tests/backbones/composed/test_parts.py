@@ -235,3 +235,17 @@ def test_a_foreign_connector_is_refused(vlm: Path) -> None:
     shutil.copy(shared_llm_dit() / "connector.safetensors", vlm)
     with pytest.raises(UserError, match="it was trained with other parts or sizes"):
         load_backbone(vlm, device="cpu")
+
+
+def test_a_merged_model_takes_along_what_reads_it_and_nothing_else(
+    vlm: Path, tmp_path: Path
+) -> None:
+    language = vlm.parent / "language"
+    mine = ("trainer_state.json", "notes.txt", "patients.json", "tokenizer_notes.txt", "my.model")
+    backbone: Any = load_backbone(vlm, device="cpu").add_lora()
+    for name in (*mine, "merges.txt", "tokenizer.model"):
+        (language / name).write_text("{}")
+    backbone.save_merged(tmp_path / "merged")
+    there = {file.name for file in (tmp_path / "merged" / "language").iterdir()}
+    assert not there & set(mine)
+    assert {"config.json", "tokenizer.json", "merges.txt", "tokenizer.model"} <= there

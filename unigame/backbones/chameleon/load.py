@@ -30,6 +30,7 @@ from transformers.models.chameleon.modeling_chameleon import (
 from unigame.backbones.base import Reading
 from unigame.backbones.chameleon.layout import ChameleonLayout
 from unigame.backbones.chameleon.model import DECODER_PARTS, ChameleonBackbone, check_tokens
+from unigame.backbones.common.autoregressive import TOKENIZER
 from unigame.backbones.common.hub_model import load_weights
 from unigame.backbones.common.pixels import CroppingTwin
 from unigame.backbones.common.understanding import reading_of
@@ -61,7 +62,7 @@ def from_pretrained(
     with loading_from(name_or_path, ("config.json",)):
         check_tokens(ChameleonConfig.from_pretrained(name_or_path), processor)
     parts = [f"model.vqmodel.{part}" for part in DECODER_PARTS]
-    model = load_weights(DrawingChameleon, name_or_path, dtype, optional=parts)
+    model = load_weights(DrawingChameleon, name_or_path, dtype, optional=parts, float32=[TOKENIZER])
     backbone = ChameleonBackbone(model, processor)
     if isinstance(name_or_path, Path) and not backbone.can_draw:
         files = [name_or_path / name for name in DECODER_FILES]

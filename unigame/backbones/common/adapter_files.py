@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unigame.backbones.common.lora_settings import check_base_stays
 from unigame.backbones.model_files import (
     check_numbers,
     loading_from,
@@ -47,7 +48,7 @@ def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]
 
     Raises:
         UserError: the folder or a file is missing, unreadable, empty, or no LoRA adapter; a
-            setting or a weight is no finite number.
+            setting or a weight is no finite number; it changes the model beside LoRA.
     """
     folder = Path(folder)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -67,6 +68,14 @@ def read_adapter(folder: str | Path) -> tuple[peft.LoraConfig, dict[str, Tensor]
         raise UserError(
             f"adapter in {str(folder)!r} is of peft_type {kind!r}; only LORA is supported"
         )
+    # With such a start PEFT would make W - BA anew, with pissa_niter from other numbers each time.
+    # An adapter that PEFT converted for the base itself no longer names its start, and loads.
+    check_base_stays(
+        settings,
+        f"{str(folder / ADAPTER_CONFIG)!r}: ",
+        "such an adapter is not loaded: train it without this setting, or merge it with PEFT where "
+        "it was trained and give the merged model as the base",
+    )
     try:
         weights = load_file(folder / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError) as error:

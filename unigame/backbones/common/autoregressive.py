@@ -32,6 +32,8 @@ from unigame.backbones.common.understanding import ReadingBackbone, full_precisi
 from unigame.errors import UserError
 from unigame.seeds import seeds_of_rows
 
+TOKENIZER = "vqmodel"
+"""The image tokenizer's name in ``model.model``. Loaders read it in float32 (``load_weights``)."""
 PIXELS_AT_ONCE = 512 * 512
 """Pixels that an early-fusion model's image tokenizer convolves at once, one picture at least."""
 
@@ -54,7 +56,9 @@ class AutoregressiveBackbone(ReadingBackbone):
     def __init__(self, model: Any, processor: Any, layout: ChatLayout, pixels: PixelTwin) -> None:
         super().__init__(model, processor, layout, pixels)
         if self.dtype == torch.bfloat16:
-            model.model.vqmodel.float()  # bfloat16 distances pick other codes
+            # bfloat16 distances pick other codes. Weights that a loader rounded stay rounded: those
+            # of a model that the caller loaded.
+            model.model.get_submodule(TOKENIZER).float()
 
     # ---- what a family says --------------------------------------------------------------------
     @abstractmethod

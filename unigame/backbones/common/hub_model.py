@@ -7,6 +7,7 @@ between a perturbed state and the pixels are float32.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -236,6 +237,7 @@ def load_weights(
     name_or_path: str | Path,
     dtype: str | torch.dtype,
     optional: Sequence[str] = (),
+    float32: Sequence[str] = (),
     **extra: Any,
 ) -> Any:
     """A model of ``model_class`` with all of its weights; float16 becomes bfloat16.
@@ -245,6 +247,7 @@ def load_weights(
         name_or_path: checkpoint folder or Hub id.
         dtype: a dtype or its name, or "auto".
         optional: modules by name that become None where the checkpoint has no weights for them.
+        float32: modules by name that are read in float32, whatever ``dtype`` says.
         extra: further settings of ``from_pretrained``.
 
     Raises:
@@ -257,7 +260,7 @@ def load_weights(
     try:
         with loading_from(name_or_path, ("config.json", "generation_config.json")):
             _check_scale(model_class, Path(name_or_path))
-            model, info = model_class.from_pretrained(
+            model, info = _keeping(model_class, tuple(float32)).from_pretrained(
                 name_or_path,
                 dtype=getattr(torch, str(dtype)) if named else dtype,
                 use_safetensors=True,
@@ -276,7 +279,22 @@ def load_weights(
             setattr(model.get_submodule(parent), name, None)
             missing -= lost
     refuse_missing(name_or_path, missing)
-    return model.to(torch.bfloat16) if model.dtype == torch.float16 else model
+    if any(weight.dtype == torch.float16 for weight in model.parameters()):
+        model._apply(lambda t: t.to(torch.bfloat16) if t.dtype == torch.float16 else t)
+    return model
+
+
+@functools.cache
+def _keeping(model_class: Any, float32: tuple[str, ...]) -> Any:
+    """``model_class`` that reads some modules in float32; under its own name, which files repeat.
+
+    Tensor by tensor, so none is rounded first or held twice. transformers reads the names from the
+    class only, and its own class stays as others use it.
+    """
+    if not float32:
+        return model_class
+    named = {"_keep_in_fp32_modules_strict": set(float32), "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), named)
 
 
 def _check_scale(model_class: Any, folder: Path) -> None:

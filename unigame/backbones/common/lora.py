@@ -31,8 +31,8 @@ def language_model_lora(
         prefix: module name of the language model.
 
     Raises:
-        UserError: a name in ``target_modules`` is not one of ``targets``, or a number is
-            impossible.
+        UserError: a name in ``target_modules`` is not one of ``targets``, a number is impossible,
+            or the model without LoRA would not be the base model.
     """
     if config is None:
         config = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05)
@@ -73,16 +73,11 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
     """Freeze ``model``, inject LoRA, and keep the LoRA weights in float32.
 
     Raises:
-        UserError: the settings put LoRA outside the language model, or nowhere.
+        UserError: the settings put LoRA, or anything else that learns, outside the language model,
+            put it nowhere, or change the model without LoRA.
     """
+    check_lora_config(config)
     model.requires_grad_(False)
-    names = [name for name, _ in model.named_modules()]
-    for wanted in config.modules_to_save or []:  # peft says nothing of a name that is not there
-        if not any(name.endswith(wanted) for name in names):
-            raise UserError(
-                f"LoRA modules_to_save={config.modules_to_save!r}: the model has no module "
-                f"{wanted!r}; correct the name, or leave it out"
-            )
     try:
         wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
@@ -95,6 +90,13 @@ def wrap(model: nn.Module, config: peft.LoraConfig, prefix: str) -> peft.PeftMod
             raise UserError(
                 f"LoRA target_modules={config.target_modules!r} also matches {name!r}, which is "
                 f"frozen; let the pattern start with '.*{prefix}'"
+            )
+    for name, weight in wrapped.named_parameters():  # whatever else a later PEFT may let learn
+        if weight.requires_grad and f".{prefix}." not in f".{name}.":
+            wrapped.unload().requires_grad_(False)
+            raise UserError(
+                f"these LoRA settings would also train {name!r}, which is frozen; leave out those "
+                "that reach beyond target_modules"
             )
     return wrapped
 

@@ -23,7 +23,29 @@ from unigame.backbones.model_files import (
 )
 from unigame.errors import UserError
 
-SETTINGS_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+SETTINGS_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "tokenizer.model.v*",  # Mistral's
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""What a language model is read with, by name: a folder of this machine holds other files too, such
+as a trainer's state or someone's data, and a merged model is published."""
 
 UNETS, DITS = ("UNet2DConditionModel",), ("SanaTransformer2DModel", "PixArtTransformer2DModel")
 VAES = ("AutoencoderKL", "AutoencoderDC")
@@ -276,5 +298,4 @@ def copy_settings(reference: str, folder: Path) -> None:
         place = Path(snapshot_download(reference, allow_patterns=list(SETTINGS_FILES)))
     for pattern in SETTINGS_FILES:
         for file in place.glob(pattern):
-            if "index" not in file.name:  # of the weights' files, which are written anew
-                shutil.copyfile(file, folder / file.name)
+            shutil.copyfile(file, folder / file.name)

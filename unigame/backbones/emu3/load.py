@@ -8,6 +8,7 @@ import torch
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
 from unigame.backbones.base import Reading
+from unigame.backbones.common.autoregressive import TOKENIZER
 from unigame.backbones.common.hub_model import load_weights
 from unigame.backbones.common.understanding import reading_of
 from unigame.backbones.emu3.model import Emu3Backbone, layout_and_pixels
@@ -27,7 +28,7 @@ def from_pretrained(
         check_files(name_or_path)
     with processor_from(name_or_path):
         processor = Emu3Processor.from_pretrained(name_or_path)
-    model = load_weights(Emu3ForConditionalGeneration, name_or_path, dtype)
+    model = load_weights(Emu3ForConditionalGeneration, name_or_path, dtype, float32=[TOKENIZER])
     return Emu3Backbone(model, processor).to(device or torch.device("cpu"))
 
 

@@ -9,6 +9,7 @@ from transformers import JanusConfig, JanusForConditionalGeneration, JanusProces
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from unigame.backbones.base import Reading
+from unigame.backbones.common.autoregressive import TOKENIZER
 from unigame.backbones.common.hub_model import load_weights
 from unigame.backbones.common.pixels import PixelTwin
 from unigame.backbones.common.understanding import reading_of
@@ -30,7 +31,7 @@ def from_pretrained(
         check_files(name_or_path)
     with processor_from(name_or_path):
         processor = load_processor(name_or_path)
-    model = load_weights(JanusForConditionalGeneration, name_or_path, dtype)
+    model = load_weights(JanusForConditionalGeneration, name_or_path, dtype, float32=[TOKENIZER])
     return JanusBackbone(model, processor).to(device or torch.device("cpu"))
 
 

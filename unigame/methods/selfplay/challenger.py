@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from unigame.methods.selfplay.perturber import (
 from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
 from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import SimilarityScorer, build_scorer
+from unigame.system.following import follow_settings
 
 logger = logging.getLogger(__name__)
 LEFT_OUT_AT_MOST = 10  # updates of C in a row
@@ -358,12 +360,16 @@ class Challenger:
             "noise": noise.generator.get_state() if isinstance(noise, RandomPerturber) else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
-        if self.optimizer is not None and state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
+        assert self.optimizer is not None
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave; C's rate and decay are those of this run."""
+        if self.optimizer is not None and state["optimizer"] is not None:
+            follow_settings(self.optimizer, self.scheduler, partial(self._load_optimizer, state))
         self.generator.set_state(state["generator"])
         if state.get("heads") is not None:
             self.heads.load_state_dict(state["heads"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.bundled import BUNDLED, BUNDLED_MODELS
+from unigame.reports import command_words
 from unigame.reports.compare import Comparison
 from unigame.reports.page.runs import RunFiles, demo_config
 
@@ -42,8 +43,10 @@ def next_steps(runs: Sequence[RunFiles], comparison: Comparison | None) -> list[
         steps += _measure(trained[-1])
     elif trained and comparison is not None:
         steps += _repeat(trained[-1])
-        if comparison.marked(len(comparison.labels) - 1, 1) and not steps[0].words.startswith(
-            "Mend"
+        if (
+            comparison.marked(len(comparison.labels) - 1, 1)
+            and not steps[0].words.startswith("Mend")
+            and not trained[-1].is_whole_model
         ):
             steps.append(_keep(trained[-1]))
     return steps
@@ -61,7 +64,9 @@ def _mend(run: RunFiles) -> list[Step]:
 
 def _measure(run: RunFiles) -> list[Step]:
     model, folder = shlex.quote(_model(run)), run.folder
-    trained = run.checkpoint or folder
+    trained = _quoted(run.trained)
+    # What trained no adapter, such as the warm-up of a composed model, is a model itself.
+    own = trained if run.is_whole_model else f"{model} --adapter {trained}"
     # The bundled models' benchmarks need no data of others.
     what = f"--benchmarks {'all' if model in BUNDLED_MODELS else 'pope,mmmu'}"
     return [
@@ -69,8 +74,7 @@ def _measure(run: RunFiles) -> list[Step]:
             "Measure what changed: nothing on this page says whether the model answers better.",
             (
                 f"unigame evaluate --model {model} {what} --output {_quoted(folder / 'base')}",
-                f"unigame evaluate --model {model} --adapter {_quoted(trained)} {what} "
-                f"--output {_quoted(_free(run))}",
+                f"unigame evaluate --model {own} {what} --output {_quoted(_free(run))}",
                 f"unigame report {_quoted(folder)}",
             ),
         )
@@ -85,7 +89,9 @@ def _free(run: RunFiles) -> Path:
 
 def _repeat(run: RunFiles) -> list[Step]:
     seed = int(run.about.get("seeds", {}).get("seed", 0)) + 1
-    again = str(run.about.get("command", "unigame train RECIPE"))
+    typed = command_words.split(str(run.about.get("command", ""))) or ["unigame", "train", "RECIPE"]
+    # The first run's own: its seed and folder, its checkpoints, its place on the Hub.
+    again = shlex.join(command_words.rewritten(typed, drop=_is_of_one_run))
     other = run.folder.with_name(f"{run.folder.name}-seed{seed}")
     return [
         Step(
@@ -94,6 +100,12 @@ def _repeat(run: RunFiles) -> list[Step]:
             (f"{again} --seed {seed} --output_dir {_quoted(other)}",),
         )
     ]
+
+
+def _is_of_one_run(key: str) -> bool:
+    name = key.removeprefix("training.")
+    own = ("seed", "output_dir", "resume_from_checkpoint")
+    return name in own or name.startswith("hub_") or name.endswith("token")
 
 
 def _keep(run: RunFiles) -> Step:

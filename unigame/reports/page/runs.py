@@ -23,8 +23,9 @@ from typing import Any
 
 from unigame.bundled import BUNDLED
 from unigame.errors import UserError
+from unigame.reports.joined import joined
 from unigame.reports.records import Record, read_record, results_in
-from unigame.reports.weights import folder_sha256
+from unigame.reports.weights import folder_sha256, whole_model
 from unigame.system.json_text import parse_json
 
 EXAMPLES_FORMAT, ABOUT_FORMAT = "unigame-examples/1", "unigame-run/1"
@@ -38,7 +39,6 @@ DEMO_LABELS = {
     "reca": "RecA",
 }
 STATE, ADAPTER_WEIGHTS = "trainer_state.json", "adapter_model.safetensors"
-WHOLE_MODEL = ("model*.safetensors", "connector.safetensors")  # the latter of a warm-up's run
 BEGUN = ("_replaced", "_unfinished")  # what training leaves until it has a result
 
 
@@ -57,8 +57,10 @@ class RunFiles:
         drawings: entries of each file of ``drawings/``, by method; their picture is a path.
         path: points of ``dynamics/path.jsonl``.
         coverage: of ``dynamics/coverage.json``.
-        evaluations: records of it and of its base, by label; of a demo, those of its arms.
+        evaluations: records of it and of its base, by label; of a demo, those of its arms. What
+            was evaluated of one model into several folders is one.
         left_out: folders of evaluations that are of other weights.
+        twice: a line for each benchmark that was left out, because another evaluation has it.
         is_demo: whether the folder is a demo's.
         checkpoint: the newest one, where the run has no result yet; of a checkpoint the folder.
     """
@@ -75,6 +77,7 @@ class RunFiles:
     coverage: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Mapping[str, Record] = field(default_factory=dict)
     left_out: tuple[Path, ...] = ()
+    twice: tuple[str, ...] = ()
     is_demo: bool = False
     checkpoint: Path | None = None
 
@@ -83,6 +86,17 @@ class RunFiles:
         """Whether there is nothing to show of it."""
         found = (self.log, self.examples, self.drawings, self.evaluations, self.left_out)
         return not any(found) and self.checkpoint is None
+
+    @property
+    def trained(self) -> Path:
+        """The folder of its weights, as far as it came."""
+        return self.checkpoint or self.folder
+
+    @property
+    def is_whole_model(self) -> bool:
+        """Whether it trained a model's own weights, or a connector, in the place of an adapter."""
+        has_adapter = (self.trained / ADAPTER_WEIGHTS).is_file()
+        return not has_adapter and bool(whole_model(self.trained))
 
     @property
     def progress(self) -> str:
@@ -100,8 +114,8 @@ def read_run(folder: Path, label: str) -> RunFiles:
         raise UserError(f"{str(folder)!r} is no folder; give the output_dir of a run")
     arms = demo_arms(folder)
     training = folder / "arms" / DEMO_PLAYER if arms else folder
-    evaluations, left_out = (
-        ({arm: read_record(place) for arm, place in arms.items()}, ())
+    evaluations, left_out, twice = (
+        ({arm: read_record(place) for arm, place in arms.items()}, (), ())
         if arms
         else _evaluations(folder, label)
     )
@@ -125,6 +139,7 @@ def read_run(folder: Path, label: str) -> RunFiles:
         coverage=_coverage(training / "dynamics" / "coverage.json"),
         evaluations=evaluations,
         left_out=left_out,
+        twice=twice,
         is_demo=bool(arms),
         checkpoint=checkpoint,
     )
@@ -192,19 +207,28 @@ def demo_findings(folder: Path) -> list[str]:
     return lines
 
 
-def _evaluations(folder: Path, label: str) -> tuple[dict[str, Record], tuple[Path, ...]]:
-    """Records of the run and of its base, by label; folders of those of other weights."""
-    found, left_out = dict[str, Record](), list[Path]()
+def _evaluations(
+    folder: Path, label: str
+) -> tuple[dict[str, Record], tuple[Path, ...], tuple[str, ...]]:
+    """Records of the run and of its base by label, folders of others, and what is there twice."""
+    own, left_out = list[Record](), list[Path]()
     files = results_in(folder)
     weights = _weights(folder) if files else None
     for file in files:
         record = read_record(file)
         if weights is not None and weights.replaced(record, folder):
             left_out.append(file.parent)
-            continue
-        alone = len(files) == 1 and (weights is None or weights.has(record))
-        found[label if alone else f"{label} ({file.parent.relative_to(folder)})"] = record
-    return found, tuple(left_out)
+        else:
+            own.append(record)
+    groups = joined(own)
+    found: dict[str, Record] = {}
+    for group in groups:
+        alone = len(groups) == 1 and not left_out
+        alone = alone and (weights is None or weights.has(group.record))
+        places = ", ".join(str(part.path.parent.relative_to(folder)) for part in group.parts)
+        found[label if alone else f"{label} ({places})"] = group.record
+    twice = tuple(line for group in groups for line in group.twice)
+    return found, tuple(left_out), twice
 
 
 @dataclass(frozen=True)
@@ -239,7 +263,7 @@ def _weights(folder: Path) -> _Weights | None:
     for place in (folder, *checkpoints):
         if (place / ADAPTER_WEIGHTS).is_file():
             adapters.append(folder_sha256(place))
-        elif any(any(place.glob(pattern)) for pattern in WHOLE_MODEL):
+        elif whole_model(place):
             models.append(folder_sha256(place))
     begun = bool(checkpoints) or any((folder / name).is_dir() for name in BEGUN)
     return _Weights(tuple(adapters), tuple(models)) if adapters or models or begun else None

@@ -110,9 +110,7 @@ def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:
     said = []
     for key, name in (("clean_answer_ce", "U's loss on clean answers"), ("loss", TRAINING_LOSS)):
         if (ends := _ends(log, key)) is not None:
-            first, last = ends
-            verb = "fell" if last < first else "rose"
-            said.append(f"{name} {verb} from {first:.3f} to {last:.3f}")
+            said.append(f"{name} {_went(*ends, logs=len(_finite(log, key)))}")
             break
     lost, alone = _ends(log, "attack_success_rate"), _ends(log, "redrawn_success_rate")
     if lost is not None:
@@ -144,9 +142,23 @@ def of_other_weights(places: Sequence[Path], measured: bool) -> str:
     )
 
 
+def _went(first: float, last: float, logs: int) -> str:
+    """What a figure did, as far as the shown digits tell it."""
+    before, after = f"{first:z.3f}", f"{last:z.3f}"
+    if logs == 1:
+        return f"was {after}"
+    if before == after:
+        return f"stayed at {after}"
+    return f"{'fell' if last < first else 'rose'} from {before} to {after}"
+
+
+def _finite(log: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(entry[name]) for entry in log if is_finite(entry.get(name))]
+
+
 def _ends(log: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float] | None:
     """Means of the first and of the last third of the finite values: single logs are noisy."""
-    values = [float(entry[name]) for entry in log if is_finite(entry.get(name))]
+    values = _finite(log, name)
     third = math.ceil(len(values) / 3)
     if not values:
         return None

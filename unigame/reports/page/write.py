@@ -143,7 +143,9 @@ def compared(runs: Sequence[RunFiles]) -> Comparison | None:
         )
     base = _label(runs[0], DEMO_LABELS[DEMO_BASELINE], alone=len(runs) == 1)
     baseline = labels.index(base) if runs[0].is_demo and base in labels else 0
-    return compare(records, labels, baseline)
+    found = compare(records, labels, baseline)
+    notes = [f"Left out: {line}." for run in runs for line in run.twice]
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _label(run: RunFiles, label: str, *, alone: bool) -> str:

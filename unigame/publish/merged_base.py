@@ -1,0 +1,65 @@
+"""Whether a merge would take the base that the adapter was made for."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from unigame.backbones.common.adapter_files import read_adapter, read_base
+from unigame.backbones.loading import load_backbone
+from unigame.errors import UserError
+
+
+def names_digest(folder: str | Path) -> bool:
+    """Whether an adapter says which weights it was made for; raises as ``read_adapter`` does."""
+    read_adapter(folder)
+    return bool(read_base(folder).digest)
+
+
+def require_its_base(
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    dtype: str = "auto",
+    device: str | torch.device | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Read the base's weights before anything is merged, made or written.
+
+    Merging compares the merged model with base and adapter as they were loaded, so that a wrong
+    base agrees with itself. An adapter without a digest is only warned of, as it is loaded.
+
+    Args:
+        folder: of the adapter.
+        model: the base; None: what the adapter names.
+        dtype: to load it in; a digest is the same in each.
+        device: where to load it.
+        say: takes a line on what is done now.
+
+    Returns:
+        The digest of the base that is there.
+
+    Raises:
+        UserError: no adapter or no base is there, or the base has another digest than the adapter
+            says.
+    """
+    read_adapter(folder)
+    named = read_base(folder)
+    base = model or named.name
+    if not base:
+        raise UserError(f"the adapter in {str(folder)!r} names no base model; give it by --model")
+    say(f"checking that {base} is what the adapter was made for")
+    digest = load_backbone(base, dtype=dtype, device=device).weights_digest()
+    if named.digest in ("", digest):
+        return digest
+    # Of the same name another model lies there by now; its own one has another place.
+    own = "ITS_BASE" if not named.name or named.name == base else shlex.quote(named.name)
+    raise UserError(
+        f"the adapter in {str(folder)!r} was made for {named.name or 'a base'!r} with the weights "
+        f"{named.digest}, and {base!r} has the weights {digest}: merged they would answer "
+        "nonsense, and nothing was written; merge it with its own base: unigame merge "
+        f"{shlex.quote(str(folder))} OUTPUT --model {own}"
+    )

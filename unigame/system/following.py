@@ -1,0 +1,37 @@
+"""An optimizer that goes on from a checkpoint under its own settings, not the checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def follow_settings(optimizer: Any, scheduler: Any, load: Callable[[], None]) -> None:
+    """Call ``load``, which restores both; then give back the settings that they were made with.
+
+    A checkpoint holds learning rates, decays and betas beside the moments, and torch restores
+    them all: a run that was asked to go on with others would silently keep the old ones. Where they
+    are equal nothing is changed, to the bit. The place in the schedule stays the checkpoint's.
+
+    Args:
+        optimizer: of torch, or one that wraps it.
+        scheduler: its schedule; None: it has none.
+        load: restores the states of both.
+    """
+    made = [_settings(group) for group in optimizer.param_groups]
+    schedule = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
+    bases = list(getattr(schedule, "base_lrs", ()))
+    load()
+    for group, own in zip(optimizer.param_groups, made, strict=True):
+        before, now = group.get("initial_lr"), own.get("initial_lr")
+        if before and now is not None and before != now:
+            group["lr"] = group["lr"] / before * now
+        group |= own
+    if bases and bases != list(schedule.base_lrs):
+        schedule.base_lrs = bases
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # what is logged
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Of a group of parameters; ``lr`` is where the schedule stands, and no setting."""
+    return {name: value for name, value in group.items() if name not in ("params", "lr")}
