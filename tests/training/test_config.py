@@ -111,6 +111,22 @@ def test_impossible_values(tmp_path: Path, settings: dict[str, Any], message: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ({}, []),
+        ({"similarity_model": "x"}, ["similarity_model=x (similarity=cosine)"]),
+        ({"perturber_heads": 8}, ["perturber_heads=8 (perturber_scope=token)"]),
+        ({"accept": "missed", "hard_quantile": 0.9}, ["hard_quantile=0.9 (accept=missed)"]),
+        ({"similarity_model": "x", "similarity": "clip"}, []),
+    ],
+)
+def test_settings_of_the_game_that_cannot_act_are_named(
+    settings: dict[str, Any], idle: list[str]
+) -> None:
+    assert SelfPlaySettings(**settings).inert() == idle
+
+
 def test_gradient_checkpointing_under_either_name(tmp_path: Path) -> None:
     args = make_config(tmp_path, gradient_checkpointing=True)
     assert args.gradient_checkpointing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ def merge(
         say: takes a line on what is done now.
 
     Raises:
-        UserError: no adapter or no base is there, the family cannot be merged, or the outputs of
-            the two differ.
+        UserError: no adapter or no base is there, the base has another digest than the adapter
+            says, the family cannot be merged, or the outputs of the two differ.
     """
     folder, output = Path(folder), Path(output)
     _require_new(output)
@@ -79,6 +80,7 @@ def merge(
         raise UserError(f"the adapter in {str(folder)!r} names no base model; give it by --model")
     say(f"loading {base} with the adapter of {folder}")
     backbone = load_backbone(base, dtype=dtype, device=device, adapter=folder)
+    require_own_base(folder, base, backbone.weights_digest())
     before = _outputs(backbone)
     there = output.exists()
     try:
@@ -96,6 +98,32 @@ def merge(
         if there:
             output.mkdir()
         raise
+
+
+def require_own_base(folder: Path, base: str, digest: str) -> None:
+    """Refuse another base than the adapter's: merged, it would agree with itself in every test.
+
+    An adapter that names no digest is only warned of, as it is loaded.
+
+    Args:
+        folder: of the adapter.
+        base: the name of what is there.
+        digest: of its weights.
+
+    Raises:
+        UserError: the adapter names another digest.
+    """
+    named = read_base(folder)
+    if named.digest in ("", digest):
+        return
+    # Of the same name another model lies there by now; its own one has another place.
+    own = "ITS_BASE" if not named.name or named.name == base else shlex.quote(named.name)
+    raise UserError(
+        f"the adapter in {str(folder)!r} was made for {named.name or 'a base'!r} with the weights "
+        f"{named.digest}, and {base!r} has the weights {digest}: merged they would answer "
+        "nonsense, and nothing was written; merge it with its own base: unigame merge "
+        f"{shlex.quote(str(folder))} OUTPUT --model {own}"
+    )
 
 
 def _require_new(output: Path) -> None:

@@ -26,20 +26,10 @@ def merge(run: str, output: Path, model: str | None, dtype: str, device: str | N
     require_writable(output, "output")
     from unigame.backbones.merging import PROBES
     from unigame.backbones.merging import merge as write
-    from unigame.publish.merged_base import names_digest, require_its_base
     from unigame.system.console import make_console
 
     console = make_console()
     with kept(lambda: f"Stopped; {output} was not written. Run the same command again."):
-        # Merging refuses a folder that is taken, which needs no model to be seen.
-        if not _is_taken(output) and names_digest(run):
-            require_its_base(
-                run,
-                model=model,
-                dtype=dtype,
-                device=device,
-                say=lambda line: console.print(f"  {line}"),
-            )
         done = write(
             run,
             output,
@@ -59,7 +49,3 @@ def merge(run: str, output: Path, model: str | None, dtype: str, device: str | N
         f'unigame answer PICTURE "a question" --model {output}',
         f"unigame evaluate --model {output}",
     )
-
-
-def _is_taken(output: Path) -> bool:
-    return output.is_dir() and any(output.iterdir())

@@ -1,8 +1,7 @@
-"""Whether a merge would take the base that the adapter was made for."""
+"""Whether a merge would take the adapter's own base, known before a repository is made."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +9,8 @@ import torch
 
 from unigame.backbones.common.adapter_files import read_adapter, read_base
 from unigame.backbones.loading import load_backbone
+from unigame.backbones.merging import require_own_base
 from unigame.errors import UserError
-
-
-def names_digest(folder: str | Path) -> bool:
-    """Whether an adapter says which weights it was made for; raises as ``read_adapter`` does."""
-    read_adapter(folder)
-    return bool(read_base(folder).digest)
 
 
 def require_its_base(
@@ -53,13 +47,5 @@ def require_its_base(
         raise UserError(f"the adapter in {str(folder)!r} names no base model; give it by --model")
     say(f"checking that {base} is what the adapter was made for")
     digest = load_backbone(base, dtype=dtype, device=device).weights_digest()
-    if named.digest in ("", digest):
-        return digest
-    # Of the same name another model lies there by now; its own one has another place.
-    own = "ITS_BASE" if not named.name or named.name == base else shlex.quote(named.name)
-    raise UserError(
-        f"the adapter in {str(folder)!r} was made for {named.name or 'a base'!r} with the weights "
-        f"{named.digest}, and {base!r} has the weights {digest}: merged they would answer "
-        "nonsense, and nothing was written; merge it with its own base: unigame merge "
-        f"{shlex.quote(str(folder))} OUTPUT --model {own}"
-    )
+    require_own_base(Path(folder), base, digest)
+    return digest

@@ -113,6 +113,8 @@ class Watch:
                 f"this run is too short to replay anything: its {max_steps} steps offer the buffer "
                 f"{most} candidates at most, and buffer_min_size={needed}"
             )
+        if idle := settings.inert():
+            warn(f"method selfplay: without effect: {', '.join(idle)}")
         if settings.beta == 0:
             warn("beta=0: hard samples are replayed and weigh nothing")
 

@@ -13,7 +13,7 @@ accumulation it is ``perturber_steps * gradient_accumulation_steps : challenge_e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from unigame.errors import UserError
@@ -486,6 +486,26 @@ class SelfPlaySettings:
                 "drawing has its things elsewhere than the picture, so that only its caption can "
                 "verify it; set similarity=clip and similarity_mode=image-text"
             )
+
+    def inert(self) -> list[str]:
+        """Settings that are set and cannot act in this game, with what would make them act."""
+        idle = {
+            "similarity_model": "" if self.uses_clip else f"similarity={self.similarity}",
+            "label_similarity": "" if self.uses_label else "label_weight=0",
+            "perturber_heads": (
+                "" if self.perturber_scope == "heads" else f"perturber_scope={self.perturber_scope}"
+            ),
+            "anchor_width": "" if self.anchor_mode == "near" else f"anchor_mode={self.anchor_mode}",
+            "style_memory": "" if self.styles else "styles=[]",
+            "styled_share": "" if self.styles else "styles=[]",
+            "hard_quantile": "" if self.accept != "missed" else "accept=missed",
+        }
+        defaults = {item.name: item.default for item in fields(self)}
+        return [
+            f"{name}={getattr(self, name)} ({why})"
+            for name, why in idle.items()
+            if why and getattr(self, name) != defaults[name]
+        ]
 
     @property
     def uses_label(self) -> bool:
