@@ -20,7 +20,11 @@ from unigame import cli
 from unigame.backbones.janus.model import JanusBackbone
 from unigame.cli import processes
 from unigame.errors import UserError
+from unigame.evaluation.attacks.adversary import set_aside
 from unigame.evaluation.bars import Bars
+from unigame.evaluation.base import DataSource
+from unigame.evaluation.examples import from_items
+from unigame.evaluation.tasks.pope.task import POPE
 from unigame.reports.weights import folder_sha256
 
 SUBSETS = ("adversarial", "popular", "random")
@@ -277,15 +281,17 @@ def test_the_adversary_practises_on_the_whole_data_whatever_the_limit(
 ):
     seen = []
 
-    def stop(backbone, benchmark, loaded, config, *, whole, **options):
-        seen.append((len(loaded.items), [item.id for item in whole]))
+    def stop(backbone, benchmark, loaded, config, *, practice, **options):
+        seen.append((len(loaded.items), sorted(practice.pictures)))
         raise UserError("enough")
 
     monkeypatch.setattr("unigame.evaluation.attacks.robustness_record.robustness_entry", stop)
     words = ["--data-root", pope, "--robustness", "adversary", "--output", tmp_path / "out"]
     assert evaluate(*words, *limit) == 2
-    ((measured, whole),) = seen
-    assert measured == (6 if limit else 18) and len(whole) == 18
+    ((measured, pictures),) = seen
+    items = POPE().load(DataSource(root=pope / "pope")).items
+    assert measured == (6 if limit else 18)
+    assert pictures == sorted(set_aside(from_items(items), 64).pictures)
 
 
 def test_what_cannot_be_attacked_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, capsys):

@@ -186,6 +186,27 @@ def test_every_schema_gives_the_same_record(folder, schema, form):
     assert record == {"id": "a", "question": question, "answer": "red", "caption": None}
 
 
+def test_pictures_of_a_message_go_before_a_column_of_another_name(folder):
+    part = {"type": "image", "image": DATA}
+    rows = [
+        {"path": "chat1.jpg", "messages": spoken([part, TEXT], "red")},
+        {"embedding": "abc.gif", "source": "www.x.y/foo.gif", "messages": spoken("Hi?", "hello")},
+    ]
+    data = Chat(write_jsonl(folder / "t.jsonl", rows[:1]))
+    assert color_of(data[0]["image"]) == "red"
+    text = Chat(
+        write_jsonl(folder / "u.jsonl", [{k: v for k, v in rows[1].items() if k != "embedding"}])
+    )
+    assert text[0]["image"] is None and not text.skips.counts()
+
+
+def test_a_binary_column_of_texts_alone_is_no_picture(folder):
+    rows = [{"embedding": b"abc", "messages": spoken("Hi?", "hello")}]
+    Dataset.from_list(rows).to_parquet(folder / "t.parquet")
+    data = Chat(folder / "t.parquet")
+    assert len(data) == 1 and not data.skips.counts()
+
+
 def test_a_path_as_windows_or_a_browser_writes_it(folder):
     write(folder / "in/red.png", png(RED))
     names = ["in\\red.png", (folder / "in/red.png").as_uri()]

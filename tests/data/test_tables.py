@@ -101,7 +101,7 @@ def test_cells_and_the_lines_they_start_on(text, rows):
 
 
 def test_a_text_of_several_lines_is_no_quote_that_was_left_open(tmp_path):
-    cell = "one, two\nthree, a.png and so on\nfour, five"
+    cell = "two pictures:\nb.png, c.png\nb.png,c.png\nand more, a.png too"
     table = write(tmp_path / "t.csv", f'image,caption\na.png,"{cell}"\n')
     assert [row["caption"] for _, row in read_table(table)] == [cell]
 
@@ -116,10 +116,10 @@ def test_lines_of_json_in_utf_16(tmp_path, name):
 
 def test_answers_of_a_csv_are_one_text_or_a_list_as_json(tmp_path):
     write(tmp_path / "a.png", png())
-    cells = ["red", '"[""two"", ""two"", ""2""]"', '"[sic]"']
+    cells = ["red", '"[""two"", ""two"", ""2""]"', "\"['four', 'four', '4']\"", '"[sic]"']
     rows = "".join(f"a.png,?,{cell}\n" for cell in cells)
     data = VQA(path=write(tmp_path / "t.csv", f"image,question,answers\n{rows}"))
-    assert [record["answer"] for record in data] == ["red", "two", "[sic]"]
+    assert [record["answer"] for record in data] == ["red", "two", "four", "[sic]"]
 
 
 def test_many_open_quotes_cost_no_more_than_their_length():
@@ -139,7 +139,11 @@ def test_many_open_quotes_cost_no_more_than_their_length():
         ("t.json", b'["a",\n"\xff"]', r"t\.json:2 is not valid json .* save it as UTF-8"),
         ("t.json", b'["a",', r"t\.json is not valid json .* was its download cut short"),
         ("t.tsv", b'image\tq\na.png\t"stop\nb.png\t2\nc.png\t5"\n', r"t\.tsv:2 .* on line 4"),
-        ("t.csv", b'image,q\na.png,"stop\nb.png,5"\n', r"t\.csv:2 begins a cell with a quote"),
+        (
+            "t.csv",
+            b'image,q,a\na.png,?,"stop\nb.png,?,5"\n',
+            r"t\.csv:2 begins a cell with a quote",
+        ),
         ("t.jsonl", b'{"q": "\\udc00"}', r"t\.jsonl:1 is not valid json \(lone surrogate"),
         ("t.jsonl", b'{"a": 1}\n{"q": ' + b"[" * 200_000, r"t\.jsonl:2 .*nested too deeply"),
         ("t.jsonl", b'{"a": 1}\n\n"text"', r"t\.jsonl:3 is 'text'"),

@@ -87,6 +87,12 @@ def test_the_shards_of_the_split_are_read_in_order_and_no_others(tmp_path):
         read(tmp_path, split="validation")
 
 
+def test_parts_may_be_counted_from_one(tmp_path):
+    for shard in (1, 2):
+        table(2).to_parquet(str(tmp_path / f"test-0000{shard}-of-00002.parquet"))
+    assert len(read(tmp_path).rows) == 4
+
+
 def test_a_set_of_which_parts_are_missing_is_refused(tmp_path):
     for shard in (0, 3):
         table(2).to_parquet(str(tmp_path / f"test-0000{shard}-of-00005.parquet"))

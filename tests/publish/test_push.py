@@ -23,7 +23,7 @@ from unigame.errors import UserError
 from unigame.publish import push as pushing
 from unigame.publish.card import Wishes, write_card
 from unigame.publish.merged_base import require_its_base
-from unigame.publish.public import public, public_command
+from unigame.publish.public import public, public_command, public_value
 from unigame.publish.push import push
 from unigame.publish.trained import Trained
 from unigame.reports.weights import folder_sha256
@@ -394,6 +394,11 @@ def test_the_code_of_a_composed_model_names_a_language_model_that_can_be_had(
         assert "AutoProcessor" not in text and "Nothing of unigame" not in text
     text = card("Qwen/Qwen2.5-VL-3B-Instruct")
     assert "base = 'Qwen/Qwen2.5-VL-3B-Instruct'" in text and "load_backbone(" not in text
+
+
+def test_addresses_lose_their_folders_and_passwords() -> None:
+    assert public_value("file:///home/me/secret/cats.json") == "cats.json"
+    assert public_value("s3://me:pw@bucket/logs") == "s3://bucket/logs"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,13 @@ def test_what_weights_are_read_with_is_known_too(tmp_path):
         assert setup_sha256(tmp_path / "b") == first
 
 
+def test_a_long_text_in_a_configuration_is_no_folder(tmp_path):
+    for value in ("{% x %}" * 100, "~nobody/x", "a\0b"):
+        write_json(tmp_path / "config.json", {"language": value})
+        write_json(tmp_path / "tokenizer_config.json", {"chat_template": value})
+        assert len(setup_sha256(tmp_path)) == 64
+
+
 def test_a_folder_that_a_configuration_names_counts_as_what_lies_in_it(tmp_path):
     def composed(name, weights):
         part = tmp_path / f"part-{name}"

@@ -45,6 +45,17 @@ def test_equal_settings_go_on_to_the_bit() -> None:
     assert scheduler.last_epoch == 4 and scheduler.get_last_lr() == [before["lr"]]
 
 
+def test_what_an_optimizer_counts_in_its_groups_stays_the_checkpoints() -> None:
+    optimizer, scheduler = made(1e-3, 0.1)
+
+    def load() -> None:
+        optimizer.param_groups[0]["k"] = 5  # as schedule-free optimizers do
+
+    optimizer.param_groups[0]["k"] = 0
+    follow_settings(optimizer, scheduler, load)
+    assert optimizer.param_groups[0]["k"] == 5
+
+
 def test_other_settings_are_followed_from_the_same_place_in_the_schedule() -> None:
     _, after, scheduler = go_on(1e-6, 0.3)
     assert after["lr"] == pytest.approx(0.6e-6) and after["weight_decay"] == 0.3

@@ -24,7 +24,7 @@ from unigame.cli.evaluate_data import (
     sources_of,
     variants_of,
 )
-from unigame.cli.evaluate_robustness import attack, attacked_of, attacks_of, check_practice
+from unigame.cli.evaluate_robustness import attack, attacked_of, attacks_of, practice_for
 from unigame.errors import UserError
 from unigame.system.writable import require_writable
 
@@ -171,8 +171,7 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
     whole = attacked.loaded.items if attacked else []
     if attacked is not None and args.limit is not None:
         whole = attacked.benchmark.load(sources[attacked.benchmark.name]).items
-    if attacked is not None:
-        check_practice(attacked, attacks, whole)
+    practice = practice_for(attacked, attacks, whole) if attacked is not None else None
     words = click.get_current_context().find_root().obj
     with processes.others(words, args.processes) as started:
         backbone, model = _load_model(args, ranks)
@@ -184,7 +183,7 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
     _say_lost(failed, output, jobs)
     if attacked is not None:
         try:
-            entry = attack(args, backbone, attacked, attacks, whole)
+            entry = attack(args, backbone, attacked, attacks, practice)
         except UserError:
             print_record(record, names)  # all that was measured before it
             raise

@@ -52,7 +52,7 @@ def attacks_of(args: SimpleNamespace) -> Any:
 
 
 def attack(
-    args: SimpleNamespace, backbone: Any, attacked: Any, attacks: Any, whole: Sequence[Any]
+    args: SimpleNamespace, backbone: Any, attacked: Any, attacks: Any, practice: Any
 ) -> dict[str, Any]:
     """The record's entry on the attacked benchmark."""
     from unigame.evaluation.attacks import robustness_record
@@ -71,7 +71,7 @@ def attack(
                 attacked.benchmark,
                 attacked.loaded,
                 attacks,
-                whole=whole,
+                practice=practice,
                 check=ReaderCheck() if fits else None,
                 report=lambda done: status.update(f"Robustness: {done} of {count} questions"),
             )
@@ -107,8 +107,8 @@ def attacked_of(jobs: Sequence[Any]) -> Any:
     return None
 
 
-def check_practice(attacked: Any, attacks: Any, whole: Sequence[Any]) -> None:
-    """See that the adversary leaves something to measure, before any model is asked.
+def practice_for(attacked: Any, attacks: Any, whole: Sequence[Any]) -> Any:
+    """What the adversary practises on, chosen before any model is asked; None: it is not played.
 
     Raises:
         UserError: it practises on all pictures, or there are too few.
@@ -116,6 +116,8 @@ def check_practice(attacked: Any, attacks: Any, whole: Sequence[Any]) -> None:
     from unigame.evaluation.attacks.adversary import set_aside
     from unigame.evaluation.examples import from_items
 
-    if attacks.adversary is not None:
-        practice = set_aside(from_items(whole), attacks.adversary.practice)
-        practice.others(from_items(attacked.loaded.items))
+    if attacks.adversary is None:
+        return None
+    practice = set_aside(from_items(whole, attacked.benchmark), attacks.adversary.practice)
+    practice.others(from_items(attacked.loaded.items))
+    return practice

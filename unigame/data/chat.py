@@ -89,6 +89,8 @@ UNREAD = "video or audio"
 PLACEHOLDERS = "marks of 'objects' without their values"
 UNKNOWN_MARK = "mark of another model's for a picture"
 UNNAMED = "picture in a column that is not read"
+SAYS_PICTURE = re.compile("image|img|pic|photo", re.I)
+LINK = re.compile(r"https?://|www\.", re.I)
 
 
 class BadChat(Exception):
@@ -286,13 +288,14 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
         BadChat: It is none, its pictures and their marks do not agree, its answer is a wrong one,
             or it is about a video, a sound, or boxes that stand elsewhere.
     """
-    pictures = _pictures_of(cells)
+    pictures = _listed(cells.get("images")) or _listed(cells.get("image"))
     caption = _text(cells.get("caption"))
     messages = _messages(cells, speakers)
     if not messages:
         if caption is None and cells.get("rejected") is not None:
             raise BadChat(UNCHOSEN, f"{cells['rejected']!r:.60}")
-        return Conversation([], [_picture(each) for each in pictures], caption or _prompt(cells))
+        pictures = [_picture(each) for each in pictures or _otherwise_named(cells)]
+        return Conversation([], pictures, caption or _prompt(cells))
     spoken = [_spoken(message, speakers) for message in messages]
     _check_usable(cells, spoken)
     system = _text(cells.get("system"))
@@ -302,7 +305,7 @@ def read_chat(cells: Mapping[str, Any], speakers: Mapping[str, str]) -> Conversa
     if within and pictures:
         within = []  # parts that name the pictures of the row's own column
     if not within and not pictures:
-        _require_none_unread(cells)
+        pictures = _otherwise_named(cells)
     pictures = [_picture(each) for each in within or pictures]
     marks = [len(MARKS.findall(message.text)) for message in spoken]
     if sum(marks) > len(pictures):
@@ -335,22 +338,23 @@ def _check_usable(cells: Mapping[str, Any], spoken: Sequence[Message]) -> None:
                 raise BadChat(reason, f"{mark[0]} in {message.text!r:.60}")
 
 
-def _pictures_of(cells: Mapping[str, Any]) -> list[Any]:
-    """The pictures of a row; under a name that is not ``image`` or ``images`` only what is one."""
-    for name in ("images", "image"):
-        if found := _listed(cells.get(name)):
-            return found
+def _otherwise_named(cells: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a row that has none in ``image``, ``images`` or a message.
+
+    Raises:
+        BadChat: there are some in a column of no usual name: the row would be learned as text.
+    """
     for name in IMAGE_COLUMNS:
         if looks_like_picture(cells.get(name)):
             return _listed(cells[name])
-    return []
-
-
-def _require_none_unread(cells: Mapping[str, Any]) -> None:
-    """Refuse a row that would be learned as text alone while its picture is in another column."""
     for name, cell in cells.items():
-        if name not in READ and looks_like_picture(cell):
+        first = cell[0] if isinstance(cell, list) and cell else cell
+        stored = isinstance(first, TableCell | bytes)  # any binary column
+        linked = isinstance(first, str) and LINK.match(first.strip())  # a page's, an avatar's
+        meant = not (stored or linked) or SAYS_PICTURE.search(name)
+        if name not in READ and meant and looks_like_picture(cell):
             raise BadChat(UNNAMED, f"{name!r} holds {cell!r:.60}; call the column image")
+    return []
 
 
 def _turns(spoken: Sequence[Message], marks: Sequence[int]) -> list[Turn]:
@@ -475,7 +479,7 @@ def _spoken(message: Any, speakers: Mapping[str, str]) -> Message:
 def _picture(cell: Any) -> Any:
     if isinstance(cell, Mapping):
         cell = unwrapped(cell)
-    if not isinstance(cell, str | bytes | TableCell | None):
+    if not isinstance(cell, str | bytes | TableCell | Path | None):
         raise BadChat(MALFORMED, f"a picture is {type(cell).__name__}")
     return cell
 

@@ -99,7 +99,7 @@ def _row(
     found = cells.get(fields["image"])
     images = found if isinstance(found, list) else [found]
     for image in images:
-        if not isinstance(image, TableCell | str | None):
+        if not isinstance(image, TableCell | Path | str | None):
             raise UserError(
                 f"{where}: column {fields['image']!r} holds {type(image).__name__} "
                 f"({image!r:.40}), but one image, its bytes or its path is needed; name the "

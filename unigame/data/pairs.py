@@ -6,6 +6,7 @@ of `datasets` and the json of webdataset tars.
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -175,7 +176,8 @@ def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[
     if value is None:
         return ()
     if isinstance(value, str):
-        value = _list_as_json(value) or [value]
+        found = _written_list(value)
+        value = [value] if found is None else found
     # Older releases of `datasets` turn lists of dicts inside out.
     items = value.get("answer") if isinstance(value, Mapping) else value
     if isinstance(items, list | tuple):
@@ -188,15 +190,18 @@ def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[
     )
 
 
-def _list_as_json(text: str) -> list[Any] | None:
-    """The list that a text is; None: it is another text."""
-    if not text.lstrip().startswith("["):
+def _written_list(text: str) -> list[Any] | None:
+    """The list that a text is, as json or as Python (and pandas) writes it; None: another text."""
+    if not (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
         return None
-    try:
-        value = parse_json(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, list) else None
+    for read in (parse_json, ast.literal_eval):
+        try:
+            value = read(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list):
+            return value
+    return None
 
 
 def lenient_row(

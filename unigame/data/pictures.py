@@ -159,17 +159,13 @@ def _file_of(cell: Any, root: Path | None) -> str:
     """The file that a cell names, if it is there."""
     if isinstance(cell, Path):
         return str(cell) if os.path.isfile(cell) else ""
-    if not isinstance(cell, str) or len(cell) > _LONGEST_PATH:
+    if not isinstance(cell, str) or root is None or len(cell) > _LONGEST_PATH:
         return ""
     bare = cell.strip()
     if bare.startswith("file://"):
         bare = url2pathname(urlsplit(bare).path)
     for name in dict.fromkeys((cell, bare, bare.replace("\\", "/"))):  # as Windows writes paths
-        if root is None:  # of the Hub: what `datasets` downloaded it names by its whole path
-            places = [name] if os.path.isabs(name) else []
-        else:
-            places = [os.path.join(root, name), os.path.join(root, "images", name)]
-        for path in places:
+        for path in (os.path.join(root, name), os.path.join(root, "images", name)):
             if os.path.isfile(path):
                 return path
     return ""
@@ -189,8 +185,9 @@ def looks_like_picture(cell: Any) -> bool:
         return bool(cell) and looks_like_picture(cell[0])
     if isinstance(cell, Mapping):
         cell = unwrapped(cell)
-    named = isinstance(cell, str) and Path(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
-    return named or isinstance(cell, TableCell | bytes)
+    if isinstance(cell, str):
+        return Path(cell.strip()).suffix.lower() in IMAGE_SUFFIXES
+    return isinstance(cell, TableCell | bytes | Path)
 
 
 def closed_file(path: Any) -> UserError:

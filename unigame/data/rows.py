@@ -41,8 +41,10 @@ class TableRows(Sequence[dict[str, Any]]):
     A benchmark of 200,000 pictures is tens of gigabytes; only the text comes into memory.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, own_files: bool = False) -> None:
         import datasets
+
+        self._own_files = own_files
 
         self.columns: list[str] = list(table.column_names)
         images = [name for name, kind in table.features.items() if _is_image(kind)]
@@ -61,7 +63,8 @@ class TableRows(Sequence[dict[str, Any]]):
 
     def only(self, columns: Iterable[str]) -> TableRows:
         """The same rows with these columns alone; others cost time and memory to read."""
-        return TableRows(self.table.select_columns(list(dict.fromkeys(columns))))
+        chosen = self.table.select_columns(list(dict.fromkeys(columns)))
+        return TableRows(chosen, self._own_files)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -78,7 +81,7 @@ class TableRows(Sequence[dict[str, Any]]):
 
     def _batch(self, start: int, stop: int) -> Iterator[dict[str, Any]]:
         cells = {
-            name: _shown(table, self._arrow[name][start:stop].column(0), start)
+            name: self._as_files(_shown(table, self._arrow[name][start:stop].column(0), start))
             for name, table in self._pictures.items()
         }
         try:
@@ -90,6 +93,12 @@ class TableRows(Sequence[dict[str, Any]]):
             ) from None
         for values in zip(*(cells[name] for name in self.columns), strict=True):
             yield dict(zip(self.columns, values, strict=True))
+
+    def _as_files(self, cells: list[Any]) -> list[Any]:
+        """Paths that `datasets` itself found or downloaded; a text that a row holds stays one."""
+        if not self._own_files:
+            return cells
+        return [Path(cell) if isinstance(cell, str) else cell for cell in cells]
 
 
 def _shown(table: Any, cells: Any, start: int) -> list[Any]:
@@ -277,7 +286,7 @@ def open_split(
             table = datasets.load_dataset(path, split=split, **options)
             kinds = [str(field.type) for field in table.data.schema]
             if builder.name != "json" or not any(time in kind for kind in kinds for time in _TIMES):
-                return TableRows(table)
+                return TableRows(table, own_files=builder.name == "imagefolder")
         return _part(found, split, lambda paths: _text_rows(paths, f".{builder.name}"))
 
 
@@ -395,5 +404,5 @@ def _described(files: Iterable[str]) -> list[dict[str, Any]]:
             name = row.pop("file_name", None)
             if not isinstance(name, str) or not name.strip():
                 raise UserError(f"{place}: file_name is {name!r:.60}, but must name a picture")
-            rows.append({"image": str(metadata.parent / name.strip()), **row})
+            rows.append({"image": metadata.parent / name.strip(), **row})
     return rows

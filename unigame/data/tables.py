@@ -207,7 +207,7 @@ def _csv_rows(
             names = headerless if bare else _header(cells, place, delimiter)
             if not bare:
                 continue
-        if closed := _swallowed(cells, delimiter, number):
+        if closed := _swallowed(cells, delimiter, number, len(names)):
             said = f"begins a cell with a quote that closes on line {closed}, behind other rows"
             fix = "close it there, or write the quote twice and the cell in quotes"
             yield place, MalformedRow("quote that is not closed", said, fix)
@@ -220,17 +220,22 @@ def _csv_rows(
         yield place, MalformedRow("wrong number of cells", wrong, advice)
 
 
-def _swallowed(cells: Sequence[str], delimiter: str, line: int) -> int:
-    """The line on which a quoted cell ends that holds whole rows; 0: none does.
+def _swallowed(cells: Sequence[str], delimiter: str, line: int, columns: int) -> int:
+    """The line on which a quoted cell ends that holds whole rows; 0: none does, or none for sure.
 
-    A line of it is a row where one of its cells names a picture, as no line of a text does.
+    A line of it is a row where it has as many cells, and a picture's name in the place of one of
+    this row's. With commas and two columns a line of text may look so, too.
     """
+    places = [place for place, cell in enumerate(cells) if PICTURE_FILE.fullmatch(cell)]
+    if delimiter != "\t" and columns < 3:
+        return 0
     for cell in cells:
         inner = text_lines(cell)[1:]
         line += len(inner)
         for each in inner:
             parts = each.split(delimiter)
-            if len(parts) > 1 and any(PICTURE_FILE.fullmatch(part.strip()) for part in parts):
+            alike = len(parts) == columns and any(PICTURE_FILE.fullmatch(parts[p]) for p in places)
+            if alike:
                 return line
     return 0
 

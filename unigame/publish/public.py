@@ -48,8 +48,12 @@ def public_value(text: str, *, is_place: bool = False, known: Collection[str] = 
         is_place: whether it must be one: ``cats/a.json`` could be a Hub id.
         known: ids of the Hub, which stay as they are.
     """
-    if text in known or re.match(r"\w+://", text):
+    if text in known:
         return text
+    if text.startswith("file://"):
+        return PurePath(text).name
+    if re.match(r"\w+://", text):
+        return re.sub(r"(?<=://)[^/@\s]*@", "", text)  # no name and password
     if text[:1] in ("[", "{"):
         return _public_yaml(text, known)
     if _WINDOWS.match(text):

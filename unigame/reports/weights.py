@@ -88,18 +88,21 @@ def _setup_digest(file: Path) -> str:
     except ValueError:
         return file_sha256(file)
     if isinstance(content, dict):
-        content = {
-            key: _part(file.parent, value) for key, value in content.items() if key not in _PLACES
-        }
+        content = {key: value for key, value in content.items() if key not in _PLACES}
+        if file.name == "config.json":
+            content = {key: _part(file.parent, value) for key, value in content.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _part(beside: Path, value: Any) -> Any:
     """The value; of a folder the digest of all that makes up a model in it."""
-    if not isinstance(value, str) or not value.strip() or len(value) > 1024:
+    if not isinstance(value, str) or not value.strip():
         return value
-    folder = beside / Path(value).expanduser()
-    if not folder.is_dir():
+    try:
+        folder = beside / Path(value).expanduser()
+        if not folder.is_dir():
+            return value
+    except (OSError, RuntimeError, ValueError):  # a long text, "~nobody", a zero byte: no folder
         return value
     lines = [
         f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n"

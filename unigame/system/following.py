@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum", "alpha", "nesterov")
+
 
 def follow_settings(optimizer: Any, scheduler: Any, load: Callable[[], None]) -> None:
     """Call ``load``, which restores both; then give back the settings that they were made with.
 
     A checkpoint holds learning rates, decays and betas beside the moments, and torch restores
     them all: a run that was asked to go on with others would silently keep the old ones. Where they
-    are equal nothing is changed, to the bit. The place in the schedule stays the checkpoint's.
+    are equal nothing is changed, to the bit. The place in the schedule stays the checkpoint's, and
+    so does a rate that was found by measuring (``reduce_lr_on_plateau``).
 
     Args:
         optimizer: of torch, or one that wraps it.
@@ -33,5 +36,5 @@ def follow_settings(optimizer: Any, scheduler: Any, load: Callable[[], None]) ->
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Of a group of parameters; ``lr`` is where the schedule stands, and no setting."""
-    return {name: value for name, value in group.items() if name not in ("params", "lr")}
+    """Of a group of parameters; ``lr`` is where the schedule stands, and some count there."""
+    return {name: group[name] for name in SETTINGS if name in group}

@@ -109,13 +109,21 @@ def test_failures_are_retried_with_back_off_and_then_counted(bench, failure, rea
         (Answer(401), "does not take the key"),
         (Answer(404), "no such model or address"),
         (Answer(400, body=b"no images"), "HTTP 400 .no images.*takes pictures"),
-        (Answer(drop=True), "connection lost"),
     ],
 )
 def test_a_judge_that_cannot_work_is_found_before_anything_is_drawn(answer, said, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with judge_server(answer) as server, pytest.raises(UserError, match=said):
         OpenAIJudge("m", server.url).check()
+
+
+def test_a_judge_that_is_away_is_warned_of(monkeypatch, caplog):
+    """What was judged before is read without it."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with judge_server(Answer(drop=True)) as server:
+        OpenAIJudge("m", server.url).check()
+    (line,) = caplog.messages
+    assert "judges no picture now (connection lost)" in line
 
 
 @pytest.mark.parametrize("status", [200, 429, 503])

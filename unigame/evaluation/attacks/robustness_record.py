@@ -9,7 +9,7 @@ from typing import Any
 from unigame.backbones.base import Backbone
 from unigame.data import SkipReport
 from unigame.errors import UserError
-from unigame.evaluation.attacks.adversary import ContentCheck, set_aside
+from unigame.evaluation.attacks.adversary import ContentCheck, Practice, set_aside
 from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, measure_robustness
 from unigame.evaluation.base import Benchmark, Item, Loaded
 from unigame.evaluation.examples import Score, from_items, own_match
@@ -40,6 +40,7 @@ def robustness_entry(
     config: RobustnessConfig | None = None,
     *,
     whole: Sequence[Item] | None = None,
+    practice: Practice | None = None,
     check: ContentCheck | None = None,
     score: Score = own_match,
     report: Callable[[int], None] = lambda done: None,
@@ -61,6 +62,7 @@ def robustness_entry(
         config: what to measure; None: everything.
         whole: all items of the data set where ``loaded`` is a part of them; None: those of
             ``loaded``.
+        practice: what the adversary practises on; None: chosen from ``whole``.
         check: says which redrawn pictures kept their content; None: the model's own features.
         score: judges a reply.
         report: called with the number of items done.
@@ -75,10 +77,12 @@ def robustness_entry(
     for item in loaded.items:
         if item.id not in usable:
             skips.add(item.id, "not one picture with one text answer")
-    practice = None
-    if config.adversary is not None:
-        pool = examples if whole is None else from_items(whole, benchmark)
-        practice = set_aside(pool, config.adversary.practice)
+    if config.adversary is None:
+        practice = None
+    else:
+        if practice is None:
+            pool = examples if whole is None else from_items(whole, benchmark)
+            practice = set_aside(pool, config.adversary.practice)
         measured = {example.id for example in practice.others(examples)}
         for example in examples:
             if example.id not in measured:

@@ -26,6 +26,7 @@ from PIL import Image
 
 from unigame.errors import UserError
 from unigame.evaluation.scorers.judges import Judge, JudgeUnavailable, Rubric
+from unigame.system.say import warn
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_URL = "https://api.openai.com/v1"
@@ -101,11 +102,11 @@ class OpenAIJudge(Judge):
     def check(self) -> None:
         """One short request with a picture: what is wrong with it is known before hours of drawing.
 
-        A server that is only busy is taken for one that works.
+        A server that is only busy is taken for one that works. One that is away is warned of: what
+        was judged before needs no judge.
 
         Raises:
-            UserError: the key, the model or the address is wrong, pictures are not taken, or nobody
-                answers.
+            UserError: the key, the model or the address is wrong, or pictures are not taken.
         """
         failed = JudgeUnavailable("judge: no reply")
         for tried in range(CHECKS):
@@ -120,10 +121,11 @@ class OpenAIJudge(Judge):
                     break
                 time.sleep(0 if error.retry_after == 0 else tried)
         reason = failed.reason.removeprefix("judge: ")
-        raise UserError(
-            f"{self.name}@{self.base_url} judges no picture ({reason}); see that it is up, that it "
-            "takes pictures, and that the address is right"
-        )
+        said = f"{self.name}@{self.base_url} judges no picture now ({reason})"
+        if failed.retryable:
+            warn(f"{said}; what is not judged yet will have no score: see that it is up")
+            return
+        raise UserError(f"{said}; see that it takes pictures, and that the address is right")
 
     def reply(self, prompt: str, explanation: str, picture: Path, rubric: Rubric) -> str:
         """One request. See ``Judge.reply``; 401, 403 and 404 are errors of the user."""

@@ -146,7 +146,9 @@ class MMBench(Benchmark):
                 broken.add(index % _ROTATION)
         chosen = _whole_questions(found, broken, skips, limit)
         require(chosen, rows.info.id, skips, "question")
-        return [item for index, item in found.items() if index % _ROTATION in chosen], skips
+        kept = [item for index, item in found.items() if index % _ROTATION in chosen]
+        shared = {base: content_key(found[base].pictures[0]) for base in chosen}
+        return [replace(item, cluster=shared[item.reference["base"]]) for item in kept], skips
 
     def _item(self, row: Row, index: int, config: str, root: Path | None) -> Item:
         question = field(row, "question", str)
@@ -157,11 +159,10 @@ class MMBench(Benchmark):
         if answer not in options:
             raise BadRow("answer is not the letter of an option" if answer else "no answer")
         l2_category = _text(row, "l2-category") or _text(row, "L2-category")
-        picture = shown(row, root)
         return Item(
             id=str(index),
             prompt=build_prompt(question, options, _text(row, "hint"), self.prompt, config),
-            pictures=(picture,),
+            pictures=(shown(row, root),),
             reference={
                 "base": index % _ROTATION,
                 "question": question,
@@ -170,7 +171,6 @@ class MMBench(Benchmark):
                 "category": _text(row, "category") or "uncategorized",
                 "l2_category": l2_category or "uncategorized",
             },
-            cluster=content_key(picture),
         )
 
     def right(self, item: Item, reply: str) -> float:
