@@ -260,6 +260,9 @@ def test_states_are_loaded_onto_the_numbered_cpu_of_a_process(tmp_path: Path) ->
     torch.save({"moment": torch.ones(2)}, tmp_path / "a.pt")
     found = torch.load(tmp_path / "a.pt", map_location=torch.device("cpu", 0), weights_only=True)
     assert found["moment"].tolist() == [1, 1]
+    ours = [entry[-1] for entry in torch.serialization._package_registry if entry[0] == 17]
+    assert [restore("storage", "cpu:3") for restore in ours] == ["storage"]
+    assert [restore("storage", "cuda:0") for restore in ours] == [None]
 
 
 def test_a_stream_is_for_one_process() -> None:

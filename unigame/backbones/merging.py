@@ -75,9 +75,7 @@ def merge(
     folder, output = Path(folder), Path(output)
     _require_new(output)
     read_adapter(folder)
-    base = model or read_base(folder).name
-    if not base:
-        raise UserError(f"the adapter in {str(folder)!r} names no base model; give it by --model")
+    base = base_of(folder, model)
     say(f"loading {base} with the adapter of {folder}")
     backbone = load_backbone(base, dtype=dtype, device=device, adapter=folder)
     require_own_base(folder, base, backbone.weights_digest())
@@ -98,6 +96,18 @@ def merge(
         if there:
             output.mkdir()
         raise
+
+
+def base_of(folder: Path, model: str | None) -> str:
+    """The base that is meant: ``model``, else what the adapter names.
+
+    Raises:
+        UserError: it names none.
+    """
+    base = model or read_base(folder).name
+    if not base:
+        raise UserError(f"the adapter in {str(folder)!r} names no base model; give it by --model")
+    return base
 
 
 def require_own_base(folder: Path, base: str, digest: str) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from unigame.backbones.common.adapter_files import read_adapter, read_base
+from unigame.backbones.common.adapter_files import read_adapter
 from unigame.backbones.loading import load_backbone
-from unigame.backbones.merging import require_own_base
-from unigame.errors import UserError
+from unigame.backbones.merging import base_of, require_own_base
 
 
 def require_its_base(
@@ -41,10 +40,7 @@ def require_its_base(
             says.
     """
     read_adapter(folder)
-    named = read_base(folder)
-    base = model or named.name
-    if not base:
-        raise UserError(f"the adapter in {str(folder)!r} names no base model; give it by --model")
+    base = base_of(Path(folder), model)
     say(f"checking that {base} is what the adapter was made for")
     digest = load_backbone(base, dtype=dtype, device=device).weights_digest()
     require_own_base(Path(folder), base, digest)

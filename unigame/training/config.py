@@ -146,8 +146,9 @@ class UniGameConfig(TrainingArguments):
         for name, rule in training_rules(type(self)).items():  # type: ignore[arg-type]
             setattr(self, name, rule.check(name, getattr(self, name)))
         for name, advice in UNSUPPORTED.items():
-            if getattr(self, name) not in (None, False, 0, "", "no", []):
-                raise UserError(f"{name}={getattr(self, name)!r} is not supported: {advice}")
+            value = getattr(self, name)
+            if value and value != "no":
+                raise UserError(f"{name}={value!r} is not supported: {advice}")
         if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes"):
             raise UserError(
                 "accelerate launch --use_fsdp (ACCELERATE_USE_FSDP) is not supported: launch "
