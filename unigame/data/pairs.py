@@ -170,7 +170,7 @@ def _caption(cells: Mapping[str, Any], column: str | None, place: str, fix: str)
 def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:
     """Raw answers: a list of texts or of ``{"answer": text}``, or ``{"answer": [texts]}``.
 
-    Empty answers are left out. A text is one answer, or a list as json or Python writes it, for a csv.
+    Empty answers are left out. A text is one answer, or a list as json or Python writes it.
     """
     value = None if column is None else cells.get(column)
     if value is None:
