@@ -6,6 +6,7 @@ training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,12 +34,13 @@ from unigame.system.workers import Tell
 METRICS = (
     *("ood", "id", "gacc", "attack", "consistency", "t2i"),
     *(f"ood/{condition}" for condition in CONDITIONS),
-    *("t2i_exact", "new_task", "old_tasks", "score"),
+    *("t2i_exact", "new_task", "new_task_ood", "old_tasks", "score"),
 )
 SIZE_OF = {
     **{"ood": "ood", "id": "id", "gacc": "groups", "attack": "attacked"},
     **dict.fromkeys(("consistency", "t2i", "t2i_exact"), "drawings"),
     **dict.fromkeys(("new_task", "old_tasks"), "task"),
+    "new_task_ood": "task_ood",
     "score": "score",
 }
 """The size in `measured` that a metric is off with."""
@@ -50,7 +52,9 @@ SPLITS_OF = {"validation": ("ood_validation", "validation"), "test": ("ood", "te
 
 def metrics_of(settings: Settings) -> list[str]:
     """The metrics that a preset measures."""
-    sizes = {**settings.measured, "task": settings.task_scenes and settings.measured["task"]}
+    sizes = dict(settings.measured)
+    if not settings.task_scenes:
+        sizes |= {"task": 0, "task_ood": 0}
     return [metric for metric in METRICS if sizes.get(SIZE_OF[metric.split("/")[0]])]
 
 
@@ -71,6 +75,7 @@ def measure(
     t2i_exact            captions whose drawing shows exactly their objects
     consistency          objects of a picture that are in the picture drawn of U's own caption of it
     new_task             questions of the new task, about scenes that it was not trained on
+    new_task_ood         the same about pictures that are degraded as those of ``ood`` are
     old_tasks            what ``id`` asks, where a new task is trained: what is left of old skills
     score                the paper's consistency score, 0.6 UnifiedBench + 0.4 WISE, in miniature
 
@@ -106,7 +111,7 @@ def measure(
     tell("measuring", 5, parts)
     if settings.task_scenes:
         found["old_tasks"] = found["id"]
-        found["new_task"] = _percent(_right(backbone, Task(sizes["task"], own("task"))))
+        found |= _new_task(backbone, settings, own)
     tell("measuring", 6, parts)
     if sizes.get("score"):
         found["score"] = _consistency_score(backbone, sizes["score"], own("score"))
@@ -124,6 +129,16 @@ def _right(backbone: Backbone, data: SyntheticDataset | Task) -> list[bool]:
     index = torch.tensor([row[0] for row in data.rows])
     said = replies(backbone, images[index], [row[1] for row in data.rows])
     return [word == row[2] for word, row in zip(said, data.rows, strict=True)]
+
+
+def _new_task(
+    backbone: Backbone, settings: Settings, own: Callable[[str], int]
+) -> dict[str, float | None]:
+    sizes = settings.measured
+    tasks = {"new_task": Task(sizes["task"], own("task"))}
+    if sizes.get("task_ood"):
+        tasks["new_task_ood"] = Task(sizes["task_ood"], own("task_ood"), settings.severity)
+    return {name: _percent(_right(backbone, task)) for name, task in tasks.items()}
 
 
 def _by_condition(backbone: Backbone, data: SyntheticDataset) -> dict[str, float | None]:

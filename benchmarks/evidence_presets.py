@@ -23,7 +23,10 @@ KEYS = (
     *("recipe", "model", "severity", "steps", "questions", "extra", "training", "game"),
     *("texts", "task_scenes", "measured", "arms", "frozen"),
 )
-MEASURED = ("ood", "id", "groups", "attacked", "attack_steps", "drawings", "task", "score")
+MEASURED = (
+    *("ood", "id", "groups", "attacked", "attack_steps"),
+    *("drawings", "task", "task_ood", "score"),
+)
 ARM_KEYS = ("trained", "extra", "game", "methods", "real_pairs", "real_scenes")
 EXTRA = ("split", "redrawn")
 REAL = ("rows", "weight")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from unigame.methods.rows import Batch, Rows
 from unigame.seeds import derive_seed
 from unigame.settings.rules import Many, Number, Switch, Text, Whole, setting
 from unigame.synthetic import SyntheticDataset, caption
-from unigame.synthetic.dataset import SPLITS, to_pil
+from unigame.synthetic.dataset import CONDITIONS, SPLITS, to_pil
 from unigame.synthetic.from_captions import TASK_COUNTS, new_scenes, where, write_captions
-from unigame.synthetic.world import Scene
+from unigame.synthetic.world import TEXTURES, Scene, Severity
 
 
 @dataclass
@@ -160,16 +160,34 @@ def scenes_of_texts(number: int, seed: int, counts: tuple[int, ...]) -> list[Sce
     return new_scenes(number, derive_seed(seed, "texts"), counts)
 
 
+DEGRADATIONS = tuple(name for name in CONDITIONS if name != "combos")
+"""The conditions that change how a picture looks, and not what it shows."""
+
+
+def degraded(scene: Scene, condition: str, severity: Severity) -> Scene:
+    """The same objects under one of ``DEGRADATIONS``; which texture it is comes from the scene."""
+    if condition == "texture":
+        texture = TEXTURES[scene.seed % len(TEXTURES)]
+        return replace(scene, texture=texture, severity=severity)
+    return replace(scene, corruption=condition, severity=severity)  # type: ignore[arg-type]
+
+
 class Task(Dataset[dict[str, Any]]):
     """The new task: where is an object?
 
     Args:
         scenes: how many.
         seed: of them.
+        severity: of degradations of the pictures, each of the world's in turn; None: none.
     """
 
-    def __init__(self, scenes: int, seed: int) -> None:
+    def __init__(self, scenes: int, seed: int, severity: Severity | None = None) -> None:
         self.scenes = new_scenes(scenes, seed)
+        if severity is not None:
+            self.scenes = [
+                degraded(scene, DEGRADATIONS[index % len(DEGRADATIONS)], severity)
+                for index, scene in enumerate(self.scenes)
+            ]
         self.rows = [
             (row, question, answer)
             for row, scene in enumerate(self.scenes)

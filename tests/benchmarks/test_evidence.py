@@ -558,7 +558,13 @@ def test_controls_of_verified_drawings_differ_in_what_they_say(scripts):
     assert joined["restyled"].methods["imagine"] == joined["imagine"].methods["imagine"]
     game = joined["selfplay"].methods["selfplay"]
     assert joined["beside"].methods["selfplay"] == game and not game["challenge_drawings"]
-    assert joined["restyled"].methods["selfplay"] == {**game, "challenge_drawings": True}
+    restyled = {**game, "challenge_drawings": True}
+    assert joined["restyled"].methods["selfplay"] == restyled
+    alike = {**restyled, "style_memory": 0}
+    assert joined["restyled_uniform"].methods["selfplay"] == alike != restyled
+    more = joined["more"].methods["imagine"]
+    added = more["rows"] - joined["imagine"].methods["imagine"]["rows"]
+    assert added == game["hard_batch_size"], "as many rows as C adds at most"
     # The templates of reconstruction alignment are in words that the model knows.
     known = set(vocabulary())
     for template in every["reca"].methods["reca"]["templates"]:
@@ -587,6 +593,14 @@ def test_a_new_task_and_its_captions_are_of_each_seed(scripts, tmp_path):
     task = rows.Task(20, 5)
     assert len({row["question"] for row in task}) > 12, "20 pairs of colour and shape at most"
     assert all(row["question"].startswith("where is the ") for row in task)
+    looks = rows.Task(20, 5, "far")
+    assert [row["answer"] for row in looks] == [row["answer"] for row in task], "the same scenes"
+    assert {scene.severity for scene in looks.scenes} == {"far"}
+    assert {scene.corruption for scene in looks.scenes} == {
+        *("none", "noise", "contrast", "occlusion", "blur")
+    }
+    textured = [scene.texture != "plain" for scene in looks.scenes]
+    assert textured == [scene.corruption == "none" for scene in looks.scenes]
     for seed in (1, 1, 2):
         rows.write_texts(tmp_path / f"{seed}.jsonl", settings, seed)
     first, second = ((tmp_path / f"{seed}.jsonl").read_text() for seed in (1, 2))
@@ -601,7 +615,8 @@ def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
     small = (
         *("steps=1", "texts=4", "task_scenes=3", "training.per_device_train_batch_size=2"),
         *("measured.ood=0", "measured.id=6", "measured.drawings=1", "measured.task=3"),
-        *("measured.groups=0", "measured.score=8", "arms.all.methods.reca.share=0.5"),
+        *("measured.groups=0", "measured.score=8", "measured.task_ood=5"),
+        "arms.all.methods.reca.share=0.5",
         *("arms.all.methods.imagine.first_captions=2", "arms.all.methods.verify.first_captions=2"),
         *("arms.all.methods.imagine.verifier=none", "arms.all.methods.imagine.captions=2"),
         *("arms.all.methods.verify.verifier=none", "arms.all.methods.verify.captions=2"),
@@ -613,7 +628,8 @@ def test_arms_of_a_new_task_run_and_are_measured(scripts, model, tmp_path):
         values = {metric: arms[arm][0] for metric, arms in result["metrics"].items()}
         assert not {"ood", "gacc", "attack"} & set(values), "what is not measured has no metric"
         assert values["old_tasks"] == values["id"]
-        assert all(0 <= values[name] <= 100 for name in ("t2i_exact", "new_task"))
+        told = ("t2i_exact", "new_task", "new_task_ood")
+        assert all(0 <= values[name] <= 100 for name in told)
         assert -100 <= values["score"] <= 100, "cosines may be negative"
     trained = json.loads((tmp_path / "seed-0" / "all" / "trained.json").read_text())
     assert [text.split(":")[0] for text in trained["said"]][:2] == ["imagine", "verify"]
