@@ -20,7 +20,7 @@ CONFIG = {"seed": 0, "sizes": {"ood": 12}, "arms": {"sft": {"steps": 2}}, "pair"
 def demo(output: Path, config: dict, word: str, overwrite: bool = False) -> None:
     """A whole demo of one arm that says ``word``."""
     folder = choose_folder(output, config, overwrite)
-    begin(folder, config)
+    begin(folder, output, config)
     arm = folder / "arms" / word
     arm.mkdir(parents=True)
     (arm / "DONE").touch()
@@ -31,10 +31,11 @@ def demo(output: Path, config: dict, word: str, overwrite: bool = False) -> None
 def test_a_rerun_takes_the_place_of_a_finished_demo_at_its_end(tmp_path: Path) -> None:
     demo(tmp_path, CONFIG, "old")
     folder = choose_folder(tmp_path, CONFIG)
-    assert not begin(folder, CONFIG) and folder != tmp_path
+    assert not begin(folder, tmp_path, CONFIG) and folder != tmp_path
     assert (tmp_path / "compare.md").read_text() == "old"
     assert finished_arms(tmp_path) == (folder, [])
-    assert choose_folder(tmp_path, CONFIG) == folder and begin(folder, CONFIG)  # goes on
+    assert choose_folder(tmp_path, CONFIG) == folder
+    assert begin(folder, tmp_path, CONFIG)  # goes on
     demo(tmp_path, CONFIG, "new")
     assert (tmp_path / "compare.md").read_text() == "new"
     assert finished_arms(tmp_path) == (tmp_path, ["new"])
@@ -57,7 +58,7 @@ def test_another_demo_is_replaced_only_where_asked(
     if finished:
         demo(tmp_path, CONFIG, "old")
     else:
-        begin(tmp_path, CONFIG)
+        begin(tmp_path, tmp_path, CONFIG)
         (tmp_path / "compare.md").write_text("old")
     with pytest.raises(UserError, match=named) as caught:
         choose_folder(tmp_path, CONFIG | change)
@@ -73,7 +74,7 @@ def test_another_demo_is_replaced_only_where_asked(
 def test_a_demo_of_an_earlier_version_is_replaced_only_where_asked(
     tmp_path: Path, finished: bool
 ) -> None:
-    begin(tmp_path, CONFIG)
+    begin(tmp_path, tmp_path, CONFIG)
     (tmp_path / "results.json").write_text("{}")  # one table of all arms, in a form of its own
     if finished:
         (tmp_path / "INCOMPLETE").unlink()
@@ -104,6 +105,16 @@ def test_an_empty_or_unrelated_folder_is_used(tmp_path: Path) -> None:
     assert choose_folder(tmp_path / "new", CONFIG) == tmp_path / "new"
     demo(tmp_path, CONFIG, "new")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_is_named_like_a_rerun_keeps_what_is_in_it(tmp_path: Path) -> None:
+    output = tmp_path / "rerun"
+    output.mkdir()
+    (output / "thesis.txt").write_text("mine")
+    demo(output, CONFIG, "old")
+    demo(output, CONFIG, "new")  # in rerun/rerun/, until it is done
+    assert (output / "thesis.txt").read_text() == "mine"
+    assert finished_arms(output) == (output, ["new"]) and not (output / "rerun").exists()
 
 
 def test_lines_come_at_once_and_are_few() -> None:

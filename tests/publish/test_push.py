@@ -415,6 +415,11 @@ def test_addresses_lose_their_folders_and_passwords() -> None:
         ("train --note 'it is 1/2 of a/b'", "train --note 'it is 1/2 of a/b'"),
         ("train secret/recipe.yaml --x ~/y/z", "train recipe.yaml --x z"),
         ("train --hub_private_repo --lr 1", "train --lr 1"),
+        ("train --training.hub-token hf_a --api_key=b --lr 1", "train --lr 1"),
+        (
+            "train --training '{hub_token: hf_a, max_steps: 2}' token=hf_b",
+            "train --training '{hub_token: ..., max_steps: 2}' token=...",
+        ),
         ("train --data C:\\\\me\\\\b.json", "train --data b.json"),
         ("train 'half", ""),
     ],

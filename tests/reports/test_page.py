@@ -490,6 +490,10 @@ def test_a_run_without_an_adapter_is_measured_as_a_model(weights: str, tmp_path:
             "unigame train my.yaml --push_to_hub --data.0.seed 3",
         ),
         ("unigame train my.yaml --resume_from_checkpoint --beta 1", "unigame train my.yaml --beta"),
+        (  # about.json of an earlier version
+            "unigame train my.yaml --training.hub-token hf_a --training '{hub_token: hf_a}'",
+            "unigame train my.yaml --training '{hub_token: ...}'",
+        ),
         ("unigame train --hub_token ... b'", "unigame train RECIPE"),
     ],
 )
@@ -500,7 +504,8 @@ def test_a_repetition_has_nothing_of_the_first_run(typed: str, again: str, tmp_p
     line = next(line for line in commands(page_of(run)[0]) if line.startswith("unigame train"))
     assert line.startswith(again) and line.endswith(f" --seed 4 --output_dir {run}-seed4")
     assert line.count("seed") == 2 + again.count("seed")
-    assert "hub_" not in line and "resume" not in line
+    assert "hf_a" not in line and "resume" not in line
+    assert "--hub" not in line and ".hub" not in line
 
 
 def test_large_pictures_do_not_make_it_huge(tmp_path: Path) -> None:

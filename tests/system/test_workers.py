@@ -26,15 +26,37 @@ def write(folder: Path, tell: Tell) -> None:
 
 
 def fail(job: Any, tell: Tell) -> None:
-    """A job that refuses its input."""
+    """A job that refuses its input, or takes a minute, in silence or telling all the time."""
     if job == "bad":
         raise UserError("bad: give a good one")
-    time.sleep(60)
+    for done in range(600):
+        if job == "talks":
+            tell("talking", done, 600)
+        time.sleep(0.1)
 
 
-def run(do: Callable[[Any, Tell], None], jobs: list[tuple[str, Any]], workers: int) -> str:
+def say_much(job: Any, tell: Tell) -> None:
+    """A job that is done long before a slow listener has heard all of it."""
+    for done in range(1, 101):
+        tell("talking", done, 100)
+
+
+class Slow(PlainLines):
+    """Takes its time to show something."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.02)
+        super().update(*args, **kwargs)
+
+
+def run(
+    do: Callable[[Any, Tell], None],
+    jobs: list[tuple[str, Any]],
+    workers: int,
+    display: type[PlainLines] = PlainLines,
+) -> str:
     stream, done = io.StringIO(), []
-    progress = PlainLines(Console(file=stream, width=100))
+    progress = display(Console(file=stream, width=100))
     run_all(jobs, do, workers, progress, lambda: done.append(1))
     assert len(done) == len(jobs)
     return stream.getvalue()
@@ -52,11 +74,17 @@ def test_all_are_done_and_tell_how_far_they_are(
     assert (os.getpid() in files) == (workers == 1)
 
 
-def test_the_fault_of_one_ends_the_others_and_is_raised() -> None:
+@pytest.mark.parametrize("other", ["silent", "talks"])
+def test_the_fault_of_one_ends_the_others_and_is_raised(other: str) -> None:
     start = time.monotonic()
     with pytest.raises(UserError, match="bad: give a good one"):
-        run(fail, [("slow", "slow"), ("bad", "bad")], 2)
+        run(fail, [("slow", other), ("bad", "bad")], 2)
     assert time.monotonic() - start < 30, "the other job was waited for"
+
+
+def test_all_that_was_said_is_shown_in_the_end() -> None:
+    said = run(say_much, [("first", None), ("second", None)], 2, Slow)
+    assert "first: talking: 100 of 100" in said and "second: talking: 100 of 100" in said
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")

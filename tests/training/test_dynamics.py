@@ -9,10 +9,14 @@ from typing import Any
 import peft
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.tiny import shared_tiny_janus
-from tests.training.helpers import LORA, Records, lora_weights, make_trainer
+from tests.training.helpers import LORA, Records, lora_weights, make_config, make_trainer
 from unigame.training import metrics, weight_path
+from unigame.training.about import write_about
 from unigame.training.coverage import layout
 from unigame.training.metrics import Meter, PhaseTimer
 from unigame.training.weight_path import NO_LORA, WeightPath, sketch
@@ -189,6 +193,140 @@ def test_a_disk_that_is_full_costs_the_path_alone(tmp_path: Path) -> None:
     trainer.train()
     about = json.loads((tmp_path / "about.json").read_text())
     assert "could not be written" in about["not_recorded"]["path"]
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [
+        (b'{"step": 2, "moved": [0.0]}\n', 3),
+        (b'{"step": 2, "mov', 2),
+        (b"\x00\x00\xff", 2),
+        (b"{}\n", 2),
+        (b'{"step": 9, "moved": [0.0]}\n{"step": 10, "mov', 2),
+    ],
+)
+def test_a_line_cut_in_two_costs_that_line_alone(last: bytes, kept: int, tmp_path: Path) -> None:
+    class State:
+        is_world_process_zero, global_step, max_steps = True, 0, 128
+
+    class Args:
+        output_dir = str(tmp_path)
+
+    model = peft.get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(3, 2)), peft.LoraConfig(**LORA, target_modules=["0"])
+    )
+    WeightPath(model).on_train_begin(Args, State, None)
+    file = tmp_path / "dynamics" / "path.jsonl"
+    start = json.loads(file.read_text())["start"]
+    with file.open("ab") as lines:
+        lines.write(b'{"step": 1, "moved": [0.0]}\n' + last)
+    with torch.no_grad():
+        for _, weight in weight_path.lora_weights(model):
+            weight.add_(1)
+    State.global_step = 8
+    resumed = WeightPath(model)
+    resumed.on_train_begin(Args, State, None)
+    resumed.on_step_end(Args, State, None)
+    points = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [point["step"] for point in points] == [*range(kept), 8]
+    assert points[0]["start"] == start, "moved is counted from the first weights"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"step": 0}\n', b'{"step": 0, "start": [1.0]}\n', b"[0]\n"]
+)
+def test_a_path_without_its_start_begins_anew(content: bytes, tmp_path: Path) -> None:
+    (file := tmp_path / "path.jsonl").write_bytes(content)
+    assert weight_path._read(file, 9) == [] == weight_path._read(tmp_path / "none", 9)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--hub_token", "hf_secret"],
+        ["--hub-token", "hf_secret"],
+        ["--hub-token=hf_secret"],
+        ["--training.hub_token", "hf_secret"],
+        ["--training.hub-token=hf_secret"],
+        ["--training", "{max_steps: 2, hub_token: hf_secret}"],
+        ["--training=hub_token: 'hf_secret'"],
+        ["--training", '{"hub_token": "hf_secret", "max_steps": 2}'],
+        ["--api-key", "hf_secret"],  # of somebody's own script
+        ["hub_token=hf_secret"],
+    ],
+)
+def test_no_secret_of_the_command_is_written(
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["unigame", "train", "my.yaml", *typed, "--loss_reduction", "token", "--beta=0.5"]
+    monkeypatch.setattr("sys.argv", words)
+    write_about(make_config(tmp_path, hub_token="hf_secret"), 1, [])
+    text = (tmp_path / "about.json").read_text()
+    assert "hf_secret" not in text
+    command = json.loads(text)["command"]
+    assert command.startswith("unigame train my.yaml ") and "..." in command
+    assert command.endswith(" --loss_reduction token --beta=0.5")
+
+
+# ---- figures -------------------------------------------------------------------------------------
+class Operations(TorchDispatchMode):
+    """Counts operations on a device, and those of them that take something there from the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.there, self.copies = device, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        where = [leaf.device for leaf in tree_leaves((args, made)) if isinstance(leaf, Tensor)]
+        self.there += self.device in where
+        self.copies += {self.device, torch.device("cpu")} <= set(where)
+        return made
+
+
+def test_numbers_of_the_host_wait_there_until_they_are_logged() -> None:
+    device = torch.device("meta")  # holds nothing, and is another device than the numbers are on
+    meter, loss_B = Meter(device), torch.zeros(3, device=device)
+    with Operations(device) as seen:
+        for _ in range(3):
+            meter.add("seconds_read", 1.5, 2)
+            meter.add("unused_rows", torch.tensor(True))
+    assert seen.there == 0
+    with Operations(device) as seen:
+        for _ in range(3):
+            meter.add("clean_ce", loss_B.sum(), 4.0)
+            meter.add_mean("clean_answer_ce", loss_B)
+    assert seen.there > 0 and seen.copies == 0
+    reduced: list[Tensor] = []
+
+    def reduce(pairs: Tensor) -> Tensor:
+        reduced.append(pairs)
+        return torch.ones(pairs.shape)
+
+    with Operations(device) as seen:
+        assert set(meter.flush(reduce)) == set(meter.names)
+    assert seen.copies <= 1  # a tensor that is made there from a list is no operation here
+    assert [(one.device, one.dtype) for one in reduced] == [(device, torch.float64)]
+
+
+def test_sums_are_those_of_adding_one_after_another() -> None:
+    meter, expected = Meter(torch.device("cpu")), dict[str, Tensor]()
+    generator = torch.Generator().manual_seed(0)
+    for number in range(200):
+        dtype = (torch.float32, torch.float64)[number % 2]
+        value = torch.rand((), generator=generator, dtype=dtype)
+        total = (value, float(value) * 1e9, torch.tensor(number))[number % 3]
+        count = (1.0, 3, torch.tensor(0.1))[number % 3]
+        name = ("clean_ce", "seconds_read")[number % 5 == 0]
+        meter.add(name, total, count)
+        pair = torch.stack([torch.as_tensor(one, dtype=torch.float64) for one in (total, count)])
+        expected[name] = expected[name] + pair if name in expected else pair
+    seen: list[Tensor] = []
+    meter.flush(lambda pairs: seen.append(pairs) or pairs)
+    for name, pair in expected.items():
+        assert torch.equal(seen[0][meter.names.index(name)], pair)
+    assert not meter.flush(lambda pairs: pairs)
 
 
 # ---- memory --------------------------------------------------------------------------------------

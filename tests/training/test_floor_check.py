@@ -9,9 +9,10 @@ import torch
 
 from tests.methods.test_semantics import PREPROCESSING, TEXT, VISION, WordTokenizer
 from tests.tiny import shared_tiny_janus
-from tests.training.helpers import Records, logs, make_trainer
-from unigame.methods.selfplay import ClipSimilarity, SelfPlaySettings
+from tests.training.helpers import Records, logs, make_game, make_trainer
+from unigame.methods.selfplay import ClipSimilarity, SelfPlay, SelfPlaySettings
 from unigame.methods.selfplay.floor_check import ENOUGH, FloorCheck
+from unigame.methods.semantics import SimilarityScorer
 from unigame.training.recipe import load_recipe
 from unigame.training.trainer import UniGameTrainer
 
@@ -114,3 +115,15 @@ def test_the_floor_of_the_bundled_recipe_rejects_some_candidates_and_not_all(
     trainer.train()
     assert 0 < logs(trainer)[0]["below_floor"] < 0.5
     assert "rejects" not in caplog.text  # as the check says of a floor that is of no use
+
+
+def test_a_scorer_that_is_given_is_named_and_checked(tmp_path: Path) -> None:
+    class Given(SimilarityScorer):
+        def forward(self, images, reference_images, texts, **known):  # type: ignore[no-untyped-def]
+            return torch.full((len(images),), 0.5)
+
+    game = make_game(similarity="none", clip_floor=0.3)
+    given = SelfPlay(game.settings, scorer=Given())
+    make_trainer(shared_tiny_janus(), tmp_path, Records(8, captions=True), methods=[given])
+    assert given.floor_check.scorer == "Given"
+    assert not given.floor_check._done and not given.verifier_check._done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,40 @@ def test_a_weight_falls_again_once_enough_are_verified() -> None:
     high = content.weights[0]
     content.see(torch.tensor([[4.0, 0.0], [3.0, 0.0]]))
     assert 2.0 < content.weights[0] < high and content.weights[1] == 2.0
+    content.restart(0)
+    assert content.weights == [2.0, 2.0], "a new head does not pay the old one's price"
+
+
+def test_c_stands_still_where_no_row_counts_and_says_nothing_of_it(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Records(4, captions=True), max_steps=1)
+    game = game_of(trainer)
+    game.create_scheduler(9)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    rows = batch.answers
+
+    def weights() -> list[torch.Tensor]:
+        return [weight.detach().clone() for weight in game.perturber.parameters()]
+
+    start = weights()
+    assert game.play(rows)[1] is not None
+    played = weights()
+    assert any(not torch.equal(a, b) for a, b in zip(start, played, strict=True))
+    for _ in range(3):  # momentum and weight decay would go on
+        assert game.play(replace(rows, counts=False))[1] is None
+    assert all(torch.equal(a, b) for a, b in zip(played, weights(), strict=True))
+
+
+def test_random_c_has_the_objective_of_all_parts_by_their_shares(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"perturbation": "random", "challenge_micro_batch": 1}
+    trainer = make_trainer(tiny_path, tmp_path, Records(4, captions=True), **settings)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    result, norm = game_of(trainer).play(batch.answers)
+    assert norm is None
+    assert result.objective.item() == pytest.approx(float(result.metrics["objective"]), rel=1e-4)
 
 
 def test_c_warms_up_against_a_model_that_stands_still(

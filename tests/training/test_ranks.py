@@ -20,7 +20,7 @@ def test_two_ranks_play_one_game(tiny_path: Path, tmp_path: Path, launched: Path
     # rank 0 sees only answers, rank 1 only captions: C learns from rank 0, both keep the same C
     assert one["lora"] == pytest.approx(other["lora"], rel=1e-9)
     assert one["perturber"] == other["perturber"]
-    assert one["updates"] == other["updates"] == 4
+    assert one["updates"] == other["updates"] == 3, "where no rank has rows, C stands still"
     assert (one["buffer"], other["buffer"]) == (3, 0)
     *played, last = one["logs"]
     assert all({"clean_ce", "generation_loss", "hard_ce"} <= entry.keys() for entry in played)

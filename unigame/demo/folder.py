@@ -54,11 +54,18 @@ def choose_folder(output: Path, config: dict[str, Any], overwrite: bool = False)
     return output / RERUN if known else output
 
 
-def begin(folder: Path, config: dict[str, Any]) -> bool:
-    """Make the folder ready; whether an interrupted demo goes on in it."""
+def begin(folder: Path, output: Path, config: dict[str, Any]) -> bool:
+    """Make the folder ready; whether an interrupted demo goes on in it.
+
+    Args:
+        folder: where the demo works, as ``choose_folder`` says.
+        output: what the user named.
+        config: the demo's settings.
+    """
     if _goes_on(folder, config):
         return True
-    _remove(folder if folder.name == RERUN else folder / "arms")
+    # The user's own folder may be called the same; what is theirs in it stays.
+    _remove(folder if folder == output / RERUN else folder / "arms")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS).write_text(json.dumps(config, indent=2))
     (folder / MARKER).touch()

@@ -96,7 +96,7 @@ def run_demo(
     config["drawing"] = asdict(kind.drawing)
     output = choose_folder(final, config, overwrite)
     load_backbone(model, dtype="float32")  # an unusable checkpoint ends here
-    if begin(output, config):
+    if begin(output, final, config):
         console.print(f"Going on with the interrupted demo in {output}/", style="dim", markup=False)
     sizes = {name: config["sizes"][name] for name in ("answers", "drawings", "ood")}
     sources = write_world(output / DATA, **sizes, seed=seed)

@@ -4,7 +4,8 @@ A picture is redrawn by a text prompt. A question in its place says little of wh
 shows, and redrawings then lose content. So the model that is trained describes the picture first:
 greedily, by its own ``caption``, with LoRA off, which makes the text that of the base model at any
 step. Each description is made when its picture is first challenged and kept in a file beside the
-run, so it is never made twice and a resumed run finds the very same text::
+run, so no process makes it twice and a resumed run finds the very same text. Processes read each
+other's files only at their start: a picture that two of them see is described twice, alike::
 
     captions.jsonl (captions_<rank>.jsonl)    {"key": ..., "id": ..., "caption": ...}
 
@@ -63,7 +64,9 @@ class MadeCaptions:
 
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` made; damaged lines are made again."""
-        for file in sorted(Path(folder).glob("captions*.jsonl")):
+        found = sorted(Path(folder).glob("captions*.jsonl"))
+        # What this process wrote comes first: so it goes on with its own words.
+        for file in sorted(found, key=lambda file: file.name != self.file.name):
             for line in text_lines(file.read_text(encoding="utf-8", errors="replace")):
                 try:
                     entry = json.loads(line)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from unigame.reports import command_words
+from unigame.settings import command_words
 
 _PATH = re.compile(r"(?<![\w.:/~-])(?:~|\.{0,2})/(?:[^\s/'\"=,:;()]+/)+")
 _BEGINS = re.compile(r"(?:~[\w.-]*|\.{0,2})/")
@@ -97,12 +97,13 @@ def public_command(command: str, known: Collection[str] = ()) -> str:
             return f"{name}={public_value(rest, is_place=name in PLACES, known=known)}"
         return public_value(value, is_place=is_place, known=known)
 
+    words = command_words.masked(words)  # an earlier version wrote secrets into about.json
     return shlex.join(command_words.rewritten(words, drop=_is_private, change=change))
 
 
 def _is_private(key: str) -> bool:
     name = key.rpartition(".")[2]
-    return name == "run_name" or name.startswith("hub_") or name.endswith("token")
+    return name == "run_name" or name.startswith("hub_") or command_words.is_secret(name)
 
 
 def _public_yaml(text: str, known: Collection[str]) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from unigame.system.progress import Display
@@ -23,6 +23,7 @@ from unigame.system.threads import quota, usable_cores
 Tell = Callable[[str, int, int], None]
 """What is being done, how many of it are done, of how many."""
 
+_MOMENT = 0.5  # seconds of listening between two looks at whether a job has failed
 _WATCH = 2.0  # seconds between two looks at whether the process that started us is still there
 
 
@@ -61,7 +62,8 @@ def run_all(
                 one.result()  # a fault of a worker is raised here
                 left.remove(one)
                 done()
-        bars.drain(said)
+        while not said.empty():  # nobody says any more
+            bars.drain(said)
 
 
 class _Bars:
@@ -81,12 +83,11 @@ class _Bars:
         self.progress.update(self.tasks[name, what], completed=done)
 
     def drain(self, said: queue.Queue[tuple[str, str, int, int]]) -> None:
-        """Move the bars of all that the workers said, and wait for more for a moment."""
-        try:
-            while True:
-                self.tell(*said.get(timeout=0.5))
-        except queue.Empty:
-            pass
+        """Move the bars of what the workers say, for a moment: some never fall silent."""
+        end = time.monotonic() + _MOMENT
+        with suppress(queue.Empty):
+            while (left := end - time.monotonic()) > 0:
+                self.tell(*said.get(timeout=left))
 
 
 @contextmanager

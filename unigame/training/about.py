@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 
 from unigame.data.skips import SkipReport
 from unigame.methods.findings import Finding
+from unigame.settings import command_words
 from unigame.training.config import UniGameConfig
 
 ABOUT_FILE, FORMAT = "about.json", "unigame-run/1"
@@ -84,7 +84,7 @@ def _changed(args: UniGameConfig) -> dict[str, Any]:
         # Lists and tables are filled in by transformers itself; train_parts is ours.
         if (isinstance(value, str | int | float) or name == "train_parts" and value)
         and value != default.get(name)
-        and not name.endswith("_token")
+        and not command_words.is_secret(name)
     }
 
 
@@ -101,8 +101,8 @@ def _counted(part: Any) -> dict[str, Any]:
 def _command(words: Sequence[str]) -> str:
     """As it was typed, without secrets."""
     name = Path(words[0]).name
-    text = shlex.join(["unigame" if name == "__main__.py" else name, *words[1:]])
-    return re.sub(r"(--\w*token[ =])\S+", r"\1...", text)
+    own = "unigame" if name == "__main__.py" else name
+    return shlex.join([own, *command_words.masked(words[1:])])
 
 
 def _versions() -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Figures between two logging steps: means, counts, and seconds and memory per phase.
 
-Everything is kept as (sum, count) on the device where it arises, so that logging costs one
-reduction over ranks and one transfer per logging step, not one per figure and step.
+Everything is kept as (sum, count) where it arises, a GPU's tensors there and numbers on the host:
+what goes from one to the other makes the host wait for all that the GPU still has to do. So logging
+costs one reduction over ranks and one transfer each way per logging step, not one per figure and
+step.
 """
 
 from __future__ import annotations
@@ -58,20 +60,28 @@ class Meter:
     """Running means by name, averaged over ranks when they are read.
 
     Args:
-        device: where they are kept.
+        device: where they are added up over ranks.
         methods: log figures of their own.
     """
 
     def __init__(self, device: torch.device, methods: Sequence[Method] = ()) -> None:
         self.device = device
         self.names = names_of(methods)
-        self._pairs: dict[str, Tensor] = {}
+        # By name and place: 0, the sum, or 1, the count.
+        self._numbers: dict[tuple[str, int], float] = {}
+        self._tensors: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
         """Add ``count`` observations that sum to ``total``; a count of 0 adds nothing."""
         assert name in self.names, f"{name} is in no method's figures"
-        pair = torch.stack([_scalar(total, self.device), _scalar(count, self.device)])
-        self._pairs[name] = self._pairs[name] + pair if name in self._pairs else pair
+        for place, value in enumerate((total, count)):
+            key = name, place
+            if isinstance(value, Tensor) and value.device.type != "cpu":
+                value = value.detach().to(self.device, torch.float64)
+                self._tensors[key] = self._tensors[key] + value if key in self._tensors else value
+            else:
+                number = float(value.item() if isinstance(value, Tensor) else value)
+                self._numbers[key] = self._numbers[key] + number if key in self._numbers else number
 
     def add_mean(self, name: str, values: Tensor) -> None:
         """Add every element of ``values`` as one observation."""
@@ -83,10 +93,14 @@ class Meter:
         Args:
             reduce: sums a tensor over ranks; called exactly once, on every rank alike.
         """
-        empty = torch.zeros(2, dtype=torch.float64, device=self.device)
-        pairs = torch.stack([self._pairs.get(name, empty) for name in self.names])
-        self._pairs = {}
-        rows = reduce(pairs).tolist()
+        keys = [(name, place) for name in self.names for place in (0, 1)]
+        numbers = [self._numbers.get(key, 0.0) for key in keys]
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if self._tensors:
+            zero = torch.zeros((), dtype=torch.float64, device=self.device)
+            sums = sums + torch.stack([self._tensors.get(key, zero) for key in keys])
+        self._numbers, self._tensors = {}, {}
+        rows = reduce(sums.view(-1, 2)).tolist()
         return {
             name: total if name in SUMS else total / count
             for name, (total, count) in zip(self.names, rows, strict=True)
@@ -103,7 +117,7 @@ class EvaluationLoss:
 
     def add(self, name: str, mean: Tensor, count: float) -> None:
         """A batch's mean over ``count`` answers or captions."""
-        self._pairs[name] += torch.stack([mean.detach().float() * count, mean.new_tensor(count)])
+        self._pairs[name] += torch.stack([mean.detach().float() * count, mean.new_full((), count)])
 
     def mean(self, generation_weight: float, reduce: Callable[[Tensor], Tensor]) -> float:
         """Answers' mean plus the weight times captions'; NaN where there is nothing to judge.
@@ -210,7 +224,3 @@ class PhaseMemory:
         for name, peaks in self._peaks.items():
             meter.add(f"memory_{name}", sum(peaks), len(peaks))
         self._peaks = {}
-
-
-def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64, device=device).detach()

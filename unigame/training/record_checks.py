@@ -8,14 +8,10 @@ as it comes. What is found is left out and counted; a run with many such rows is
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
 
 from unigame.backbones.base import Backbone, Reading
@@ -28,6 +24,7 @@ from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 from unigame.methods.base import Method
 from unigame.training.config import UniGameConfig
+from unigame.training.identity import own_randomness
 from unigame.turns import without_marks, without_places
 
 logger = logging.getLogger(__name__)
@@ -342,7 +339,7 @@ class DataCheck:
         size = len(dataset)
         places = sorted({size * i // PROBES for i in range(PROBES)}) if size else []
         problems, good = [], 0
-        with _random_state_kept():
+        with own_randomness():
             for place in places:
                 try:
                     record = dataset[place]
@@ -413,15 +410,3 @@ def record_id(record: Any) -> str:
     """The id of a record as text; empty where it has none (a table's empty cell is NaN)."""
     id = record.get("id") if isinstance(record, Mapping) else None
     return "" if id is None or id != id else str(id)
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Within: what a dataset draws at random does not count."""
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)

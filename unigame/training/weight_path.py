@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,15 @@ def sketch(model: nn.Module) -> Tensor:
 
 
 def _read(file: Path, step: int) -> list[dict[str, Any]]:
-    """The points up to a step; none where the start is missing or of another size."""
-    try:
-        points = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        points = [point for point in points if point["step"] <= step]
-        return points if len(points[0]["start"]) == SKETCH else []
-    except (OSError, ValueError, KeyError, IndexError, TypeError):  # also a line cut in two
-        return []
+    """The points up to a step; none where the start is missing or of another size.
+
+    A run that is killed may leave its last line cut in two: what stands before it holds.
+    """
+    points: list[dict[str, Any]] = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        for line in file.read_bytes().splitlines():
+            point = json.loads(line)
+            if point["step"] <= step:
+                points.append(point)
+    start = points[0].get("start") if points else None
+    return points if isinstance(start, list) and len(start) == SKETCH else []

@@ -219,6 +219,10 @@ def test_what_a_model_writes_is_kept_and_the_rest_counted(tmp_path: Path) -> Non
     assert again.unparsed == 3, "as of the run that wrote them"
     again(captions)
     assert again.unparsed == 3, "each caption once"
+    other = '{"caption": "a cow", "questions": [["Milk?", "yes"]]}\n'
+    (tmp_path / "verify_questions.jsonl").write_text(other, encoding="utf-8")
+    own = KeptQuestions(WrittenQuestions(reply), tmp_path, "verify", rank=1)
+    assert own(["a cow"]) == [[("Moo?", "yes")]], "a process goes on with its own words"
 
 
 @pytest.mark.parametrize("number", ["null", '"x"', "Infinity"])

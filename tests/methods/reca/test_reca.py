@@ -136,6 +136,12 @@ def test_the_share_holds_in_batches_of_one_and_after_a_resume() -> None:
     alone.before_step(batch_of("----"), 0)
     (rows,) = alone.step_rows()
     assert rows.counts and len(rows) == 2
+    # A run that goes on with a smaller share waits until it is true of all pictures again.
+    less = set_up(backbone, share=0.125)
+    less.load_state_dict(alone.state_dict())
+    less.before_step(batch_of("--------"), 0)
+    (rows,) = less.step_rows()
+    assert not rows.counts
 
 
 def test_the_gradient_into_what_is_read_is_scaled() -> None:

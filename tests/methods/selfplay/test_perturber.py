@@ -86,14 +86,14 @@ def test_random_perturber_resumes_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     perturber = RandomPerturber(seed=3)
     perturber(states(1, 2, 16))
-    saved = {k: v.clone() for k, v in perturber.state_dict().items()}
+    saved = perturber.generator.get_state()
     expected = perturber(states(1, 2, 16))
     other = RandomPerturber(seed=99)
-    other.load_state_dict(saved)
+    other.generator.set_state(saved)
     assert torch.equal(other(states(1, 2, 16)), expected)
     assert not torch.equal(perturber(states(1, 2, 16)), expected)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not list(perturber.parameters())
+    assert not perturber.state_dict(), "it has no weights, which a checkpoint would take for C's"
 
 
 def test_no_perturber_is_exactly_zero():

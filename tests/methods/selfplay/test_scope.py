@@ -243,6 +243,34 @@ def test_a_head_starts_anew_where_too_few_of_a_window_were_verified() -> None:
     assert heads.restarts == [0, 1, 0]
 
 
+def test_a_restarted_head_moves_as_gently_as_the_others() -> None:
+    heads, c = Heads(2, below=0.5, window=4, seed=0), heads_of_c(2, depth=0)
+    shift = c.shift
+    assert shift is not None
+    optimizer = torch.optim.AdamW(c.parameters(), lr=1e-2, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(steps: int) -> torch.Tensor:
+        """How far each head went in each step on average, in learning rates."""
+        found = torch.zeros(2)
+        for _ in range(steps):
+            before = shift.detach().clone()
+            shift.grad = 0.3 + torch.randn(shift.shape, generator=generator)
+            shift.grad[1] *= scale
+            optimizer.step()
+            found += (shift.detach() - before).abs().mean(1) / (1e-2 * steps)
+        return found
+
+    scale = 1.0
+    moved(300)
+    scale = 1e-3  # a lost head has hardly any gradient, and so a small second moment
+    moved(3000)
+    heads.restart(1, c, optimizer)
+    scale = 1.0
+    _, restarted = moved(20)
+    assert restarted < 1.0, "a new Adam goes one learning rate at first; this one leaped by five"
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

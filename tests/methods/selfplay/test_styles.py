@@ -167,6 +167,32 @@ def test_what_has_no_caption_is_not_drawn_in_styles(tiny_path: Path, tmp_path: P
     assert "no row has a caption" in game_of(trainer).summary()
 
 
+def test_of_pictures_without_a_usable_description_nothing_is_drawn_in_styles(
+    tiny_path: Path, tmp_path: Path
+) -> None:
+    whole = {**STYLED, "styled_share": 1.0, "missing_captions": "model"}
+    trainer = make_trainer(tiny_path, tmp_path, Records(4), max_steps=1, **whole)
+    game, backbone, asked = game_of(trainer), trainer.backbone, []
+    draw = backbone.generate_compact
+
+    def described(images: torch.Tensor, **options: Any) -> list[str]:
+        return ["", *["a red circle"] * (len(images) - 1)]
+
+    def drawn(prompts: Any, **options: Any) -> torch.Tensor:
+        asked.extend(prompts)
+        return draw(prompts, **options)
+
+    backbone.caption, backbone.generate_compact = described, drawn  # type: ignore[method-assign]
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    assert game.styles is not None
+    rows = game._styled(game.styles, batch, 0)
+    assert rows.captions == ["a red circle"] * 3 and rows.counts
+    game.styles.play(rows.pick([]), lambda *_: None)
+    assert not asked, "rows that only keep step cost no drawing"
+    game.styles.play(rows, lambda *_: None)
+    assert asked and all("red circle" in text for text in asked), "and no question is drawn"
+
+
 def test_it_resumes_bit_exactly(tiny_path: Path, tmp_path: Path) -> None:
     data = Records(8, captions=True)
     whole, resumed = whole_and_resumed(

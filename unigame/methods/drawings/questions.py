@@ -118,10 +118,11 @@ def build_maker(name: str, backbone: Any, settings: Any) -> QuestionMaker:
 
 
 class KeptQuestions:
-    """A maker whose questions are written once, and kept in a file beside the run.
+    """A maker whose questions are written once by each process, and kept in a file beside the run.
 
-    So a resumed run asks the very same ones, nothing is paid for twice, and a line can be mended by
-    hand::
+    So a resumed run asks the very same ones, no process pays for one twice, and a line can be
+    mended by hand. Processes read each other's files only at their start: a caption that comes to
+    two of them is asked about twice::
 
         <method>_questions.jsonl, of other processes <method>_questions_<rank>.jsonl:
         {"caption": .., "questions": [[.., ..]], "maker": .., "unparsed": ..}
@@ -157,7 +158,9 @@ class KeptQuestions:
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
         others = 0
-        for file in sorted(Path(folder).glob(f"{self.name}_questions*.jsonl")):
+        found = sorted(Path(folder).glob(f"{self.name}_questions*.jsonl"))
+        # What this process wrote comes first: so it goes on with its own words.
+        for file in sorted(found, key=lambda file: file.name != self.file.name):
             for line in text_lines(file.read_text(encoding="utf-8", errors="replace")):
                 try:
                     row = json.loads(line)

@@ -162,7 +162,8 @@ class RecA(Method):
         """
         self.seen += rows
         share = self.settings.share
-        return min(math.ceil(share * rows), math.ceil(share * self.seen) - self.chosen)
+        most = min(math.ceil(share * rows), math.ceil(share * self.seen) - self.chosen)
+        return max(0, most)  # below 0 where a resumed run has a smaller share
 
     def step_rows(self) -> list[Rows]:
         """Pictures to be drawn; where there are none, one that only keeps the ranks in step."""

@@ -86,8 +86,8 @@ def challenge(
 ) -> ChallengeResult:
     """Perturb, draw, re-read and score one batch: L_C of Eq. 7 and everything mining needs.
 
-    Costs one teacher-forced pass without gradient, K decodes, and one answer pass over B*K rows;
-    nothing is computed twice. Only ``settings.learned_candidates`` of the K carry a graph. The
+    Costs one teacher-forced pass without gradient, K decodes, and answer passes over B*K rows in
+    all; nothing is computed twice. Only ``settings.learned_candidates`` of the K carry a graph. The
     global random state is not touched when ``generator`` is given.
 
     Args:

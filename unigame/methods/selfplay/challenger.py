@@ -157,9 +157,10 @@ class Challenger:
         """C ascends ``perturber_steps`` times; returns the last challenge and C's gradient norm.
 
         The norm is None where C waits for the step's other micro-batches. The visual states are
-        computed once: U does not move in between. From rows that only keep step, on a rank without
-        answers, C gets a zero gradient, but the rank takes part in the reduction like all others;
-        if all of a step's rows are such, the norm is None too. Where the redrawn baseline is due at
+        computed once where pictures are drawn: U does not move in between. From rows that only keep
+        step, on a rank without answers, C gets a zero gradient, but the rank takes part in the
+        reduction like all others; if all of its rows in a step are such, the norm is None too. If
+        those of all ranks are, C stands still. Where the redrawn baseline is due at
         ``step``, its figures stand beside the challenge's own; it moves no weight and no generator.
         """
         parts = rows.split(self.settings.challenge_parts(self.batch_size))
@@ -226,11 +227,16 @@ class Challenger:
         if not isinstance(self.perturber, Perturber):
             return
         for head in lost:
-            self.heads.restart(head, self.perturber, self.optimizer)
+            self._restart(head, self.perturber)
         add("head_restarts", sum(self.heads.restarts))
         if self.settings.heads > 1:
             with torch.no_grad():
                 add("head_overlap", self.perturber.overlap(result.states_BNH).mean())
+
+    def _restart(self, head: int, perturber: Perturber) -> None:
+        self.heads.restart(head, perturber, self.optimizer)
+        if self.content is not None:
+            self.content.restart(head)
 
     def create_scheduler(self, num_training_steps: int) -> None:
         """(Re)start the learning-rate schedule, counted in optimizer steps of U."""
@@ -280,8 +286,8 @@ class Challenger:
             self._noise.append(self.generator.get_state())
             result = self._challenge(part, visual[i])
             visual[i] = _visual(result)
+            result.objective = result.objective * (share if counts else 0.0)
             if self.optimizer is not None:
-                result.objective = result.objective * (share if counts else 0.0)
                 total = _add(total, perturber_gradients(result, self.perturber))
             if share:
                 results.append(result)
@@ -292,6 +298,8 @@ class Challenger:
         if self.settings.perturber_steps == 1 and not self.run.closes_step():
             return results, None
         counted, mean = self._gradients.counts, self._gradients.take()
+        if not self.run.sum(torch.tensor([float(counted)], device=self.run.device)).item():
+            return results, None  # Adam's momentum and decay would move C all the same
         clip = self.settings.perturber_max_grad_norm
         norm = perturber_update(self.perturber, self.optimizer, mean, clip, self.run.average)
         self.note(norm)

@@ -49,6 +49,10 @@ class ContentWeights:
                 moved = self.weights[head] * math.exp(change)
                 self.weights[head] = min(max(moved, self.start), MOST * self.start)
 
+    def restart(self, head: int) -> None:
+        """The price of a new head begins where that of the first one did."""
+        self.weights[head] = self.start
+
     def state_dict(self) -> dict[str, Any]:
         """The weights."""
         return {"weights": list(self.weights)}

@@ -67,7 +67,8 @@ class Examples:
 
     def before_step(self, game: SelfPlay, step: int) -> None:
         """A gallery where one is due: once in a step, whatever its micro-batches."""
-        if self.every and step and step % self.every == 0 and step != self._drawn_at:
+        due = self.every and step and step % self.every == 0 and step != self._drawn_at
+        if due and self._parts:  # of a run taken up here nothing was seen yet
             self._drawn_at = step
             self.write(game)
 

@@ -58,14 +58,20 @@ class Heads:
     def restart(
         self, head: int, perturber: Perturber, optimizer: torch.optim.Optimizer | None
     ) -> None:
-        """New weights for one head, and an optimizer that has not seen them."""
+        """New weights for one head, and an optimizer that takes them for a beginner's.
+
+        The step count of Adam belongs to all heads, so second moments of zero would not be
+        corrected, and the new head would leap. They stay, and are no smaller than what is usual
+        here: the gradient of a lost head may have been next to nothing.
+        """
         self.restarts[head] += 1
         seed = derive_seed(self.seed, "head", head, self.restarts[head])
         for weight, rows in perturber.restart(head, seed).items():
             state = {} if optimizer is None else optimizer.state.get(weight, {})
-            for value in state.values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    value[rows] = 0
+            if state:
+                state["exp_avg"][rows] = 0
+                second = state["exp_avg_sq"]
+                second[rows] = second[rows].clamp(min=second.mean())
 
     def record(self, counts_2M: Tensor, add: Callable[..., None]) -> None:
         """Log the share of candidates that each head drew, and which of them were verified."""

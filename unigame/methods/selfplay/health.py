@@ -50,8 +50,8 @@ class ReplayTally:
         values = torch.tensor(list(vars(self).values()), dtype=torch.float64, device=device)
         return ReplayTally(*(int(value) for value in sum_over_ranks(values).tolist()))
 
-    def summary(self, settings: SelfPlaySettings, batch_size: int) -> str:
-        """One sentence for the end of a run."""
+    def summary(self, settings: SelfPlaySettings, batch_size: int, processes: int = 1) -> str:
+        """One sentence for the end of a run of so many processes, each with a buffer."""
         if self.replayed:
             left = f"; {self.learned} were learned and left the buffer" if self.learned else ""
             if self.given_up:
@@ -60,10 +60,10 @@ class ReplayTally:
                 )
                 left += f"; {self.given_up} left it after {replays} (max_replays)"
             return f"Replay: U learned from {self.replayed} hard samples{left}."
-        why = self.why_not(settings, batch_size)
+        why = self.why_not(settings, batch_size, processes)
         return f"Replay never happened, so this was plain fine-tuning: {why}."
 
-    def why_not(self, settings: SelfPlaySettings, batch_size: int) -> str:
+    def why_not(self, settings: SelfPlaySettings, batch_size: int, processes: int = 1) -> str:
         """What replay is waiting for."""
         if not self.candidates:
             return "no candidate was drawn; has the data answers?"
@@ -73,9 +73,12 @@ class ReplayTally:
                 f"{settings.clip_floor}, similarity={settings.similarity} and "
                 f"accept={settings.accept}"
             )
+        buffers, each = "the buffer holds", ""
+        if processes > 1:
+            buffers, each = f"the buffers of {processes} processes together hold", " in each"
         return (
-            f"the buffer holds {self.held} samples of {self.accepted} accepted ones and replay "
-            f"needs buffer_min_size={settings.min_size(batch_size)}"
+            f"{buffers} {self.held} samples of {self.accepted} accepted ones and replay "
+            f"needs buffer_min_size={settings.min_size(batch_size)}{each}"
         )
 
 

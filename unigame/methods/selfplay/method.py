@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -71,7 +72,6 @@ from unigame.seeds import derive_seed
 from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
-LEFT_OUT_AT_MOST = 10  # updates of C in a row
 PERTURBER_FILE = "perturber.safetensors"
 # What a challenge says of itself; ``redrawn_*`` and ``attack_*`` need the redrawn baseline.
 CHALLENGE_FIGURES = (
@@ -156,7 +156,7 @@ class SelfPlay(Method):
     def check(self, args: Any) -> None:
         """Sizes that depend on the batch."""
         settings, batch = self.settings, args.per_device_train_batch_size
-        if settings.min_size(batch) > settings.buffer_capacity:
+        if settings.buffer and settings.min_size(batch) > settings.buffer_capacity:
             raise UserError(
                 f"buffer_min_size={settings.min_size(batch)} is above buffer_capacity="
                 f"{settings.buffer_capacity}: replay would never start; raise the capacity"
@@ -239,10 +239,9 @@ class SelfPlay(Method):
         self.captions: MadeCaptions | None = None
         if settings.draws and settings.missing_captions == "model":
             self.captions = MadeCaptions(backbone, run.args.output_dir, run.rank)
-        by_clip = settings.similarity == "clip"
-        named = f"clip {settings.similarity_mode}" if by_clip else settings.similarity
+        named = self._judge
         self.floor_check = FloorCheck(settings.clip_floor, named, speaks=run.rank == 0)
-        checks = run.rank == 0 and settings.draws and settings.similarity != "none"
+        checks = run.rank == 0 and settings.draws and named != "none"
         self.verifier_check = VerifierCheck(
             self.scorer, named, settings.verifier_check, speaks=checks
         )
@@ -254,6 +253,15 @@ class SelfPlay(Method):
         self.examples = Examples(kept, settings.examples_every)
         self._clean_drawings: ReadAnswers | None = None  # of drawings that are challenged
         self._told = False  # that no method offers any
+
+    @property
+    def _judge(self) -> str:
+        """Who judges similarity, for messages: a setting's name, or the class of a given scorer."""
+        given, settings = self._given[0], self.settings
+        if given is not None:
+            return type(given).__name__
+        by_clip = settings.similarity == "clip"
+        return f"clip {settings.similarity_mode}" if by_clip else settings.similarity
 
     def play_by(self, settings: SelfPlaySettings) -> None:
         """Play by other settings from now on; what is made already, as the buffer, stays."""
@@ -315,7 +323,8 @@ class SelfPlay(Method):
     def summary(self) -> str:
         """What became of the candidates of all processes."""
         tally = self.tally.summed(self.run.sum, self.run.device)
-        text = tally.summary(self.settings, self.batch_size)
+        processes = int(self.run.sum(torch.ones(1, device=self.run.device)).item())
+        text = tally.summary(self.settings, self.batch_size, processes)
         return text if self.styles is None else f"{text} {self.styles.summary(self.run.sum)}"
 
     # ---- one step: Algorithm 1 -----------------------------------------------------------------
@@ -348,7 +357,7 @@ class SelfPlay(Method):
         if not self.plays_alone(step):
             self.replay.choose(step, self._add)
 
-    def _mine(self, result: ChallengeResult, rows: Rows, step: int) -> None:
+    def _mine(self, result: ChallengeResult | None, rows: Rows, step: int) -> None:
         with self.run.phase("mine"):
             report = self.mine(result, rows, step)
         self._add("acceptance_rate", report.accepted, report.candidates)
@@ -373,7 +382,7 @@ class SelfPlay(Method):
             drawn = self._offered(batch, count, turn + 1)
             if drawn is not None:
                 return drawn
-        return self._captioned(styles.rows(batch.answers))
+        return styles.drawable(self._captioned(styles.rows(batch.answers)))
 
     def plays_alone(self, step: int) -> bool:
         """While C warms up against a model that does not move."""
@@ -461,11 +470,13 @@ class SelfPlay(Method):
     def end_step(self) -> None:
         """C's schedule is counted in steps of U."""
         if self.challenger.scheduler is not None:
-            self.challenger.scheduler.step()
+            with warnings.catch_warnings():  # C may have stood still, for want of rows
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self.challenger.scheduler.step()
 
     def _similarity_of_clean(self, rows: Rows) -> Callable[[], Tensor] | None:
         """What a similarity to texts says of the unaltered pictures; None for other ones."""
-        if self.settings.similarity != "clip" or self.settings.similarity_mode != "image-text":
+        if self._judge != "clip image-text":
             return None
         return partial(self.scorer, rows.pictures, rows.pictures, rows.texts)
 
@@ -494,7 +505,7 @@ class SelfPlay(Method):
         """See ``Challenger.play``."""
         return self.challenger.play(rows, step=step)
 
-    def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
+    def mine(self, result: ChallengeResult | None, rows: Rows, step: int) -> MiningReport:
         """See ``Replay.mine``."""
         return self.replay.mine(result, rows, step)
 

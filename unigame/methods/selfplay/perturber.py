@@ -13,7 +13,7 @@ norm 0.01 is 1.6e-4 per coordinate, below what bfloat16 resolves next to values 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -242,7 +242,7 @@ class RandomPerturber(PerturberBase):
         eps_max: bound, as for ``Perturber``.
         eps_init: the fixed length of the noise, at most ``eps_max``.
         eps_mode: as for ``Perturber``.
-        seed: of its own generator, which ``state_dict`` carries; the global one is not touched.
+        seed: of its own generator, whose state a checkpoint keeps; the global one is not touched.
         scope: as for ``Perturber``; a shared direction is a new one for each sample and head.
     """
 
@@ -274,14 +274,6 @@ class RandomPerturber(PerturberBase):
         shape = (samples, tokens if self.scope == "token" else 1, width)
         noise_BNH = torch.randn(shape, generator=self.generator)
         return F.normalize(noise_BNH, dim=-1).to(states_BNH)
-
-    def get_extra_state(self) -> Tensor:
-        """The generator's state: a resumed run draws what the unbroken one would have drawn."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Any) -> None:
-        """Restore the generator."""
-        self.generator.set_state(state.cpu())
 
 
 class NoPerturber(PerturberBase):

@@ -20,7 +20,6 @@ from unigame.methods.selfplay.buffer import HardSample, HardSampleBuffer, stack_
 from unigame.methods.selfplay.challenge import (
     ChallengeResult,
     MiningReport,
-    candidate_hardness,
     mine,
 )
 from unigame.methods.selfplay.health import ReplayTally
@@ -69,14 +68,14 @@ class Replay:
             self.buffer = self._new_buffer(0)
             self.buffer.generator, self.buffer.recent = generator, recent
 
-    def mine(self, result: ChallengeResult, rows: Rows, step: int) -> MiningReport:
+    def mine(self, result: ChallengeResult | None, rows: Rows, step: int) -> MiningReport:
         """Offer the challenge's candidates to the buffer. They are not drawn again.
 
         Of rows that only keep step nothing is offered, but the rank hears how hard the others'
-        candidates were.
+        candidates were; of them nothing need have been drawn.
         """
-        if not rows.counts:
-            own_E = candidate_hardness(result)[:0]
+        if result is None or not rows.counts:
+            own_E = torch.zeros(0, device=self.run.device)
             self.buffer.recent.add(own_E if self.run.gather is None else self.run.gather(own_E))
             return MiningReport(candidates=0, accepted=0, kept=0)
         keep = self._keeps_tokens(result.tokens_ENH[0])

@@ -186,25 +186,30 @@ class Styles:
         return ("styled_ce", "styled_similarity", "styled_verified", "styled_misread", *of_styles)
 
     def rows(self, rows: Rows) -> Rows:
-        """What is drawn anew: the last rows, because the challenge takes the first.
-
-        By a question alone no true answer could be drawn, so that rows which would be redrawn by
-        theirs (``missing_captions="question"``) are left out.
-        """
+        """What is drawn anew: the last rows, because the challenge takes the first."""
         count = math.ceil(self.settings.styled_share * len(rows))
-        chosen = list(range(len(rows) - count, len(rows)))
-        if self.settings.missing_captions == "question":
-            chosen = [row for row in chosen if rows.captions[row].strip()]
+        return rows if count == len(rows) else rows.pick(range(len(rows) - count, len(rows)))
+
+    @staticmethod
+    def drawable(rows: Rows) -> Rows:
+        """Those with a caption, given or made: by a question alone no true answer can be drawn."""
+        chosen = [row for row, caption in enumerate(rows.captions) if caption.strip()]
         return rows if len(chosen) == len(rows) else rows.pick(chosen)
 
-    def play(self, rows: Rows, add: Callable[..., None]) -> ChallengeResult:
+    def play(self, rows: Rows, add: Callable[..., None]) -> ChallengeResult | None:
         """Draw each row's caption in styles of C's choice, judge the drawings, and let C learn.
+
+        None of rows that only keep step: nothing is drawn of them, and C sees the others' drawings.
 
         Args:
             rows: with questions, answers and captions.
             add: logs a figure.
         """
         settings = self.settings
+        if not rows.counts:
+            with self.run.in_step():  # goes along where weights are shared out
+                self._see(torch.zeros(2, len(self.prompts)))
+            return None
         style_BK = self.policy.choose(len(rows), settings.num_candidates, self.generator)
         count = style_BK.numel()
         seeds = [
@@ -215,10 +220,10 @@ class Styles:
         with self.run.in_step():
             result = self._drawn(rows, style_BK, seeds)
         verified_BK = result.similarity_BK >= settings.clip_floor
-        self._learn(style_BK, worth(result.ce_BK, verified_BK), rows.counts)
-        if rows.counts:
-            misread_BK = verified_BK & ~result.right_BK
-            self._record(style_BK, verified_BK.cpu(), misread_BK.cpu(), result, add)
+        worth_BK = worth(result.ce_BK, verified_BK)
+        self._see(self._counted(style_BK, worth_BK))
+        misread_BK = verified_BK & ~result.right_BK
+        self._record(style_BK, verified_BK.cpu(), misread_BK.cpu(), result, add)
         return result
 
     def drawn_in(self, rows: Rows, style: int) -> ChallengeResult:
@@ -273,12 +278,15 @@ class Styles:
             backbone=backbone,
         )
 
-    def _learn(self, style_BK: Tensor, worth_BK: Tensor, counts: bool) -> None:
-        """C sees what the drawings of all processes were worth, once a step."""
+    def _counted(self, style_BK: Tensor, worth_BK: Tensor) -> Tensor:
+        """Drawings of each style, and what they are worth together, (2, M)."""
         count, style_E = len(self.prompts), style_BK.flatten()
         drawn_M = torch.bincount(style_E, minlength=count).float()
         worth_M = torch.bincount(style_E, worth_BK.flatten().float().cpu(), minlength=count)
-        seen_2M = torch.stack([drawn_M, worth_M]) * counts
+        return torch.stack([drawn_M, worth_M])
+
+    def _see(self, seen_2M: Tensor) -> None:
+        """C sees what the drawings of all processes were worth, once a step."""
         if self._seen_2M is not None:
             seen_2M = seen_2M + self._seen_2M
         if not self.run.closes_step():

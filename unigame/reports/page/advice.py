@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unigame.bundled import BUNDLED, BUNDLED_MODELS
-from unigame.reports import command_words
 from unigame.reports.compare import Comparison
 from unigame.reports.page.runs import RunFiles, demo_config
+from unigame.settings import command_words
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def _free(run: RunFiles) -> Path:
 def _repeat(run: RunFiles) -> list[Step]:
     seed = int(run.about.get("seeds", {}).get("seed", 0)) + 1
     typed = command_words.split(str(run.about.get("command", ""))) or ["unigame", "train", "RECIPE"]
+    typed = command_words.masked(typed)  # an earlier version wrote secrets into about.json
     # The first run's own: its seed and folder, its checkpoints, its place on the Hub.
     again = shlex.join(command_words.rewritten(typed, drop=_is_of_one_run))
     other = run.folder.with_name(f"{run.folder.name}-seed{seed}")
@@ -105,7 +106,7 @@ def _repeat(run: RunFiles) -> list[Step]:
 def _is_of_one_run(key: str) -> bool:
     name = key.removeprefix("training.")
     own = ("seed", "output_dir", "resume_from_checkpoint")
-    return name in own or name.startswith("hub_") or name.endswith("token")
+    return name in own or name.startswith("hub_") or command_words.is_secret(name)
 
 
 def _keep(run: RunFiles) -> Step:

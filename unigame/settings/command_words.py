@@ -1,9 +1,22 @@
-"""A command that was typed, as words: options taken out of it, values changed."""
+"""A command that was typed, as words: options taken out, values changed, secrets masked.
+
+``about.json`` of a run, its model card and its page all show the command; which options are secret
+is said here alone.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
+
+MASK = "..."
+_SECRETS = ("token", "password", "secret", "api_key")  # the last three in other people's scripts
+_NAMES = "|".join(_SECRETS).replace("_", "[_-]")
+_KEY = rf"""(?<![\w.-])[\w.-]*(?:{_NAMES})["']?\s*[:=]\s*"""
+_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,}\]]+)"""
+# A secret inside of a value: of a mapping (--training '{hub_token: X}'), or of a word (token=X).
+_INSIDE = re.compile(f"({_KEY}){_VALUE}", re.IGNORECASE)
 
 
 def split(command: str) -> list[str] | None:
@@ -52,3 +65,17 @@ def rewritten(
         else:
             kept.append(typed)
     return kept
+
+
+def is_secret(key: str) -> bool:
+    """Whether the value of an option or setting is nobody else's business, by its dotted key."""
+    return key.replace("-", "_").lower().endswith(_SECRETS)
+
+
+def masked(words: Sequence[str]) -> list[str]:
+    """The words of a command with ``...`` in place of every secret, however it was typed."""
+    return rewritten(words, drop=lambda key: False, change=_masked)
+
+
+def _masked(key: str, value: str) -> str:
+    return MASK if is_secret(key) else _INSIDE.sub(rf"\g<1>{MASK}", value)
