@@ -49,6 +49,9 @@ GOALS = (
     *(("score", "reca", "sft", 4.0), ("score", "all", "sft", 4.0)),
     *(("new_task", "all", "imagine", 0.0), ("old_tasks", "all", "base", -2.0)),
     *(("t2i_exact", "all", "verify", 0.0), ("old_tasks", "all", "imagine", -2.0)),
+    *(("new_task_ood", "restyled", other, 0.0) for other in ("imagine", "more", "beside")),
+    *(("new_task", "restyled", other, 0.0) for other in ("imagine", "more", "beside")),
+    ("old_tasks", "restyled", "imagine", -2.0),
 )
 """What the methods beside the game are for: metric, arm, another arm, by how many points more."""
 FORGOTTEN = ("t2i_exact", "score")
@@ -158,7 +161,7 @@ def goals(metrics: Metrics) -> list[str]:
         found = interval([100 * a / b for a, b in pairs if a is not None and b])
         said = _reached(found, OF_REAL_SCENES)
         lines.append(f"new_task, imagine in % of real_scenes: {_cell(found)}; {said}.")
-    for arm in ("verify", "imagine", "all"):
+    for arm in ("verify", "imagine", "all", "restyled"):
         if lines and any(arm in arms for arms in metrics.values()):
             lines.append(_worse(metrics, arm))
     return lines

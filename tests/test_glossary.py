@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import pytest
 
 from tests.imports import PACKAGE
 from unigame.methods.registry import METHODS, kind_of
-from unigame.methods.selfplay.heads import Heads
-from unigame.methods.selfplay.settings import SelfPlaySettings
-from unigame.methods.selfplay.styles import Styles
+from unigame.methods.selfplay import SelfPlay
 from unigame.training.metrics import names_of
+from unigame.training.recipe import load_recipe
 
 PAGE = (PACKAGE.parent / "docs" / "tuning.md").read_text(encoding="utf-8")
+RECIPES = sorted(file.stem for file in (PACKAGE / "recipes").glob("*.yaml"))
 TRAINERS_OWN = {"loss", "grad_norm", "learning_rate", "epoch", "eval_loss"}
-# Of perturber_scope and of styles alone.
-OF_HEADS = {name.replace("_0_", "_M_") for name in Heads.figures(1)}
-ONE_STYLE = SelfPlaySettings(styles=["{caption}"], similarity="none")
-OF_STYLES = {name.replace("_0_", "_M_") for name in Styles.figures(ONE_STYLE)}
 
 
 def named() -> list[str]:
@@ -31,12 +30,31 @@ def as_named(figure: str) -> str:
     return re.sub(r"^memory_.*", "memory_PHASE", figure)
 
 
+def logged_by(*methods: Any) -> set[str]:
+    """Glossary names of what a run of these methods logs."""
+    return {as_named(name) for name in names_of(methods)}
+
+
 def test_the_glossary_has_every_logged_figure_and_no_other():
     shipped = [kind_of(name) for name in METHODS.names()]
     shipped = [kind for kind in shipped if kind.__module__.startswith("unigame.")]
-    glossary, logged = named(), {as_named(name) for name in names_of(shipped)}  # type: ignore[arg-type]
+    # Optional parts log figures of their own: an instance has them, and not its class.
+    every_part = SelfPlay(
+        perturber_scope="heads",
+        content_weight=1.0,
+        verified_target=0.5,
+        styles=["{caption}"],
+        similarity="clip",
+        similarity_model="janus-nano-clip",
+    )
+    glossary = named()
     assert len(glossary) == len(set(glossary))
-    assert set(glossary) == logged | TRAINERS_OWN | OF_HEADS | OF_STYLES
+    assert set(glossary) == logged_by(*shipped) | logged_by(every_part) | TRAINERS_OWN
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_glossary_has_what_shipped_recipes_log(name: str):
+    assert logged_by(*load_recipe(name, here=False).build_methods()) <= set(named())
 
 
 def test_every_symptom_has_a_section_that_names_its_figures():

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.test_glossary import as_named, named
 from tests.tiny import shared_tiny_janus
 from tests.training.helpers import GAME, Records, game_of, make_trainer
-from unigame.methods.findings import Log, u_does_not_learn
+from unigame.methods.findings import Finding, Log, u_does_not_learn
 from unigame.methods.selfplay import SelfPlay
 from unigame.methods.selfplay.diagnosis import diagnose
 from unigame.methods.selfplay.health import ReplayTally
+from unigame.methods.selfplay.objectives import perturber_objective
+from unigame.methods.selfplay.perturber import build_perturber
 
 # Similarities of the random model's redrawings lie about .1.
 HEALTHY = {"max_steps": 8, "learning_rate": 1e-3, "clip_floor": 0.05, "hard_quantile": 0.5}
@@ -81,9 +84,13 @@ class Game:
         self.tally = ReplayTally(candidates=500, accepted=100, held=10)
 
 
-def found(figures: dict[str, float], **settings: Any) -> list[str]:
+def findings(figures: dict[str, float], **settings: Any) -> list[Finding]:
     log = [{"loss": 1.0, "step": n, **FINE, **figures} for n in range(9)]
-    return [finding.symptom for finding in diagnose(Game(**settings), log)]  # type: ignore[arg-type]
+    return diagnose(Game(**settings), log)  # type: ignore[arg-type]
+
+
+def found(figures: dict[str, float], **settings: Any) -> list[str]:
+    return [finding.symptom for finding in findings(figures, **settings)]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,64 @@ def test_an_anchor_holds_the_picture_at_any_size() -> None:
     assert found({"delta_relative": 1.3}, anchor=8.0) == []
     assert found({"delta_relative": 1.3}, anchor=8.0, perturb_space="tokens") == ["C too strong"]
     assert found({"delta_relative": 1.3, "below_floor": 0.8}, anchor=8.0) == ["content drifts"]
+
+
+FIXED: dict[str, Any] = {"eps_gate": "fixed"}
+RANDOM: dict[str, Any] = {"perturbation": "random"}
+TOKENS: dict[str, Any] = {"perturb_space": "tokens"}
+SEVERAL: dict[str, Any] = {"strengths": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("figures", "settings", "knob"),
+    [
+        ({"delta_relative": 1.3}, {}, "lower eps_max, or raise lambda_norm"),
+        ({"delta_relative": 1.3}, FIXED, "lower eps_init"),
+        ({"delta_relative": 1.3}, {**FIXED, **SEVERAL}, "lower eps_init or strengths"),
+        ({"attack_success_rate": 0.97}, RANDOM, "lower eps_init"),
+        ({"below_floor": 0.8}, {}, "raise label_weight or anchor, or lower eps_max"),
+        ({"below_floor": 0.8}, FIXED, "raise label_weight or anchor, or lower eps_init"),
+        (
+            {"below_floor": 0.8},
+            {**RANDOM, **SEVERAL},
+            "raise anchor, or lower eps_init or strengths",
+        ),
+        ({"below_floor": 0.8}, TOKENS, "raise label_weight, or lower eps_max"),
+        ({"below_floor": 0.8}, {**RANDOM, **TOKENS}, "lower eps_init"),
+        ({"attack_codes_changed": 0.001}, {}, "raise eps_max and eps_init"),
+        (
+            {"attack_codes_changed": 0.001},
+            FIXED,
+            "raise eps_init; eps_max must be above eps_init",
+        ),
+        (
+            {"attack_codes_changed": 0.001},
+            {**FIXED, **SEVERAL},
+            "raise eps_init or strengths; eps_max must be above eps_init",
+        ),
+    ],
+)
+def test_only_knobs_that_act_in_this_game_are_named(
+    figures: dict[str, float], settings: dict[str, Any], knob: str
+) -> None:
+    assert [finding.knob for finding in findings(figures, **settings)] == [knob]
+
+
+def test_under_a_fixed_gate_the_length_is_eps_init_whatever_eps_max_is() -> None:
+    learned, fixed = (
+        [
+            build_perturber("learned", 8, width=8, eps_max=most, eps_init=0.5, fixed=gate)
+            for most in (1.0, 9.0)
+        ]
+        for gate in (False, True)
+    )
+    states_BNH = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    for c in (*learned, *fixed):
+        loss = perturber_objective(torch.zeros(2, 1), c(states_BNH), lambda_norm=1.0).mean()
+        loss.backward()
+        steepest = max(p.grad.abs().max().item() for p in c.parameters() if p.grad is not None)
+        assert c.eps.item() == pytest.approx(0.5)
+        assert (steepest < 1e-6) == (c in fixed)
 
 
 def test_controls_without_c_have_no_symptoms_of_c() -> None:

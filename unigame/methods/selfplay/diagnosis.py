@@ -83,15 +83,37 @@ def _perturber(settings: SelfPlaySettings, log: Log) -> list[Finding]:
     changed = log.late("attack_codes_changed")
     if changed is not None and changed < DEAD_CODES:
         says = f"C changes {100 * changed:.2f} % of the image codes (attack_codes_changed)"
-        return [
-            Finding("C dead", says, "raise eps_max and eps_init", {"attack_codes_changed": changed})
-        ]
+        knob = "raise eps_max and eps_init"
+        if not _finds_eps(settings):
+            weak = settings.candidates_differ and min(settings.strengths) < 1
+            knob = (
+                f"raise eps_init{' or strengths' if weak else ''}; eps_max must be above eps_init"
+            )
+        return [Finding("C dead", says, knob, {"attack_codes_changed": changed})]
     return _too_strong(settings, log) or _drifts(settings, log)
+
+
+def _finds_eps(settings: SelfPlaySettings) -> bool:
+    """Whether C sets the length of its perturbation.
+
+    Else it is ``eps_init``. Then ``eps_max`` only bounds that, and a price on length moves nothing.
+    """
+    return settings.learns and settings.eps_gate == "learned"
+
+
+def _shorter(settings: SelfPlaySettings) -> str:
+    """What to do for a shorter perturbation."""
+    if _finds_eps(settings):
+        return "lower eps_max"
+    # A single strength is drawn only beside several heads.
+    return "lower eps_init or strengths" if settings.candidates_differ else "lower eps_init"
 
 
 def _too_strong(settings: SelfPlaySettings, log: Log) -> list[Finding]:
     size = log.late("delta_relative")
-    knob = "lower eps_max, or raise lambda_norm"
+    knob = _shorter(settings)
+    if _finds_eps(settings):
+        knob += ", or raise lambda_norm"
     anchored = settings.draws and settings.anchor > 0  # tokens are not drawn
     if size is not None and size >= TOO_LARGE and not anchored:
         says = f"the perturbation is {size:.1f} times as long as the states (delta_relative)"
@@ -111,7 +133,10 @@ def _drifts(settings: SelfPlaySettings, log: Log) -> list[Finding]:
     if not log.mean("acceptance_rate"):  # the floor lets nothing pass: that is "off"
         return []
     says = f"{100 * below:.0f} % of the candidates are below the floor (below_floor)"
-    knob = "raise label_weight or anchor, or lower eps_max"
+    # Random directions pay for nothing, and tokens are not drawn.
+    acts = {"label_weight": settings.learns, "anchor": settings.draws}
+    raised = " or ".join(name for name in acts if acts[name])
+    knob = f"raise {raised}, or {_shorter(settings)}" if raised else _shorter(settings)
     return [Finding("content drifts", says, knob, {"below_floor": below})]
 
 

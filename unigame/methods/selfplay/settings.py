@@ -13,10 +13,11 @@ accumulation it is ``perturber_steps * gradient_accumulation_steps : challenge_e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from unigame.errors import UserError
+from unigame.methods.selfplay.inert import inert
 from unigame.methods.semantics import SCORERS
 from unigame.settings.rules import Many, Number, Switch, Text, Whole, check_fields, setting
 
@@ -442,7 +443,7 @@ class SelfPlaySettings:
             )
 
     def _refuse_idle(self) -> None:
-        """A switch of a part that is off would be turned for nothing."""
+        """A switch of a part that is off, or has no judge, would be turned for nothing."""
         if self.diversity_weight and self.perturber_scope != "heads":
             raise UserError(
                 f"diversity_weight={self.diversity_weight} with perturber_scope="
@@ -457,6 +458,12 @@ class SelfPlaySettings:
             raise UserError(
                 "perturber_depth=0 with perturber_scope=token: a direction of each token's own "
                 "needs a layer; set perturber_scope=shared or heads"
+            )
+        if self.uses_label and self.label_similarity == "none":
+            raise UserError(
+                f"label_similarity=none with label_weight={self.label_weight}, content_weight="
+                f"{self.content_weight}: nothing says whether content is kept; set "
+                "label_similarity=cosine or clip, or both weights to 0"
             )
         if self.verified_target and not self.content_weight:
             raise UserError(
@@ -488,24 +495,13 @@ class SelfPlaySettings:
             )
 
     def inert(self) -> list[str]:
-        """Settings that are set and cannot act in this game, with what would make them act."""
-        idle = {
-            "similarity_model": "" if self.uses_clip else f"similarity={self.similarity}",
-            "label_similarity": "" if self.uses_label else "label_weight=0",
-            "perturber_heads": (
-                "" if self.perturber_scope == "heads" else f"perturber_scope={self.perturber_scope}"
-            ),
-            "anchor_width": "" if self.anchor_mode == "near" else f"anchor_mode={self.anchor_mode}",
-            "style_memory": "" if self.styles else "styles=[]",
-            "styled_share": "" if self.styles else "styles=[]",
-            "hard_quantile": "" if self.accept != "missed" else "accept=missed",
-        }
-        defaults = {item.name: item.default for item in fields(self)}
-        return [
-            f"{name}={getattr(self, name)} ({why})"
-            for name, why in idle.items()
-            if why and getattr(self, name) != defaults[name]
-        ]
+        """Settings that are set and cannot act in this game, each with what stops it."""
+        return inert(self)
+
+    @property
+    def learns(self) -> bool:
+        """Whether C has something to learn: neither random directions nor none."""
+        return self.perturbation == "learned"
 
     @property
     def uses_label(self) -> bool:
