@@ -179,6 +179,122 @@ def test_doctor_says_what_a_recipe_s_figure_is_made_of(sound, capsys, monkeypatc
     assert "4.0 of frozen weights" in shown and "of activations" in shown and "15% on top" in shown
 
 
+def shown_of(capsys, *words):
+    """What doctor prints of the recipe for Janus-Pro-7B, in one line."""
+    assert cli.main(["doctor", "--recipe", "janus_pro_7b", *words]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_recipe_s_rank_and_c_are_counted(sound, capsys, monkeypatch, size):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    weights = {}
+    for rank in (16, 256):
+        shown = shown_of(capsys, "--lora.r", str(rank))
+        trained = float(re.search(r"([\d.]+) of what trains", shown)[1])
+        weights[rank] = (size.lora_parameters * rank // 16 + 1.1e6) * 16 / GIB
+        assert trained == pytest.approx(weights[rank], abs=0.06)
+    assert weights[256] > 3.6
+    wide = load_recipe("janus_pro_7b", ["--bf16=false", "--perturber_width", "4096"])
+    assert (
+        module.setting_of(wide).learners.perturber.parameters(2048)
+        == 4 * 4096 * 2048 + 2 * 4096 + 1
+    )
+    noise = load_recipe("janus_pro_7b", ["--bf16=false", "--perturbation", "random"])
+    assert module.setting_of(noise).learners.perturber is None
+    heads = load_recipe("janus_pro_1b_styles", ["--bf16=false"])
+    assert module.setting_of(heads).learners.perturber.parameters(2048) == 4 * 2048 + 1
+
+
+def test_a_lora_block_without_a_rank_has_that_of_peft():
+    for words, rank in (([], 16), (["--lora", "{lora_alpha: 8}"], 8), (["--lora", "null"], 16)):
+        plan = load_recipe("janus_pro_7b", ["--bf16=false", *words])
+        assert module.setting_of(plan).learners.lora_rank == rank
+
+
+def test_an_adapter_that_a_run_goes_on_with_has_its_own_rank(sound, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    words = ["--bf16=false", "--adapter", str(tmp_path)]
+    assert "is not here" in shown_of(capsys, *words)
+    (tmp_path / "adapter_config.json").write_text('{"r": 64}')
+    assert module.setting_of(load_recipe("janus_pro_7b", words)).learners.lora_rank == 64
+    assert "is not here" not in shown_of(capsys, *words)
+
+
+def test_what_a_recipe_sets_and_doctor_does_not_count_is_said(sound, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    assert "Not counted" not in shown_of(capsys)
+    named = shown_of(capsys, "--lora.target_modules", "[q_proj, v_proj]")
+    assert "Not counted" not in named and "0.1 of what trains" in named
+    pattern = ["--lora.target_modules", ".*language_model.*q_proj"]
+    said = shown_of(capsys, *pattern, "--lora.rank_pattern", "{q_proj: 4}")
+    assert "Not counted: what lora.target_modules, lora.rank_pattern would change" in said
+    first = ["--lora.target_modules", "[q_proj]", "--lora.layers_to_transform", "0"]
+    assert "Not counted: what lora.layers_to_transform would" in shown_of(capsys, *first)
+    part = shown_of(capsys, "--methods", "sft", "--train_parts", "connector")
+    assert "Not counted: train_parts=connector" in part
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """So many GPUs, as far as doctor can see."""
+
+    def put(number):
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        monkeypatch.setattr(module, "_processes", lambda: number)
+
+    return put
+
+
+def test_frozen_weights_in_shards_are_counted_for_the_processes_that_there_are(
+    sound, capsys, monkeypatch, gpus, size
+):
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    gpus(2)
+    plain = shown_of(capsys)
+    assert "does not fit in a machine" in plain and "shard" not in plain
+    frozen = {}
+    for number in (1, 2, 4):
+        gpus(number)
+        shown = shown_of(capsys, "--shard_frozen", "language")
+        frozen[number] = float(re.search(r"([\d.]+) of frozen weights", shown)[1])
+        assert (
+            f"shard_frozen=language shares out {size.layer_parameters * 2 / GIB:.1f} GiB" in shown
+        )
+        if number > 1:
+            assert f"GiB on each of {number} processes, does not fit in a machine" in shown
+    shared = size.layer_parameters * 2 / GIB
+    assert frozen[1] - frozen[2] == pytest.approx(shared / 2, abs=0.1)
+    assert frozen[1] - frozen[4] == pytest.approx(shared * 3 / 4, abs=0.1)
+
+
+def test_on_one_process_shards_are_no_reason_to_say_that_nothing_fits(
+    sound, capsys, monkeypatch, gpus, size
+):
+    gpus(1)
+    monkeypatch.setattr(module, "_capacity", lambda: ("a machine", 1.0))
+    shown = shown_of(capsys, "--shard_frozen", "language+vision")
+    assert "does not fit" not in shown and "too much for one process alone in a machine" in shown
+    plan = load_recipe("janus_pro_7b", ["--bf16=false"])
+    setting = replace(module.setting_of(plan), processes=2, shards_vision=True)
+    total = estimate(size, setting, "bfloat16").total
+    assert f"it would be about {total / GIB:.1f} on each of 2, " in shown
+    unknown = replace(size, layer_parameters=0, vision_layer_parameters=0)
+    monkeypatch.setattr(module, "size_of", lambda name: replace(unknown, name=name))
+    shown = shown_of(capsys, "--shard_frozen", "language")
+    assert "Not counted: shard_frozen=language" in shown and "does not fit" not in shown
+    packed = shown_of(capsys, "--shard_frozen", "language", "--quantization", "nf4")
+    assert "shard_frozen=language with quantization=nf4 is refused" in packed
+
+
+def test_processes_are_those_that_were_launched_or_one_for_each_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert module._processes() == 3
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "0")
+    assert module._processes() == 8
+
+
 def test_a_broken_bundled_model_is_said_and_fails(capsys, monkeypatch):
     def broken(*args, **kwargs):
         raise UserError("weight file is missing")

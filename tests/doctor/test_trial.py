@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from unigame.doctor import trial
 from unigame.doctor.peak import peak_bytes, tensor_bytes
 from unigame.doctor.trial import try_recipe
 from unigame.errors import UserError
+from unigame.methods.selfplay.perturber import build_perturber
+from unigame.methods.semantics import ClipSimilarity
 from unigame.training.recipe import Recipe, build_recipe
 
 CPU = torch.device("cpu")
@@ -117,6 +120,36 @@ def _with_layers(model: Path, layers: int) -> JanusConfig:
     config = JanusConfig.from_json_file(model / "config.json")
     config.text_config.num_hidden_layers = layers
     return config
+
+
+def test_the_peak_has_what_judges_pictures_and_c_in_it(tmp_path: Path, monkeypatch) -> None:
+    """Bytes that are alive all the time; what a step adds is left out here."""
+    monkeypatch.setattr("unigame.doctor.peak.peak_bytes", lambda *_: 0)
+    monkeypatch.setattr(trial, "WARM_UP", 0)
+    monkeypatch.setattr(trial, "TIMED", 1)
+
+    def alive(**chosen: object) -> float:
+        return try_recipe(recipe(shared_tiny_janus(), tmp_path, **chosen)).memory
+
+    judge = tensor_bytes(ClipSimilarity("janus-nano-clip", "image-text"))
+    c = build_perturber("learned", 32, width=8)
+    moments = 2 * tensor_bytes(c) + 4 * len(list(c.parameters()))  # and a count for each weight
+    clip = {"similarity_model": "janus-nano-clip", "perturber_width": 8}
+    plain = alive(similarity="none", perturbation="none")
+    played = alive(similarity="clip", **clip)
+    assert played - plain == judge + tensor_bytes(c) + moments
+    label = {"similarity": "none", "label_weight": 1.0, "label_similarity": "clip"}
+    assert alive(**label, **clip) == played
+
+
+def test_networks_of_a_method_are_found_once_and_without_the_base() -> None:
+    base, judge = torch.nn.Linear(3, 3), torch.nn.Linear(2, 2)
+    player = SimpleNamespace(scorer=judge, optimizer=None)
+    method = SimpleNamespace(challenger=player, check=player, run=SimpleNamespace(backbone=base))
+    brought = trial.networks_of(method)  # type: ignore[arg-type]
+    assert set(brought) == {base, judge}
+    everything = torch.nn.ModuleList([base, *brought])
+    assert tensor_bytes(everything) == tensor_bytes(base, judge)
 
 
 def test_made_up_rows_stand_in_for_data_that_is_elsewhere(tmp_path: Path) -> None:

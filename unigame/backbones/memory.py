@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 GIB = 2**30
 SLACK = 1.15
 LORA_RANK = 16
+ALL_LINEAR = "all-linear"
 TEXT_TOKENS = 64  # chat template, question and answer of a short VQA sample
 # A trained float32 weight: itself, its gradient and the two moments of AdamW.
 _TRAINED_BYTES = 16
@@ -46,11 +48,15 @@ class PictureBytes:
         whole: without checkpointing.
         held: with checkpointing, until backward comes to them.
         recomputed: with checkpointing, while backward passes them.
+        cast: beside ``whole``, once for all pictures: weights as autocast writes them out.
+        held_cast: the same beside ``held``.
     """
 
     whole: float = 0.0
     held: float = 0.0
     recomputed: float = 0.0
+    cast: float = 0.0
+    held_cast: float = 0.0
 
 
 NOTHING: Mapping[Dtype, PictureBytes] = {dtype: PictureBytes() for dtype in DTYPES}
@@ -66,7 +72,12 @@ class ModelSize:
         float32_parameters: of them, those that stay in float32 on any base.
         packable_parameters: of them, those of the language model's linear layers, which nf4 and
             int8 pack.
-        lora_parameters: weights that LoRA of rank 16 adds.
+        lora_parameters: weights that LoRA of rank 16 adds on the usual layers.
+        lora_layers: the same by the name of a linear layer, with layers that only
+            ``target_modules`` names; empty: not known.
+        parts: weights of what ``train_parts`` can name; they are in float32.
+        layer_parameters: of all weights, those that ``shard_frozen: language`` shares out.
+        vision_layer_parameters: those that ``language+vision`` shares out beside them.
         hidden_size: H of the language model.
         mlp_size: inner width of its MLPs; of experts, of all that a token passes.
         layers: of the language model.
@@ -74,6 +85,8 @@ class ModelSize:
         codebook_size: V; 0 where pictures are latents.
         vision_hidden, vision_layers, vision_tokens: of a vision transformer; 0 without one.
         drawing: what drawing a picture keeps, under each dtype of the base.
+        denoising: what the caption loss keeps in a denoiser of its own, under each dtype of the
+            base; nothing where the language model draws.
         reading: the same of a convolutional image tokenizer that pictures are read by.
         reads_codes: whether what is read are codes, chosen straight-through.
         pictures_at_once: that convolutions recompute together; None: all of them.
@@ -93,7 +106,12 @@ class ModelSize:
     vision_tokens: int = 0
     float32_parameters: int = 0
     packable_parameters: int = 0
+    lora_layers: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
+    layer_parameters: int = 0
+    vision_layer_parameters: int = 0
     drawing: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
+    denoising: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
     reading: Mapping[Dtype, PictureBytes] = field(default_factory=lambda: NOTHING)
     reads_codes: bool = False
     pictures_at_once: int | None = None
@@ -135,6 +153,51 @@ def published_sizes() -> list[ModelSize]:
 
 
 @dataclass(frozen=True)
+class PerturberSize:
+    """The sizes of C; its settings are ``perturber_*`` of self-play.
+
+    Attributes:
+        width: of the inner layers.
+        depth: linear layers.
+        heads: directions, of which each has outputs of its own.
+        shared: whether directions are those of whole pictures, each with a learned vector.
+    """
+
+    width: int = 256
+    depth: int = 3
+    heads: int = 1
+    shared: bool = False
+
+    def parameters(self, hidden_size: int) -> int:
+        """Weights on states of this width: linear layers (the last without bias), vectors, gate."""
+        own = self.heads * hidden_size
+        vectors = own if self.shared else 0
+        if not self.depth:
+            return vectors + 1
+        sizes = [hidden_size, *[self.width] * (self.depth - 1), own]
+        layers = sum(one * other for one, other in pairwise(sizes))
+        return layers + (self.depth - 1) * self.width + vectors + 1
+
+
+@dataclass(frozen=True)
+class Learners:
+    """What learns.
+
+    Attributes:
+        lora_rank: of LoRA.
+        lora_targets: ``target_modules``: names of linear layers, or a word or pattern; None: the
+            usual layers.
+        parts: what trains in the place of LoRA (``train_parts``).
+        perturber: C; None where it has no weights.
+    """
+
+    lora_rank: int = LORA_RANK
+    lora_targets: tuple[str, ...] | str | None = None
+    parts: tuple[str, ...] = ()
+    perturber: PerturberSize | None = PerturberSize()
+
+
+@dataclass(frozen=True)
 class Setting:
     """One way to train.
 
@@ -150,6 +213,9 @@ class Setting:
         read_at_once: rows of the mixed batch that U reads in one pass; None: ``batch_size``.
         challenged_at_once: samples of one pass of the challenge; None: a quarter of the batch.
         share: of the batch that is challenged.
+        learners: what learns, C in the game alone.
+        processes: that the frozen layers are shared out over (``shard_frozen``); 1: nothing is.
+        shards_vision: whether those of the vision transformer are, too.
     """
 
     game: bool
@@ -162,6 +228,9 @@ class Setting:
     read_at_once: int | None = None
     challenged_at_once: int | None = None
     share: float = 1.0
+    learners: Learners = Learners()
+    processes: int = 1
+    shards_vision: bool = False
 
     @property
     def read(self) -> int:
@@ -203,31 +272,80 @@ def estimate(size: ModelSize, setting: Setting, dtype: Dtype, quantization: str 
 
     The challenge (C ascends) keeps the decoder's, the vision encoder's and the language model's
     activations of the candidates; the understanding step (U descends) the language model's of the
-    rows that it reads in one pass. They follow each other, so the peak is the larger, not the sum.
-    Under ``quantization`` one layer's weights at a time are written out, which ``SLACK`` holds.
+    rows that it reads in one pass, and what draws learned captions. They follow each other, so the
+    peak is the larger, not the sum. Under ``quantization`` one layer's weights at a time are
+    written out, of frozen layers that are shared out one is whole; ``SLACK`` holds both.
     """
     samples = setting.read + setting.captions + 2 * setting.redrawn
-    understanding = lm_activations(size, samples, setting, dtype)
     learned = setting.captions + setting.redrawn
-    understanding += learned * size.image_tokens * size.codebook_size * _CODEBOOK_BYTES
+    understanding = (
+        lm_activations(size, samples, setting, dtype)
+        + learned * size.image_tokens * size.codebook_size * _CODEBOOK_BYTES
+        + denoising_activations(size, learned, setting, dtype)
+    )
     challenge = 0.0
     if setting.game:
         drawn = setting.challenged * setting.candidates
         challenge = (
             lm_activations(size, drawn, setting, dtype)
-            + vision_activations(size, drawn, dtype)
+            + vision_activations(size, drawn, setting, dtype)
             + picture_activations(size, drawn, setting, dtype)
             + codebook_activations(size, drawn)
         )
-    packed = size.packable_parameters if quantization != NONE else 0
-    half = size.parameters - size.float32_parameters - packed
     return Estimate(
-        weights=half * _WEIGHT_BYTES[dtype]
-        + size.float32_parameters * 4
-        + packed * PACKED_BYTES.get(quantization, 0.0),
-        trained=(size.lora_parameters + setting.game * _perturber(size)) * _TRAINED_BYTES,
+        weights=weight_bytes(size, setting, dtype, quantization),
+        trained=trained_bytes(size, setting),
         activations=max(understanding, challenge),
     )
+
+
+def weight_bytes(
+    size: ModelSize, setting: Setting, dtype: Dtype, quantization: str = NONE
+) -> float:
+    """Bytes of the model's weights on one process."""
+    packed = size.packable_parameters if quantization != NONE else 0
+    half = size.parameters - size.float32_parameters - packed
+    whole = (
+        half * _WEIGHT_BYTES[dtype]
+        + size.float32_parameters * 4
+        + packed * PACKED_BYTES.get(quantization, 0.0)
+    )
+    elsewhere = 1 - 1 / setting.processes
+    return whole - elsewhere * shared_bytes(size, dtype, vision=setting.shards_vision)
+
+
+def shared_bytes(size: ModelSize, dtype: Dtype, *, vision: bool = False) -> float:
+    """Bytes of the frozen layers that ``shard_frozen`` shares out, of all processes together."""
+    layers = size.layer_parameters + (size.vision_layer_parameters if vision else 0)
+    return float(layers * _WEIGHT_BYTES[dtype])
+
+
+def trained_bytes(size: ModelSize, setting: Setting) -> float:
+    """Bytes of what learns: weights, gradients and moments, the weights of parts apart."""
+    learners = setting.learners
+    perturber = learners.perturber if setting.game else None
+    own = perturber.parameters(size.hidden_size) if perturber else 0
+    if learners.parts:  # which are counted with the model
+        parts = sum(size.parts.get(name, 0) for name in learners.parts)
+        return parts * (_TRAINED_BYTES - 4) + own * _TRAINED_BYTES
+    return (lora_weights(size, learners) + own) * _TRAINED_BYTES
+
+
+def lora_weights(size: ModelSize, learners: Learners) -> int:
+    """Weights of LoRA; of the usual layers where its targets are not known by name."""
+    found = size.lora_parameters
+    if learners.lora_targets is not None and knows_targets(size, learners.lora_targets):
+        every = learners.lora_targets == ALL_LINEAR
+        names = size.lora_layers if every else learners.lora_targets
+        found = sum(size.lora_layers[name] for name in names)
+    return found * learners.lora_rank // LORA_RANK
+
+
+def knows_targets(size: ModelSize, targets: tuple[str, ...] | str) -> bool:
+    """Whether ``target_modules`` are names that the size has weights of."""
+    if isinstance(targets, str):
+        return targets == ALL_LINEAR and bool(size.lora_layers)
+    return all(name in size.lora_layers for name in targets)
 
 
 def lm_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype) -> float:
@@ -240,10 +358,28 @@ def lm_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype
     return tokens * (layer + size.layers * size.hidden_size * _WEIGHT_BYTES[dtype])
 
 
-def vision_activations(size: ModelSize, samples: int, dtype: Dtype) -> float:
-    """Bytes that the frozen vision encoder saves to carry the gradient to its pixels."""
-    units = size.vision_tokens * size.vision_layers * size.vision_hidden
-    return samples * units * _VISION_BYTES[dtype]
+def vision_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype) -> float:
+    """Bytes that the frozen vision encoder saves to carry the gradient to its pixels.
+
+    With checkpointing one layer plus all layer inputs, as of the language model.
+    """
+    units, layer = samples * size.vision_tokens * size.vision_hidden, _VISION_BYTES[dtype]
+    if not setting.checkpointing:
+        return units * size.vision_layers * layer
+    return units * (layer + size.vision_layers * _WEIGHT_BYTES[dtype])
+
+
+def denoising_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype) -> float:
+    """Bytes that a denoiser saves to carry the caption loss to what conditions it.
+
+    All samples pass it together, so blocks are recomputed for all at once.
+    """
+    saved = size.denoising[dtype]
+    if not samples:
+        return 0.0
+    if not setting.checkpointing:
+        return samples * saved.whole + saved.cast
+    return samples * (saved.held + saved.recomputed) + saved.held_cast
 
 
 def picture_activations(size: ModelSize, samples: int, setting: Setting, dtype: Dtype) -> float:
@@ -267,7 +403,3 @@ def codebook_activations(size: ModelSize, samples: int) -> float:
     pairs = samples * size.image_tokens * size.codebook_size
     read = min(pairs, PAIRS) if size.reads_codes else 0  # reading takes them in parts
     return (pairs + read) * _CODEBOOK_BYTES
-
-
-def _perturber(size: ModelSize, width: int = 256) -> int:
-    return 2 * size.hidden_size * width + width * width + 2 * width

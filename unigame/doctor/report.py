@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rich import box
@@ -21,14 +22,20 @@ from unigame.backbones.common.quantization import NONE
 from unigame.backbones.memory import (
     DTYPES,
     GIB,
+    LORA_RANK,
     SLACK,
     Dtype,
+    Learners,
     ModelSize,
+    PerturberSize,
     Setting,
     estimate,
+    knows_targets,
     published_sizes,
+    shared_bytes,
     size_of,
 )
+from unigame.backbones.model_files import read_json
 from unigame.errors import UserError
 from unigame.system.console import make_console
 from unigame.system.threads import usable_cores
@@ -39,6 +46,16 @@ if TYPE_CHECKING:
 _REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 _OPTIONAL = ("tensorboard", "trackio", "wandb")  # integrations of --report_to
 _BATCHES = (1, 8)
+# Settings of LoRA that change how much trains, and are not counted.
+_OF_LORA = (
+    "exclude_modules",
+    "layers_to_transform",
+    "rank_pattern",
+    "target_parameters",
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+)
 
 
 def report(
@@ -214,6 +231,7 @@ def setting_of(plan: Recipe) -> Setting:
         redrawn=math.ceil(reca.share * batch) if reca else 0,
         checkpointing=bool(settings.gradient_checkpointing),
         read_at_once=settings.understanding_micro_batch,
+        learners=_learners(plan),
     )
     if game is None:
         return setting
@@ -227,29 +245,154 @@ def setting_of(plan: Recipe) -> Setting:
     )
 
 
+def _learners(plan: Recipe) -> Learners:
+    """What learns by a recipe. An adapter that it goes on with has a rank of its own."""
+    lora, game = plan.lora_config(), plan.settings_of("selfplay")
+    rank = LORA_RANK if lora is None else int(lora.r)
+    targets = None if lora is None else lora.target_modules
+    perturber = None
+    if game is not None and game.perturbation == "learned":
+        perturber = PerturberSize(
+            width=game.perturber_width,
+            depth=game.perturber_depth,
+            heads=game.heads,
+            shared=game.perturber_scope != "token",
+        )
+    return Learners(
+        lora_rank=_rank_of(plan.adapter) or rank,
+        lora_targets=targets if targets is None or isinstance(targets, str) else tuple(targets),
+        parts=tuple(plan.training.train_parts or ()),
+        perturber=perturber,
+    )
+
+
+def _rank_of(adapter: str | None) -> int | None:
+    """Of an adapter's LoRA; None where there is none, or it is not on this machine."""
+    if adapter is None:
+        return None
+    try:
+        found = read_json(Path(adapter).expanduser() / "adapter_config.json").get("r")
+    except UserError:
+        return None
+    return found if isinstance(found, int) else None
+
+
 def _print_recipe(plan: Recipe, size: ModelSize) -> None:
     """What the settings of this very recipe would take."""
-    setting = setting_of(plan)
     dtype: Dtype = plan.weights_dtype
+    setting = _shared_out(setting_of(plan), plan)
     needed = estimate(size, setting, dtype, plan.quantization)
     kept = dtype if plan.quantization == NONE else f"{dtype}, {plan.quantization}"
     parts = (needed.weights, needed.trained, needed.activations)
     frozen, trained, activations = (f"{part / GIB:.1f}" for part in parts)
     place, capacity = _capacity()
-    verdict = "fits" if needed.total <= capacity else "does not fit"
+    fits = needed.total <= capacity
+    each = f" on each of {setting.processes} processes" if setting.processes > 1 else ""
     make_console().print(
         f"  This recipe ({plan.model}, {kept}, batch {setting.batch_size}): about "
-        f"{needed.total / GIB:.1f} GiB, {verdict} in {place}.\n"
+        f"{needed.total / GIB:.1f} GiB{each}, {_verdict(plan, setting, fits)} in {place}.\n"
         f"  On each GPU: {frozen} of frozen weights, {trained} of what trains, {activations} of "
         f"activations{' (recomputed)' if setting.checkpointing else ''},\n"
         f"  {SLACK - 1:.0%} on top; a similarity model is not counted.",
     )
-    if line := _uncounted(plan):
-        make_console().print(f"  {line}")
+    sharing = _sharing(plan, size, setting)
+    for line in (sharing, *_uncounted_learners(plan, size), _uncounted(plan)):
+        if line:
+            make_console().print(f"  {line}")
     if plan.lacks:
         make_console().print(f"  It cannot be trained here as it is: {plan.lacks}.")
-    elif needed.total <= capacity:
+    elif fits:
         _print_trial(plan)
+
+
+# ---- frozen weights in shards ------------------------------------------------------------------
+
+
+def _shards(plan: Recipe) -> bool:
+    """Whether its runs share frozen weights out; packed ones they refuse to."""
+    return plan.training.shard_frozen != "none" and plan.quantization == NONE
+
+
+def _shared_out(setting: Setting, plan: Recipe) -> Setting:
+    """The setting on the processes that a run here would have."""
+    if not _shards(plan):
+        return setting
+    vision = plan.training.shard_frozen == "language+vision"
+    return replace(setting, processes=_processes(), shards_vision=vision)
+
+
+def _processes() -> int:
+    """As many as are launched, else one for each GPU."""
+    import torch
+
+    from unigame.training.ranks import launched_processes
+
+    launched = launched_processes()
+    return launched if launched > 1 else max(1, torch.cuda.device_count())
+
+
+def _verdict(plan: Recipe, setting: Setting, fits: bool) -> str:
+    if fits:
+        return "fits"
+    alone = _shards(plan) and setting.processes == 1
+    return "too much for one process alone" if alone else "does not fit"
+
+
+def _sharing(plan: Recipe, size: ModelSize, setting: Setting) -> str:
+    """What ``shard_frozen`` does to the figures; empty where a recipe does not set it."""
+    shown = f"shard_frozen={plan.training.shard_frozen}"
+    if plan.training.shard_frozen == "none":
+        return ""
+    if not _shards(plan):
+        return (
+            f"Nothing is shared out here: {shown} with quantization={plan.quantization} is "
+            "refused; leave one of them out."
+        )
+    shared = shared_bytes(size, plan.weights_dtype, vision=setting.shards_vision)
+    if not shared:
+        return (
+            f"Not counted: {shown}, by which each process holds a part of the frozen layers; how "
+            "large these are is not known of this family."
+        )
+    share = f"{shown} shares out {shared / GIB:.1f} GiB of frozen weights"
+    if setting.processes > 1:
+        return f"{share} over the processes, which is counted."
+    totals = {
+        number: estimate(size, replace(setting, processes=number), plan.weights_dtype).total
+        for number in (2, 4, 8)
+    }
+    each = ", ".join(f"{total / GIB:.1f} on each of {number}" for number, total in totals.items())
+    return (
+        f"{share} over the processes of a run. These figures are of one; it would be about {each}."
+    )
+
+
+# ---- what is left out --------------------------------------------------------------------------
+
+
+def _uncounted_learners(plan: Recipe, size: ModelSize) -> list[str]:
+    """What a recipe sets of what learns, and the estimate passes over."""
+    learners = _learners(plan)
+    if learners.parts:
+        unknown = [name for name in learners.parts if name not in size.parts]
+        said = (
+            f"Not counted: train_parts={','.join(unknown)}, which this model's size does not name."
+        )
+        return [said] if unknown else []
+    lines = []
+    left_out = [name for name in _OF_LORA if _is_set(plan.lora.get(name))]
+    targets = learners.lora_targets
+    if targets is not None and not knows_targets(size, targets):
+        left_out.insert(0, "target_modules")
+    if left_out:
+        names = ", ".join(f"lora.{name}" for name in left_out)
+        lines.append(f"Not counted: what {names} would change of LoRA.")
+    if plan.adapter is not None and _rank_of(plan.adapter) is None:
+        lines.append(
+            f"Not counted: LoRA settings of adapter {plan.adapter}, which is not here; those of "
+            "the recipe are taken for them."
+        )
+    return lines
 
 
 def _uncounted(plan: Recipe) -> str:
@@ -265,6 +408,11 @@ def _uncounted(plan: Recipe) -> str:
     )
 
 
+def _is_set(value: Any) -> bool:
+    """Whether a setting of LoRA says anything; 0 is a number, such as of a layer."""
+    return value is not None and value is not False and value not in ([], {})
+
+
 def _print_trial(plan: Recipe) -> None:
     """What the run would take here, by trying its own steps."""
     from unigame.doctor.trial import try_recipe
@@ -276,6 +424,8 @@ def _print_trial(plan: Recipe) -> None:
         console.print(f"  Not tried: {error}.")
         return
     how = "slices of the model" if found.sliced else "the model itself"
+    if plan.training.shard_frozen != "none":
+        how += ", its weights whole on one process"
     data = "" if found.own_data else " and made-up pictures, since the recipe's are not here"
     console.print(
         f"  Tried here on {how}{data}: {found.seconds:.2g} s a step, "

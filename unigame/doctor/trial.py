@@ -22,9 +22,11 @@ from unigame.backbones.memory import size_of
 from unigame.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import JanusConfig
 
     from unigame.backbones.base import Backbone
+    from unigame.methods.base import Method
     from unigame.methods.rows import Batch
     from unigame.training.recipe import Recipe
     from unigame.training.trainer import UniGameTrainer
@@ -45,7 +47,8 @@ class Trial:
 
     Attributes:
         seconds: of one optimizer step, all its micro-batches included.
-        memory: bytes of tensors at the worst moment, model and optimizers included.
+        memory: bytes of tensors at the worst moment; model, optimizers, C and the models that
+            judge pictures included.
         steps: of the whole run.
         sliced: whether it was put together from slices.
         own_data: whether texts and pictures were the recipe's own.
@@ -188,6 +191,7 @@ def _slice(plan: Recipe, config: JanusConfig, layers: int, vision_layers: int) -
 def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Step:
     """What the trainer's steps take on one batch, hard samples included."""
     import torch
+    from torch import nn
     from transformers.trainer_utils import IntervalStrategy
 
     from unigame.doctor.peak import peak_bytes, tensor_bytes
@@ -195,6 +199,7 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
 
     args = copy.deepcopy(plan.training)
     args.gradient_accumulation_steps = 1
+    args.shard_frozen = "none"  # one process tries, with whole weights
     methods = plan.build_methods()
     games = [method.settings for method in methods if method.name == "selfplay"]
     for game in games:
@@ -230,8 +235,23 @@ def _steps(plan: Recipe, backbone: Backbone, rows: list[dict[str, Any]]) -> _Ste
             raise UserError("a step does not fit into the memory of this GPU") from error
     own = [getattr(method, "optimizer", None) for method in trainer.methods]
     optimizers = [one for one in (trainer.optimizer, *own) if one is not None]
-    alive = tensor_bytes(backbone, *optimizers)
+    brought = [network for method in trainer.methods for network in networks_of(method)]
+    # In one list, so that what two of them share counts once.
+    alive = tensor_bytes(nn.ModuleList([backbone, *brought]), *optimizers)
     return _Step(seconds, challenging + alive, understanding + alive)
+
+
+def networks_of(method: Method) -> list[nn.Module]:
+    """Networks that a method brings, such as C and a similarity model.
+
+    They lie in its attributes, or in those of its players, as ``challenger`` and ``verifier``.
+    Through a run's other parts the base model may be among them.
+    """
+    from torch import nn
+
+    holders = [method, *vars(method).values()]
+    parts = [part for holder in holders for part in getattr(holder, "__dict__", {}).values()]
+    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 def _seconds(trainer: UniGameTrainer, batch: Batch) -> float:

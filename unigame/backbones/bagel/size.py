@@ -20,7 +20,14 @@ from unigame.backbones.bagel.language import GEN
 from unigame.backbones.bagel.model import pictures_at_once
 from unigame.backbones.bagel.modeling import BagelModel
 from unigame.backbones.bagel.vae import build_vae
-from unigame.backbones.common.counting import convolutions, count, count_packable, leaf, on_meta
+from unigame.backbones.common.counting import (
+    convolutions,
+    count,
+    count_layers,
+    count_packable,
+    leaf,
+    on_meta,
+)
 from unigame.backbones.folder import open_safetensors
 from unigame.backbones.memory import LORA_RANK, ModelSize
 
@@ -45,12 +52,16 @@ def size_of_config(name: str, config: BagelConfig) -> ModelSize:
     def draw(vae: Any) -> Tensor:
         return vae.decode(leaf(1, *config.latent_shape)).sample
 
+    lora = _count_lora(model)
     return ModelSize(
         name=name,
         parameters=count(model),
         float32_parameters=count(model.vae),
         packable_parameters=count_packable(model, "language_model"),
-        lora_parameters=_count_lora(model),
+        lora_parameters=sum(added for name, added in lora.items() if GEN not in name),
+        lora_layers=lora,
+        layer_parameters=count_layers(model.decoder),
+        vision_layer_parameters=count_layers(model.eyes),
         hidden_size=text.hidden_size,
         mlp_size=text.intermediate_size,
         layers=text.num_hidden_layers,
@@ -85,10 +96,13 @@ def published_config() -> BagelConfig:
     )
 
 
-def _count_lora(model: BagelModel) -> int:
-    """Weights of LoRA on the understanding expert: rank x (inputs + outputs) of each layer."""
-    return LORA_RANK * sum(
-        part.in_features + part.out_features
-        for name, part in model.decoder.layers.named_modules()
-        if isinstance(part, nn.Linear) and GEN not in name
-    )
+def _count_lora(model: BagelModel) -> dict[str, int]:
+    """Weights of LoRA on both experts, by name: rank x (inputs + outputs) of each layer."""
+    found: dict[str, int] = {}
+    for name, part in model.decoder.layers.named_modules():
+        if isinstance(part, nn.Linear):
+            *_, owner, last = name.split(".")
+            target = f"{owner}.{last}" if owner.endswith(GEN) else last
+            added = LORA_RANK * (part.in_features + part.out_features)
+            found[target] = found.get(target, 0) + added
+    return found

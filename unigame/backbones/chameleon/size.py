@@ -44,12 +44,15 @@ def size_of(name: str, file: Path, hub_id: str | None) -> ModelSize:
     def read(vqmodel: Any) -> Tensor:
         return vqmodel.quant_conv(vqmodel.encoder(leaf(1, 3, side, side)))
 
+    lora = count_lora(model.model.layers)
     return ModelSize(
         name=name,
         parameters=count(model),
         float32_parameters=count(model.model.vqmodel),
         packable_parameters=count_packable(model, "layers"),
-        lora_parameters=count_lora(model.model.layers),
+        lora_parameters=sum(lora.values()),
+        lora_layers=lora,
+        layer_parameters=count(model.model.layers),
         hidden_size=config.hidden_size,
         mlp_size=config.intermediate_size,
         layers=config.num_hidden_layers,

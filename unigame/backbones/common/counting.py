@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unigame.backbones.common.hub_model import LORA_TARGETS
 from unigame.backbones.common.packing import language_linears
@@ -32,12 +33,22 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_lora(language_model: nn.Module) -> int:
-    """Weights of LoRA on the usual linear layers: rank x (inputs + outputs) of each."""
-    return LORA_RANK * sum(
-        module.in_features + module.out_features
-        for name, module in language_model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in LORA_TARGETS
+def count_lora(language_model: nn.Module) -> dict[str, int]:
+    """Weights of LoRA on the usual linear layers, by name: rank x (inputs + outputs) of each."""
+    found: dict[str, int] = {}
+    for name, module in language_model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Linear) and last in LORA_TARGETS:
+            added = LORA_RANK * (module.in_features + module.out_features)
+            found[last] = found.get(last, 0) + added
+    return found
+
+
+def count_layers(module: nn.Module) -> int:
+    """Weights of the layers of a transformer, which ``shard_frozen`` shares out."""
+    return sum(
+        count(child) if isinstance(child, nn.ModuleList) else count_layers(child)
+        for child in module.children()
     )
 
 
@@ -59,6 +70,11 @@ def saved_bytes(build: Build, run: Run, dtype: Dtype = "float32") -> int:
         run: its forward pass, from inputs that it makes itself (``leaf``).
         dtype: "bfloat16" runs it under autocast, which also keeps weights that it casts.
     """
+    return sum(saved_and_cast(build, run, dtype))
+
+
+def saved_and_cast(build: Build, run: Run, dtype: Dtype) -> tuple[int, int]:
+    """See ``saved_bytes``: activations, which grow with the batch, and weights that are cast."""
     kept: dict[int, tuple[int, Tensor]] = {}
     with FakeTensorMode():
         module = build().requires_grad_(False).eval()
@@ -71,9 +87,29 @@ def saved_bytes(build: Build, run: Run, dtype: Dtype = "float32") -> int:
             return tensor
 
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, autocast, _Casts(weights) as casts:
             run(module)
-    return sum(nbytes for nbytes, _ in kept.values())
+    cast = sum(nbytes for address, (nbytes, _) in kept.items() if address in casts.found)
+    return sum(nbytes for nbytes, _ in kept.values()) - cast, cast
+
+
+class _Casts(TorchDispatchMode):
+    """Sees where copies of weights in another type lie."""
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.found: dict[int, Tensor] = {}  # held: no address is used again
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            if args[0].untyped_storage()._cdata in self.weights:
+                self.found[made.untyped_storage()._cdata] = made
+        return made
 
 
 def convolutions(build: Build, run: Run, *, half: bool = True) -> dict[Dtype, PictureBytes]:

@@ -15,6 +15,7 @@ from unigame.backbones.common.autoregressive import PIXELS_AT_ONCE
 from unigame.backbones.common.counting import (
     convolutions,
     count,
+    count_layers,
     count_lora,
     count_packable,
     leaf,
@@ -68,12 +69,15 @@ def size_of_config(name: str, config: Emu3Config, min_pixels: int = _PIXELS) -> 
     def read(vqmodel: Any) -> Tensor:
         return encode(vqmodel, leaf(1, 3, side, side))
 
+    lora = count_lora(model.model.text_model)
     return ModelSize(
         name=name,
         parameters=count(model),
         float32_parameters=count(model.model.vqmodel),
         packable_parameters=count_packable(model, "text_model"),
-        lora_parameters=count_lora(model.model.text_model),
+        lora_parameters=sum(lora.values()),
+        lora_layers=lora,
+        layer_parameters=count_layers(model.model.text_model),
         hidden_size=text.hidden_size,
         mlp_size=text.intermediate_size,
         layers=text.num_hidden_layers,

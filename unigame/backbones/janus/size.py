@@ -12,6 +12,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from unigame.backbones.common.counting import (
     convolutions,
     count,
+    count_layers,
     count_lora,
     count_packable,
     leaf,
@@ -39,12 +40,16 @@ def size_of_config(name: str, config: JanusConfig) -> ModelSize:
         latents = vqmodel.post_quant_conv(leaf(1, vq.embed_dim, side, side))
         return lean_decoder.decode(vqmodel.decoder, latents)
 
+    lora = count_lora(model.model.language_model)
     return ModelSize(
         name=name,
         parameters=count(model),
         float32_parameters=count(model.model.vqmodel),
         packable_parameters=count_packable(model, "language_model"),
-        lora_parameters=count_lora(model.model.language_model),
+        lora_parameters=sum(lora.values()),
+        lora_layers=lora,
+        layer_parameters=count_layers(model.model.language_model),
+        vision_layer_parameters=count_layers(model.model.vision_model),
         hidden_size=text.hidden_size,
         mlp_size=text.intermediate_size,
         layers=text.num_hidden_layers,
