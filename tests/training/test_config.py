@@ -311,3 +311,12 @@ def test_without_a_buffer_its_sizes_do_not_matter(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="raise the capacity"):
         make_game(buffer_min_size=None).check(config)
     make_game(buffer_min_size=None, buffer=False).check(config)
+
+
+def test_a_control_says_in_one_phrase_that_it_has_no_c_to_set(
+    tiny_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    idle = {"perturber_heads": 4, "perturber_scope": "heads", "strengths": [0.5, 1.0]}
+    make_trainer(tiny_path, tmp_path, max_steps=1, perturbation="none", **idle).train()
+    assert "settings of C (perturbation=none)" in caplog.text
+    assert "strengths=" not in caplog.text
