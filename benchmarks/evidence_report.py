@@ -1,6 +1,7 @@
 """What the seeds of ``evidence.py`` say: differences with intervals, a table, a figure, a verdict.
 
     python benchmarks/evidence_report.py RESULT.json [RESULT.json ...] [--figure FILE.png]
+    python benchmarks/evidence_report.py RESULT.json --against ARM   # or none: the means
 
 Results of the same settings, kept by runs of other seeds or arms, are pooled: ``--json`` keeps them
 as one.
@@ -62,31 +63,33 @@ OF_REAL_SCENES = 90.0
 """Percent of what real scenes of the new task give that imagined ones are to give."""
 
 
-def table(result: Mapping[str, Any]) -> list[str]:
-    """Markdown: the mean of fine-tuning, and every other arm less it, with its interval.
+def table(result: Mapping[str, Any], control: str = CONTROL) -> list[str]:
+    """Markdown: the mean of a control, and every other arm less it, with its interval.
 
-    A row for each metric; of many arms, a row for each arm.
+    A row for each metric; of many arms, a row for each arm. Of a control that is no arm: all means.
     """
     metrics: Metrics = result["metrics"]
     arms = list(next(iter(metrics.values())))
-    others = [arm for arm in arms if arm != CONTROL]
+    others = [arm for arm in arms if arm != control]
     seeds = result["seeds"]
     named = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
-    if CONTROL not in arms:
-        lines = [f"| %, {named} | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
+    if control not in arms:
+        titles = [arm + fewer(result, arm) for arm in arms]
+        lines = [f"| %, {named} | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(arms)]
         for metric, values in metrics.items():
             means = [_number(interval(known(values[arm]))["mean"], "") for arm in arms]
             lines.append(f"| {metric} | " + " | ".join(means) + " |")
         return lines
     # Results that were pooled may lack arms of some seeds.
-    titles = [f"{arm} - {CONTROL}{fewer(result, arm)}" for arm in others]
-    lines = [f"| %, {named} | {CONTROL} | " + " | ".join(titles) + " |"]
+    titles = [f"{arm} - {control}{fewer(result, arm)}" for arm in others]
+    lines = [f"| %, {named} | {control}{fewer(result, control)} | " + " | ".join(titles) + " |"]
     lines.append("|---|" + "---:|" * (len(titles) + 1))
     for metric, values in metrics.items():
-        mean = _number(interval(known(values[CONTROL]))["mean"], "")
-        cells = [_cell(difference(values, arm, CONTROL)) for arm in others]
+        mean = _number(interval(known(values[control]))["mean"], "")
+        cells = [_cell(difference(values, arm, control)) for arm in others]
         # A seed may have an arm and lack this figure of it.
-        cells = [cell + fewer(result, arm, metric) for cell, arm in zip(cells, others, strict=True)]
+        pairs = zip(cells, others, strict=True)
+        cells = [cell + fewer(result, arm, metric, control) for cell, arm in pairs]
         lines.append(f"| {metric} | {mean} | " + " | ".join(cells) + " |")
     return _turned(lines) if len(arms) > MANY else lines
 
@@ -293,10 +296,10 @@ def split_of(result: Mapping[str, Any]) -> str:
     return words[words.index("--split") + 1] if "--split" in words else "unsaid"
 
 
-def show(result: Mapping[str, Any], metrics: Sequence[str] = ()) -> str:
+def show(result: Mapping[str, Any], metrics: Sequence[str] = (), control: str = CONTROL) -> str:
     """The table, of these metrics or all, and the verdict on all of them, as Markdown."""
     whole: Metrics = result["metrics"]
-    lines = table(only(result, metrics) if metrics else result)
+    lines = table(only(result, metrics) if metrics else result, control)
     return "\n".join([*lines, "", *verdict(whole), *goals(whole), *rows_line(result)])
 
 
@@ -330,9 +333,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write: all of them as one result")
     parser.add_argument("--figure", type=Path, help="picture to write")
     parser.add_argument("--metrics", nargs="+", help="only these in table and figure")
+    parser.add_argument(
+        "--against",
+        default=CONTROL,
+        metavar="ARM",
+        help="arm that the table compares with; none: the means of all. Default: %(default)s",
+    )
     options = parser.parse_args()
     result = pool([json.loads(file.read_text(encoding="utf-8")) for file in options.results])
-    print(show(result, options.metrics or ()))
+    arms = next(iter(result["metrics"].values()))
+    if options.against not in (*arms, CONTROL, "none"):
+        raise UserError(f"--against {options.against}: no arm; there are {', '.join(arms)}")
+    print(show(result, options.metrics or (), options.against))
     if len(code := result["machine"].get("code", [])) > 1:
         print(f"Arms of different code: {'; '.join(code)}.")
     if options.json:

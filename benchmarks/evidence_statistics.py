@@ -59,16 +59,18 @@ def known(values: Values) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def fewer(result: Mapping[str, Any], arm: str, metric: str | None = None) -> str:
+def fewer(
+    result: Mapping[str, Any], arm: str, metric: str | None = None, control: str = CONTROL
+) -> str:
     """How many seeds have an arm, where it is not all of them.
 
-    Of one metric: how many its difference to fine-tuning is of, where that is not all of the arm's.
+    Of one metric: how many its difference to the control is of, where that is not all of the arm's.
     """
     metrics: Metrics = result["metrics"]
     found = max(len(known(arms[arm])) for arms in metrics.values())
     if metric is None:
         return "" if found == len(result["seeds"]) else f", {_seeds(found)}"
-    pairs = zip(metrics[metric][arm], metrics[metric][CONTROL], strict=True)
+    pairs = zip(metrics[metric][arm], metrics[metric][control], strict=True)
     own = sum(None not in pair for pair in pairs)
     return "" if own in (0, found) else f" ({_seeds(own)})"
 

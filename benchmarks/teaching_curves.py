@@ -197,7 +197,7 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
     curves = [curve for curve in CURVES if curve in found]
     with pyplot.rc_context(RC):
         figure, axes = pyplot.subplots(
-            1, len(curves), figsize=(3.6 * len(curves), 3.0), squeeze=False, layout="constrained"
+            1, len(curves), figsize=(3.8 * len(curves), 4.0), squeeze=False, layout="constrained"
         )
         for axis, curve in zip(axes[0], curves, strict=True):
             if curve == "rounds":
@@ -205,7 +205,7 @@ def draw(found: Mapping[str, Any], file: Path) -> None:
             else:
                 _draw_points(axis, found[curve], curve)
             axis.set_ylim(0, 100)
-            axis.legend(loc="lower right")
+            axis.legend(loc="upper left", bbox_to_anchor=(0, -0.22))  # below: lines fill the panel
         axes[0][0].set_ylabel("%")
         save(figure, file)
         pyplot.close(figure)

@@ -422,6 +422,9 @@ def test_the_table_of_many_arms_has_a_row_for_each_arm(scripts, monkeypatch, tmp
     assert lines[2] == "| sft | 50.0 | 50.0 |" and lines[4].startswith("| arm_1 - sft | +1.5 [")
     file = tmp_path / "wide.json"
     file.write_text(json.dumps(wide))
+    monkeypatch.setattr("sys.argv", ["evidence_report.py", str(file), "--against", "arm"])
+    with pytest.raises(UserError, match="--against arm: no arm; there are sft, arm_0"):
+        scripts.evidence_report.main()
     monkeypatch.setattr("sys.argv", ["evidence_report.py", str(file), "--metrics", "id"])
     scripts.evidence_report.main()
     said = capsys.readouterr().out
@@ -508,6 +511,11 @@ def test_results_of_the_same_settings_are_pooled_by_seed(scripts):
     pooled["metrics"]["attack"] = {**pooled["metrics"]["ood"], "uniform": [None, None, 61.0]}
     _, _, ood, attack = scripts.evidence_report.table(pooled)
     assert attack.endswith("| +1.0 (1 seed) |") and "seed" not in ood
+    title, _, ood, _ = scripts.evidence_report.table(pooled, "uniform")
+    assert "| uniform, 2 seeds | sft - uniform | selfplay - uniform, 2 seeds |" in title
+    assert ood == "| ood | 50.8 | -0.8 [-3.9, +2.4] (2 seeds) | +1.5 (1 seed) |"
+    title, _, ood, _ = scripts.evidence_report.table(pooled, "none")
+    assert "selfplay, 2 seeds" in title and ood == "| ood | 50.0 | 57.2 | 50.8 |"
     pooled = scripts.evidence_report.pool([{**first, "hard_rows": {"selfplay": [29, 31]}}, later])
     assert pooled["hard_rows"] == {"selfplay": [None, 29, 31]}
     assert "Hard rows a step: selfplay 30.0." in scripts.evidence_report.show(pooled)

@@ -102,7 +102,7 @@ def test_the_trackers_are_those_of_transformers() -> None:
         ({"hard_quantile": 1.2}, "at most 1"),
         ({"num_candidates": 0}, "at least 1"),
         ({"perturb_space": "tokens", "num_candidates": 2}, "num_candidates=1"),
-        ({"buffer_capacity": 2, "buffer_min_size": 3, "buffer": True}, "raise the capacity"),
+        ({"buffer_capacity": 2, "buffer_min_size": 3}, "raise the capacity"),
         ({"similarity": "clip", "similarity_model": "x", "perturb_space": "tokens"}, "cosine"),
         ({"perturber_lr_scheduler_type": "zigzag"}, "zigzag"),
         ({"perturber_lr_scheduler_type": "reduce_lr_on_plateau"}, "cosine_with_restarts"),

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from unigame.backbones.base import CAPTION_QUESTION, Backbone
-from unigame.methods.files import append_lines
-from unigame.system.json_text import text_lines
+from unigame.methods.files import append_lines, lines_of_all
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +63,12 @@ class MadeCaptions:
 
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` made; damaged lines are made again."""
-        found = sorted(Path(folder).glob("captions*.jsonl"))
-        # What this process wrote comes first: so it goes on with its own words.
-        for file in sorted(found, key=lambda file: file.name != self.file.name):
-            for line in text_lines(file.read_text(encoding="utf-8", errors="replace")):
-                try:
-                    entry = json.loads(line)
-                    self._texts.setdefault(str(entry["key"]), str(entry["caption"]))
-                except (ValueError, TypeError, KeyError, RecursionError):
-                    continue
+        for line in lines_of_all(self.file, folder, "captions*.jsonl"):
+            try:
+                entry = json.loads(line)
+                self._texts.setdefault(str(entry["key"]), str(entry["caption"]))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
 
     def __call__(self, images: Tensor, ids: Sequence[str]) -> list[str]:
         """One description a picture (B, 3, S, S); empty where the model says nothing usable."""

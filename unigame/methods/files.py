@@ -8,7 +8,7 @@ It holds tensors and plain values, and is read with ``weights_only=True``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unigame.errors import UserError
+from unigame.system.json_text import text_lines
 
 STATE_VERSION = 2
 
@@ -112,6 +113,21 @@ def append_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             opened.write(b"\n")
         for row in rows:
             opened.write(json.dumps(row).encode() + b"\n")
+
+
+def lines_of_all(own: Path, folder: str | Path, pattern: str) -> Iterator[str]:
+    """Lines of files that processes of a run keep beside it, those of this process's file first.
+
+    So where two of them say different things of one key, the first is this process's own.
+
+    Args:
+        own: this process's file; one of the same name in ``folder`` is its, too.
+        folder: of the run.
+        pattern: of all processes' files.
+    """
+    found = sorted(Path(folder).glob(pattern))
+    for file in sorted(found, key=lambda file: file.name != own.name):
+        yield from text_lines(file.read_text(encoding="utf-8", errors="replace"))
 
 
 def _ends_with_newline(file: Path) -> bool:

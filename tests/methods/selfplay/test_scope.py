@@ -268,7 +268,7 @@ def test_a_restarted_head_moves_as_gently_as_the_others() -> None:
     heads.restart(1, c, optimizer)
     scale = 1.0
     _, restarted = moved(20)
-    assert restarted < 1.0, "a new Adam goes one learning rate at first; this one leaped by five"
+    assert restarted < 1.0, "a new Adam goes one learning rate at first"
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,8 @@ from typing import Any, Protocol
 
 from unigame.errors import UserError
 from unigame.methods.drawings.texts import QA
-from unigame.methods.files import append_lines
+from unigame.methods.files import append_lines, lines_of_all
 from unigame.registry import Registry
-from unigame.system.json_text import text_lines
 
 logger = logging.getLogger(__name__)
 
@@ -158,21 +157,18 @@ class KeptQuestions:
     def read(self, folder: str | Path) -> None:
         """Take over what any process of a run in ``folder`` wrote; damaged lines are made again."""
         others = 0
-        found = sorted(Path(folder).glob(f"{self.name}_questions*.jsonl"))
-        # What this process wrote comes first: so it goes on with its own words.
-        for file in sorted(found, key=lambda file: file.name != self.file.name):
-            for line in text_lines(file.read_text(encoding="utf-8", errors="replace")):
-                try:
-                    row = json.loads(line)
-                    pairs = [(str(q), str(a)) for q, a in row["questions"]]
-                    caption, failed = str(row["caption"]), int(row.get("unparsed", 0))
-                    if row.get("maker", self.key) == self.key:
-                        self.known.setdefault(caption, pairs)
-                        self.failed.setdefault(caption, failed)
-                    else:
-                        others += 1
-                except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-                    continue
+        for line in lines_of_all(self.file, folder, f"{self.name}_questions*.jsonl"):
+            try:
+                row = json.loads(line)
+                pairs = [(str(q), str(a)) for q, a in row["questions"]]
+                caption, failed = str(row["caption"]), int(row.get("unparsed", 0))
+                if row.get("maker", self.key) == self.key:
+                    self.known.setdefault(caption, pairs)
+                    self.failed.setdefault(caption, failed)
+                else:
+                    others += 1
+            except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+                continue
         if others:
             logger.warning(
                 "%s: the questions of %d captions in %s are of another model, endpoint or "

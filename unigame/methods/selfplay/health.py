@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unigame.methods.selfplay.inert import inert_in_short
 from unigame.system.say import warn
 
 if TYPE_CHECKING:
@@ -82,16 +83,6 @@ class ReplayTally:
         )
 
 
-def _without_the_controls(settings: SelfPlaySettings) -> list[str]:
-    """What ``inert`` says; that a control has no C to set is said in one phrase."""
-    idle, control = settings.inert(), f"(perturbation={settings.perturbation})"
-    of_c = [text for text in idle if text.endswith(control)]
-    if len(of_c) < 2:
-        return idle
-    others = [text for text in idle if text not in of_c]
-    return [*others, f"{len(of_c)} settings of C {control}"]
-
-
 def offered_at_most(settings: SelfPlaySettings, args: Any, steps: int) -> int:
     """Candidates that mining can offer to one process in so many optimizer steps."""
     challenges = math.ceil(steps / settings.challenge_every)
@@ -126,7 +117,7 @@ class Watch:
                 f"this run is too short to replay anything: its {max_steps} steps offer the buffer "
                 f"{most} candidates at most, and buffer_min_size={needed}"
             )
-        if idle := _without_the_controls(settings):
+        if idle := inert_in_short(settings):
             warn(f"method selfplay: without effect: {', '.join(idle)}")
         if settings.beta == 0:
             warn("beta=0: hard samples are replayed and weigh nothing")

@@ -5,6 +5,7 @@ A reader of a recipe would believe that they do something. Each is named once, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -44,17 +45,40 @@ def inert(settings: SelfPlaySettings) -> list[str]:
     What they would change beside the game does not count: a figure of the log, the noise of the
     draws, the time it takes, or an attack of ``unigame evaluate`` by this recipe.
     """
+    return _named(settings, _stopped(settings))
+
+
+def inert_in_short(settings: SelfPlaySettings) -> list[str]:
+    """The same; of a control, which has no C to set, such settings are counted in one phrase."""
+    kind, stopped = _kind(settings), _stopped(settings)
+    of_c = [name for name, why in stopped.items() if why == kind]
+    if len(of_c) < 2:
+        return _named(settings, stopped)
+    others = {name: why for name, why in stopped.items() if why != kind}
+    return [*_named(settings, others), f"{len(of_c)} settings of C ({kind})"]
+
+
+def _named(settings: SelfPlaySettings, stopped: Mapping[str, str]) -> list[str]:
+    return [f"{name}={getattr(settings, name)} ({why})" for name, why in stopped.items()]
+
+
+def _stopped(settings: SelfPlaySettings) -> dict[str, str]:
+    """What stops them, by name, in the order of the fields."""
     stopped: dict[str, str] = {}
     parts = (_idle_of_c(settings), _idle_drawing(settings), _idle_mining(settings))
     for stops, why, names in chain.from_iterable(parts):
         if stops:
             for name in names.split():
                 stopped.setdefault(name, why)  # the first reason is enough
-    return [
-        f"{item.name}={getattr(settings, item.name)} ({stopped[item.name]})"
+    return {
+        item.name: stopped[item.name]
         for item in fields(settings)
         if item.name in stopped and _asks(settings, item.name, item.default)
-    ]
+    }
+
+
+def _kind(settings: SelfPlaySettings) -> str:
+    return f"perturbation={settings.perturbation}"
 
 
 def _asks(settings: SelfPlaySettings, name: str, default: Any) -> bool:
@@ -72,7 +96,7 @@ def _idle_of_c(settings: SelfPlaySettings) -> list[tuple[bool, str, str]]:
     """
     none, fixed = settings.perturbation == "none", settings.eps_gate == "fixed"
     spare = settings.eps_init < type(settings).eps_max
-    kind = f"perturbation={settings.perturbation}"
+    kind = _kind(settings)
     scope, depth = (
         f"{name}={getattr(settings, name)}" for name in ("perturber_scope", "perturber_depth")
     )
@@ -94,7 +118,7 @@ def _idle_of_c(settings: SelfPlaySettings) -> list[tuple[bool, str, str]]:
 
 def _idle_drawing(settings: SelfPlaySettings) -> list[tuple[bool, str, str]]:
     """Likewise of how candidates are drawn, in the states and in styles."""
-    kind = f"perturbation={settings.perturbation}"
+    kind = _kind(settings)
     count = f"num_candidates={settings.num_candidates}"
     several = settings.num_candidates > 1
     # Then the likeliest picture is drawn, and the temperature is that of C's gradient alone.
