@@ -105,6 +105,18 @@ def test_the_data_root_may_be_the_benchmarks_own_folder(pope, tmp_path):
     assert record(tmp_path / "a")["benchmarks"]["pope"]["counts"]["items"] >= 2
 
 
+def test_a_smaller_limit_does_not_replace_a_fuller_record(pope, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out"
+    assert evaluate("--data-root", pope, "--output", output, "--limit", 6) == 0
+    before = (output / "results.json").read_bytes()
+    monkeypatch.setattr("unigame.cli.evaluate._load_model", pytest.fail)
+    assert evaluate("--data-root", pope, "--output", output, "--limit", 3) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "--limit 3" in said and "pope of 6 items, which 3 would replace" in said
+    assert "give another --output, or leave --limit out" in said
+    assert (output / "results.json").read_bytes() == before
+
+
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(pope, tmp_path, monkeypatch, capsys):
     answer, calls = JanusBackbone.answer, []
 

@@ -1,5 +1,6 @@
 """Rows that are left out are named, with what was wrong with the first and what mends it."""
 
+import math
 import re
 from pathlib import Path
 
@@ -135,6 +136,15 @@ def test_the_end_of_a_run_names_two_of_them_and_what_finds_all(capsys):
         ({"question": ["Which?"]}, r"a list, but must be text \(write one text\)"),
         ({"answer": {"text": "red"}}, "an object, but must be text"),
         ({"answer": 3}, "answer is 3, but must be text .put it in quotes"),
+        ({"answer": math.nan}, "has an empty answer; fill it in, or drop the row"),
+        ({"image": math.nan}, "image is nan, an empty cell; write the path"),
+        ({"image": None}, "image is None, an empty cell; write the path"),
+        ({"image": 3}, r"image is 3, but must be the path .*columns: \{image: <column>\}"),
+        ({"image": ["a.png", "b.png"]}, r"image is \[.*a list of 2, .*its path alone, .*type: hf"),
+        ({"answers": ["red", 2.5]}, r"answers is \['red', 2.5\], .*answer is float; put it in qu"),
+        ({"answers": ["red", None]}, "an answer is empty; leave it out of the list"),
+        ({"answers": [{"text": "red"}]}, 'an answer has no key "answer"'),
+        ({"answers": 3}, "answers is 3, but must be a list .*it is int; write a list"),
     ],
 )
 def test_what_is_no_text_is_said_with_its_own_fix(tmp_path, row, said):
@@ -144,6 +154,85 @@ def test_what_is_no_text_is_said_with_its_own_fix(tmp_path, row, said):
         VQA(path)
     if isinstance(row.get("answer"), list):
         assert VQA(path, columns={"answers": "answer"})[0]["answer"] == "red"
+
+
+def test_several_pictures_are_read_where_the_message_says(tmp_path):
+    write(tmp_path / "a.png", png())
+    path = write_jsonl(tmp_path / "t.jsonl", [{**ASKED, "image": ["a.png", "a.png"]}])
+    with pytest.raises(UserError, match="type: hf, which takes lists"):
+        VQA(path)
+    assert len(HFData(path)[0]["images"]) == 2
+
+
+@pytest.mark.parametrize("kind", [VQA, HFData])
+def test_whole_numbers_among_the_answers_are_their_text(tmp_path, kind):
+    write(tmp_path / "a.png", png())
+    row = {"image": "a.png", "question": "How many?", "answers": [2, 2, 3]}
+    (record,) = kind(write_jsonl(tmp_path / "t.jsonl", [row]))
+    assert record["answer"] == "2" and record["answers"] == ["2", "2", "3"]
+    (tmp_path / "t.csv").write_text('image,question,answers\na.png,How many?,"[2, 2, 3]"\n')
+    assert kind(tmp_path / "t.csv")[0]["answers"] == ["2", "2", "3"]
+
+
+def test_a_text_stays_one_beside_rows_that_hold_a_list(tmp_path):
+    """`datasets` gives such a column as json, and "007" became the number 7."""
+    rows = [{**ASKED, "answers": ["red", "pink"]}, {**ASKED, "answers": "007"}]
+    for row in rows:
+        del row["answer"]
+    write(tmp_path / "a.png", png())
+    data = HFData(write_jsonl(tmp_path / "t.jsonl", rows))
+    assert [record["answers"] for record in data] == [["red", "pink"], ["007"]]
+
+
+def test_the_column_that_is_missing_is_named_as_it_may_be(tmp_path):
+    """Beside a question it said: name a caption; and it left the one free column out."""
+    write(tmp_path / "a.png", png())
+    row = {"image": "a.png", "question": "Which?", "someans": "red"}
+    path = write_jsonl(tmp_path / "t.jsonl", [row])
+    for kind in (VQA, HFData):
+        with pytest.raises(UserError) as caught:
+            kind(path)
+        assert "(it has image, question, someans)" in str(caught.value)
+        assert "name it with columns: {answer: someans}" in str(caught.value)
+        assert kind(path, columns={"answer": "someans"})[0]["answer"] == "red"
+    path = write_jsonl(tmp_path / "u.jsonl", [{**row, "other": 1}])
+    with pytest.raises(UserError, match="columns: {answer: <column>}"):
+        VQA(path)
+
+
+def test_a_row_that_is_left_out_is_named_once(tmp_path):
+    """It was named by its id, and again by the file and its number."""
+    rows = [{"image": "none.png", "question": "Which?", "answer": None}, ASKED]
+    rows += [{**ASKED, "image": "none.png", "answer": "<image>"}]
+    write(tmp_path / "a.png", png())
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    said = HFData(path).skips.summary()
+    assert "1 no text (0), first: the question 'Which?' has no answer;" in said
+    assert "1 text with the mark <image> (2), first: the answer is '<image>'" in said
+    assert "row " not in said and str(path) not in said
+
+
+def test_an_empty_cell_of_pandas_is_one(tmp_path):
+    """It said: put nan in quotes."""
+    rows = [{**ASKED, "image": {"bytes": png(), "path": None}, "answer": math.nan}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="the question 'Which.' has no answer"):
+        HFData(tmp_path / "t.parquet")
+
+
+def test_a_tsv_is_read_and_other_kinds_of_file_are_told_what_is(tmp_path):
+    write(tmp_path / "a.png", png())
+    text = "image\tquestion\tanswer\na.png\tWhich?\tNA\n"
+    for name in ("t.tsv", "t.tar", "t.xlsx"):
+        (tmp_path / name).write_text(text)
+    assert HFData(tmp_path / "t.tsv")[0]["answer"] == "NA"
+    assert HFData(tmp_path / "*.tsv")[0]["answer"] == "NA"
+    for name in ("t.tar", "t.xlsx"):
+        with pytest.raises(UserError, match=r"\.csv, \.tsv, or shards \(\.tar\) with type: web"):
+            HFData(tmp_path / name)
+    (tmp_path / "t.json").write_text("[]")
+    with pytest.raises(UserError, match=r"kinds \.json, \.tsv; name those of one kind"):
+        HFData(tmp_path / "t.[jt]s*")
 
 
 def test_a_column_of_numbers_is_cast(tmp_path):

@@ -197,8 +197,37 @@ def test_a_larger_limit_asks_only_for_the_rest(tmp_path):
     more = FakeBackbone()
     record = run(more, tmp_path, Quiz(questions(10)), limit=7)
     assert len(more.asked) == 3
-    less = run(FakeBackbone(stop_after=0), tmp_path, Quiz(questions(10)), limit=2)
-    assert [r["benchmarks"]["quiz"]["counts"]["items"] for r in (record, less)] == [7, 2]
+    assert record["benchmarks"]["quiz"]["counts"]["items"] == 7
+    again = run(FakeBackbone(stop_after=0), tmp_path, Quiz(questions(10)), limit=7)
+    assert again["benchmarks"]["quiz"]["metrics"] == record["benchmarks"]["quiz"]["metrics"]
+
+
+def test_a_smaller_limit_does_not_replace_a_fuller_record(tmp_path):
+    run(FakeBackbone(), tmp_path, Quiz(questions(10)))
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(UserError, match="quiz of 10 items, which 2 would replace; give another"):
+        run(FakeBackbone(stop_after=0), tmp_path, Quiz(questions(10)), limit=2)
+    assert (tmp_path / "results.json").read_bytes() == before
+    run(FakeBackbone(), tmp_path, Easel(prompts(2)), limit=2)  # another benchmark is added
+    fewer = run(FakeBackbone(), tmp_path, Quiz(questions(8)))  # no limit: the data are fewer
+    assert fewer["benchmarks"]["quiz"]["counts"]["items"] == 8
+
+
+def test_a_row_that_is_left_out_is_said_however_few(tmp_path, caplog):
+    run(FakeBackbone(), tmp_path, Quiz(questions(10)))
+    assert "Quiz: 1 rows are left out and 10 items kept" in caplog.text
+    assert "1 missing column question (row 9)" in caplog.text
+
+
+def test_one_picture_gives_no_interval(tmp_path):
+    one = [replace(item, cluster="a.png") for item in questions(4)]
+    record = run(FakeBackbone(), tmp_path, Quiz(one))
+    entry = record["benchmarks"]["quiz"]
+    assert entry["metrics"]["accuracy"]["clusters"] == 1
+    assert "no interval for accuracy" in entry["warnings"][0]
+    assert "one picture or group" in entry["warnings"][0]
+    record = run(FakeBackbone(), tmp_path / "several", Quiz(questions(4)))
+    assert record["benchmarks"]["quiz"]["warnings"] == []
 
 
 def test_a_picture_that_was_mended_is_asked_about_and_one_still_damaged_is_not(tmp_path):

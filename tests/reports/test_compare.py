@@ -11,6 +11,7 @@ from unigame import cli
 from unigame.errors import UserError
 from unigame.reports.compare import Cell, compare, verdict
 from unigame.reports.metrics import Metric, Unit, difference
+from unigame.reports.record_text import print_record
 from unigame.reports.records import read_record
 from unigame.reports.tables import print_comparison, to_csv, to_latex, to_markdown
 
@@ -558,3 +559,18 @@ def test_half_a_character_in_a_record_is_one_line(tmp_path, capsys):
     assert cli.main(["compare", *map(str, files), "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "results.json" in said and "ud800" in said and said.count("\n") == 1
+
+
+def test_a_figure_about_one_picture_is_shown_without_an_interval(compared):
+    """Every resample of one picture is the same: the interval had no width, and looked exact."""
+    units = tuple(Unit(str(n), (n % 2,), "a.png") for n in range(4))
+    one = benchmark("pope", Metric("accuracy", "accuracy", units))
+    comparison, records = compared(a={"pope": one}, b={"pope": one})
+    assert "50.0 [one picture or group]" in to_markdown(comparison)
+    assert "[one picture or group]" in to_latex(comparison)
+    assert "50.0, 50.0" not in to_markdown(comparison) + to_latex(comparison)
+    (row, _) = csv.DictReader(io.StringIO(to_csv(comparison, records)))
+    assert (row["value"], row["low"], row["high"]) == ("50.0", "", "")
+    console = Console(file=io.StringIO(), width=120)
+    print_record(record({"pope": {**one, "details": {}}}), ["pope"], console)
+    assert "- (one picture or group)" in console.file.getvalue()

@@ -279,3 +279,9 @@ def test_a_damaged_metric_is_named(damage, reason):
     damage(entry)
     with pytest.raises(UserError, match=rf"sft.json: metric 'acc' is damaged \(.*{reason}"):
         from_json("acc", entry, "sft.json")
+
+
+def test_the_record_form_says_how_many_clusters_there_are():
+    """One cluster has no interval, whatever its width."""
+    assert to_json(mean_metric([0, 1, 1], clusters=[7, 7, 7]))["clusters"] == 1
+    assert to_json(mean_metric([0, 1, 1]))["clusters"] == 3

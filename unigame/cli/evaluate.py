@@ -153,13 +153,14 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
 
     Raises:
         UserError: unknown benchmarks or variants, an option that none of the benchmarks takes, data
-            or scorers that cannot be had, a model that does not load, an output of other settings;
+            or scorers that cannot be had, a model that does not load, an output of other settings
+            or of more items than ``--limit`` leaves;
             or a benchmark that could not be scored or of which nothing was scored, after the others
             are recorded and shown.
     """
     from unigame.evaluation.attacks import robustness_record
     from unigame.evaluation.bars import Bars
-    from unigame.evaluation.record import write_json
+    from unigame.evaluation.record import require_no_fewer, write_json
     from unigame.evaluation.run import RESULTS
     from unigame.reports.record_text import print_record
     from unigame.system.console import make_console
@@ -167,6 +168,10 @@ def _evaluate(args: SimpleNamespace, output: Path, ranks: Ranks) -> None:
     attacks = attacks_of(args)
     names, sources, jobs = _jobs(args, output, scored=True)
     attacked = attacked_of(jobs) if attacks else None
+    sizes = {job.benchmark.name: len(job.loaded.items) for job in jobs}
+    if attacked is not None:
+        sizes[robustness_record.NAME] = len(attacked.loaded.items)
+    require_no_fewer(output / RESULTS, sizes, args.limit)
     # The adversary practises on the whole data set's pictures, or its choice would hang on --limit.
     whole = attacked.loaded.items if attacked else []
     if attacked is not None and args.limit is not None:

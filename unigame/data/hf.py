@@ -25,9 +25,9 @@ class HFData(RecordDataset):
     Rows without text (a question with its answer, or a caption) are counted and left out.
 
     Args:
-        path: A parquet, arrow, json, jsonl or csv file, a glob of such files, a folder of them, an
-            image folder with metadata, a folder written by ``save_to_disk``, or, with ``hub``, the
-            id of a data set on the Hub.
+        path: A parquet, arrow, json, jsonl, csv or tsv file, a glob of such files, a folder of
+            them, an image folder with metadata, a folder written by ``save_to_disk``, or, with
+            ``hub``, the id of a data set on the Hub.
         hub: Whether ``path`` is a Hub id, which may be downloaded. Never assumed.
         name: Configuration of a data set that has several.
         split: The split; slices such as ``train[:1000]`` work where ``datasets`` knows them.
@@ -36,8 +36,8 @@ class HFData(RecordDataset):
         images: Where relative image paths start, if the image column holds paths; by default the
             folder of the file.
         require_answers: Whether a question needs an answer to be kept.
-        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache. A csv has
-            none: it is read as all tables here are, so that its text stays text.
+        cache_dir: Where ``datasets`` keeps its arrow copy; by default its own cache. A csv or
+            tsv has none: it is read as all tables here are, so that its text stays text.
         picture_only: Whether rows of a picture without text are kept; then no column of texts is
             needed.
         verify, limit: See :class:`RecordDataset`.
@@ -105,10 +105,9 @@ def _row(
                 f"({image!r:.40}), but one image, its bytes or its path is needed; name the "
                 "right column with columns: {image: <column>}"
             )
-    place = f"{where} row {number}"
     first = images[0] if images else None
-    texts = texts_of(cells, fields, place, _AS_TEXT)
-    row = lenient_row(id, first, texts, place, require_answers, picture_only)
+    texts = texts_of(cells, fields, f"{where} row {number}", _AS_TEXT)
+    row = lenient_row(id, first, texts, "", require_answers, picture_only)
     return _with_all(row, images) if len(images) > 1 else row
 
 

@@ -7,6 +7,7 @@ of `datasets` and the json of webdataset tars.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,7 +80,8 @@ def find_columns(
     for need in required:
         fields = (need,) if isinstance(need, str) else need
         if not found.keys() & set(fields):
-            raise UserError(_missing_column(names, fields, where))
+            free = [name for name in names if name not in found.values()]
+            raise UserError(_missing_column(names, free, fields, where))
     return found
 
 
@@ -98,11 +100,17 @@ def check_fields(chosen: Mapping[str, str] | None) -> Mapping[str, str]:
     return chosen or {}
 
 
-def _missing_column(names: Sequence[str], fields: Sequence[str], where: str) -> str:
+def _missing_column(
+    names: Sequence[str], free: Sequence[str], fields: Sequence[str], where: str
+) -> str:
+    """What is missing, what is there, and how the column that means it is named."""
     message = f"{where} has no column for the {' or '.join(fields)} (it has {', '.join(names)})"
     if fields == ("image",) and any("url" in name.lower() for name in names):
         return f"{message}; it only links to images: download them first, as webdataset tars"
-    return f"{message}; name it with columns: {{{fields[0]}: <column>}}"
+    # Beside a question an answer is missing, whatever else would do.
+    field = "answer" if "answer" in fields and "question" in names else fields[0]
+    column = free[0] if len(free) == 1 else "<column>"
+    return f"{message}; name it with columns: {{{field}: {column}}}"
 
 
 def texts_of(
@@ -137,7 +145,7 @@ def _text(
     With ``answers`` several texts have a field of their own.
     """
     value = None if column is None else cells.get(column)
-    if value is None:
+    if _is_empty(value):
         return None
     if not isinstance(value, str):
         kind = ""
@@ -167,27 +175,75 @@ def _caption(cells: Mapping[str, Any], column: str | None, place: str, fix: str)
     return _text({str(column): value}, column, place, fix)
 
 
-def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:
-    """Raw answers: a list of texts or of ``{"answer": text}``, or ``{"answer": [texts]}``.
+def _is_empty(value: object) -> bool:
+    """An empty cell: json's null, or the NaN that pandas puts into a cell without a value."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
-    Empty answers are left out. A text is one answer, or a list as json or Python writes it.
-    """
+
+def _answers(cells: Mapping[str, Any], column: str | None, place: str) -> tuple[str, ...]:
+    """The answers of a cell, stripped; empty ones are left out."""
     value = None if column is None else cells.get(column)
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        found = _written_list(value)
-        value = [value] if found is None else found
+    try:
+        texts = raw_answers(value)
+    except UnreadAnswers as error:
+        raise UserError(
+            f'{place}: {column} is {value!r:.80}, but must be a list of texts or of {{"answer": '
+            f"text}} ({error.reason}; {error.fix})"
+        ) from None
+    # Few distinct answers, ten a row: interning saves most of their memory.
+    return tuple(sys.intern(text.strip()) for text in texts if text.strip())
+
+
+class UnreadAnswers(ValueError):
+    """A cell of answers that cannot be read.
+
+    Attributes:
+        reason: The same for all cells with this fault, for counting.
+        fix: How it can be read.
+    """
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}; {fix}")
+        self.reason, self.fix = reason, fix
+
+
+def raw_answers(cell: Any) -> list[str]:
+    """The annotators' answers of a cell, in order, letter by letter: of training and evaluation.
+
+    A list of texts or of ``{"answer": text}``, or ``{"answer": [texts]}``. A text is one answer, or
+    a list as json or Python writes it. A whole number in a list is its text: annotators count. One
+    that stands alone may be the number of an option instead. An empty cell holds no answers.
+
+    Raises:
+        UnreadAnswers: Anything else.
+    """
+    if _is_empty(cell):
+        return []
+    if isinstance(cell, str):
+        found = _written_list(cell)
+        cell = [cell] * bool(cell.strip()) if found is None else found
     # Older releases of `datasets` turn lists of dicts inside out.
-    items = value.get("answer") if isinstance(value, Mapping) else value
-    if isinstance(items, list | tuple):
-        texts = [item.get("answer") if isinstance(item, Mapping) else item for item in items]
-        if all(isinstance(text, str) for text in texts):
-            # Few distinct answers, ten a row: interning saves most of their memory.
-            return tuple(sys.intern(str(text).strip()) for text in texts if str(text).strip())
-    raise UserError(
-        f'{place}: {column} is {value!r:.80}, but must be a list of texts or of {{"answer": text}}'
-    )
+    items = cell.get("answer") if isinstance(cell, Mapping) else cell
+    if not isinstance(items, list | tuple):
+        raise UnreadAnswers(f"it is {type(items).__name__}", "write a list, texts in quotes")
+    return [_raw_answer(item) for item in items]
+
+
+def _raw_answer(item: Any) -> str:
+    """One of several answers."""
+    if isinstance(item, Mapping) and "answer" not in item:
+        raise UnreadAnswers('an answer has no key "answer"', 'write {"answer": text}')
+    text = as_text(item["answer"] if isinstance(item, Mapping) else item)
+    if _is_empty(text):
+        raise UnreadAnswers("an answer is empty", 'leave it out of the list, or write ""')
+    if not isinstance(text, str):
+        raise UnreadAnswers(f"an answer is {type(text).__name__}", IN_QUOTES)
+    return text
+
+
+def as_text(value: Any) -> Any:
+    """A whole number as its text; all else as it is, for 2.50 and true may be written otherwise."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _written_list(text: str) -> list[Any] | None:
@@ -214,13 +270,26 @@ def lenient_row(
 ) -> Row | SkippedRow:
     """The row of a source that no one repairs row by row: without text it is left out.
 
-    With ``picture_only`` it is kept. A text with the mark of a picture is left out, too.
+    With ``picture_only`` it is kept. A text with the mark of a picture is left out, too. The row is
+    named by its id; ``place`` says what that does not.
     """
+    given = texts
     if texts["question"] is None or (texts["answer"] is None and require_answers):
         texts = texts | NO_QUESTION  # half a question is none
     if texts["question"] is None and texts["caption"] is None and not picture_only:
-        return SkippedRow(id, NO_TEXT, place)
+        lacks = _lacks(given)
+        return SkippedRow(id, NO_TEXT, f"{place}: {lacks}" if place else lacks)
     return _marked(id, texts, place) or Row(id=id, image=image, **texts)
+
+
+def _lacks(texts: Mapping[str, Any]) -> str:
+    """What a row without text has not."""
+    question, answer = texts["question"], texts["answer"]
+    if question is not None and answer is None:
+        return f"the question {question!r:.60} has no answer"
+    if answer is not None and question is None:
+        return f"the answer {answer!r:.60} has no question"
+    return "neither a question with its answer nor a caption"
 
 
 def _marked(id: str, texts: Mapping[str, Any], place: str) -> SkippedRow | None:
@@ -231,7 +300,8 @@ def _marked(id: str, texts: Mapping[str, Any], place: str) -> SkippedRow | None:
     """
     for field in ("question", "answer", "caption"):
         if texts[field] and (mark := MARKS.search(texts[field])):
-            detail = f"{place}: the {field} is {texts[field]!r:.60}; write it without the mark"
+            detail = f"the {field} is {texts[field]!r:.60}; write it without the mark"
+            detail = f"{place}: {detail}" if place else detail
             return SkippedRow(id, f"text with the mark {mark[0].strip()}", detail)
     return None
 
@@ -264,15 +334,31 @@ def table_rows(
         if "caption" in needs:
             texts |= NO_QUESTION
         id = str(cells.get(fields.get("id", ""), number))
-        image = _named(cells[fields["image"]], place)
+        image = _named(cells[fields["image"]], fields["image"], place)
         yield _marked(id, texts, place) or Row(id=id, image=image, **texts)
 
 
-def _named(value: object, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place}: image is {value!r:.60}, but must be the path of an image file")
+def _named(value: object, column: str, place: str) -> str:
+    """The path of a row's one picture."""
+    if _is_empty(value) or value == [] or (isinstance(value, str) and not value.strip()):
+        raise UserError(
+            f"{place}: {column} is {value!r:.60}, an empty cell; write the path of the picture, or "
+            "drop the row"
+        )
+    if isinstance(value, list):
+        raise UserError(
+            f"{place}: {column} is {value!r:.60}, a list of {len(value)}, but a row of this table "
+            "shows one picture; write its path alone, or read the table with type: hf, which takes "
+            "lists"
+        )
+    if not isinstance(value, str):
+        raise UserError(
+            f"{place}: {column} is {value!r:.60}, but must be the path of an image file; write it "
+            "there, or name another column with columns: {image: <column>}"
+        )
     if re.match(r"https?://", value):
         raise UserError(
-            f"{place}: image {value!r:.80} is a link; download the images first (webdataset tars)"
+            f"{place}: {column} {value!r:.80} is a link; download the images first (webdataset "
+            "tars)"
         )
     return value.strip()

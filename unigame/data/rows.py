@@ -2,9 +2,10 @@
 
 `datasets` finds the files of a split, and reads parquet, arrow, json, what ``save_to_disk`` wrote,
 and the Hub. It reads csv with pandas, which takes the answers None and NA for empty cells and 007
-for a number, and json with Arrow, which takes 2014-05-01 for a point in time; neither names the
-line of a damaged row. So csv, tsv, metadata of image folders, json with points in time, and every
-table that is named as such come through :mod:`unigame.data.tables`.
+for a number, and json with Arrow, which takes 2014-05-01 for a point in time, and the text "2" for
+a number where other rows of its column hold a list; neither names the line of a damaged row. So
+csv, tsv, metadata of image folders, json with points in time or columns of several kinds, and
+every table that is named as such come through :mod:`unigame.data.tables`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ BUILDERS = {
     ".json": "json",
     ".jsonl": "json",
     ".csv": "csv",
+    ".tsv": "csv",
 }
+"""How `datasets` calls what reads a kind of file."""
+
 METADATA = ("metadata.csv", "metadata.jsonl")
 """Of an image folder: its pictures' texts."""
 
-_TIMES = ("timestamp", "date", "time", "duration")
+_NOT_AS_WRITTEN = ("timestamp", "date", "time", "duration", "arrow.json")
 _BATCH = 1_000
 
 
@@ -256,10 +260,15 @@ def open_local(path: str | Path, split: str, **options: Any) -> Rows:
             "data set of the Hugging Face Hub that may be downloaded"
         )
     suffixes = {Path(file).suffix.lower() for file in files}
-    builder = BUILDERS.get(min(suffixes))
-    if len(suffixes) > 1 or builder is None:
-        kinds = ", ".join(sorted(suffixes))
-        raise UserError(f"path: {path} is of kind {kinds!r}; use one of {', '.join(BUILDERS)}")
+    kinds = ", ".join(sorted(suffixes))
+    if len(suffixes) > 1:
+        raise UserError(f"path: {path} names files of the kinds {kinds}; name those of one kind")
+    builder = BUILDERS.get(kinds)
+    if builder is None:
+        raise UserError(
+            f"path: {path} is of kind {kinds!r}; use one of {', '.join(BUILDERS)}, or shards "
+            "(.tar) with type: webdataset"
+        )
     return open_split(builder, split, data_files={split.split("[")[0]: files}, **options)
 
 
@@ -285,7 +294,8 @@ def open_split(
         if builder.name != "csv":
             table = datasets.load_dataset(path, split=split, **options)
             kinds = [str(field.type) for field in table.data.schema]
-            if builder.name != "json" or not any(time in kind for kind in kinds for time in _TIMES):
+            other = any(name in kind for kind in kinds for name in _NOT_AS_WRITTEN)
+            if builder.name != "json" or not other:
                 return TableRows(table, own_files=builder.name == "imagefolder")
         return _part(found, split, lambda paths: _text_rows(paths, f".{builder.name}"))
 

@@ -63,12 +63,15 @@ class SkipReport:
         ]
         kinds = f" ({', '.join(special)})" if special else ""
         head = f"{self.kept} rows{kinds}, {len(self.skipped)} skipped"
-        reasons = [
+        return f"{head}: {reasons}" if (reasons := self.reasons()) else head
+
+    def reasons(self) -> str:
+        """Of each reason how many rows, two of their ids, and the first in full."""
+        return "; ".join(
             f"{count} {reason} ({', '.join(self.examples(reason))}{', ...' if count > 2 else ''})"
             f"{self._first(reason)}"
             for reason, count in self.counts().items()
-        ]
-        return f"{head}: {'; '.join(reasons)}" if reasons else head
+        )
 
     def _first(self, reason: str) -> str:
         """The detail of the first row of a reason, on one line; empty where there is none."""

@@ -53,7 +53,7 @@ def collect(
             if item.id in items:
                 raise BadRow(f"{id} occurs twice")
         except BadRow as bad:
-            skips.add(f"{where} row {number}", bad.reason)
+            skips.add(f"{where} row {number}", bad.reason, bad.detail)
         else:
             items[item.id] = item
     skips.kept += len(items)

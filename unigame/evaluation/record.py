@@ -24,10 +24,13 @@ from unigame.backbones.common.quantization import NONE
 from unigame.data import CorruptImage, SkipReport
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, Item, Loaded, Prediction, Scored
-from unigame.reports.metrics import Metric, to_json
+from unigame.reports.metrics import Metric, num_clusters, to_json
 from unigame.reports.records import FORMAT, unparsed_warning
 from unigame.reports.weights import folder_sha256, setup_sha256
 from unigame.system.json_text import parse_json
+
+_NAMED = 3
+"""So many figures without an interval are named; more are counted."""
 
 
 def new_record(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +132,34 @@ def write_json(path: Path, content: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
+def require_no_fewer(path: Path, items: Mapping[str, int], limit: int | None) -> None:
+    """Refuse a limit by which a benchmark's entry would give way to one of fewer items.
+
+    Replies are kept whatever the limit, but figures and intervals of the fuller entry would be
+    gone without a word.
+
+    Args:
+        path: the record, which may not be there yet.
+        items: how many of each benchmark would be asked, by its name in the record.
+        limit: of each; None: nothing was cut.
+
+    Raises:
+        UserError: it names the benchmarks with both numbers; or the file is no record.
+    """
+    if limit is None or not path.exists():
+        return
+    fuller = []
+    for name, entry in _read(path)["benchmarks"].items():
+        before = entry["counts"].get("items") or 0
+        if name in items and before > max(items[name], limit):
+            fuller.append(f"{name} of {before} items, which {items[name]} would replace")
+    if fuller:
+        raise UserError(
+            f"--limit {limit}: {path} already holds {'; '.join(fuller)}; give another --output, "
+            "or leave --limit out"
+        )
+
+
 def benchmark_entry(
     benchmark: Benchmark,
     loaded: Loaded,
@@ -166,11 +197,26 @@ def benchmark_entry(
         "generation": dict(generation),
         "counts": counts,
         **({"examples": examples} if examples else {}),
-        "warnings": [*filter(None, [unparsed_warning(counts)]), *scored.warnings],
+        "warnings": [
+            *filter(None, [unparsed_warning(counts), no_interval(scored.metrics)]),
+            *scored.warnings,
+        ],
         "details": {**details, **scored.details},
         "seconds": round(seconds, 3),
         "metrics": metrics_json(scored.metrics),
     }
+
+
+def no_interval(metrics: Iterable[Metric]) -> str:
+    """Why figures have no interval; empty where they all have one."""
+    alone = [metric.label for metric in metrics if metric.units and num_clusters(metric) == 1]
+    if not alone:
+        return ""
+    more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+    return (
+        f"no interval for {', '.join(alone[:_NAMED])}{more}: what was scored is about one picture "
+        "or group, and intervals are over several; add questions about other pictures"
+    )
 
 
 def require_predictions(loaded: Loaded, predictions: Mapping[str, Prediction]) -> None:

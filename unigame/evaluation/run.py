@@ -24,6 +24,7 @@ from unigame.evaluation.running import Job, Progress, Run, Silent
 from unigame.evaluation.source import fingerprint
 from unigame.evaluation.summary import summarise
 from unigame.reports.metrics import from_json
+from unigame.system.say import warn
 
 RESULTS = "results.json"
 
@@ -61,11 +62,15 @@ def evaluate(
 
     Raises:
         UserError: data or scorers cannot be had, a benchmark asks to draw and the model cannot, or
-            the output is of other settings or of another model, all before the first question; or
-            a benchmark could not be scored, when the others are done and recorded.
+            the output is of other settings or of another model, or holds more items than the limit
+            leaves, all before the first question; or a benchmark could not be scored, when the
+            others are done and recorded.
     """
     ranks = ranks or Ranks()
     jobs = load_jobs(benchmarks, sources, limit=limit, scored=ranks.first)
+    if ranks.first:
+        sizes = {job.benchmark.name: len(job.loaded.items) for job in jobs}
+        records.require_no_fewer(Path(output) / RESULTS, sizes, limit)
     return run_jobs(
         backbone,
         jobs,
@@ -106,6 +111,13 @@ def load_jobs(
         if not loaded.dataset.fingerprint:
             info = replace(loaded.dataset, fingerprint=fingerprint(loaded.items))
             loaded = replace(loaded, dataset=info)
+        if scored and loaded.skips.skipped:
+            # However few: those that are left out may be the hard ones, or all of one kind.
+            warn(
+                f"{benchmark.title}: {len(loaded.skips.skipped)} rows are left out and "
+                f"{len(loaded.items)} items kept, which the figures are of: "
+                f"{loaded.skips.reasons()}"
+            )
         jobs.append(Job(benchmark, loaded))
     if scored:
         for benchmark in benchmarks:  # after the data: a wrong folder is found faster than a model

@@ -50,12 +50,13 @@ class BadRow(Exception):
     """One row cannot be used; it is counted under ``reason`` and left out.
 
     Attributes:
-        reason: such as ``"missing column question"`` or ``"answers is str, expected list"``.
+        reason: such as ``"missing column question"`` or ``"question is int, expected str"``.
+        detail: what exactly is wrong with this row, and what mends it; empty: no more is known.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ class Rows:
             an empty one is None.
         info: id, split and revision of the data; the fingerprint is for the benchmark to add.
         root: folder in which relative picture paths start; None for data of the Hub.
+        columns: those that at least one row has; of a benchmark's own files, none are listed.
     """
 
     rows: Sequence[dict[str, Any]]
     info: DatasetInfo
     root: Path | None
+    columns: tuple[str, ...] = ()
 
 
 def read_rows(
@@ -80,7 +83,7 @@ def read_rows(
     hub_id: str | None,
     config: str | None,
     split: str,
-    required: Sequence[str],
+    required: Sequence[str | tuple[str, ...]],
     own: str = "",
 ) -> Rows:
     """All rows of one split.
@@ -95,7 +98,7 @@ def read_rows(
         hub_id: the benchmark's data set on the Hub; None: it has none.
         config: its configuration.
         split: its split.
-        required: columns without which no row is of use.
+        required: columns without which no row is of use; of a tuple of columns, one of them.
         own: what to say to people who bring a table of their own, where a column is missing.
 
     Raises:
@@ -117,8 +120,7 @@ def read_rows(
         rows, revision = _hub_rows(hub_id, config, split, source.revision)
         root, where = None, f"{hub_id} ({split})"
         info = DatasetInfo(id=hub_id, split=split, config=config or "", revision=revision)
-    _check_columns(rows, required, where, own)
-    return Rows(rows, info, root)
+    return Rows(rows, info, root, _checked_columns(rows, required, where, own))
 
 
 def _hub_rows(
@@ -145,19 +147,22 @@ def _commit(rows: TableRows | TextRows) -> str:
     return found.group() if found else ""
 
 
-def _check_columns(
-    rows: TableRows | TextRows, required: Sequence[str], where: str, own: str
-) -> None:
+def _checked_columns(
+    rows: TableRows | TextRows, required: Sequence[str | tuple[str, ...]], where: str, own: str
+) -> tuple[str, ...]:
+    """The columns of a table that has what is needed."""
     if not rows:
         raise UserError(f"{where} holds no rows; was its download cut short?")
     names = rows.columns
-    missing = [name for name in required if name not in names]
+    wanted = [(each,) if isinstance(each, str) else each for each in required]
+    missing = [repr(each[0]) for each in wanted if not {*each} & {*names}]
     if missing:
         raise UserError(
-            f"{where} has no column {', '.join(map(repr, missing))}; it has "
-            f"{', '.join(names) or 'none'}, but {', '.join(required)} are needed: is this the "
-            f"right data set, in its original layout?{f' {own}' if own else ''}"
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(names) or 'none'}, but "
+            f"{', '.join(each[0] for each in wanted)} are needed: is this the right data set, in "
+            f"its original layout?{f' {own}' if own else ''}"
         )
+    return tuple(names)
 
 
 # ---- a local folder ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 from unigame.evaluation.base import Scored
 from unigame.reports.combined import Part, combine
-from unigame.reports.metrics import value_of
+from unigame.reports.metrics import num_clusters, value_of
 
 CONSISTENCY = {"unifiedbench": 0.6, "wise": 0.4}
 UNDERSTANDING = {name: 0.25 for name in ("vqav2", "mmmu", "mmbench", "pope")}
@@ -26,7 +26,8 @@ def summarise(scored: Mapping[str, Scored]) -> dict[str, dict[str, Any] | None]:
     """Both scores for the record, from what scoring found by benchmark name.
 
     Each is None where none of its benchmarks was run. Otherwise it has ``value``, ``low``,
-    ``high``, ``n`` and ``parts``; or, where it is refused, ``value`` None and the ``reason``.
+    ``high``, ``n``, ``clusters`` (of the part that has fewest) and ``parts``; or, where it is
+    refused, ``value`` None and the ``reason``.
     """
     return {
         "consistency": _weighted(scored, CONSISTENCY),
@@ -53,7 +54,8 @@ def _weighted(scored: Mapping[str, Scored], weights: Mapping[str, float]) -> dic
         }
         for name, part in parts.items()
     ]
-    return {**combine(list(parts.values())), "parts": listed}
+    clusters = min(num_clusters(part.metric) for part in parts.values())
+    return {**combine(list(parts.values())), "clusters": clusters, "parts": listed}
 
 
 def _refusal(scored: Mapping[str, Scored], weights: Mapping[str, float]) -> str:

@@ -15,7 +15,13 @@ from typing import Any
 from unigame.errors import UserError
 from unigame.reports.checks import AGAIN, CONTRADICTS, read_estimate
 from unigame.reports.combined import Part, combined_difference
-from unigame.reports.metrics import Difference, Estimate, difference, value_of
+from unigame.reports.metrics import (
+    Difference,
+    Estimate,
+    difference,
+    num_clusters,
+    value_of,
+)
 from unigame.reports.records import BenchmarkRecord, Record, unparsed_warning
 
 FEW = 6
@@ -86,6 +92,7 @@ class Cell:
         figure: None where the record has none.
         gap: minus the baseline's.
         reason: why there is a figure and no difference.
+        alone: whether the figure is about one picture or group, and so has no interval.
     """
 
     name: str
@@ -96,6 +103,7 @@ class Cell:
     figure: Estimate | None = None
     gap: Difference | None = None
     reason: str = ""
+    alone: bool = False
 
     @property
     def unit(self) -> str:
@@ -223,6 +231,7 @@ class _Comparer:
         base, metric = self.records[self.baseline].benchmarks.get(ours.name), ours.metrics[key]
         judged = not key.startswith("yes_ratio")
         cell = Cell(key, metric.label, metric.scale, judged=judged, figure=ours.figures[key])
+        cell = replace(cell, alone=num_clusters(metric) == 1)
         if row == self.baseline or base is None:
             return cell
         reasons = what_differs(ours, base)
@@ -243,6 +252,8 @@ class _Comparer:
         cell = replace(cell, figure=read_estimate(ours, f"{record.path}: {name}"))
         mine = _parts(record, name)
         _check_sum([part for _, part in mine.values()], cell, record)
+        alone = any(num_clusters(part.metric) == 1 for _, part in mine.values())
+        cell = replace(cell, alone=alone)
         if row == self.baseline or base.get("value") is None:
             return cell
         theirs = _parts(base_record, name)

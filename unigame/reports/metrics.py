@@ -193,6 +193,11 @@ def _clusters(units: Sequence[Unit]) -> tuple[NDArray[np.intp], int]:
     return _numbered([(unit.cluster, "") if unit.cluster else ("", unit.id) for unit in units])
 
 
+def num_clusters(metric: Metric) -> int:
+    """In how many clusters the units lie; an interval over one of them has no width."""
+    return _clusters(metric.units)[1]
+
+
 def _numbered(labels: Sequence[Hashable]) -> tuple[NDArray[np.intp], int]:
     """Labels as numbers from 0 in order of appearance, and how many different ones there are."""
     numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
@@ -391,6 +396,7 @@ def to_json(metric: Metric, figure: Estimate | None = None) -> dict[str, Any]:
     return {
         "label": metric.label,
         **(figure or estimate(metric)),
+        "clusters": num_clusters(metric),
         "scale": metric.scale,
         "statistic": metric.statistic,
         "per_group": metric.per_group,

@@ -94,6 +94,8 @@ def _figure(metric: Mapping[str, Any]) -> str:
 
 
 def _interval(metric: Mapping[str, Any]) -> str:
+    if metric.get("clusters") == 1:  # every resample is the same
+        return "- (one picture or group)"
     digits = _digits(metric)
     return f"{metric['low']:.{digits}f} to {metric['high']:.{digits}f}"
 

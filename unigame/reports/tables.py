@@ -64,7 +64,9 @@ def _terminal_cell(cell: Cell, glyphs: Glyphs) -> Text:
     if cell.figure is None:
         return Text("-", style="dim")
     value, low, high = _interval(cell.figure)
-    text = Text(f"{cell.show(value)} {glyphs.spread}{cell.show(max(high - value, value - low))}")
+    text = Text(cell.show(value))
+    if not cell.alone:
+        text.append(f" {glyphs.spread}{cell.show(max(high - value, value - low))}")
     if cell.gap is not None:
         gap = f"\n{cell.show(cell.gap['value'], signed=True)}{glyphs.marks[cell.mark]}"
         text.append(gap, style=_COLOURS[cell.mark])
@@ -141,12 +143,15 @@ def _markdown_cell(cell: Cell) -> str:
     if cell.figure is None:
         return "-"
     value, low, high = map(cell.show, _interval(cell.figure))
-    text = f"{value} [{low}, {high}]"
+    text = f"{value} [{ALONE}]" if cell.alone else f"{value} [{low}, {high}]"
     if cell.gap is not None:
         value, low, high = (cell.show(number, signed=True) for number in _interval(cell.gap))
         text += f"<br>{value} [{low}, {high}]{UNICODE.marks[cell.mark]}"
     return text
 
+
+ALONE = "one picture or group"
+"""In the place of an interval, which such a figure has not."""
 
 _CSV_COLUMNS = (
     *("model", "benchmark", "metric", "label", "headline", "statistic", "scale"),
@@ -191,6 +196,8 @@ def _csv_figures(cell: Cell) -> dict[str, object]:
         **cell.figure,
         "no_difference": cell.reason,
     }
+    if cell.alone:
+        row |= {"low": "", "high": ""}
     if cell.gap is not None:
         row |= {"difference": cell.gap["value"], "difference_n": cell.gap["n"]}
         row |= {"difference_low": cell.gap["low"], "difference_high": cell.gap["high"]}
@@ -230,6 +237,8 @@ def _latex_figure(cell: Cell) -> str:
     if cell.figure is None:
         return "--"
     value, low, high = map(cell.show, _interval(cell.figure))
+    if cell.alone:
+        return rf"${value}$ {{\scriptsize [{ALONE}]}}"
     return rf"${value}$ {{\scriptsize $[{low}, {high}]$}}"
 
 

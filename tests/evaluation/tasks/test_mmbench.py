@@ -147,6 +147,15 @@ def test_indices_may_be_strings(tmp_path):
     assert figures(score(load(tmp_path, rows), right_letter))["circular"] == 100
 
 
+def test_options_may_be_whole_numbers(tmp_path):
+    """They were left out, and with them the questions that count."""
+    rows = [*question(1, ("a", "b"), "b"), *question(2, (2, 3), 3)]
+    write_jsonl(tmp_path / "dev.jsonl", [{**row, "image": "1.png"} for row in rows])
+    loaded = MMBench().load(DataSource(root=tmp_path))
+    assert len(loaded.items) == 4 and not loaded.skips.skipped
+    assert loaded.items[2].reference["options"] == {"A": "2", "B": "3"}
+
+
 def test_limit_keeps_whole_questions(tmp_path):
     assert [item.reference["base"] for item in load(tmp_path, limit=4).items] == [1, 2, 1, 2, 1]
     assert {item.reference["base"] for item in load(tmp_path, limit=1).items} == {1}

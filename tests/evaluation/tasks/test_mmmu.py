@@ -141,6 +141,25 @@ def test_the_30_subjects_are_in_six_domains():
     assert len(SUBJECTS) == len(set(SUBJECTS)) == 30 and len(DOMAINS) == 6
 
 
+def test_whole_numbers_are_their_text(tmp_path):
+    """Rows with options or answers such as 8 were left out."""
+    asked = {"question": "How many?", "image_1": None}
+    rows = [
+        {**row("validation_Art_1"), **asked, "options": [8, 9]},
+        {**row("validation_Art_2", options=[]), **asked, "answer": 8},
+        {**row("validation_Art_3", options=[]), **asked, "answer": [8, "eight"]},
+        {**row("validation_Art_4"), **asked, "options": "[8, 9]"},
+    ]
+    for each in rows:
+        each |= {f"image_{number}": None for number in range(1, 8)}
+    write_jsonl(tmp_path / "validation.jsonl", rows)
+    loaded = MMMU().load(DataSource(root=tmp_path))
+    assert not loaded.skips.skipped
+    assert [item.reference["answer"] for item in loaded.items] == ["B", "8", ["8", "eight"], "B"]
+    assert loaded.items[0].reference["options"] == loaded.items[3].reference["options"]
+    assert loaded.items[0].reference["options"] == ["8", "9"]
+
+
 def test_limit_takes_the_first(tmp_path):
     assert [i.id for i in load(tmp_path, limit=2).items] == ["validation_Art_1", "validation_Art_2"]
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.evaluation.fakes import FakeBackbone
 from tests.evaluation.tables import jpeg, write_parquet
 from unigame.data import CorruptImage
+from unigame.data.hf import HFData
 from unigame.errors import UserError
 from unigame.evaluation.base import DataSource, Prediction
 from unigame.evaluation.run import evaluate
@@ -114,9 +115,9 @@ def test_prompts():
 def test_limit_and_wrong_types(tmp_path):
     rows = [
         {"question_id": 1, "question": 7, "answers": ["a"], "image": "1.jpg"},
-        {"question_id": 2, "question": "?", "answers": "a", "image": "1.jpg"},
+        {"question_id": 2, "question": "?", "answers": True, "image": "1.jpg"},
         {"question_id": 3, "question": "?", "answers": [], "image": "1.jpg"},
-        {"question_id": 4, "question": "?", "answers": ["a", 7], "image": "1.jpg"},
+        {"question_id": 4, "question": "?", "answers": ["a", 2.5], "image": "1.jpg"},
         {"question_id": 5, "question": "?", "answers": ["a"], "image": 7},
         {"question_id": "6", "question": "?", "answers": ["a", "b"], "image": "1.jpg"},
         {"question_id": 7, "question": "?", "answers": {"answer": ["c"]}, "image": "2.jpg"},
@@ -130,33 +131,36 @@ def test_limit_and_wrong_types(tmp_path):
     assert loaded.items[1].reference["answers"] == ["c"]
     assert list(loaded.skips.counts()) == [
         "question is int, expected str",
-        "answers is str, expected list or dict",
+        "answers: it is bool",
         "no answers",
-        "an answer is int, expected str",
+        "answers: an answer is float",
         "image is int, expected a picture",
     ]
+    said = loaded.skips.details["answers: an answer is float"]
+    assert said == "answers is ['a', 2.5]; put it in quotes"
     assert loaded.items[0].pictures[0]().size == (4, 4)
     with pytest.raises(CorruptImage, match="missing image"):
         loaded.items[1].pictures[0]()
 
 
 def test_another_layout(tmp_path):
-    rows = [{"multiple_choice_answer": "a", "question": "?", "image": "x.jpg"}]
+    rows = [{"multiple_choice_answer": "a", "text": "?", "image": "x.jpg"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"no column 'question_id'.*multiple_choice_answer"):
+    with pytest.raises(UserError, match=r"no column 'question'.*multiple_choice_answer"):
         VQAv2().load(DataSource(root=tmp_path))
 
 
-def test_a_table_of_ones_own_is_told_what_it_needs(tmp_path, caplog):
+def test_a_table_of_ones_own_is_told_what_it_needs(tmp_path):
     """It was told of another layout, of the challenge server, or nothing at all."""
     Image.new("RGB", (4, 4)).save(tmp_path / "1.jpg")
     table = tmp_path / "rows.json"
     asked = {"question_id": 1, "image_id": 1, "image": "1.jpg", "question": "?"}
     trained = {"image": "1.jpg", "question": "?", "answer": "a"}
+    table.write_text(json.dumps([{"image": "1.jpg", "prompt": "?"}]))
+    with pytest.raises(UserError, match=r"'question'.*answers \(ten times\).*tutorial\.md, step 4"):
+        VQAv2().load(DataSource(root=tmp_path))
     table.write_text(json.dumps([trained]))
-    with pytest.raises(
-        UserError, match=r"question_id.*answers \(ten times\).*tutorial\.md, step 4"
-    ):
+    with pytest.raises(UserError, match="write a sure answer ten times"):
         VQAv2().load(DataSource(root=tmp_path))
     table.write_text(json.dumps([{**asked, "answer": "a"}]))
     with pytest.raises(UserError, match="has 'answer', VQAv2 wants the list 'answers'"):
@@ -164,11 +168,77 @@ def test_a_table_of_ones_own_is_told_what_it_needs(tmp_path, caplog):
     table.write_text(json.dumps([{**asked, "answers": ["a"] * 10}] * 12))
     loaded = VQAv2().load(DataSource(root=tmp_path))
     assert len(loaded.items) == 1
-    assert "most rows are left out" in caplog.text and "11 question_id occurs twice" in caplog.text
-    caplog.clear()
-    rows = [{**asked, "question_id": n, "answers": ["a"] * 10} for n in (1, 2, 2)]
-    table.write_text(json.dumps(rows))
-    assert len(VQAv2().load(DataSource(root=tmp_path)).items) == 2 and not caplog.text
+    assert loaded.skips.counts() == {"question_id occurs twice": 11}
+    with pytest.raises(UserError, match="no column 'question_id'"):  # the server needs it
+        table.write_text(json.dumps([trained]))
+        VQAv2(parser="submission").load(DataSource(root=tmp_path))
+
+
+def own_tables(folder):
+    """The same three rows in every kind of table: answers as a list, and one answer as a text."""
+    rows = [
+        {"image": "1.png", "question": "How many?", "answers": ["2"] * 9 + ["two"]},
+        {"image": "2.png", "question": "Why, oh why?", "answers": ["a, b"] * 10},
+        {"image": "2.png", "question": "Which?", "answers": ["2"]},
+    ]
+    cells = [{**row, "answers": json.dumps(row["answers"])} for row in rows]
+    cells[2]["answers"] = "2"
+    names = ("image", "question", "answers")
+    for suffix, mark in (("csv", ","), ("tsv", "\t")):
+        lines = [
+            mark.join('"' + str(row[name]).replace('"', '""') + '"' for name in names)
+            for row in cells
+        ]
+        (folder / suffix).mkdir()
+        text = "\n".join([mark.join(names), *lines])
+        (folder / suffix / f"rows.{suffix}").write_text(text)
+    rows[2]["answers"] = "2"
+    (folder / "jsonl").mkdir()
+    (folder / "jsonl" / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "json").mkdir()
+    (folder / "json" / "rows.json").write_text(json.dumps(rows))
+    write_parquet(folder / "parquet" / "rows.parquet", cells)
+    for name in ("csv", "tsv", "jsonl", "json", "parquet"):
+        for picture in ("1.png", "2.png"):
+            Image.new("RGB", (8, 8)).save(folder / name / picture)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_what_training_reads_evaluation_reads_too(kind, tmp_path):
+    """A csv and one text as ``answers`` were refused, and so was a table without question_id."""
+    own_tables(tmp_path)
+    trained = HFData(tmp_path / kind / f"rows.{kind}")
+    loaded = VQAv2(prompt="bare").load(DataSource(root=tmp_path / kind))
+    assert [(item.prompt, item.reference["answers"]) for item in loaded.items] == [
+        (record["question"], record["answers"]) for record in trained
+    ]
+    assert [item.reference["answers"][0] for item in loaded.items] == ["2", "a, b", "2"]
+    assert [item.id for item in loaded.items] == ["0", "1", "2"]
+    assert [item.cluster for item in loaded.items] == ["1.png", "2.png", "2.png"]
+    assert all(item.pictures[0]().size == (8, 8) for item in loaded.items)
+
+
+def test_a_picture_is_found_under_the_names_that_training_knows(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    line = {"file_name": "1.png", "image_id": 0, "question": "?", "answers": ["a"] * 10}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(line))
+    (item,) = VQAv2().load(DataSource(root=tmp_path)).items
+    assert item.pictures[0]().size == (4, 4) and item.cluster == "0"
+
+
+def test_answers_that_are_whole_numbers_are_their_text(tmp_path):
+    """They were left out, and the figure was of the other questions alone."""
+    rows = [row(1, answers=["yes"] * 10), row(2, answers=[2] * 10)]
+    rows += [row(3, answers=[{"answer": 2, "answer_id": n} for n in range(10)])]
+    rows += [row(4, answers="[2, 2, 2, 2]")]
+    for each in rows:
+        each["image"] = "1.jpg"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    loaded = VQAv2().load(DataSource(root=tmp_path))
+    assert [item.reference["answers"][0] for item in loaded.items] == ["yes", "2", "2", "2"]
+    assert not loaded.skips.skipped
+    scored = VQAv2().score(loaded.items, said(loaded, "yes", "2", "two", "3"), tmp_path)
+    assert value_of(scored.metrics[0]) == pytest.approx(75.0)
 
 
 def test_no_usable_row(tmp_path):

@@ -13,7 +13,7 @@ from unigame.evaluation.attacks.adversary import ContentCheck, Practice, set_asi
 from unigame.evaluation.attacks.robustness import Measured, RobustnessConfig, measure_robustness
 from unigame.evaluation.base import Benchmark, Item, Loaded
 from unigame.evaluation.examples import Score, from_items, own_match
-from unigame.evaluation.record import metrics_json
+from unigame.evaluation.record import metrics_json, no_interval
 from unigame.evaluation.running import pictures_digest
 
 NAME = "robustness"
@@ -112,7 +112,10 @@ def robustness_entry(
             "skipped": skips.counts(),
             "unscored": {},
         },
-        "warnings": _warnings(found, config, scored),
+        "warnings": [
+            *filter(None, [no_interval(found.metrics.values())]),
+            *_warnings(found, config, scored),
+        ],
         "details": _details(found, skips),
         "seconds": round(time.perf_counter() - started, 3),
         "metrics": metrics_json(found.metrics.values()),

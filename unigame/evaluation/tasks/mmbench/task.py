@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unigame.data import SkipReport
+from unigame.data.pairs import as_text
 from unigame.data.pictures import content_key
 from unigame.errors import UserError
 from unigame.evaluation.base import Benchmark, DataSource, Item, Loaded, Prediction, Scored
@@ -353,11 +354,11 @@ def _whole_questions(
 
 
 def _text(row: Row, name: str) -> str:
-    """A text cell; empty where it is missing, which may be written ``nan``."""
-    value = row.get(name)
+    """A text cell, or a whole number's text; empty where it is missing, also written ``nan``."""
+    value = as_text(row.get(name))
     if value is None or value == "nan" or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return field(row, name, str)
+    return field({name: value}, name, str)
 
 
 def _pictures(rows: Sequence[Row]) -> dict[int, Any]:

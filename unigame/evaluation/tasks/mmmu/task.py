@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unigame.data.pairs import as_text
 from unigame.errors import UserError
 from unigame.evaluation.base import (
     Benchmark,
@@ -104,7 +105,7 @@ class MMMU(Benchmark):
         kind = field(row, "question_type", str)
         if kind not in (MULTIPLE_CHOICE, OPEN):
             raise BadRow(f"question_type is neither {MULTIPLE_CHOICE} nor {OPEN}")
-        options = _read_list(field(row, "options", str | list))
+        options = _read_list(field(row, "options", str | list), numbers=True)
         if options is None:
             raise BadRow("options is not a list of strings")
         answer = _answer(row, options if kind == MULTIPLE_CHOICE else None)
@@ -195,24 +196,29 @@ def _parts(source: DataSource) -> list[Rows]:
     ]
 
 
-def _read_list(value: str | list[Any]) -> list[str] | None:
-    """A list of strings, stored as the text of a Python list or, in json, as a list; else None."""
+def _read_list(value: str | list[Any], numbers: bool = False) -> list[str] | None:
+    """A list of strings, stored as the text of a Python list or, in json, as a list; else None.
+
+    With ``numbers`` whole numbers in it are read as their text.
+    """
     read: Any = value
     if isinstance(value, str):
         try:
             read = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
+    if numbers and isinstance(read, list):
+        read = [as_text(each) for each in read]
     strings = isinstance(read, list) and all(isinstance(text, str) for text in read)
     return read if strings else None
 
 
 def _answer(row: Row, options: Sequence[str] | None) -> str | list[str]:
     """The answer, or several; letters where there are options."""
-    answer = field(row, "answer", str | list)
+    answer = as_text(field(row, "answer", str | list | int))
     if answer in _NO_ANSWER:
         raise BadRow("no answer")
-    answers = [answer] if isinstance(answer, str) else _read_list(answer)
+    answers = [answer] if isinstance(answer, str) else _read_list(answer, numbers=True)
     if not answers:
         raise BadRow("answer is not a list of strings")
     if options is not None:
@@ -220,7 +226,7 @@ def _answer(row: Row, options: Sequence[str] | None) -> str | list[str]:
             raise BadRow("options are not 2 to 26")
         if not set(answers) <= lettered(options).keys():
             raise BadRow("answer is not the letter of an option")
-    return answer
+    return answer if isinstance(answer, str) else answers
 
 
 def _pictures(row: Row, texts: Sequence[str], root: Path | None) -> tuple[Picture, ...]:

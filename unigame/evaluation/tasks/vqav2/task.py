@@ -16,12 +16,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from unigame.data.images import IMAGE_COLUMNS
+from unigame.data.pairs import UnreadAnswers, find_columns, raw_answers
 from unigame.data.paths import is_mac_file
 from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
@@ -44,9 +46,11 @@ from unigame.system.say import warn
 
 SUBMISSION = "submission"
 OWN_TABLE = (
-    "Your own table: question_id, image_id, image, question, answers (ten times), as in "
-    "docs/tutorial.md, step 4"
+    "Your own table: image, question, answers (ten times), and question_id and image_id where it "
+    "has them, as in docs/tutorial.md, step 4"
 )
+_LONGEST_NAME = 255
+"""Of a picture's file; longer text in its cell is the picture itself, in base64."""
 FULL_VOTES = 4
 """Annotators who agree, for a full score: whoever is left out, three others are left."""
 
@@ -93,14 +97,10 @@ class VQAv2(Benchmark):
                 f"--parser {self.name}={SUBMISSION}, which writes the file to upload"
             )
         to_item = partial(self._item, root=data.root)
-        items, skips = collect(data.rows, to_item, where=where, limit=limit)
+        items, skips = collect(_under_our_names(data, where), to_item, where=where, limit=limit)
         if not any(item.pictures for item in items):
             raise UserError(
                 f"{where} has no usable row: no question has a picture; is their folder there?"
-            )
-        if len(skips.skipped) > len(items):
-            warn(
-                f"{where}: most rows are left out, and the figure is of the rest: {skips.summary()}"
             )
         for line in self._few_votes(items):
             warn(f"{where}: {line}")
@@ -111,7 +111,9 @@ class VQAv2(Benchmark):
         root = None if source.root is None else source.root.expanduser()
         if root is not None and _files(root, "questions"):
             return Rows(read_vqa_files(root, split), DatasetInfo(root.name, split=split), root)
-        needed = ("question_id", "question", "image")
+        needed: tuple[str | tuple[str, ...], ...] = ("question", IMAGE_COLUMNS)
+        if self.parser == SUBMISSION:  # the server knows its questions by their ids
+            needed = ("question_id", *needed)
         return read_rows(
             source, hub_id=self.hub_id, config=None, split=split, required=needed, own=OWN_TABLE
         )
@@ -138,7 +140,7 @@ class VQAv2(Benchmark):
             prompt=self.prompt_for(field(row, "question", str)),
             pictures=(shown(row, root),),
             reference=reference,
-            cluster=str(row.get("image_id") or ""),
+            cluster=_cluster(row),
         )
 
     def score(
@@ -188,21 +190,44 @@ class VQAv2(Benchmark):
 
 
 def answers_of(row: Row) -> list[str]:
-    """The annotators' answers, in order.
+    """The annotators' answers, in order, from a cell as training reads it.
 
     Raises:
-        BadRow: there are none, or not as a list of texts or of ``{"answer": text}``.
+        BadRow: there are none, or some that training does not read either.
     """
-    cell: Any = field(row, "answers", (list, dict))
-    if isinstance(cell, dict):  # older `datasets` turn a list of mappings inside out
-        cell = field(cell, "answer", list)
-    texts = [entry.get("answer") if isinstance(entry, dict) else entry for entry in cell]
+    cell = field(row, "answers", object)
+    try:
+        texts = raw_answers(cell)
+    except UnreadAnswers as error:
+        detail = f"answers is {cell!r:.60}; {error.fix}"
+        raise BadRow(f"answers: {error.reason}", detail) from None
     if not texts:
         raise BadRow("no answers")
-    for text in texts:
-        if not isinstance(text, str):
-            raise BadRow(f"an answer is {type(text).__name__}, expected str")
-    return [sys.intern(str(text)) for text in texts]  # two million annotations are few words
+    return [sys.intern(text) for text in texts]  # two million annotations are few words
+
+
+def _under_our_names(data: Rows, where: str) -> Iterator[Row]:
+    """The rows under the names of the Hub's columns, of which a table of one's own may lack some.
+
+    A picture is found under the names that training knows; without question_id a row's number is
+    its id.
+    """
+    image = find_columns(data.columns, None, where=where).get("image", "image")
+    numbered = bool(data.columns) and "question_id" not in data.columns
+    for number, row in enumerate(data.rows):
+        found: dict[str, Any] = {"question_id": number} if numbered else {}
+        if image != "image":
+            found["image"] = row.get(image)
+        yield {**row, **found} if row and found else row  # a malformed row has a reason instead
+
+
+def _cluster(row: Row) -> str:
+    """The picture of a question by its id, or by its file where the table has no ids."""
+    named = row.get("image_id")
+    if named is None:
+        cell = row.get("image")
+        named = cell if isinstance(cell, str) and len(cell) <= _LONGEST_NAME else ""
+    return str(named)
 
 
 def _submission(items: Sequence[Item], texts: Mapping[str, str], path: Path) -> Scored:
