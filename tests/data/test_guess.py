@@ -193,9 +193,9 @@ def test_unusual_columns_end_in_a_line_to_copy(folder, row, columns):
         assert len(build_dataset([copied(caught.value)])) == 1
 
 
-def copied(error):
-    """The source of the line ``--data '[...]'`` in a message, as the command line reads it."""
-    words = shlex.split(str(error).split("--data ")[1])
+def copied(error, number=0):
+    """The source of a line ``--data '[...]'`` in a message, as the command line reads it."""
+    words = shlex.split(str(error).split("--data ")[1 + number])
     (source,) = parse_yaml(words[0], "--data")
     return source
 
@@ -232,6 +232,99 @@ def test_questions_without_answers_are_no_pictures_alone(folder):
 def test_a_table_that_is_none_says_why(folder, name, content, said):
     with pytest.raises(UserError, match=said):
         guess_source(str(write(folder / name, content)))
+
+
+# ---- tables that a folder's pictures would hide --------------------------------------------------
+TABLE = "image,question,answer\na.png,Which?,red\n"
+
+
+@pytest.mark.parametrize(
+    ("tables", "meant"),
+    [
+        (("a.csv", "c.csv"), "a.csv"),
+        (("b.csv", "q.json"), "b.csv"),
+        (("data/train/meta.csv",), "data/train/meta.csv"),
+        (("test/meta.csv", "train/meta.csv"), "train/meta.csv"),
+        (("README.txt", "annotations/q.csv"), "annotations/q.csv"),
+        (("metadata.json",), None),
+        (("train.csv", "test.csv"), None),
+    ],
+)
+def test_pictures_do_not_hide_the_tables_of_a_folder(folder, tables, meant):
+    """They were taken for pictures without texts, and the questions were lost."""
+    for name in ("b", "red/c", "blue/d", "blue/e"):
+        write(folder / f"{name}.png", png())
+    for name in tables:
+        if ".json" in name:
+            write_json(folder / name, [ASKED])
+        else:
+            write(folder / name, TABLE)
+    if meant is None:
+        assert build_dataset([guess_source(str(folder)).source])[0]["question"] == "Which?"
+        return
+    with pytest.raises(UserError) as caught:
+        guess_source(str(folder))
+    said = str(caught.value)
+    assert f"as in --data {shlex.quote(str(folder / meant))}, or" in said and "\n" not in said
+    assert all(name in said for name in tables if name != "README.txt")
+    assert len(build_dataset([copied(caught.value, 1)])) == 5, "the pictures alone"
+
+
+def test_a_parquet_among_more_pictures_is_named(folder):
+    for name in "bcd":
+        write(folder / f"{name}.png", png())
+    row = {"image": {"bytes": png(), "path": None}, "question": "Which?", "answer": "red"}
+    (folder / "data").mkdir()
+    Dataset.from_list([row]).to_parquet(folder / "data/x.parquet")
+    with pytest.raises(UserError, match=r"data/x\.parquet"):
+        guess_source(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("t.xlsx", "export it as csv"), ("t.csv.gz", "unpack it")]
+)
+def test_a_table_that_cannot_be_read_says_what_can(folder, name, fix):
+    path = write(folder / name, "x")
+    for given in (folder, path):
+        with pytest.raises(UserError, match=rf"{name}.*cannot be read; {fix}, and give --data .*"):
+            guess_source(str(given))
+    with pytest.raises(UserError) as caught:
+        guess_source(str(write(folder.parent / "sheets" / name, "x").parent))
+    assert "cannot be read" in str(caught.value) and "pictures" not in str(caught.value)
+
+
+def test_what_is_passed_by_beside_captions_is_said(folder):
+    """Captions in text files and metadata of image folders are read as ever."""
+    for name in "bcd":
+        write(folder / f"{name}.png", png())
+    write(folder / "a.txt", "a red square")
+    write(folder / "deep/log.csv", "step,loss\n1,2\n")
+    source, said = guess_source(str(folder))
+    assert source["type"] == "captions" and said.endswith("tables that are not read: deep/log.csv")
+    write(folder / "metadata.csv", "file_name,text\na.png,a red square\n")
+    write(folder / "more.csv", TABLE)
+    source, said = guess_source(str(folder))
+    assert source["type"] == "hf" and said.endswith("tables that are not read: more.csv")
+    assert build_dataset([source])[0]["caption"] == "a red square"
+
+
+def test_the_json_of_a_picture_and_a_hidden_table_are_no_tables(folder):
+    write_json(folder / "deep/b.json", {"likes": 3})
+    write(folder / "deep/b.png", png())
+    write(folder / ".cache/old.csv", TABLE)
+    source, said = guess_source(str(folder))
+    assert source["type"] == "pictures" and said.endswith("not read: deep/b.json")
+    (folder / "deep/b.json").unlink()
+    assert "not read" not in guess_source(str(folder)).said
+
+
+def test_a_table_among_more_files_than_are_looked_at_is_found(folder, monkeypatch):
+    monkeypatch.setattr("unigame.data.guess.LOOKED_AT", 2)
+    for name in "bcdefg":
+        write(folder / f"data/{name}.png", png())
+    write(folder / "data/deeper/meta.csv", TABLE)
+    with pytest.raises(UserError, match=r"data/deeper/meta\.csv"):
+        guess_source(str(folder))
 
 
 def test_a_glob_of_pictures_is_a_source_of_pictures(folder):
