@@ -21,4 +21,5 @@ methods = ["sft"]  # plain fine-tuning; with ["selfplay"] the model also plays a
 trainer = UniGameTrainer(model=model, args=args, train_dataset=data, methods=methods)
 trainer.train()
 trainer.save_model()
+trainer.save_state()  # the log, for `unigame report`
 print(f"next: unigame answer PICTURE 'a question' --model {model} --adapter {args.output_dir}")

@@ -396,6 +396,19 @@ def test_the_code_of_a_composed_model_names_a_language_model_that_can_be_had(
     assert "base = 'Qwen/Qwen2.5-VL-3B-Instruct'" in text and "load_backbone(" not in text
 
 
+def test_a_bundled_base_is_not_on_the_hub(run: Path, tmp_path: Path) -> None:
+    """The card said that nothing of unigame is needed, and named a folder that nobody has."""
+    push(run, ID, base="janus-nano", dry_run=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Nothing of unigame is needed" not in text and "must be installed" in text
+    lines = text.split("```python\n")[1].split("```")[0].splitlines()
+    found: dict[str, Any] = {}
+    exec("\n".join(line for line in lines if "bundled_folder" in line), found)
+    assert (found["base"] / "config.json").is_file()
+    push(run, ID, base=BASE, dry_run=tmp_path / "hub")
+    assert "Nothing of unigame is needed" in (tmp_path / "hub" / "README.md").read_text()
+
+
 def test_addresses_lose_their_folders_and_passwords() -> None:
     assert public_value("file:///home/me/secret/cats.json") == "cats.json"
     assert public_value("s3://me:pw@bucket/logs") == "s3://bucket/logs"

@@ -271,6 +271,139 @@ def test_a_checkpoint_before_the_first_log_is_a_run_in_progress(tmp_path: Path) 
     assert "in progress at step 2 of 40" in page_of(tmp_path / "game")[0].text["h1"][0]
 
 
+# ---- runs that were saved in Python --------------------------------------------------------------
+def saved_run(folder: Path, steps: int, *, about: int, weights: str = "adapter_model") -> Path:
+    """A run with a checkpoint at so many steps of 60, and no state of its own."""
+    run = write_run(folder, examples=0, dynamics=False)
+    (run / "trainer_state.json").unlink()
+    content = json.loads((run / "about.json").read_text()) | {"steps": about}
+    (run / "about.json").write_text(json.dumps(content))
+    if weights:
+        (run / f"{weights}.safetensors").write_bytes(b"first")
+    state = {"global_step": steps, "max_steps": 60, "log_history": log(steps // 10)}
+    (run / f"checkpoint-{steps}").mkdir()
+    (run / f"checkpoint-{steps}" / "trainer_state.json").write_text(json.dumps(state))
+    return run
+
+
+@pytest.mark.parametrize("weights", ["adapter_model", "model", "connector"])
+def test_a_run_without_its_state_is_finished_by_its_weights(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``train`` and ``save_model`` in Python; ``save_state`` alone writes trainer_state.json."""
+    run = saved_run(tmp_path / "game", 60, about=60, weights=weights)
+    page, text = page_of(run)
+    assert "In 60 steps U's loss" in page.text["h1"][0] and "progress" not in page.text["h1"][0]
+    assert "no symptom" in text and any(f" {run} " in line for line in commands(page))
+    assert cli.main(["report", str(run)]) == 0
+    assert "progress" not in capsys.readouterr().out
+    title = page_of(run / "checkpoint-60")[0].text["h1"][0]
+    assert "checkpoint-60 is a checkpoint at step 60 of 60." in title
+
+
+def test_a_run_without_its_weights_has_no_result(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "game", 60, about=60, weights="")
+    page, _ = page_of(run)
+    assert "game is at step 60 of 60 and has no result yet." in page.text["h1"][0]
+    assert any(f"--adapter {run / 'checkpoint-60'} " in line for line in commands(page))
+
+
+def test_a_killed_run_is_not_finished_by_what_lay_there_before(tmp_path: Path) -> None:
+    """It was told to go on from its end: adapter and about.json are those of 30 steps."""
+    run = saved_run(tmp_path / "game", 40, about=30)
+    page, text = page_of(run)
+    assert "game is stopped or in progress at step 40 of 60." in page.text["h1"][0]
+    assert "o symptom" not in text, "of 30 steps"
+    state = {"global_step": 30, "max_steps": 30, "log_history": log(4)[:3]}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    assert "in progress at step 40 of 60" in page_of(run)[0].text["h1"][0]
+    # A checkpoint that another, longer run left there says nothing of this one.
+    state["log_history"][0]["seconds_challenge"] = 0.7
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    assert "In 30 steps" in page_of(run)[0].text["h1"][0]
+
+
+def test_a_run_whose_log_is_nowhere_says_so(tmp_path: Path) -> None:
+    run = saved_run(tmp_path / "game", 60, about=60)
+    state = {"global_step": 60, "max_steps": 60, "log_history": []}
+    (run / "checkpoint-60" / "trainer_state.json").write_text(json.dumps(state))
+    assert "Nothing was logged in 60 steps" in page_of(run)[0].text["h1"][0]
+    (run / "checkpoint-60" / "trainer_state.json").unlink()
+    page, text = page_of(run)
+    assert "trainer.save_state()" in page.text["h1"][0] and "✓" not in text
+    assert any(line.startswith("unigame evaluate") for line in commands(page))
+
+
+# ---- runs that logged nothing --------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"logging_steps": 10}, "in 2 steps (logging_steps=10), so nothing can be judged; set "),
+        ({"logging_strategy": "no", "logging_steps": 1}, "(logging_strategy=no), so nothing can"),
+    ],
+)
+def test_a_run_that_logged_nothing_is_not_called_healthy(
+    settings: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "short", examples=0)
+    summed = {"step": 2, "train_loss": 0.5, "train_runtime": 3.0}
+    state = {"global_step": 2, "max_steps": 2, "log_history": [summed]}
+    (run / "trainer_state.json").write_text(json.dumps(state))
+    (run / "unigame_config.json").write_text(json.dumps(settings))
+    page, text = page_of(run)
+    assert f"Nothing was logged {said}" in page.text["h1"][0]
+    assert "short: nothing logged" in text and "no symptom" not in text and "✓" not in text
+    assert "within their thresholds" not in text
+    finding = {"symptom": "C dead", "says": "rate is 0", "knob": "raise it", "figures": {}}
+    about = json.loads((run / "about.json").read_text()) | {"findings": [finding]}
+    (run / "about.json").write_text(json.dumps(about))
+    assert "short: C dead" in page_of(run)[1], "what was found is shown"
+
+
+def test_closing_sentences_and_warnings_are_on_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "game", examples=0)
+    said = "Replay: U learned from 5 <hard> samples."
+    warned = ["warmup_steps=5 is <as long> as the run", "no checkpoint is written"]
+    about = json.loads((run / "about.json").read_text()) | {"said": [said], "warnings": warned}
+    (run / "about.json").write_text(json.dumps(about))
+    page, _ = page_of(run)
+    assert said in page.text["p"]
+    assert "2 warnings of the run" in page.text["summary"]
+    assert set(warned) <= set(page.text["li"])
+
+
+# ---- a folder of runs ----------------------------------------------------------------------------
+def test_a_folder_of_runs_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The evaluations in it were taken for those of one run, and the runs passed by."""
+    runs = tmp_path / "my runs"
+    write_run(runs / "game", examples=0)
+    with pytest.raises(UserError, match=r"unigame report '[^']*my runs/game'$"):
+        write_report([runs])
+    for name, right in (("base", 0.4), ("mine", 0.8)):
+        write(runs, name, record(four(right)[0], sha=name))
+    assert cli.main(["report", str(runs)]) == 2
+    words = [f"'{runs / name}'" for name in ("base", "game", "mine")]
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"unigame report {' '.join(words)} --output '{runs / 'report.html'}'" in said
+    assert cli.main(["report", *(str(runs / name) for name in ("base", "game", "mine"))]) == 0
+
+
+def test_a_folder_of_evaluations_alone_is_shown(tmp_path: Path) -> None:
+    for name, right in (("base", 0.4), ("mine", 0.8)):
+        write(tmp_path / "e", name, record(four(right)[0], sha=name))
+    assert "e (mine) is better than e (base)" in page_of(tmp_path / "e")[0].text["h1"][0]
+
+
+def test_a_folder_of_demos_or_many_runs_names_them(tmp_path: Path) -> None:
+    demo(tmp_path / "demos" / "one", 0, {"base": 0.4, "sft": 0.5, "unigame": 0.9})
+    with pytest.raises(UserError, match=r"demos/one$"):
+        write_report([tmp_path / "demos"])
+    for number in range(10):
+        saved_run(tmp_path / "many" / f"r{number}", 40, about=30)
+    with pytest.raises(UserError, match=r"the first 8 of 10\).*/r7 --output"):
+        write_report([tmp_path / "many"])
+
+
 def test_evaluations_of_a_runs_checkpoints_are_its_own(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "game")
     (run / "checkpoint-10").mkdir()

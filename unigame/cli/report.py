@@ -39,7 +39,7 @@ def report(runs: Sequence[Path], output: Path | None) -> None:
     from unigame.reports.page.write import write_report
 
     path = write_report(runs, output)
-    from unigame.reports.page.runs import newest_checkpoint, progress_of
+    from unigame.reports.page.progress import newest_checkpoint, progress_of
     from unigame.system.console import make_console
 
     for run in runs:

@@ -152,6 +152,11 @@ def _needs(trained: Trained, merged: bool) -> str:
         return "transformers does not have this architecture; unigame has it:"
     if not merged and _is_of_a_private_language(trained):
         return "The language model under the adapter has no name on the Hub; unigame loads it:"
+    if not merged and trained.base.name in BUNDLED_MODELS:
+        return (
+            "The base is not on the Hub: it comes with the Python package unigame, which must be "
+            f"installed (in its repository it is `{bundled_place(trained.base.name)}`):"
+        )
     rest = " to read pictures" if trained.is_composed else ""
     return f"Nothing of unigame is needed{rest}:"
 
@@ -194,9 +199,8 @@ def _code(trained: Trained, hub_id: str, merged_class: str | None) -> tuple[str,
     ]
     revision, hint = trained.base.revision, ""
     if trained.base.name in BUNDLED_MODELS:
-        lines[-1] = (
-            f"base = {bundled_place(trained.base.name)!r}  # a folder of the package unigame"
-        )
+        lines.insert(2, "from unigame.bundled import bundled_folder")
+        lines[-1] = f"base = bundled_folder({trained.base.name!r})"
         revision = ""
     elif trained.is_composed:
         lines[-1] = f"base = {trained.language!r}  # its language model"

@@ -36,7 +36,7 @@ def next_steps(runs: Sequence[RunFiles], comparison: Comparison | None) -> list[
     """
     if all(run.is_demo for run in runs):
         return _after_demo([demo_config(run.folder) for run in runs])
-    trained = [run for run in runs if run.log and not run.is_demo]
+    trained = [run for run in runs if run.is_training and not run.is_demo]
     steps = [step for run in trained for step in _mend(run)][:1]
     measured = comparison is not None and len(comparison.labels) > 1
     if trained and not measured:

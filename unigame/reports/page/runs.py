@@ -8,7 +8,9 @@
     run.json, unigame_config.json          model, data, methods; every setting
     results.json, */results.json           evaluations
 
-Each may be missing: of a run without a result yet the newest checkpoint is read. An evaluation of
+Each may be missing: of a run without a result yet the newest checkpoint is read. A run has its
+result once ``save_state`` wrote ``trainer_state.json``, or where its weights lie beside an
+``about.json``, which ``train`` writes at its end; not if it went on from there. An evaluation of
 other weights than those in the folder and its checkpoints is left out: a run that was trained anew,
 or further, is not what was measured. A demo's folder stands for its arms: their evaluations and
 drawings, and the game's run.
@@ -16,6 +18,7 @@ drawings, and the game's run.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,17 @@ from typing import Any
 from unigame.bundled import BUNDLED
 from unigame.errors import UserError
 from unigame.reports.joined import joined
+from unigame.reports.page.progress import (
+    ABOUT,
+    ADAPTER_WEIGHTS,
+    DEMO_LOG,
+    STATE,
+    latest_checkpoint,
+    newest_checkpoint,
+    progress_of,
+    read_file,
+    steps_of,
+)
 from unigame.reports.records import Record, read_record, results_in
 from unigame.reports.weights import folder_sha256, whole_model
 from unigame.system.json_text import parse_json
@@ -38,7 +52,10 @@ DEMO_LABELS = {
     "unigame": "UniGame",
     "reca": "RecA",
 }
-STATE, ADAPTER_WEIGHTS = "trainer_state.json", "adapter_model.safetensors"
+RESULTS = "results.json"
+HOW_IT_WENT = ("findings", "said", "steps", "warnings")
+"""What ``about.json`` says of the steps that were made until it was written."""
+MOST_NAMED = 8
 BEGUN = ("_replaced", "_unfinished")  # what training leaves until it has a result
 
 
@@ -84,8 +101,13 @@ class RunFiles:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to show of it."""
-        found = (self.log, self.examples, self.drawings, self.evaluations, self.left_out)
-        return not any(found) and self.checkpoint is None
+        found = (self.examples, self.drawings, self.evaluations, self.left_out)
+        return not any(found) and not self.is_training
+
+    @property
+    def is_training(self) -> bool:
+        """Whether something was trained here, and no model evaluated alone."""
+        return bool(self.log or self.about) or self.checkpoint is not None
 
     @property
     def trained(self) -> Path:
@@ -108,11 +130,14 @@ def read_run(folder: Path, label: str) -> RunFiles:
     """Read what is there.
 
     Raises:
-        UserError: there is no such folder, nothing of a run in it, or a damaged file.
+        UserError: there is no such folder, nothing of a run in it, other runs in it, or a damaged
+            file.
     """
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is no folder; give the output_dir of a run")
     arms = demo_arms(folder)
+    if not _is_run(folder) and not (folder / RESULTS).is_file():
+        _require_no_runs_in(folder)
     training = folder / "arms" / DEMO_PLAYER if arms else folder
     evaluations, left_out, twice = (
         ({arm: read_record(place) for arm, place in arms.items()}, (), ())
@@ -121,12 +146,12 @@ def read_run(folder: Path, label: str) -> RunFiles:
     )
     checkpoint = newest_checkpoint(training)
     places = (training, training / "adapter", *([checkpoint] if checkpoint else []))
-    about = _first(places, "about.json", {})
     found = RunFiles(
         folder=folder,
         label=label,
-        log=_log(checkpoint or training),
-        about=about if about.get("format") == ABOUT_FORMAT else {},
+        # Of a run that was saved without its state, its last checkpoint has the log.
+        log=_log(checkpoint or training) or _log(latest_checkpoint(training) or training),
+        about=_about(places, checkpoint),
         record=_first(places, "run.json", {}),
         settings=_first(places, "unigame_config.json", {}),
         examples=list(_examples(training)),
@@ -152,44 +177,47 @@ def read_run(folder: Path, label: str) -> RunFiles:
     return found
 
 
-def progress_of(checkpoint: Path) -> str:
-    """How far the run of a checkpoint came by it, as the end of a sentence."""
-    state = _read(checkpoint / STATE, {})
-    step, planned = (int(state.get(name) or 0) for name in ("global_step", "max_steps"))
-    where = f"step {step} of {planned}" if planned else f"step {step}"
-    ended = (checkpoint.parent / STATE).is_file()
-    return f"a checkpoint at {where}" if ended else f"stopped or in progress at {where}"
+def _is_run(folder: Path) -> bool:
+    """Whether something was trained here: a run, or the arms of a demo."""
+    own = (STATE, ABOUT, DEMO_LOG, "examples/examples.json")
+    there = any((folder / name).is_file() for name in own) or (folder / "arms").is_dir()
+    return there or latest_checkpoint(folder) is not None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The one that stands for a run without a result; a checkpoint stands for itself."""
-    if _step(folder) >= 0 and (folder / STATE).is_file():
-        return folder
-    if any((folder / name).is_file() for name in (STATE, "log.json")):
-        return None
-    there = [place for place in folder.glob("checkpoint-*") if (place / STATE).is_file()]
-    return max((place for place in there if _step(place) >= 0), key=_step, default=None)
+def _require_no_runs_in(folder: Path) -> None:
+    """Refuse a folder of runs: the evaluations in it would be taken for those of one run.
 
+    A folder of evaluations alone is none: they are shown together.
 
-def _step(checkpoint: Path) -> int:
-    """The N of ``checkpoint-N``; -1 for another name."""
-    number = checkpoint.resolve().name.removeprefix("checkpoint-")
-    return int(number) if number.isascii() and number.isdigit() else -1
+    Raises:
+        UserError: which runs lie in it, and the command that takes them.
+    """
+    places = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._")
+    if not any(map(_is_run, places)):
+        return
+    within = [place for place in places if _is_run(place) or (place / RESULTS).is_file()]
+    named = shlex.join(map(str, within[:MOST_NAMED]))
+    more = f" (the first {MOST_NAMED} of {len(within)})" if len(within) > MOST_NAMED else ""
+    page = f" --output {shlex.quote(str(folder / 'report.html'))}" if len(within) > 1 else ""
+    raise UserError(
+        f"{str(folder)!r} is no run, but runs lie in it; name those that are to stand side by "
+        f"side{more}: unigame report {named}{page}"
+    )
 
 
 def demo_arms(folder: Path) -> dict[str, Path]:
     """Evaluations of a demo's arms by label, in the demo's order; empty: it is no demo."""
-    changes = _read(folder / "config.json", {}).get("arms")
+    changes = read_file(folder / "config.json", {}).get("arms")
     if not isinstance(changes, Mapping):
         return {}
     places = {arm: folder / "arms" / arm / "evaluation" for arm in ("base", *changes)}
-    there = {arm: place for arm, place in places.items() if (place / "results.json").is_file()}
+    there = {arm: place for arm, place in places.items() if (place / RESULTS).is_file()}
     return {DEMO_LABELS.get(arm, arm): place for arm, place in there.items()}
 
 
 def demo_config(folder: Path) -> Mapping[str, Any]:
     """What a demo was run with: its seed, model and recipe, where its folder says."""
-    found: Mapping[str, Any] = _read(folder / "config.json", {})
+    found: Mapping[str, Any] = read_file(folder / "config.json", {})
     return {"seed": 0, "model": BUNDLED, "recipe": "janus_nano", **found}
 
 
@@ -197,7 +225,7 @@ def demo_findings(folder: Path) -> list[str]:
     """What the runs of a demo's arms found wrong, a line each with the arm's name."""
     lines = []
     for label, place in demo_arms(folder).items():
-        about = _read(place.parent / "about.json", {})
+        about = read_file(place.parent / ABOUT, {})
         if about.get("format") != ABOUT_FORMAT:
             continue
         lines += [
@@ -270,14 +298,14 @@ def _weights(folder: Path) -> _Weights | None:
 
 
 def _log(folder: Path) -> list[Mapping[str, Any]]:
-    state = _read(folder / STATE, {})
-    log = state.get("log_history") or _read(folder / "log.json", [])
+    state = read_file(folder / STATE, {})
+    log = state.get("log_history") or read_file(folder / DEMO_LOG, [])
     return [entry for entry in log if isinstance(entry, Mapping)]
 
 
 def _examples(folder: Path) -> Iterator[Mapping[str, Any]]:
     place = folder / "examples"
-    content = _read(place / "examples.json", {})
+    content = read_file(place / "examples.json", {})
     if content and content.get("format") != EXAMPLES_FORMAT:
         raise UserError(
             f"{place / 'examples.json'} has the format {content.get('format')!r} and this version "
@@ -292,7 +320,7 @@ def _examples(folder: Path) -> Iterator[Mapping[str, Any]]:
 def _drawings(folder: Path) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     """By method, those whose picture is there."""
     for file in sorted(folder.glob("*.json")):
-        content = _read(file, {})
+        content = read_file(file, {})
         if content.get("format") != DRAWINGS_FORMAT:
             raise UserError(
                 f"{file} has the format {content.get('format')!r} and this version reads "
@@ -330,7 +358,7 @@ def _path(file: Path) -> list[Mapping[str, Any]]:
 
 
 def _coverage(file: Path) -> Mapping[str, Any]:
-    content = _read(file, {})
+    content = read_file(file, {})
     if content and content.get("format") != COVERAGE_FORMAT:
         raise UserError(
             f"{file} has the format {content.get('format')!r} and this version reads "
@@ -339,18 +367,15 @@ def _coverage(file: Path) -> Mapping[str, Any]:
     return content
 
 
+def _about(places: tuple[Path, ...], checkpoint: Path | None) -> Mapping[str, Any]:
+    """What a run says of itself; not how it went, where it went on from there to a checkpoint."""
+    about: Mapping[str, Any] = _first(places, ABOUT, {})
+    if about.get("format") != ABOUT_FORMAT:
+        return {}
+    if checkpoint is not None and steps_of(None, about) != steps_of(checkpoint, about):
+        return {name: value for name, value in about.items() if name not in HOW_IT_WENT}
+    return about
+
+
 def _first(folders: tuple[Path, ...], name: str, default: Any) -> Any:
-    return next((_read(f / name, default) for f in folders if (f / name).is_file()), default)
-
-
-def _read(path: Path, default: Any) -> Any:
-    """A JSON file of the type of ``default``, which stands for one that is not there."""
-    if not path.is_file():
-        return default
-    try:
-        found = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it, or run again") from error
-    if not isinstance(found, type(default)):
-        raise UserError(f"{path} is no file of a run; remove it, or run again")
-    return found
+    return next((read_file(f / name, default) for f in folders if (f / name).is_file()), default)

@@ -13,6 +13,7 @@ from unigame.reports.page.runs import DEMO_BASELINE, DEMO_LABELS, DEMO_PLAYER
 from unigame.reports.panels import is_finite
 
 SAID = 3  # figures in a sentence that can be repeated
+LOGS = 10  # so many show how a run went
 TRAINING_LOSS = "the training loss"
 
 
@@ -121,6 +122,29 @@ def of_training(log: Sequence[Mapping[str, Any]], steps: int) -> str:
     return (
         f"In {steps} steps {listed(said)}; no evaluation lies beside this run, so nothing is known "
         "of its accuracy."
+    )
+
+
+def of_no_log(settings: Mapping[str, Any], steps: int, *, lost: bool) -> str:
+    """That a run logged nothing, or that its log is lost, and what to do in the next one.
+
+    Args:
+        settings: of the run.
+        steps: optimizer steps done.
+        lost: whether no file in the folder has a log at all.
+    """
+    judged = "so nothing can be judged"
+    if lost:
+        return (
+            f"No log lies in this folder (no trainer_state.json), {judged}; in Python call "
+            "trainer.save_state() after trainer.save_model()."
+        )
+    if (strategy := settings.get("logging_strategy", "steps")) != "steps":
+        return f"Nothing was logged (logging_strategy={strategy}), {judged}; set it to steps."
+    every = settings.get("logging_steps", "?")
+    return (
+        f"Nothing was logged in {steps} steps (logging_steps={every}), {judged}; set "
+        f"logging_steps={max(1, steps // LOGS)}."
     )
 
 

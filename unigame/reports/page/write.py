@@ -20,6 +20,7 @@ from unigame.reports.page import charts, maps, pictures, verdict
 from unigame.reports.page.advice import Step, next_steps
 from unigame.reports.page.charts import Group, Phase
 from unigame.reports.page.pictures import Card, Drawn
+from unigame.reports.page.progress import STATE, latest_checkpoint, steps_of
 from unigame.reports.page.runs import (
     DEMO_BASELINE,
     DEMO_LABELS,
@@ -28,7 +29,7 @@ from unigame.reports.page.runs import (
     demo_findings,
     read_run,
 )
-from unigame.reports.tables import UNICODE, headings, notes_of
+from unigame.reports.tables import ALONE, UNICODE, headings, notes_of
 
 REPORT_FILE = "report.html"
 MARKS = {1: "better", -1: "worse", 0: ""}
@@ -45,6 +46,11 @@ class Section:
     summary: str
     findings: list[Mapping[str, Any]]
     healthy: bool
+    unjudged: str
+    """Why its figures say nothing; empty where they do."""
+    said: list[str]
+    """Closing sentences of its methods."""
+    warnings: list[str]
     groups: list[Group]
     phases: list[Phase]
     no_memory: str
@@ -56,6 +62,11 @@ class Section:
     facts: list[tuple[str, str]]
     settings: str
     last: list[tuple[str, str]]
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says how it did, or why it cannot."""
+        return self.healthy or bool(self.unjudged)
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -198,7 +209,8 @@ def _verdict(
 def section(run: RunFiles, number: int) -> Section:
     """What the page shows of a run."""
     steps = max((int(entry["step"]) for entry in run.log if "step" in entry), default=0)
-    summary = verdict.of_training(run.log, steps) if run.log else ""
+    unjudged = _unjudged(run)
+    summary = unjudged or (verdict.of_training(run.log, steps) if run.log else "")
     if run.evaluations or run.left_out:
         summary = summary.partition("; no evaluation")[0].rstrip(".") + "." if summary else ""
     left_out = verdict.of_other_weights(run.left_out, measured=bool(run.evaluations))
@@ -211,7 +223,10 @@ def section(run: RunFiles, number: int) -> Section:
         steps=steps,
         summary=summary,
         findings=list(run.about.get("findings", [])),
-        healthy="findings" in run.about,
+        healthy="findings" in run.about and not unjudged,
+        unjudged=unjudged,
+        said=[str(line) for line in run.about.get("said", [])],
+        warnings=[str(line) for line in run.about.get("warnings", [])],
         groups=_groups(run),
         phases=phases,
         no_memory=_no_memory(run, phases),
@@ -223,6 +238,16 @@ def section(run: RunFiles, number: int) -> Section:
         settings=_settings(run),
         last=_last(run.log),
     )
+
+
+def _unjudged(run: RunFiles) -> str:
+    """Why nothing can be said of a finished run: no step of it was logged."""
+    logged = any("loss" in entry for entry in run.log)
+    if logged or run.is_demo or run.checkpoint is not None or not run.is_training:
+        return ""
+    steps = max([steps_of(None, run.about), *(int(entry.get("step", 0)) for entry in run.log)])
+    kept = (run.folder / STATE).is_file() or latest_checkpoint(run.folder) is not None
+    return verdict.of_no_log(run.settings, steps, lost=not run.log and not kept)
 
 
 def _groups(run: RunFiles) -> list[Group]:
@@ -302,7 +327,7 @@ def _cell_lines(cell: Any) -> tuple[str, str, str]:
     if cell.figure is None:
         return "", "", ""
     value, low, high = (cell.show(cell.figure[key]) for key in ("value", "low", "high"))
-    text, gap = f"{value} [{low}, {high}]", ""
+    text, gap = f"{value} [{ALONE if cell.alone else f'{low}, {high}'}]", ""
     if cell.gap is not None:
         value, low, high = (
             cell.show(cell.gap[key], signed=True) for key in ("value", "low", "high")
