@@ -63,3 +63,18 @@ def test_other_settings_are_followed_from_the_same_place_in_the_schedule() -> No
     scheduler.optimizer.step()
     scheduler.step()
     assert after["lr"] == pytest.approx(0.5e-6)
+
+
+def test_a_longer_run_goes_on_with_the_new_schedules_rate() -> None:
+    before, plan = made(1e-3, 0.1, steps=4)
+    optimizer, _ = made(1e-3, 0.1)
+    scheduler = LambdaLR(optimizer, lambda step: 1 - step / 100)
+
+    def load() -> None:
+        optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
+        scheduler.load_state_dict(plan.state_dict())
+
+    follow_settings(optimizer, scheduler, load)
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 1e-3 * (1 - 4 / 100) != before.param_groups[0]["lr"]
+    assert scheduler.get_last_lr() == [group["lr"]]

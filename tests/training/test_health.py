@@ -163,12 +163,34 @@ def test_no_picture_is_read_to_know_it(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Stream(IterableDataset[dict[str, Any]]):
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, empty: bool = False) -> None:
         self.records = records
+        self.empty = empty
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        while True:
+        while not self.empty:
             yield from self.records.items
+
+
+def test_rows_that_are_dropped_before_the_first_step_are_refused(tmp_path: Path) -> None:
+    few = make_config(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=7)
+    with pytest.raises(UserError, match=r"6 rows do not fill a batch of .*size=7; lower it"):
+        require_work(few, Records(6), as_methods(["sft"]))
+    enough = make_config(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=6)
+    require_work(enough, Records(6), as_methods(["sft"]))
+    kept = make_config(tmp_path, per_device_train_batch_size=7)
+    require_work(kept, Records(6), as_methods(["sft"]))
+
+
+def test_a_stream_wants_steps(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_steps=-1 with a stream \(Stream\).*set max_steps"):
+        require_work(make_config(tmp_path, max_steps=-1), Stream(Records(6)), as_methods(["sft"]))
+
+
+def test_a_run_without_a_step_is_no_success(tiny_path: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_path, tmp_path, Stream(Records(6), empty=True))
+    with pytest.raises(UserError, match="no step was made"):
+        trainer.train()
 
 
 def test_a_stream_that_teaches_nothing_is_stopped(tiny_path: Path, tmp_path: Path) -> None:

@@ -240,3 +240,23 @@ def test_paper_settings_of_the_7b_recipe() -> None:
     assert (training.max_steps, game.buffer_capacity) == (16000, 50)
     assert (made.lora["r"], made.lora["lora_alpha"], made.lora["lora_dropout"]) == (16, 32, 0.05)
     assert [source["type"] for source in made.data] == ["vqa", "captions"]
+
+
+def test_passes_that_were_typed_take_the_place_of_the_recipes_steps(recipe: Path) -> None:
+    made = load_recipe(recipe, ["--num_train_epochs", "2"])
+    assert (made.training.max_steps, made.training.num_train_epochs) == (-1, 2)
+    assert made.found == ("training: 2 passes over the data, not the recipe's max_steps=3",)
+    for words in (["--max_steps", "5"], ["--num_train_epochs", "2", "--max_steps", "-1"]):
+        assert load_recipe(recipe, words).found == ()
+    with pytest.raises(UserError, match=r"--max_steps 5 and --num_train_epochs 2.*leave one"):
+        load_recipe(recipe, ["--training.max_steps=5", "--num-train-epochs", "2"])
+
+
+def test_passes_beside_steps_in_a_recipes_file_are_said_to_be_idle(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "training": {"max_steps": 3, "num_train_epochs": 2}}))
+    assert load_recipe(path, ["--use_cpu"]).doubts == (
+        "num_train_epochs=2 acts on nothing: max_steps=3 ends the run; leave one of them out of "
+        "the recipe",
+    )
+    assert load_recipe(path, ["--use_cpu", "--num_train_epochs", "1"]).doubts == ()

@@ -68,6 +68,30 @@ def test_a_run_leaves_an_adapter_and_says_what_to_do_next(
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "evaluations"),
+    [
+        ([], 1),  # by default one, at the end
+        (["--eval_strategy", "steps", "--eval_steps", "1"], 2),
+        (["--eval_strategy", "steps", "--eval_steps", "1", "--load_best_model_at_end"], 3),
+        (["--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "3"], 2),
+    ],
+)
+def test_the_trained_model_is_evaluated_once(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], evaluations: int
+) -> None:
+    evaluate, losses = UniGameTrainer.evaluate, []
+
+    def counted(self: UniGameTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        losses.append(evaluate(self, *args, **kwargs))
+        return losses[-1]
+
+    monkeypatch.setattr(UniGameTrainer, "evaluate", counted)
+    result = main(recipe, words)
+    assert result is not None and len(losses) == evaluations
+    assert result.metrics["eval_loss"] == losses[-1]["eval_loss"]
+
+
 @pytest.mark.parametrize("kind", ["none", "nf4"])
 def test_what_to_type_next_loads_the_base_as_it_was_trained(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
@@ -285,6 +309,22 @@ def _refuse(*args: Any, **kwargs: Any) -> None:
     raise AssertionError("this must not be reached")
 
 
+def test_a_done_run_that_is_started_once_more_is_no_mistake(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(unigame.backbones, "load_backbone", _refuse)
+    words = ["train", str(finished.parent / "recipe.yaml"), "--resume_from_checkpoint", "auto"]
+    assert cli.main(words) == 0
+    assert "Nothing left to do" in capsys.readouterr().out
+    assert cli.main([*words, "--seed", "1"]) == 2  # another run
+    assert cli.main([*words, "--max_steps", "1"]) == 2  # shorter than what is there
+    with pytest.raises(AssertionError, match="not be reached"):
+        cli.main([*words, "--max_steps", "3"])  # goes on
+    (finished / "trainer_state.json").unlink()
+    with pytest.raises(AssertionError, match="not be reached"):
+        cli.main(words)  # its result was not saved
+
+
 def test_the_same_command_begins_and_after_a_signal_goes_on(recipe: Path, monkeypatch) -> None:
     """With ``auto``, as a scheduler starts it; the result is the unbroken run's, bit for bit."""
     stepped = UniGameTrainer.training_step
@@ -345,7 +385,7 @@ def test_a_signal_in_the_last_step_costs_no_closing_line_and_no_report(
     shown = "drawings/verify.json"
     assert (folder / shown).read_bytes() == (unbroken / shown).read_bytes()
     abouts = [json.loads((one / "about.json").read_text()) for one in (unbroken, folder)]
-    for part in ("steps", "findings", "not_recorded"):
+    for part in ("steps", "findings", "said", "not_recorded"):
         assert abouts[0][part] == abouts[1][part]
 
 

@@ -22,7 +22,8 @@ from unigame.settings.rules import Rule
 from unigame.settings.rules import Text as TextRule
 from unigame.system.console import make_console
 from unigame.training.config import UNSUPPORTED, UniGameConfig, training_rules
-from unigame.training.recipe import BLOCKS, Recipe, load_recipe
+from unigame.training.overrides import BLOCKS
+from unigame.training.recipe import Recipe, load_recipe
 from unigame.training.settings import GROUPS
 
 _COLUMN = 44

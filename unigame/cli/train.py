@@ -9,6 +9,7 @@ from pathlib import Path
 from unigame.cli.app import argument, command
 from unigame.cli.endings import kept, write_beside
 from unigame.errors import UserError
+from unigame.settings.command_words import masked
 
 
 @command(
@@ -59,7 +60,8 @@ def _kept(recipe: str, overrides: Sequence[str]) -> str:
         )
     rest = _without(overrides, "--resume_from_checkpoint", "--overwrite_output_dir")
     words = ["unigame", "train", recipe, *rest, "--resume_from_checkpoint", str(found[0])]
-    return f"Stopped; kept {found[0]}. Resume: {shlex.join(words)}"
+    # A terminal's lines end in log files that others read.
+    return f"Stopped; kept {found[0]}. Resume: {shlex.join(masked(words))}"
 
 
 def _without(words: Sequence[str], *names: str) -> list[str]:

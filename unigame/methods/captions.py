@@ -26,6 +26,7 @@ from torch import Tensor
 
 from unigame.backbones.base import CAPTION_QUESTION, Backbone
 from unigame.methods.files import append_lines, lines_of_all
+from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class MadeCaptions:
 
     def _count_unusable(self, id: str) -> None:
         if not self.unusable and self._rank == 0:
-            logger.warning("no usable description of picture %r: redrawn by its question", id)
+            warn(f"no usable description of picture {id!r}: redrawn by its question")
         self.unusable += 1
 
     def _append(self, entries: Sequence[dict[str, str]]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
 SETTINGS = ("initial_lr", "weight_decay", "betas", "eps", "momentum", "alpha", "nesterov")
 
 
@@ -13,8 +16,9 @@ def follow_settings(optimizer: Any, scheduler: Any, load: Callable[[], None]) ->
 
     A checkpoint holds learning rates, decays and betas beside the moments, and torch restores
     them all: a run that was asked to go on with others would silently keep the old ones. Where they
-    are equal nothing is changed, to the bit. The place in the schedule stays the checkpoint's, and
-    so does a rate that was found by measuring (``reduce_lr_on_plateau``).
+    are equal nothing is changed, to the bit. The place in the schedule stays the checkpoint's: of a
+    run that has become longer, the next step has the new schedule's rate at that place. A rate that
+    was found by measuring (``reduce_lr_on_plateau``) stays, too.
 
     Args:
         optimizer: of torch, or one that wraps it.
@@ -33,6 +37,19 @@ def follow_settings(optimizer: Any, scheduler: Any, load: Callable[[], None]) ->
     if bases and bases != list(schedule.base_lrs):
         schedule.base_lrs = bases
         schedule._last_lr = [group["lr"] for group in optimizer.param_groups]  # what is logged
+    if isinstance(schedule, LambdaLR):
+        _follow_schedule(optimizer, schedule)
+
+
+def _follow_schedule(optimizer: Any, schedule: LambdaLR) -> None:
+    """Rates as this schedule has them at its place, computed as its own ``step`` does."""
+    shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+    for group, base, share in zip(optimizer.param_groups, schedule.base_lrs, shares, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(base * share)
+        else:
+            group["lr"] = base * share
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

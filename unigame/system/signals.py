@@ -20,6 +20,7 @@ SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 AGAIN_AFTER = 1.0  # seconds: a terminal and torchrun may both deliver the same Ctrl-C
+LATER, LONGEST_IMPORT = 0.05, 60.0  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -57,13 +58,55 @@ class StopRequest:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within: SIGTERM and SIGHUP raise :class:`Stopped`, as Ctrl-C raises KeyboardInterrupt."""
+    """Within: the signals raise :class:`Stopped`, after an import that is under way.
 
-    def stop(signum: int) -> None:
-        raise Stopped(signum)
+    Libraries turn an exception in the middle of their import into other ones, or lose it.
+    """
+    waiting = _AfterImports()
 
-    with _handled(stop, [one for one in SIGNALS if one != signal.SIGINT]):
-        yield
+    def stop(signum: int, frame: FrameType | None) -> None:
+        if not waiting.put_off(signum, frame):
+            raise Stopped(signum)
+
+    with _handled(stop, SIGNALS):
+        try:
+            yield
+        finally:
+            waiting.cancel()
+
+
+class _AfterImports:
+    """Sends a signal again a little later, as long as modules are being imported."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._timer: threading.Timer | None = None
+
+    def put_off(self, signum: int, frame: FrameType | None) -> bool:
+        """Whether the signal will come again; not where a module runs on and on."""
+        now = time.monotonic()
+        self._since = self._since or now
+        self.cancel()
+        if not _imports(frame) or now - self._since > LONGEST_IMPORT:
+            return False
+        self._timer = threading.Timer(LATER, os.kill, (os.getpid(), signum))
+        self._timer.daemon = True
+        self._timer.start()
+        return True
+
+    def cancel(self) -> None:
+        """Send nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether this frame runs within an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -74,17 +117,17 @@ def held(told: str = "") -> Iterator[StopRequest]:
         told: written to stderr when the first one comes; nothing if empty.
     """
     request = StopRequest()
-    with _handled(lambda signum: request.take(signum, told), SIGNALS):
+    with _handled(lambda signum, frame: request.take(signum, told), SIGNALS):
         yield request
 
 
 @contextmanager
-def _handled(act: Callable[[int], None], signals: Any) -> Iterator[None]:
+def _handled(act: Callable[[int, FrameType | None], None], signals: Any) -> Iterator[None]:
     owner = os.getpid()
 
     def handle(signum: int, frame: FrameType | None) -> None:
         if os.getpid() == owner:
-            act(signum)
+            act(signum, frame)
         elif signum == signal.SIGTERM:  # a worker of ours: its owner ends it by this
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)

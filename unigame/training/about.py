@@ -33,6 +33,8 @@ def write_about(
     findings: Sequence[Finding],
     not_recorded: Mapping[str, str] | None = None,
     dataset: Any = None,
+    said: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write it into ``output_dir``. First process only.
 
@@ -42,6 +44,8 @@ def write_about(
         findings: what the methods found wrong.
         not_recorded: parts of the report that this run has nothing for, each with the reason.
         dataset: the training rows, of which the sources are counted.
+        said: closing sentences of the methods.
+        warnings: what was warned of while it was made.
     """
     device = args.device.type
     content = {
@@ -55,6 +59,8 @@ def write_about(
         "processes": args.world_size,
         "peak_memory_mb": _peak_of_process(),
         "findings": [asdict(finding) for finding in findings],
+        "said": list(said),
+        "warnings": list(warnings),
         "not_recorded": {part: why for part, why in (not_recorded or {}).items() if why},
         "data": [_counted(part) for part in getattr(dataset, "datasets", [dataset])],
     }

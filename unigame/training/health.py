@@ -33,8 +33,10 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
     that gives no texts without pictures, are left to ``Watch``.
 
     Raises:
-        UserError: no row can be learnt from, or a method cannot do with so few answers.
+        UserError: there is no step to make, no row can be learnt from, or a method cannot do with
+            so few answers.
     """
+    _require_steps(args, dataset)
     _require_captions(dataset, methods)
     _require_drawing(args, methods)
     needed = [(method, method.answers_needed(args)) for method in methods]
@@ -52,6 +54,27 @@ def require_work(args: UniGameConfig, dataset: Any, methods: Sequence[Method]) -
     for method, number in needed:
         if kinds.played < number:
             method.check_answers(kinds.played, kinds.named, args)
+
+
+def _require_steps(args: UniGameConfig, dataset: Any) -> None:
+    """Refuse a stream that nothing ends, and rows that are all dropped before the first step."""
+    if dataset is None:
+        return  # left to the Trainer
+    if not hasattr(dataset, "__len__"):
+        if args.max_steps < 0:
+            raise UserError(
+                f"max_steps=-1 with a stream ({type(dataset).__name__}), which has no length to "
+                "count passes by; set max_steps"
+            )
+        return
+    rows, batch = len(dataset), args.per_device_train_batch_size
+    if args.dataloader_drop_last and rows < batch * args.world_size:
+        processes = f" on each of {args.world_size} processes" if args.world_size > 1 else ""
+        raise UserError(
+            f"dataloader_drop_last=true leaves nothing to train on: {rows} rows do not fill a "
+            f"batch of per_device_train_batch_size={batch}{processes}; lower it, or leave "
+            "dataloader_drop_last out"
+        )
 
 
 def _require_drawing(args: UniGameConfig, methods: Sequence[Method]) -> None:

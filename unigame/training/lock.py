@@ -7,7 +7,6 @@ not keep the folder either.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unigame.errors import UserError
+from unigame.system.say import warn
 from unigame.training.ranks import agreed
 
 try:
@@ -23,7 +23,6 @@ except ImportError:  # Windows has no such locks: two runs in one folder go unno
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = "_lock"
-logger = logging.getLogger(__name__)
 
 
 class FolderLock:
@@ -68,7 +67,7 @@ class FolderLock:
                     os.close(file)
                     raise self._refused(owner) from error
                 except OSError as error:  # some network file systems have no locks
-                    logger.warning("%s: two runs here would go unnoticed: %s", self.path, error)
+                    warn(f"{self.path}: two runs here would go unnoticed: {error}")
             if self._is_still_there(file):
                 break
             os.close(file)  # its owner has just gone and taken the file with it

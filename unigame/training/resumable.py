@@ -29,6 +29,7 @@ from unigame.errors import Diverged, OneProcessError, UserError
 from unigame.methods.base import Method
 from unigame.system import signals
 from unigame.system.following import follow_settings
+from unigame.system.say import warn
 from unigame.training import checkpoint, run_folder
 from unigame.training.config import UniGameConfig
 from unigame.training.guard import EvaluationCut, StepGuard, require_finite
@@ -93,6 +94,8 @@ class ResumableTrainer(Trainer):
     def _train(self, folder: str | None, **kwargs: Any) -> Any:
         try:
             output = super().train(resume_from_checkpoint=folder, **kwargs)
+            if not output.global_step:  # of a stream; rows that can be counted were
+                raise UserError("no step was made: the training data gave no row; look at them")
             require_finite(self._weights_of_u(), "U")  # no step comes after the last update
             return output
         except EvaluationCut:  # that of eval_on_start: there is no step to keep
@@ -200,7 +203,7 @@ class ResumableTrainer(Trainer):
             self._write(folder)
             kept.append(f"{folder} (step {step})")
         except UserError as error:  # not finite either, or the disk is full
-            logger.warning("%s was not written: %s", folder, error)
+            warn(f"{folder} was not written: {error}")
         return f"kept: {', '.join(kept)}" if kept else "there is no checkpoint of before"
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from unigame.backbones.common.adapter_files import ADAPTER_WEIGHTS, read_adapter
 from unigame.errors import UserError
 from unigame.methods import files
 from unigame.methods.base import Method
+from unigame.system.say import warn
 from unigame.training import checkpoint, identity
 from unigame.training.config import UniGameConfig
 from unigame.training.manifest import MANIFEST_FILE, damage
-
-logger = logging.getLogger(__name__)
 
 
 def require_whole(
@@ -56,11 +54,10 @@ def _require_regroupable(methods: Sequence[Method], before: int, args: UniGameCo
         if method.state_dict() and type(method).regrouped is Method.regrouped:
             method.regrouped([{}] * before, args.process_index, args.world_size)
     if args.should_save:
-        logger.warning(
-            "The checkpoint is of %d processes and goes on with %d: the same weights, optimizers, "
-            "schedules and rows; dropout and other random draws are not those of the first run",
-            before,
-            args.world_size,
+        warn(
+            f"the checkpoint is of {before} processes and goes on with {args.world_size}: the same "
+            "weights, optimizers, schedules and rows; dropout and other random draws are not those "
+            "of the first run"
         )
 
 
@@ -86,7 +83,7 @@ def require_undamaged(folder: str | Path, *, trust: bool) -> None:
             "with resume_from_checkpoint=true from the newest whole one"
         )
     if trust:
-        logger.warning("%s %s: going on without knowing that all is whole", path, what)
+        warn(f"{path} {what}: going on without knowing that all is whole")
         return
     raise UserError(
         f"{path} {what}: {folder} comes from an older version of unigame, or its writing was cut; "
@@ -104,7 +101,7 @@ def require_same_run(folder: str, args: UniGameConfig, record: dict[str, Any] | 
     if not found:
         return
     if args.resume_anyway:
-        logger.warning("Going on from another run's %s: %s", folder, identity.said(found))
+        warn(f"going on from another run's {folder}: {identity.said(found)}")
         return
     raise UserError(
         f"{folder} belongs to another run than the one that is asked for ({identity.said(found)}); "

@@ -14,9 +14,16 @@ from unigame.errors import UserError
 from unigame.methods.findings import Finding
 from unigame.settings.yaml_words import plain
 from unigame.system.console import make_console
-from unigame.system.say import warn
+from unigame.system.say import Heard, warn
 from unigame.training import run_folder
-from unigame.training.checkpoint import require_folder, require_steps_left, steps_done
+from unigame.training.checkpoint import (
+    SETTINGS_FILE,
+    TRAINER_STATE_FILE,
+    require_folder,
+    require_steps_left,
+    steps_done,
+)
+from unigame.training.identity import differences
 from unigame.training.lock import locked
 from unigame.training.ranks import agreed, from_rank_zero
 from unigame.training.recipe import Recipe, load_recipe
@@ -58,7 +65,8 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
         overrides: ``["--key", "value", ...]`` as typed on the command line.
 
     Returns:
-        How the run ended; None on all processes but the first.
+        How the run ended; None on all processes but the first, and where
+        ``resume_from_checkpoint=auto`` finds that this very run is done.
 
     Raises:
         UserError: for anything the user can put right; see ``recipe`` for what is checked.
@@ -69,9 +77,19 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
             make_console(stderr=True).print(line)
         for line in recipe.doubts:
             make_console(stderr=True).print(f"warning: {line}", markup=False)
+    if is_done(recipe):
+        if recipe.training.process_index == 0:
+            make_console().print(_of_a_done_run(recipe))
+        return None
     result = run_recipe(recipe)
     if recipe.training.process_index != 0:
         return None
+    _say_how_it_went(recipe, result)
+    return result
+
+
+def _say_how_it_went(recipe: Recipe, result: RunResult) -> None:
+    """The closing lines, and what to do next."""
     held_out = result.metrics.get("eval_loss")
     shown = "" if held_out is None else f", held-out loss {held_out:.4f}"
     folder = shlex.quote(str(result.output_dir))
@@ -90,7 +108,35 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
     console.print(f"{what} and checkpoints are in {result.output_dir}")
     console.print(f'Next: unigame answer PICTURE "a question" {use}')
     console.print(f'  or: unigame generate "a prompt" {use}')
-    return result
+
+
+def is_done(recipe: Recipe) -> bool:
+    """Whether ``resume_from_checkpoint=auto`` has nothing left to do: this run's result is there.
+
+    A scheduler may start the same command once more than needed, which is no mistake.
+    """
+    args = recipe.training
+    folder = Path(args.output_dir or ".")
+    if (args.resume_from_checkpoint or "").lower() != "auto" or args.overwrite_output_dir:
+        return False
+    try:
+        state = read_json(folder / TRAINER_STATE_FILE)
+        there = read_json(folder / SETTINGS_FILE)
+        reached = state["global_step"] >= state["max_steps"]
+    except (UserError, KeyError, TypeError):
+        return False  # none, or not whole: what is wrong is said where it is resumed
+    length = (args.max_steps, args.num_train_epochs)
+    same = (there.get("max_steps"), there.get("num_train_epochs")) == length
+    known = {"recipe": _blocks(recipe), "methods": recipe.methods}
+    return bool(reached and same and not differences(folder, args, known))
+
+
+def _of_a_done_run(recipe: Recipe) -> str:
+    folder = recipe.training.output_dir
+    return (
+        f"Nothing left to do: {folder} holds this run's result, all its steps made "
+        "(resume_from_checkpoint=auto). To train on, raise max_steps or num_train_epochs"
+    )
 
 
 def run_recipe(recipe: Recipe) -> RunResult:
@@ -114,15 +160,27 @@ def run_recipe(recipe: Recipe) -> RunResult:
         trainer.save_state()
         if trainer.is_world_process_zero():
             run_folder.drop_replaced(args.output_dir)
-        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+        metrics = _held_out(trainer)
     return RunResult(
         output_dir=Path(args.output_dir),
         steps=output.global_step,
         loss=trainer.guard.mean_loss,
         metrics=metrics,
-        said=tuple(said for method in trainer.methods if (said := method.summary())),
+        said=trainer.closing_sentences(),
         findings=tuple(trainer.health()),
     )
+
+
+def _held_out(trainer: UniGameTrainer) -> dict[str, float]:
+    """The evaluation of the trained model: the one that closed the training, if there was one."""
+    if trainer.eval_dataset is None:
+        return {}
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    last: dict[str, Any] = evaluations[-1] if evaluations else {}
+    # The best model may be an earlier one.
+    if last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return {name: value for name, value in last.items() if name != "step"}
+    return trainer.evaluate()
 
 
 def _folder_and_checkpoint(recipe: Recipe) -> str | None:
@@ -170,6 +228,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
+    heard = Heard()  # before anything is opened
     args = recipe.training
     lora = recipe.lora_config()
     methods = recipe.build_methods()
@@ -201,7 +260,7 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
         peft_config=lora,
         methods=methods,
     )
-    trainer.recipe, trainer.folder_is_held = _blocks(recipe), True
+    trainer.recipe, trainer.folder_is_held, trainer.heard = _blocks(recipe), True, heard
     trainer.data_check = looked or trainer.data_check
     return trainer
 

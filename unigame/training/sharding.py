@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from unigame.backbones.base import Backbone
 from unigame.errors import UserError
 from unigame.methods.base import Method
+from unigame.system.say import warn
 from unigame.training.config import UniGameConfig
 from unigame.training.identity import sample_digest
 from unigame.training.in_step import InStep, Pass
@@ -117,7 +118,7 @@ def shard_frozen(
     if args.shard_frozen == "none":
         return nullcontext
     if not shards(args):
-        logger.warning("shard_frozen=%s changes nothing: there is one process", args.shard_frozen)
+        warn(f"shard_frozen={args.shard_frozen} changes nothing: there is one process")
         return nullcontext
     if not isinstance(getattr(backbone, "language_model", None), nn.Module):
         raise UserError(

@@ -41,7 +41,7 @@ from unigame.methods.base import Method, Run
 from unigame.methods.findings import Finding
 from unigame.methods.registry import as_methods
 from unigame.methods.rows import DATA, Batch, LossName, Rows, join, split_groups
-from unigame.system.say import warn
+from unigame.system.say import Heard, warn
 from unigame.training.about import write_about
 from unigame.training.code_cache import CodeCache
 from unigame.training.collator import RecordCollator
@@ -128,6 +128,7 @@ class UniGameTrainer(ResumableTrainer):
         args = args or UniGameConfig(output_dir="runs/unigame")
         if not isinstance(args, UniGameConfig):
             raise UserError(f"args is {type(args).__name__}; give a UniGameConfig")
+        self.heard = Heard()
         self.methods = as_methods(methods)
         for method in self.methods:
             method.check(args)
@@ -248,10 +249,16 @@ class UniGameTrainer(ResumableTrainer):
         """What the report says of the run, and its map of pictures."""
         with self._in_step():  # the first process looks at pictures, for the map
             coverage = self._map_pictures() if self.is_world_process_zero() else ""
+        said = self.closing_sentences()
         if self.is_world_process_zero():
             lacking = {"path": self.path.why_not, "coverage": coverage}
             steps = self.state.global_step
-            write_about(self.args, steps, self.health(), lacking, self.train_dataset)
+            heard = self.heard.lines
+            write_about(self.args, steps, self.health(), lacking, self.train_dataset, said, heard)
+
+    def closing_sentences(self) -> tuple[str, ...]:
+        """What each method says of the run at its end; every process must ask."""
+        return tuple(said for method in self.methods if (said := method.summary()))
 
     def _finish(self) -> None:
         """All steps are done. Not where a signal ends the run, nor on weights that broke."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import shlex
@@ -33,13 +32,13 @@ from unigame.backbones.model_files import (
     refuse_not_finite,
 )
 from unigame.errors import UserError
+from unigame.system.say import warn
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NAME_KEY, DIGEST_KEY = "base_model", "base_model_digest"
 REVISION_KEY = "base_model_revision"
 QUANTIZATION_KEY = "base_model_quantization"
 PLACES = 65_536  # of each tensor count in a digest; smaller tensors count as a whole
-logger = logging.getLogger(__name__)
 
 
 # ---- the adapter ---------------------------------------------------------------------------------
@@ -245,37 +244,28 @@ def naming_its_base(folder: str | Path, name: str) -> Iterator[None]:
 
 
 def warn_if_other(folder: str | Path, base: Base) -> None:
-    """Log a warning if an adapter was made for another base model than ``base``.
+    """Warn if an adapter was made for another base model than ``base``.
 
     By the digests where it has one: a model may lie in another folder by now. Else by the names.
     The same base, quantised otherwise, gives slightly other answers, which is said too.
     """
     made_for = read_base(folder)
     if made_for.digest and made_for.quantization != base.quantization:
-        logger.warning(
-            "adapter %r learned on a base with quantization=%s, and this one has quantization=%s: "
-            "answers differ a little from training's; evaluate the pair that you use",
-            str(folder),
-            made_for.quantization,
-            base.quantization,
+        warn(
+            f"adapter {str(folder)!r} learned on a base with quantization="
+            f"{made_for.quantization}, and this one has quantization={base.quantization}: "
+            "answers differ a little from training's; evaluate the pair that you use"
         )
     if made_for.digest and made_for.digest != base.digest:
-        logger.warning(
-            "adapter %r was made for the base model %r (weights %s), but this is %r (weights %s): "
-            "its answers will be wrong; load it with its own base model",
-            str(folder),
-            made_for.name,
-            made_for.digest,
-            base.name,
-            base.digest,
+        warn(
+            f"adapter {str(folder)!r} was made for the base model {made_for.name!r} (weights "
+            f"{made_for.digest}), but this is {base.name!r} (weights {base.digest}): its answers "
+            "will be wrong; load it with its own base model"
         )
     elif not made_for.digest and not _same_name(made_for.name, base.name):
-        logger.warning(
-            "adapter %r was made for the base model %r, but this is %r; it holds no digest of its "
-            "base, so check that they are the same model",
-            str(folder),
-            made_for.name,
-            base.name,
+        warn(
+            f"adapter {str(folder)!r} was made for the base model {made_for.name!r}, but this is "
+            f"{base.name!r}; it holds no digest of its base, so check that they are the same model"
         )
 
 

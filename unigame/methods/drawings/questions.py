@@ -14,7 +14,6 @@ it names is called with the backbone and the method's settings.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import string
 import unicodedata
@@ -26,8 +25,7 @@ from unigame.errors import UserError
 from unigame.methods.drawings.texts import QA
 from unigame.methods.files import append_lines, lines_of_all
 from unigame.registry import Registry
-
-logger = logging.getLogger(__name__)
+from unigame.system.say import warn
 
 MAKERS = Registry(
     "unigame.question_makers",
@@ -170,12 +168,9 @@ class KeptQuestions:
             except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
                 continue
         if others:
-            logger.warning(
-                "%s: the questions of %d captions in %s are of another model, endpoint or "
-                "template, and are written anew",
-                self.name,
-                others,
-                folder,
+            warn(
+                f"{self.name}: the questions of {others} captions in {folder} are of another "
+                "model, endpoint or template, and are written anew"
             )
 
     AT_ONCE = 16

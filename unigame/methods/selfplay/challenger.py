@@ -44,6 +44,7 @@ from unigame.methods.selfplay.redrawn import redrawn, redrawn_figures
 from unigame.methods.selfplay.settings import SelfPlaySettings
 from unigame.methods.semantics import SimilarityScorer, build_scorer
 from unigame.system.following import follow_settings
+from unigame.system.say import warn
 
 logger = logging.getLogger(__name__)
 LEFT_OUT_AT_MOST = 10  # updates of C in a row
@@ -318,8 +319,10 @@ class Challenger:
         self.left_out_in_a_row += 1
         advice = "lower perturber_learning_rate"
         if self.run.rank == 0 and self.left_out & (self.left_out - 1) == 0:  # 1, 2, 4, 8, ...
-            text = "C's gradient norm is %s, so this update of C is left out (%d so far); %s"
-            logger.warning(text, norm, self.left_out, advice)
+            warn(
+                f"C's gradient norm is {norm}, so this update of C is left out ({self.left_out} so "
+                f"far); {advice}"
+            )
         if self.left_out_in_a_row >= LEFT_OUT_AT_MOST:
             raise Diverged(
                 f"C's gradient norm is {norm} for the {self.left_out_in_a_row}th time in a row "

@@ -7,13 +7,13 @@ one rejects nothing, or everything, with another, and the game looks alive eithe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from unigame.system.say import warn
+
 ENOUGH = 64  # candidates after which the floor is judged
 
 
@@ -68,16 +68,9 @@ class FloorCheck:
             if below == 0
             else "none of them becomes a hard sample; lower it below the middle of these"
         )
-        logger.warning(
-            "clip_floor=%g rejects %s of these candidates: similarities (%s) of the first %d are "
-            "%s%s; %s",
-            self.floor,
-            what,
-            self.scorer,
-            len(seen),
-            _spread(seen),
-            clean,
-            advice,
+        warn(
+            f"clip_floor={self.floor:g} rejects {what} of these candidates: similarities "
+            f"({self.scorer}) of the first {len(seen)} are {_spread(seen)}{clean}; {advice}"
         )
 
 

@@ -29,7 +29,6 @@ C in the states is a ``Challenger``, C in the prompts ``Styles``, what U gets of
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +70,6 @@ from unigame.methods.semantics import ClipSimilarity, SimilarityScorer
 from unigame.seeds import derive_seed
 from unigame.system.say import warn
 
-logger = logging.getLogger(__name__)
 PERTURBER_FILE = "perturber.safetensors"
 # What a challenge says of itself; ``redrawn_*`` and ``attack_*`` need the redrawn baseline.
 CHALLENGE_FIGURES = (
@@ -293,12 +291,10 @@ class SelfPlay(Method):
         """Say how many samples will be redrawn by their question."""
         by_question = self.settings.draws and self.settings.missing_captions == "question"
         if by_question and without_caption and self.run.rank == 0:
-            logger.warning(
-                "%d of %d samples that were looked at have no caption and are redrawn by their "
-                "question (missing_captions=question): redrawings lose content that it does not "
-                "name; missing_captions=model has the model describe them",
-                without_caption,
-                with_answer,
+            warn(
+                f"{without_caption} of {with_answer} samples that were looked at have no caption "
+                "and are redrawn by their question (missing_captions=question): redrawings lose "
+                "content that it does not name; missing_captions=model has the model describe them"
             )
 
     def begin(self, max_steps: int) -> None:

@@ -15,7 +15,6 @@ is called the verifier's AUC, here and in ``unigame doctor --game``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -24,8 +23,8 @@ from torch.nn import functional as F
 
 from unigame.methods.rows import Rows
 from unigame.methods.semantics import SimilarityScorer
+from unigame.system.say import warn
 
-logger = logging.getLogger(__name__)
 ENOUGH = 32  # pictures after which the figure is taken
 OTHERS = 3  # pictures whose content each is given, at most
 
@@ -144,22 +143,17 @@ class VerifierCheck:
             return
         self._done = True
         if not self._other:
-            logger.warning(
-                "whether this similarity (%s) knows content from style was not measured "
-                "(verifier_check=%g): no batch had two pictures with different texts; "
-                "`unigame doctor --game RECIPE` measures it over all batches",
-                self.named,
-                self.needed,
+            warn(
+                f"whether this similarity ({self.named}) knows content from style was not measured "
+                f"(verifier_check={self.needed:g}): no batch had two pictures with different "
+                "texts; `unigame doctor --game RECIPE` measures it over all batches"
             )
             return
         self.auc = auc(torch.cat(self._same), torch.cat(self._other))
         if self.auc < self.needed:
-            logger.warning(
-                "this similarity (%s) punishes style more than content: the verifier's AUC (mildly "
-                "corrupted pictures against ones with half of another's content) is %.3f, below "
-                "verifier_check=%g; give a CLIP or SigLIP checkpoint (similarity=clip, "
-                "similarity_model), or a reader of your own",
-                self.named,
-                self.auc,
-                self.needed,
+            warn(
+                f"this similarity ({self.named}) punishes style more than content: the verifier's "
+                "AUC (mildly corrupted pictures against ones with half of another's content) is "
+                f"{self.auc:.3f}, below verifier_check={self.needed:g}; give a CLIP or SigLIP "
+                "checkpoint (similarity=clip, similarity_model), or a reader of your own"
             )
