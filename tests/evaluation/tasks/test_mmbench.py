@@ -252,7 +252,7 @@ def test_a_bad_rotation_costs_its_question(tmp_path):
     at[3]["B"] = at[3]["C"] = "nan"
     at[2_000_004]["image"] = "77"
     at[5]["image"] = 12
-    at[6]["C"] = 3
+    at[6]["C"] = 2.5
     at[7]["index"] = "seven"
     at[8]["answer"] = "nan"
     (tmp_path / "mm").mkdir()
@@ -266,7 +266,7 @@ def test_a_bad_rotation_costs_its_question(tmp_path):
     assert loaded.skips.skipped["3"] == "fewer than two options"
     assert loaded.skips.skipped["2000004"] == "missing image"
     assert loaded.skips.skipped["5"] == "image is int, expected a picture"
-    assert loaded.skips.skipped["6"] == "C is int, expected str"
+    assert loaded.skips.skipped["6"] == "C is float, expected str"
     assert loaded.skips.skipped["1000007"] == "its question's first rotation is missing"
     assert loaded.skips.skipped["8"] == "no answer"
     counts = loaded.skips.counts()
