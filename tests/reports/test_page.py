@@ -327,7 +327,7 @@ def test_a_run_whose_log_is_nowhere_says_so(tmp_path: Path) -> None:
     run = saved_run(tmp_path / "game", 60, about=60)
     state = {"global_step": 60, "max_steps": 60, "log_history": []}
     (run / "checkpoint-60" / "trainer_state.json").write_text(json.dumps(state))
-    assert "Nothing was logged in 60 steps" in page_of(run)[0].text["h1"][0]
+    assert "No step was logged of 60" in page_of(run)[0].text["h1"][0]
     (run / "checkpoint-60" / "trainer_state.json").unlink()
     page, text = page_of(run)
     assert "trainer.save_state()" in page.text["h1"][0] and "✓" not in text
@@ -338,7 +338,7 @@ def test_a_run_whose_log_is_nowhere_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"logging_steps": 10}, "in 2 steps (logging_steps=10), so nothing can be judged; set "),
+        ({"logging_steps": 10}, "of 2 (logging_steps=10), so nothing can be judged; set "),
         ({"logging_strategy": "no", "logging_steps": 1}, "(logging_strategy=no), so nothing can"),
     ],
 )
@@ -351,7 +351,7 @@ def test_a_run_that_logged_nothing_is_not_called_healthy(
     (run / "trainer_state.json").write_text(json.dumps(state))
     (run / "unigame_config.json").write_text(json.dumps(settings))
     page, text = page_of(run)
-    assert f"Nothing was logged {said}" in page.text["h1"][0]
+    assert f"No step was logged {said}" in page.text["h1"][0]
     assert "short: nothing logged" in text and "no symptom" not in text and "✓" not in text
     assert "within their thresholds" not in text
     finding = {"symptom": "C dead", "says": "rate is 0", "knob": "raise it", "figures": {}}

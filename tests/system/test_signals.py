@@ -60,3 +60,17 @@ def test_outside_of_imports_a_signal_acts_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("this must not be reached")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_first_of_several_signals_says_why_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a preempted job SIGTERM and SIGHUP come together, and only one of them is put again."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (tmp_path / f"{module(tmp_path, 'SIGTERM')}.py").read_text()
+    both = text.replace("    for _", "    os.kill(os.getpid(), signal.SIGHUP)\n    for _")
+    (tmp_path / "signalled_twice.py").write_text(both)
+    with pytest.raises(signals.Stopped) as caught, signals.raised():
+        __import__("signalled_twice")
+        signal.sigtimedwait([], 5)
+    assert caught.value.signum == signal.SIGTERM

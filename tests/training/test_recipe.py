@@ -260,3 +260,5 @@ def test_passes_beside_steps_in_a_recipes_file_are_said_to_be_idle(tmp_path: Pat
         "the recipe",
     )
     assert load_recipe(path, ["--use_cpu", "--num_train_epochs", "1"]).doubts == ()
+    assert load_recipe(path, ["--use_cpu", "--max_steps", "1"]).doubts == ()
+    assert load_recipe("sft_joint", ["--use_cpu", "--max_steps", "1"]).doubts == ()

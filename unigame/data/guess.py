@@ -91,7 +91,7 @@ def _guess_folder(text: str, folder: Path) -> Guess:
     if len(tables) == 1 and tables[0].name not in DESCRIBED:
         return guess_source(str(Path(text) / tables[0].name))
     if tables:
-        return _opened(text, folder, tables)
+        return _opened(text, folder, sorted(folder.iterdir()))
     within = list(itertools.islice(folder.rglob("*"), LOOKED_AT))
     if any(file.suffix in (".parquet", ".arrow") or file.name in METADATA for file in within):
         # As the Hub keeps data sets: data/train-00000.parquet, train/metadata.jsonl

@@ -80,16 +80,19 @@ class _AfterImports:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._first = 0
         self._timer: threading.Timer | None = None
 
     def put_off(self, signum: int, frame: FrameType | None) -> bool:
         """Whether the signal will come again; not where a module runs on and on."""
         now = time.monotonic()
-        self._since = self._since or now
         self.cancel()
-        if not _imports(frame) or now - self._since > LONGEST_IMPORT:
+        if not _imports(frame) or now - (self._since or now) > LONGEST_IMPORT:
+            self._since = None
             return False
-        self._timer = threading.Timer(LATER, os.kill, (os.getpid(), signum))
+        if self._since is None:  # the first of several says why it ends, as in `held`
+            self._since, self._first = now, signum
+        self._timer = threading.Timer(LATER, os.kill, (os.getpid(), self._first))
         self._timer.daemon = True
         self._timer.start()
         return True

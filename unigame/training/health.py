@@ -68,8 +68,9 @@ def _require_steps(args: UniGameConfig, dataset: Any) -> None:
             )
         return
     rows, batch = len(dataset), args.per_device_train_batch_size
-    if args.dataloader_drop_last and rows < batch * args.world_size:
-        processes = f" on each of {args.world_size} processes" if args.world_size > 1 else ""
+    at_once = 1 if args._loading("split_batches") else args.world_size
+    if args.dataloader_drop_last and rows < batch * at_once:
+        processes = f" on each of {at_once} processes" if at_once > 1 else ""
         raise UserError(
             f"dataloader_drop_last=true leaves nothing to train on: {rows} rows do not fill a "
             f"batch of per_device_train_batch_size={batch}{processes}; lower it, or leave "

@@ -110,11 +110,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, here: bool =
     tree = read_yaml(path)
     if tree.get("training") is None:
         tree["training"] = {}
+    idle = _idle_passes(tree, overrides)
     found = apply_overrides(tree, overrides)
     if isinstance(tree["training"], dict) and tree["training"].get("output_dir") is None:
         tree["training"]["output_dir"] = f"runs/{path.stem}"
     recipe = build_recipe(tree, here=here)
-    doubts = [*_doubts(recipe, overrides), *_idle_passes(tree)]
+    doubts = [*_doubts(recipe, overrides), *idle]
     return replace(recipe, found=tuple(found), doubts=tuple(doubts))
 
 
@@ -226,9 +227,15 @@ def _doubts(recipe: Recipe, overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _idle_passes(tree: Mapping[str, Any]) -> list[str]:
-    """Passes over the data that a recipe's file names beside steps, which decide."""
-    settings = tree["training"] or {}
+def _idle_passes(tree: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Passes over the data that a recipe's file names beside steps, which decide.
+
+    Nothing is said where the length of the run is typed.
+    """
+    typed = {key.removeprefix("training.") for key, _ in parse_overrides(overrides)}
+    settings = tree["training"]
+    if not isinstance(settings, dict) or typed & {"max_steps", "num_train_epochs", "training"}:
+        return []
     steps = str(plain(settings.get("max_steps", -1)))
     if "num_train_epochs" not in settings or steps == "-1":
         return []

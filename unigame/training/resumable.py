@@ -95,7 +95,11 @@ class ResumableTrainer(Trainer):
         try:
             output = super().train(resume_from_checkpoint=folder, **kwargs)
             if not output.global_step:  # of a stream; rows that can be counted were
-                raise UserError("no step was made: the training data gave no row; look at them")
+                dropped = ", or no full batch (dataloader_drop_last)"
+                also = dropped if self.args.dataloader_drop_last else ""
+                raise UserError(
+                    f"no step was made: the training data gave no row{also}; look at them"
+                )
             require_finite(self._weights_of_u(), "U")  # no step comes after the last update
             return output
         except EvaluationCut:  # that of eval_on_start: there is no step to keep

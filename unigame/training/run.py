@@ -77,7 +77,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = ()) -> RunResult | 
             make_console(stderr=True).print(line)
         for line in recipe.doubts:
             make_console(stderr=True).print(f"warning: {line}", markup=False)
-    if is_done(recipe):
+    if from_rank_zero(lambda: is_done(recipe)):
         if recipe.training.process_index == 0:
             make_console().print(_of_a_done_run(recipe))
         return None
@@ -146,10 +146,10 @@ def run_recipe(recipe: Recipe) -> RunResult:
         UserError: for missing or malformed data, a folder that holds or runs another run, a
             checkpoint that cannot be used, or a run that cannot be resumed.
     """
-    args = recipe.training
+    args, heard = recipe.training, Heard()
     with locked(args.output_dir, args.process_index):
         resume = from_rank_zero(lambda: _folder_and_checkpoint(recipe))
-        trainer = agreed(lambda: _trainer(recipe))
+        trainer = agreed(lambda: _trainer(recipe, heard))
         if args.overwrite_output_dir:
             from_rank_zero(lambda: run_folder.set_aside(args.output_dir))
         if resume and _only_lacks_its_result(resume, trainer):
@@ -217,7 +217,7 @@ def _folder_and_checkpoint(recipe: Recipe) -> str | None:
     return resume
 
 
-def _trainer(recipe: Recipe) -> UniGameTrainer:
+def _trainer(recipe: Recipe, heard: Heard) -> UniGameTrainer:
     """Small files first, then data, weights last: a mistake should cost seconds."""
     from unigame.backbones import load_backbone
     from unigame.backbones.common.quantization import require_quantization
@@ -228,7 +228,6 @@ def _trainer(recipe: Recipe) -> UniGameTrainer:
     from unigame.training.skip_report import report_skips
     from unigame.training.trainer import UniGameTrainer
 
-    heard = Heard()  # before anything is opened
     args = recipe.training
     lora = recipe.lora_config()
     methods = recipe.build_methods()

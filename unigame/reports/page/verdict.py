@@ -140,10 +140,10 @@ def of_no_log(settings: Mapping[str, Any], steps: int, *, lost: bool) -> str:
             "trainer.save_state() after trainer.save_model()."
         )
     if (strategy := settings.get("logging_strategy", "steps")) != "steps":
-        return f"Nothing was logged (logging_strategy={strategy}), {judged}; set it to steps."
+        return f"No step was logged (logging_strategy={strategy}), {judged}; set it to steps."
     every = settings.get("logging_steps", "?")
     return (
-        f"Nothing was logged in {steps} steps (logging_steps={every}), {judged}; set "
+        f"No step was logged of {steps} (logging_steps={every}), {judged}; set "
         f"logging_steps={max(1, steps // LOGS)}."
     )
 

@@ -224,7 +224,7 @@ def _under_our_names(data: Rows, where: str) -> Iterator[Row]:
 def _cluster(row: Row) -> str:
     """The picture of a question by its id, or by its file where the table has no ids."""
     named = row.get("image_id")
-    if named is None:
+    if named is None or named in ("", "nan") or named != named:  # NaN: pandas' empty cell
         cell = row.get("image")
         named = cell if isinstance(cell, str) and len(cell) <= _LONGEST_NAME else ""
     return str(named)
