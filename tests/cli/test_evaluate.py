@@ -261,7 +261,8 @@ def test_mistakes_are_found_before_the_model_is_loaded(
     write(Path("odd") / "readme.md", "x")
     write(Path("file"), "x")
     Path("wise").mkdir()
-    capsys.readouterr()  # of the first test of a process: bars of the model that it makes
+    shared_tiny_janus()
+    capsys.readouterr()  # the first test of a process makes the model, with bars
     assert evaluate(*words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
