@@ -305,6 +305,8 @@ def test_what_is_passed_by_beside_captions_is_said(folder):
     write(folder / "more.csv", TABLE)
     source, said = guess_source(str(folder))
     assert source["type"] == "hf" and said.endswith("tables that are not read: more.csv")
+    write(folder / "sheet.xlsx", "x")
+    assert guess_source(str(folder)).said.endswith("not read: more.csv, sheet.xlsx")
     assert build_dataset([source])[0]["caption"] == "a red square"
 
 

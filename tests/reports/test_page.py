@@ -391,6 +391,7 @@ def test_a_folder_of_runs_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_of_evaluations_alone_is_shown(tmp_path: Path) -> None:
     for name, right in (("base", 0.4), ("mine", 0.8)):
         write(tmp_path / "e", name, record(four(right)[0], sha=name))
+    (tmp_path / "e" / "plots" / "arms").mkdir(parents=True)  # no demo's: it has no config.json
     assert "e (mine) is better than e (base)" in page_of(tmp_path / "e")[0].text["h1"][0]
 
 

@@ -35,6 +35,7 @@ from unigame.methods.selfplay.health import ReplayTally, offered_at_most
 from unigame.methods.sft import SFT
 from unigame.system import say
 from unigame.training import run
+from unigame.training.config import UniGameConfig
 from unigame.training.health import require_work
 
 
@@ -172,11 +173,18 @@ class Stream(IterableDataset[dict[str, Any]]):
             yield from self.records.items
 
 
-def test_rows_that_are_dropped_before_the_first_step_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_dropped_before_the_first_step_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = make_config(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=7)
     with pytest.raises(UserError, match=r"6 rows do not fill a batch of .*size=7; lower it"):
         require_work(few, Records(6), as_methods(["sft"]))
     enough = make_config(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=6)
+    require_work(enough, Records(6), as_methods(["sft"]))
+    monkeypatch.setattr(UniGameConfig, "world_size", 2)
+    with pytest.raises(UserError, match="size=6 on each of 2 processes"):
+        require_work(enough, Records(6), as_methods(["sft"]))
+    enough.accelerator_config.split_batches = True  # a batch is of both together
     require_work(enough, Records(6), as_methods(["sft"]))
     kept = make_config(tmp_path, per_device_train_batch_size=7)
     require_work(kept, Records(6), as_methods(["sft"]))

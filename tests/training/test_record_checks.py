@@ -172,7 +172,10 @@ def test_words_that_the_tokenizer_does_not_know_are_said_with_their_share(
     DataCheck(check).look_at(foreign, "data")
     (record,) = caplog.records
     said = record.getMessage()
-    assert said.startswith("data: 5 of 20 rows looked at (25%)") and "'它是红色的'" in said
+    assert (
+        said.startswith("unigame: warning: data: 5 of 20 rows looked at (25%)")
+        and "'它是红色的'" in said
+    )
     DataCheck(check, speaks=False).look_at([*foreign], "data")
     assert len(caplog.records) == 1
 

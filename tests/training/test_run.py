@@ -181,8 +181,8 @@ def test_rows_are_looked_at_once(recipe: Path, caplog: pytest.LogCaptureFixture)
     _edit_rows(recipe, lambda number: {"answer": "red " * 600} if number == 0 else {}, times=4)
     main(recipe, ["--max_steps", "1", "--methods", "sft"])
     said = [record.getMessage() for record in caplog.records if "too many" in record.getMessage()]
-    assert len(said) == 2 and said[0].startswith("data: 23 rows, 1 skipped"), said
-    assert said[1].startswith("eval_data: 23 rows, 1 skipped")
+    assert len(said) == 2 and said[0].startswith("unigame: warning: data: 23 rows, 1 skipped"), said
+    assert said[1].startswith("unigame: warning: eval_data: 23 rows, 1 skipped")
 
 
 def _edit_rows(recipe: Path, change: Callable[[int], dict[str, str]], times: int = 1) -> None:

@@ -145,7 +145,7 @@ def _text(
     With ``answers`` several texts have a field of their own.
     """
     value = None if column is None else cells.get(column)
-    if _is_empty(value):
+    if is_empty(value):
         return None
     if not isinstance(value, str):
         kind = ""
@@ -175,7 +175,7 @@ def _caption(cells: Mapping[str, Any], column: str | None, place: str, fix: str)
     return _text({str(column): value}, column, place, fix)
 
 
-def _is_empty(value: object) -> bool:
+def is_empty(value: object) -> bool:
     """An empty cell: json's null, or the NaN that pandas puts into a cell without a value."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
@@ -217,7 +217,7 @@ def raw_answers(cell: Any) -> list[str]:
     Raises:
         UnreadAnswers: Anything else.
     """
-    if _is_empty(cell):
+    if is_empty(cell):
         return []
     if isinstance(cell, str):
         found = _written_list(cell)
@@ -234,7 +234,7 @@ def _raw_answer(item: Any) -> str:
     if isinstance(item, Mapping) and "answer" not in item:
         raise UnreadAnswers('an answer has no key "answer"', 'write {"answer": text}')
     text = as_text(item["answer"] if isinstance(item, Mapping) else item)
-    if _is_empty(text):
+    if is_empty(text):
         raise UnreadAnswers("an answer is empty", 'leave it out of the list, or write ""')
     if not isinstance(text, str):
         raise UnreadAnswers(f"an answer is {type(text).__name__}", IN_QUOTES)
@@ -340,7 +340,7 @@ def table_rows(
 
 def _named(value: object, column: str, place: str) -> str:
     """The path of a row's one picture."""
-    if _is_empty(value) or value == [] or (isinstance(value, str) and not value.strip()):
+    if is_empty(value) or value == [] or (isinstance(value, str) and not value.strip()):
         raise UserError(
             f"{place}: {column} is {value!r:.60}, an empty cell; write the path of the picture, or "
             "drop the row"

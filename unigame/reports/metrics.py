@@ -193,6 +193,10 @@ def _clusters(units: Sequence[Unit]) -> tuple[NDArray[np.intp], int]:
     return _numbered([(unit.cluster, "") if unit.cluster else ("", unit.id) for unit in units])
 
 
+ALONE = "one picture or group"
+"""What tables say in the place of the interval of such a figure."""
+
+
 def num_clusters(metric: Metric) -> int:
     """In how many clusters the units lie; an interval over one of them has no width."""
     return _clusters(metric.units)[1]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from unigame.reports.metrics import ALONE
 from unigame.reports.records import unparsed_warning
 from unigame.system.console import make_console
 
@@ -95,7 +96,7 @@ def _figure(metric: Mapping[str, Any]) -> str:
 
 def _interval(metric: Mapping[str, Any]) -> str:
     if metric.get("clusters") == 1:  # every resample is the same
-        return "- (one picture or group)"
+        return f"- ({ALONE})"
     digits = _digits(metric)
     return f"{metric['low']:.{digits}f} to {metric['high']:.{digits}f}"
 

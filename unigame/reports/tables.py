@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unigame.reports.compare import SUMMARY, Cell, Comparison, Grid
-from unigame.reports.metrics import Estimate
+from unigame.reports.metrics import ALONE, Estimate
 from unigame.reports.records import Record
 
 _MIN_WIDTH = 100  # columns to assume when the output is piped
@@ -149,9 +149,6 @@ def _markdown_cell(cell: Cell) -> str:
         text += f"<br>{value} [{low}, {high}]{UNICODE.marks[cell.mark]}"
     return text
 
-
-ALONE = "one picture or group"
-"""In the place of an interval, which such a figure has not."""
 
 _CSV_COLUMNS = (
     *("model", "benchmark", "metric", "label", "headline", "statistic", "scale"),

@@ -60,7 +60,8 @@ class StopRequest:
 def raised() -> Iterator[None]:
     """Within: the signals raise :class:`Stopped`, after an import that is under way.
 
-    Libraries turn an exception in the middle of their import into other ones, or lose it.
+    Libraries turn an exception in the middle of their import into other ones, or lose it. One that
+    still waits when the block ends is dropped: there is nothing left that it could stop.
     """
     waiting = _AfterImports()
 

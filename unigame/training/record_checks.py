@@ -7,7 +7,6 @@ as it comes. What is found is left out and counted; a run with many such rows is
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,11 +22,11 @@ from unigame.data.records import num_pictures, pictures_of
 from unigame.data.skips import SkipReport
 from unigame.errors import UserError
 from unigame.methods.base import Method
+from unigame.system.say import warn
 from unigame.training.config import UniGameConfig
 from unigame.training.identity import own_randomness
 from unigame.turns import without_marks, without_places
 
-logger = logging.getLogger(__name__)
 TEXTS = ("question", "answer", "caption")
 MOST = 0.1  # a larger share of unusable rows is a mistake in the data, not a few bad rows
 TOO_MANY = "more pictures than the model takes"
@@ -295,8 +294,7 @@ class DataCheck:
             self.report.add(id, reason)
             if self.speaks and reason not in self._said:
                 self._said.add(reason)
-                text = "record %r is left out: %s; more like it are only counted"
-                logger.warning(text, id, reason)
+                warn(f"record {id!r} is left out: {reason}; more like it are only counted")
 
     def _look_at_all(self, rows: Iterable[Any], name: str, whole: bool, size: int) -> None:
         report, first = SkipReport(), None
@@ -313,7 +311,7 @@ class DataCheck:
             first = first or problem.of(id)
             report.add(id if id not in report.skipped else f"{id}#{position}", problem.reason)
         if self.speaks and unknown.rows:
-            logger.warning("%s: %s", name, unknown.said())
+            warn(f"{name}: {unknown.said()}")
         if first is None:
             return
         share = len(report.skipped) / (report.kept + len(report.skipped))
@@ -322,7 +320,7 @@ class DataCheck:
             raise UserError(f"{name}: {report.summary()}. The first is {first}")
         self._said.update(report.skipped.values())
         if self.speaks:
-            logger.warning("%s: %s. The first is %s", name, report.summary(), first)
+            warn(f"{name}: {report.summary()}. The first is {first}")
 
     def _is_wanted(self, reason: str) -> bool:
         """Whether rows are left out by what was chosen, and not by a mistake in the data."""

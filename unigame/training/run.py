@@ -147,6 +147,8 @@ def run_recipe(recipe: Recipe) -> RunResult:
             checkpoint that cannot be used, or a run that cannot be resumed.
     """
     args, heard = recipe.training, Heard()
+    for line in recipe.doubts:  # said already; the page shows them too
+        heard.hear(line)
     with locked(args.output_dir, args.process_index):
         resume = from_rank_zero(lambda: _folder_and_checkpoint(recipe))
         trainer = agreed(lambda: _trainer(recipe, heard))

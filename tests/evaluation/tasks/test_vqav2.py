@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,9 @@ def test_a_picture_is_found_under_the_names_that_training_knows(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps(line))
     (item,) = VQAv2().load(DataSource(root=tmp_path)).items
     assert item.pictures[0]().size == (4, 4) and item.cluster == "0"
+    for cell in (None, "", math.nan):  # no id: the file is the picture's name
+        (tmp_path / "rows.jsonl").write_text(json.dumps({**line, "image_id": cell}))
+        assert VQAv2().load(DataSource(root=tmp_path)).items[0].cluster == "1.png"
 
 
 def test_answers_that_are_whole_numbers_are_their_text(tmp_path):

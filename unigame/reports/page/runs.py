@@ -180,8 +180,9 @@ def read_run(folder: Path, label: str) -> RunFiles:
 def _is_run(folder: Path) -> bool:
     """Whether something was trained here: a run, or the arms of a demo."""
     own = (STATE, ABOUT, DEMO_LOG, "examples/examples.json")
-    there = any((folder / name).is_file() for name in own) or (folder / "arms").is_dir()
-    return there or latest_checkpoint(folder) is not None
+    there = any((folder / name).is_file() for name in own)
+    begun = (folder / "arms").is_dir() and (folder / "config.json").is_file()
+    return there or begun or latest_checkpoint(folder) is not None
 
 
 def _require_no_runs_in(folder: Path) -> None:

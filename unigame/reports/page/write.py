@@ -16,6 +16,7 @@ from markupsafe import Markup
 from unigame import __version__
 from unigame.errors import UserError
 from unigame.reports.compare import Comparison, compare
+from unigame.reports.metrics import ALONE
 from unigame.reports.page import charts, maps, pictures, verdict
 from unigame.reports.page.advice import Step, next_steps
 from unigame.reports.page.charts import Group, Phase
@@ -29,7 +30,7 @@ from unigame.reports.page.runs import (
     demo_findings,
     read_run,
 )
-from unigame.reports.tables import ALONE, UNICODE, headings, notes_of
+from unigame.reports.tables import UNICODE, headings, notes_of
 
 REPORT_FILE = "report.html"
 MARKS = {1: "better", -1: "worse", 0: ""}

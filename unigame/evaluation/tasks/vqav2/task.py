@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from unigame.data.images import IMAGE_COLUMNS
-from unigame.data.pairs import UnreadAnswers, find_columns, raw_answers
+from unigame.data.pairs import UnreadAnswers, find_columns, is_empty, raw_answers
 from unigame.data.paths import is_mac_file
 from unigame.data.tables import MalformedRow
 from unigame.errors import UserError
@@ -224,7 +224,7 @@ def _under_our_names(data: Rows, where: str) -> Iterator[Row]:
 def _cluster(row: Row) -> str:
     """The picture of a question by its id, or by its file where the table has no ids."""
     named = row.get("image_id")
-    if named is None or named in ("", "nan") or named != named:  # NaN: pandas' empty cell
+    if is_empty(named) or named == "":
         cell = row.get("image")
         named = cell if isinstance(cell, str) and len(cell) <= _LONGEST_NAME else ""
     return str(named)
